@@ -1,0 +1,52 @@
+# `make run` starts the platform, `make test` proves it. Both install what they need by package and can be repeated.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+DATA_DIR ?= /var/lib/arco
+PACKAGES := deploy/packages.txt
+export CARGO_TERM_COLOR ?= never
+
+.PHONY: help packages build run test test-vm test-drivers lint test-faults bench fmt
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+packages: ## Installs the Debian packages of deploy/packages.txt that are missing
+	@missing=$$(cat $(PACKAGES) | grep -vE '^(#|$$)' | while read -r it; do dpkg-query -W -f='$${Status}' "$$it" 2>/dev/null | grep -q 'ok installed' || echo "$$it"; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it from rustup.rs (1.95 or newer) and run this again"; exit 1; }
+
+build: packages ## Builds target/release/arco
+	@echo "building arco (the first time takes some minutes)"
+	cargo build --release --locked -p arco
+
+run: build ## Starts the platform in the background and says where it runs
+	@deploy/run.sh target/release/arco $(DATA_DIR)
+
+lint: ## Formatting, lints, rules of the house
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo xtask tidy
+
+test: PACKAGES += deploy/packages-test.txt
+test: packages ## Everything that must pass: lint, tests with real parts, acceptance of the main job
+	@deploy/test.sh
+
+test-vm: PACKAGES += deploy/packages-vm.txt
+test-vm: packages ## The container tests and a platform on pure cgroup v2, in a machine of its own (qemu; at most 20 minutes after the build)
+	@tests/vm/run.sh
+
+test-drivers: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
+test-drivers: packages ## The contract suites of the stores on real MariaDB, PostgreSQL, etcd and S3 servers
+	cargo test --locked -p arco-store
+
+test-faults: PACKAGES += deploy/packages-test.txt
+test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run)
+	cargo build --locked -p arco
+	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
+
+bench: build ## Start, memory, deploy and request figures, against peers where they are installed
+	python3 bench/run.py --arco target/release/arco
+
+fmt: ## Formats the code
+	cargo fmt --all

@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Measures the platform on this machine: start, memory, deploys, first answers, many components.
+
+Run as root: python3 bench/run.py [--arco PATH] [--rounds N] [--components N] [PART ...]
+Every figure is the median of its rounds; where a peer is installed it runs interleaved in the same rounds. It starts its own server (own data
+dir, free ports) and removes all of it. What cannot be measured here is said, not left out.
+"""
+import argparse, contextlib, http.client, json, os, pathlib, shutil, signal, ssl, statistics, subprocess, sys, tempfile, time, tomllib
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from docker import Docker
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ap = argparse.ArgumentParser()
+ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
+ap.add_argument("--rounds", type=int, default=5)
+ap.add_argument("--components", type=int, default=200)
+ap.add_argument("parts", nargs="*", help="start idle deploy answer many (default: all)")
+args = ap.parse_args()
+ARCO = str(pathlib.Path(args.arco).resolve())
+rows = []
+
+
+def row(what, value, unit, target, ok=None, note=""):
+    rows.append((what, f"{value:,.1f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
+    print(f"  {rows[-1][0]:<52} {rows[-1][1]:>14}   {target:<22} {rows[-1][3]} {note}", flush=True)
+
+
+def until(what, seconds, step=0.005):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            if (found := what()):
+                return found
+        time.sleep(step)
+    raise TimeoutError(what.__name__)
+
+
+def processes(*needles):
+    """Processes whose command line holds one of the texts."""
+    found = []
+    for p in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (p / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if any(it in line for it in needles) and int(p.name) != os.getpid():
+                found.append((int(p.name), line))
+    return found
+
+
+def pss_kib(pid):
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def cpu_ticks(pid):
+    with contextlib.suppress(OSError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+    return 0
+
+
+class Platform:
+    def __init__(self):
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-"))
+        self.data, self.proc, self.where = self.work / "data", None, {}
+
+    def start(self):
+        (self.data / "server.json").unlink(missing_ok=True)
+        began = time.monotonic()
+        with open(self.work / "server.log", "ab") as log:
+            listen = [x for k in ("http", "https", "console", "api", "registry") for x in (f"--{k}-listen", "127.0.0.1:0")]
+            self.proc = subprocess.Popen([ARCO, "server", "--data-dir", str(self.data), "--domain", "bench.localhost", *listen], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+        def ready():
+            if self.proc.poll() is not None:
+                raise SystemExit((self.work / "server.log").read_text()[-2000:])
+            self.where = json.loads((self.data / "server.json").read_text())
+            return self.ask(self.where["console"], "/healthz", "x")[0] == 200
+        until(ready, 120)
+        return time.monotonic() - began
+
+    def stop(self):
+        if self.proc and self.proc.poll() is None:
+            self.proc.send_signal(signal.SIGTERM)
+            self.proc.wait(60)
+
+    def ask(self, address, path, host):
+        name, port = address.rsplit(":", 1)
+        with contextlib.closing(http.client.HTTPConnection(name, int(port), timeout=10)) as c:
+            c.request("GET", path, headers={"Host": host, "Connection": "close"})
+            r = c.getresponse()
+            return r.status, r.read()
+
+    def answers(self, name, app="bench"):
+        return self.ask(self.where["http"], "/", f"{name}.{app}.bench.localhost")[0] == 200
+
+    def arco(self, *words):
+        began = time.monotonic()
+        r = subprocess.run([ARCO, *words, "-o", "json"], capture_output=True, text=True, env=dict(os.environ, ARCO_CONTEXT=str(self.data / "admin.toml")), stdin=subprocess.DEVNULL)
+        if r.returncode:
+            raise SystemExit(f"arco {' '.join(words)}: exit {r.returncode}\n{r.stderr}{r.stdout}")
+        return time.monotonic() - began, json.loads(r.stdout or "null")
+
+    def credential(self, repository):
+        """A registry credential, asked at the API with the administrator's certificate."""
+        context = tomllib.loads((self.data / "admin.toml").read_text())
+        pem = self.work / "admin.pem"
+        pem.touch(0o600)
+        pem.write_text(context["certificate"] + context["key"])
+        tls = ssl.create_default_context(cadata=context["ca"])
+        tls.load_cert_chain(pem)
+        name, port = context["api"].rsplit(":", 1)
+        with contextlib.closing(http.client.HTTPSConnection(name, int(port), context=tls, timeout=10)) as c:
+            c.request("GET", f"/v1/registry/token?repository={repository}")
+            return json.loads(c.getresponse().read())["token"]
+
+    def clean(self):
+        with contextlib.suppress(SystemExit, OSError, KeyError):
+            for app in {it["application"] for it in self.arco("list")[1]["items"]}:
+                self.arco("delete", app, "--yes")
+        self.stop()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def start_part(p):
+    empty = []
+    for _ in range(args.rounds):
+        one = Platform()
+        empty.append(one.start())
+        one.stop()
+        shutil.rmtree(one.work, ignore_errors=True)
+    again = []
+    for _ in range(args.rounds):
+        p.stop()
+        again.append(p.start())
+    row("start on an empty data dir", statistics.median(empty) * 1000, "ms", "<= 2000 ms", statistics.median(empty) <= 2)
+    row("start on an existing data dir", statistics.median(again) * 1000, "ms", "<= 1000 ms", statistics.median(again) <= 1)
+
+
+def idle_part(p):
+    time.sleep(3)
+    pids = [pid for pid, line in processes(str(p.data)) if " shim" not in line]
+    before = sum(map(cpu_ticks, pids))
+    time.sleep(20)
+    used = (sum(map(cpu_ticks, pids)) - before) / os.sysconf("SC_CLK_TCK") / 20 * 100
+    memory = sum(map(pss_kib, pids)) / 1024
+    row("memory, idle, all roles (PSS)", memory, "MiB", "<= 100 MB", memory <= 95)
+    row("CPU when nothing happens", used, "% of a core", "<= 0.5 %", used <= 0.5)
+
+
+def deploy_part(p):
+    for example, file, old, new in [("node-express", "server.js", None, None), ("python-flask", "app.py", None, None)]:
+        source = ROOT / "examples" / example
+        if not source.exists():
+            row(f"{example}", "-", "", "", None, "no such example")
+            continue
+        copy = p.work / example
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("node_modules", ".venv"))
+        first = p.arco("deploy", str(copy), "--app", "bench", "--component", example)[0]
+        same, changed = [], []
+        for n in range(args.rounds):
+            same.append(p.arco("deploy", str(copy), "--app", "bench", "--component", example)[0])
+            main = next(it for it in (copy / file, *sorted(copy.glob("*.*"))) if it.exists())
+            main.write_text(main.read_text() + ("\n// " if main.suffix == ".js" else "\n# ") + f"round {n}\n")
+            changed.append(p.arco("deploy", str(copy), "--app", "bench", "--component", example)[0])
+        row(f"{example}: first deploy", first, "s", "")
+        row(f"{example}: redeploy, unchanged", statistics.median(same), "s", "<= 1.5 s", statistics.median(same) <= 1.5)
+        row(f"{example}: redeploy, one line changed", statistics.median(changed), "s", "<= 5 s", statistics.median(changed) <= 5)
+
+
+def answer_part(p):
+    p.arco("deploy", str(ROOT / "examples" / "go-http"), "--app", "bench", "--component", "go")
+    engine, theirs, ours = Docker(p.work), [], []
+    try:
+        missing = engine.start()
+        if not missing:
+            missing = engine.load(p.where["registry"], "default/bench/go", "r1", p.credential("default/bench/go"))
+        for _ in range(args.rounds):
+            p.arco("stop", "bench/go")
+            began = time.monotonic()
+            p.arco("start", "bench/go", "--detach")
+            until(lambda: p.answers("go"), 30, 0.002)
+            ours.append(time.monotonic() - began)
+            if not missing:
+                theirs.append(engine.first_answer(8080, []))
+    finally:
+        engine.stop()
+    own = statistics.median(ours)
+    row("new instance of a built revision: first answer", own * 1000, "ms", "")
+    if theirs:
+        ratio = own / statistics.median(theirs)
+        row("  docker run, the same image: first answer", statistics.median(theirs) * 1000, "ms", "")
+        row("  ratio", ratio, "x", "<= 0.5 x", ratio <= 0.5)
+    else:
+        row("  docker run, the same image", "-", "", "<= 0.5 x", None, f"not measured: {missing}")
+    shims = [pss_kib(pid) for pid, line in processes(" shim ")]
+    if shims:
+        row("memory beside the application, per instance (PSS)", statistics.median(shims) / 1024, "MiB", "<= 5 MB", statistics.median(shims) <= 5 * 1024)
+
+
+def many_part(p):
+    count = args.components
+    p.arco("deploy", str(ROOT / "examples" / "go-http"), "--app", "bench", "--component", "go")
+    began = time.monotonic()
+    for n in range(count):
+        p.arco("deploy", "image:bench/go:r1", "--app", f"many{n // 10}", "--component", f"c{n % 10}", "--memory-mb", "32")
+    row(f"{count} components deployed one after another", (time.monotonic() - began) / count, "s each", "")
+    lists = [p.arco("list")[0] for _ in range(args.rounds * 2)]
+    row(f"arco list with {count} components", statistics.median(lists) * 1000, "ms", "<= 100 ms", statistics.median(lists) <= 0.1)
+    pids = [pid for pid, line in processes(str(p.data)) if " shim" not in line]
+    memory = sum(map(pss_kib, pids)) / 1024
+    row(f"control plane with {count} components (PSS)", memory, "MiB", "<= 250 MB", memory <= 250)
+    seen = []
+    for n in range(args.rounds):
+        p.arco("stop", f"many0/c{n % 10}", "--detach")
+        began = time.monotonic()
+        until(lambda: p.arco("status", f"many0/c{n % 10}")[1]["status"] in ("stopping", "stopped"), 10)
+        seen.append(time.monotonic() - began)
+    row("a status change is visible after", statistics.median(seen) * 1000, "ms", "<= 1000 ms", statistics.median(seen) <= 1)
+
+
+def main():
+    if os.geteuid() != 0:
+        raise SystemExit("containers need root: sudo make bench")
+    parts = {"start": start_part, "idle": idle_part, "deploy": deploy_part, "answer": answer_part, "many": many_part}
+    platform = Platform()
+    try:
+        platform.start()
+        for name in args.parts or parts:
+            print(f"{name}:")
+            parts[name](platform)
+    finally:
+        platform.clean()
+    missed = sum(it[3] == "MISSED" for it in rows)
+    print(f"{len(rows)} figures, {missed} missed their target")
+
+
+main()

@@ -1,0 +1,137 @@
+//! Archives that clients send: gzip-compressed tars, streamed into the blob store under their digest.
+//!
+//! What must hold: nothing is unpacked here; an upload that breaks off or is too large leaves nothing behind; memory does
+//! not grow with the size of the upload.
+
+use super::Api;
+use super::error::ApiError;
+use crate::wire::UploadReceipt;
+use arco_model::artifact::Digest;
+use arco_model::error::{ErrorKind, Problem};
+use arco_model::id::RowId;
+use arco_store::blob::{BlobError, content_path};
+use arco_store::clock;
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _, stream};
+use sha2::{Digest as _, Sha256};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Uploads up to this size go through memory and are written once; larger ones are staged under a name of their own,
+/// because their digest is known only at their end.
+const IN_MEMORY: usize = 8 << 20;
+/// First bytes of gzip (RFC 1952 §2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+type Pieces = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+impl Api {
+    /// Stores an archive; the same archive again changes nothing.
+    pub(super) async fn upload(&self, body: Body) -> Result<UploadReceipt, ApiError> {
+        let limit = self.deps.config.api.max_upload_bytes;
+        let mut pieces: Pieces = Box::pin(body.into_data_stream().map(|it| it.map_err(std::io::Error::other)));
+        let mut head = BytesMut::new();
+        let mut whole = false;
+        while head.len() <= IN_MEMORY {
+            match pieces.next().await {
+                Some(Ok(piece)) => head.extend_from_slice(&piece),
+                Some(Err(error)) => return Err(broken(&error)),
+                None => {
+                    whole = true;
+                    break;
+                }
+            }
+        }
+        if !head.starts_with(&GZIP) {
+            let advice = "send a gzip-compressed tar; `arco deploy FOLDER` makes one";
+            return Err(
+                Problem::invalid("upload_not_gzip", "the upload is not a gzip-compressed archive", advice).into()
+            );
+        }
+        let head = head.freeze();
+        if head.len() as u64 > limit {
+            return Err(too_large(limit));
+        }
+        if whole {
+            return self.keep(head).await;
+        }
+        self.stage(head, pieces, limit).await
+    }
+
+    async fn keep(&self, content: Bytes) -> Result<UploadReceipt, ApiError> {
+        let (digest, size) = (Digest::of(&content), content.len() as u64);
+        let path = content_path(&digest);
+        if self.deps.blobs.stat(&path).await?.is_none() {
+            self.deps.blobs.put_bytes(&path, content).await?;
+        }
+        Ok(UploadReceipt { digest: digest.to_string(), size })
+    }
+
+    async fn stage(&self, head: Bytes, rest: Pieces, limit: u64) -> Result<UploadReceipt, ApiError> {
+        let id: RowId = clock::fresh();
+        let staged = format!("uploads/{id}");
+        let state = Arc::new(Mutex::new(Progress { hash: Sha256::new(), size: 0, problem: None }));
+        let counted = count(Box::pin(stream::once(async move { Ok(head) }).chain(rest)), limit, state.clone());
+        let result = self.deps.blobs.put(&staged, counted).await;
+        let (digest, size, problem) = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            (Digest::from_sha256(&state.hash.clone().finalize().into()), state.size, state.problem.take())
+        };
+        let moved = match (result, problem) {
+            (_, Some(problem)) => Err(problem),
+            (Err(error), None) => Err(error.into()),
+            (Ok(_), None) => self.settle(&staged, &digest).await.map_err(ApiError::from),
+        };
+        // A failed put leaves nothing; deleting what is not there is no error.
+        self.deps.blobs.delete(&staged).await?;
+        moved.map(|()| UploadReceipt { digest: digest.to_string(), size })
+    }
+
+    async fn settle(&self, staged: &str, digest: &Digest) -> Result<(), BlobError> {
+        let path = content_path(digest);
+        if self.deps.blobs.stat(&path).await?.is_none() {
+            let content = self.deps.blobs.get(staged, 0).await?;
+            self.deps.blobs.put(&path, content).await?;
+        }
+        Ok(())
+    }
+}
+
+struct Progress {
+    hash: Sha256,
+    size: u64,
+    problem: Option<ApiError>,
+}
+
+/// Hashes and counts what passes; fails at the limit and notes why.
+fn count(pieces: Pieces, limit: u64, state: Arc<Mutex<Progress>>) -> Pieces {
+    Box::pin(pieces.map(move |piece| {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        match piece {
+            Ok(piece) if state.size + piece.len() as u64 > limit => {
+                state.problem = Some(too_large(limit));
+                Err(std::io::Error::other("the upload is too large"))
+            }
+            Ok(piece) => {
+                state.hash.update(&piece);
+                state.size += piece.len() as u64;
+                Ok(piece)
+            }
+            Err(error) => {
+                state.problem = Some(broken(&error));
+                Err(error)
+            }
+        }
+    }))
+}
+
+fn too_large(limit: u64) -> ApiError {
+    let message = format!("the upload is larger than {} MB", limit >> 20);
+    let advice = "leave out what is not source (`.arcoignore`), or raise `api.max_upload_bytes`";
+    Problem::new(ErrorKind::LimitReached, "upload_too_large", message, advice).into()
+}
+
+fn broken(error: &std::io::Error) -> ApiError {
+    Problem::invalid("upload_broken", format!("the upload broke off: {error}"), "send it again").into()
+}

@@ -1,0 +1,31 @@
+//! What goes over the wire: requests and answers of the REST API, for server and client alike.
+//!
+//! Times are RFC 3339 texts in UTC, fields `snake_case`, absent values `null`. Values of `model` that travel as they
+//! are (sources, specs, manifests) keep their `serde` form and appear as objects in the OpenAPI document. Nothing here
+//! knows HTTP, and nothing here decides.
+
+mod application;
+mod component;
+mod error;
+mod exec;
+mod operation;
+mod page;
+mod patch;
+mod query;
+mod request;
+
+pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
+pub use component::{
+    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, RouteDocument, SecretDocument, UsageDocument,
+    VolumeDocument,
+};
+pub use error::ErrorBody;
+pub use exec::{Channel, ExecControl, Frame, FrameError};
+pub use operation::OperationDocument;
+pub use page::{Page, PageQuery};
+pub use patch::SpecPatch;
+pub use query::{ApplyQuery, DeleteQuery, ExecQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
+pub use request::{
+    CertificateAnswer, CertificateRequest, CreateTenant, DeployRequest, LogAnswer, LogQuery, RollbackRequest,
+    RouteRequest, ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
+};

@@ -1,0 +1,237 @@
+//! A component as people see it: status, instances, revisions, volumes, routes, names of secrets.
+
+use arco_model::component::{Power, Revision};
+use arco_model::observed::InstanceFacts;
+use arco_model::source::Source;
+use arco_model::spec::{ComponentSpec, Port, VolumeKind};
+use arco_model::status::Status;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The whole truth about one component; `arco status -o json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ComponentDocument {
+    /// Application.
+    pub application: String,
+    /// Name in its application.
+    pub component: String,
+    /// `undeployed`, `building`, `build_failed`, `starting`, `running`, `degraded`, `upgrading`, `abnormal`, `stopping`,
+    /// `stopped`, `succeeded`.
+    #[schema(value_type = String)]
+    pub status: Status,
+    /// Why, in one sentence; empty only when all is well.
+    pub reason: String,
+    /// What to do; empty when all is well or it passes by itself.
+    pub advice: String,
+    /// Instances that were asked for.
+    pub replicas: u32,
+    /// Instances that may get requests.
+    pub ready_replicas: u32,
+    /// Number of the revision that answers now; `null` before the first.
+    pub revision: Option<u64>,
+    /// Raised by every change of what is asked.
+    pub generation: u64,
+    /// The generation that this status speaks of.
+    pub observed_generation: u64,
+    /// Where it can be opened, the default host first.
+    pub urls: Vec<String>,
+    /// Instances, as last seen.
+    pub instances: Vec<InstanceDocument>,
+    /// Tenant.
+    pub tenant: String,
+    /// Id of the component.
+    pub id: String,
+    /// Number of the revision that should answer.
+    #[serde(default)]
+    pub desired_revision: Option<u64>,
+    /// The component's stable address inside the platform's network.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// `on`, `off`, or `{"deleting": …}`.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub power: Power,
+    /// Ports that it listens on: asked, else detected.
+    #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
+    pub ports: Vec<Port>,
+    /// What is asked of it.
+    #[schema(value_type = Object)]
+    pub spec: ComponentSpec,
+    /// When it was made (RFC 3339).
+    pub created_at: String,
+}
+
+/// One instance.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceDocument {
+    /// Id.
+    pub id: String,
+    /// `pending`, `starting`, `running`, `unready`, `back_off`, `draining`, `stopping`, `ended`.
+    pub status: String,
+    /// Why it is not running; empty when it is.
+    pub reason: String,
+    /// How often its program was started again.
+    pub restarts: u32,
+    /// Address inside the platform's network.
+    pub address: Option<String>,
+    /// The machine that it runs on.
+    pub node: String,
+    /// When its program was started last (RFC 3339).
+    pub started_at: Option<String>,
+    /// Number of the revision that it runs.
+    #[serde(default)]
+    pub revision: Option<u64>,
+}
+
+impl InstanceDocument {
+    /// An instance from its facts; `revision` is the number of its revision, when the caller knows it.
+    pub fn new(facts: &InstanceFacts, revision: Option<u64>) -> Self {
+        let reason = match (&facts.fault, &facts.last_exit) {
+            (Some(fault), _) => fault.clone(),
+            (None, Some(exit)) if exit.out_of_memory => "out of memory".to_owned(),
+            (None, Some(exit)) if exit.disk_full => "its disk is full".to_owned(),
+            (None, Some(exit)) if exit.asked => String::new(),
+            (None, Some(exit)) => match exit.signal {
+                Some(signal) => format!("ended by signal {signal}"),
+                None => format!("exited with status {}", exit.status),
+            },
+            (None, None) => String::new(),
+        };
+        Self {
+            id: facts.id.to_string(),
+            status: facts.phase.as_str().to_owned(),
+            reason,
+            restarts: facts.restarts,
+            address: facts.address.map(|it| it.to_string()),
+            node: facts.node.clone(),
+            started_at: facts.started_at.map(|it| it.rfc3339()),
+            revision,
+        }
+    }
+}
+
+/// An instance and what it uses now; `arco ps` prints it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceUsage {
+    /// The instance.
+    #[serde(flatten)]
+    pub instance: InstanceDocument,
+    /// What it uses; `null` when it does not run.
+    #[serde(default)]
+    pub usage: Option<UsageDocument>,
+}
+
+/// What an instance uses now.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct UsageDocument {
+    /// CPU time since its start, in ms.
+    pub cpu_ms: u64,
+    /// Memory, in bytes (without page cache that can be dropped).
+    pub memory_bytes: u64,
+    /// Its memory limit, in bytes.
+    pub memory_limit_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// One revision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RevisionDocument {
+    /// Id.
+    pub id: String,
+    /// 1, 2, 3, … in its component.
+    pub number: u64,
+    /// Digest of the image.
+    pub artifact: String,
+    /// Language that was built, as `node`.
+    pub language: String,
+    /// Commit of the source, when it had one.
+    pub commit: Option<String>,
+    /// What made it: `deploy`, `env set`, …
+    pub cause: String,
+    /// The operation that made it.
+    pub operation: String,
+    /// Whether it answers now.
+    pub serving: bool,
+    /// Whether it should answer.
+    pub desired: bool,
+    /// Where it came from.
+    #[schema(value_type = Object)]
+    pub source: Source,
+    /// When it was made (RFC 3339).
+    pub created_at: String,
+}
+
+impl RevisionDocument {
+    /// A revision, with what its component says about it.
+    pub fn new(revision: &Revision, serving: bool, desired: bool) -> Self {
+        Self {
+            id: revision.id.to_string(),
+            number: revision.number,
+            artifact: revision.artifact.digest.to_string(),
+            language: revision.defaults.language.clone(),
+            commit: revision.commit.clone(),
+            cause: revision.cause.clone(),
+            operation: revision.operation_id.to_string(),
+            serving,
+            desired,
+            source: revision.spec.source.clone(),
+            created_at: revision.created_at.rfc3339(),
+        }
+    }
+}
+
+/// A volume that exists.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeDocument {
+    /// Application.
+    pub application: String,
+    /// Component that it belongs (or belonged) to.
+    pub component: String,
+    /// Name in its component.
+    pub name: String,
+    /// Absolute path inside the instances; empty when it was kept after its component was deleted.
+    pub path: String,
+    /// Size in MiB.
+    pub size_mb: u32,
+    /// `shared`, `local`, `memory`.
+    #[schema(value_type = String)]
+    pub kind: VolumeKind,
+    /// Whether its component is gone and only the volume was kept.
+    #[serde(default)]
+    pub kept: bool,
+    /// Id, what a kept volume is deleted by; empty when it is asked for but not made yet.
+    #[serde(default)]
+    pub id: String,
+    /// When it was made (RFC 3339); empty when it is asked for but not made yet.
+    #[serde(default)]
+    pub created_at: String,
+}
+
+/// A host that leads to a component.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RouteDocument {
+    /// Host in lower case.
+    pub host: String,
+    /// Path prefix.
+    pub path: String,
+    /// Inner port.
+    pub port: u16,
+    /// Whether this is the default host, which cannot be deleted.
+    #[serde(default)]
+    pub default: bool,
+    /// Full URL.
+    pub url: String,
+}
+
+/// A secret without its value.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SecretDocument {
+    /// Name of the variable.
+    pub name: String,
+    /// Version in use.
+    pub version: u64,
+    /// When that version was set (RFC 3339).
+    pub created_at: String,
+}

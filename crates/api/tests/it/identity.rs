@@ -1,0 +1,99 @@
+//! Who may do what, over real certificates.
+
+use crate::platform::{Platform, WEB, code};
+use arco_api::client::{Client, Context};
+use arco_api::wire::{CertificateRequest, CreateTenant, SpecPatch};
+
+#[tokio::test]
+async fn roles_and_tenants_limit_what_a_certificate_can_do() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let me = platform.client.whoami().await.unwrap();
+    assert_eq!((me.name.as_str(), me.role.as_str(), me.domain.as_str()), ("admin", "admin", "example.test"));
+    let viewer = platform.client_of("vic", "viewer", &["default"]);
+    assert_eq!(viewer.whoami().await.unwrap().tenants, ["default"]);
+    viewer.component("default", WEB).await.unwrap();
+    assert_eq!(code(viewer.power("default", WEB, "stop").await), "role_denied");
+    let developer = platform.client_of("dee", "developer", &["default"]);
+    developer.power("default", WEB, "restart").await.unwrap();
+    assert_eq!(code(developer.delete_application("default", "shop", false).await), "role_denied");
+    assert_eq!(
+        code(developer.create_tenant(&CreateTenant { name: "x".into(), memory_quota_mb: 0 }).await),
+        "role_denied"
+    );
+    let operator = platform.client_of("opa", "operator", &["default"]);
+    operator.delete_application("default", "shop", false).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_tenant_does_not_exist() {
+    let platform = Platform::start().await;
+    let operation = platform.deploy(WEB, SpecPatch::default()).await.unwrap();
+    platform.client.create_tenant(&CreateTenant { name: "other".into(), memory_quota_mb: 0 }).await.unwrap();
+    let outsider = platform.client_of("out", "operator", &["other"]);
+    assert_eq!(code(outsider.applications("default").await), "not_found");
+    assert_eq!(code(outsider.operation(&operation.id).await), "not_found");
+    assert_eq!(code(outsider.cancel(&operation.id).await), "not_found");
+    let seen: Vec<_> = outsider.tenants().await.unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(seen, ["other"]);
+    outsider.applications("other").await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_of_processes_and_without_tenants_are_refused() {
+    let platform = Platform::start().await;
+    assert_eq!(code(platform.client_of("gateway", "gateway", &["default"]).whoami().await), "certificate_refused");
+    assert_eq!(code(platform.client_of("ann", "viewer", &[]).whoami().await), "certificate_refused");
+}
+
+#[tokio::test]
+async fn an_administrator_makes_contexts_for_others() {
+    let platform = Platform::start().await;
+    let request = |name: &str, role: &str, tenants: &[&str]| CertificateRequest {
+        name: name.into(),
+        role: role.into(),
+        tenants: tenants.iter().map(|it| (*it).to_owned()).collect(),
+    };
+    let answer = platform.client.create_certificate(&request("ann", "developer", &["default"])).await.unwrap();
+    let context = Context {
+        api: platform.api.clone(),
+        tenant: None,
+        ca: answer.ca,
+        certificate: answer.certificate,
+        key: answer.key,
+    };
+    let ann = Client::new(&context).unwrap();
+    assert_eq!(ann.whoami().await.unwrap().role, "developer");
+    assert_eq!(code(ann.create_certificate(&request("bob", "viewer", &["default"])).await), "role_denied");
+    for bad in [
+        request("ann", "admin", &["default"]),
+        request("ann", "viewer", &[]),
+        request("A b", "viewer", &["default"]),
+        request("ann", "king", &["a"]),
+        request("ann", "viewer", &["A,b"]),
+    ] {
+        assert_eq!(code(platform.client.create_certificate(&bad).await), "certificate_invalid", "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_quota_is_kept() {
+    let platform = Platform::start().await;
+    platform.client.create_tenant(&CreateTenant { name: "small".into(), memory_quota_mb: 600 }).await.unwrap();
+    assert_eq!(
+        code(platform.client.create_tenant(&CreateTenant { name: "small".into(), memory_quota_mb: 0 }).await),
+        "exists"
+    );
+    assert_eq!(
+        code(platform.client.create_tenant(&CreateTenant { name: "S".into(), memory_quota_mb: 0 }).await),
+        "name_invalid"
+    );
+    let source = arco_model::source::Source::Image { reference: "stack/base".into() };
+    let request = |replicas| arco_api::wire::DeployRequest {
+        source: source.clone(),
+        patch: SpecPatch { replicas: Some(replicas), ..SpecPatch::default() },
+        no_cache: false,
+    };
+    assert_eq!(code(platform.client.deploy("small", WEB, &request(2)).await), "quota_reached");
+    platform.client.deploy("small", WEB, &request(1)).await.unwrap();
+}

@@ -1,0 +1,301 @@
+//! An API over memory stores and an orchestrator that only pretends; ends with the test.
+
+use arco_api::client::{Client, ClientError, Context};
+use arco_api::server::{ApiDeps, build};
+use arco_api::wire::{DeployRequest, OperationDocument, SpecPatch};
+use arco_config::Config;
+use arco_daemon::health::Health;
+use arco_daemon::metrics::Metrics;
+use arco_daemon::pki::{Pki, Subject};
+use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
+use arco_daemon::{OnExit, Supervisor, listener};
+use arco_model::artifact::{Digest, ImageRef};
+use arco_model::component::{Component, Revision, RunDefaults};
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
+use arco_model::operation::{Operation, OperationStatus};
+use arco_model::plan::{OneShot, WorkloadPlan};
+use arco_model::source::Source;
+use arco_model::spec::{Port, Protocol};
+use arco_mq::Queue;
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use arco_store::blob::MemoryBlobs;
+use arco_store::clock;
+use arco_store::kv::MemoryKv;
+use arco_store::logs::LogSink;
+use arco_store::secrets::SecretBox;
+use arco_store::sql::{Batch, MemoryMetadata, SharedMetadata, Versioned};
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::{Path, RawQuery};
+use axum::response::IntoResponse as _;
+use axum::routing::get;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+
+/// The component that most tests use.
+pub(crate) const WEB: (&str, &str) = ("shop", "web");
+
+pub(crate) struct Platform {
+    pub(crate) client: Client,
+    pub(crate) metadata: SharedMetadata,
+    pub(crate) blobs: Arc<MemoryBlobs>,
+    pub(crate) orchestrator: Arc<Pretender>,
+    pub(crate) outbox: Arc<Notify>,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) api: String,
+    supervisor: Supervisor,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.supervisor.token().cancel();
+    }
+}
+
+impl Platform {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(settings: impl FnOnce(&mut Config)) -> Self {
+        Self::over(Arc::new(MemoryMetadata::default()), settings).await
+    }
+
+    pub(crate) async fn over(metadata: SharedMetadata, settings: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.server.domain = "example.test".to_owned();
+        settings(&mut config);
+        let pki = Arc::new(Pki::open(&folder.path().join("pki")).unwrap());
+        let (blobs, orchestrator) = (Arc::new(MemoryBlobs::default()), Arc::new(Pretender::new()));
+        let outbox = Arc::new(Notify::new());
+        let (logs, _nobody) = LogSink::channel(1);
+        let role = build(ApiDeps {
+            config,
+            metadata: metadata.clone(),
+            blobs: blobs.clone(),
+            orchestrator: orchestrator.clone(),
+            queue: Queue::new(Arc::new(MemoryKv::new())),
+            outbox: outbox.clone(),
+            secrets: Arc::new(SecretBox::open(&folder.path().join("secret.key")).unwrap()),
+            logs,
+            eventlog: eventlog(),
+            gateway_http: Arc::new(|| Some("127.0.0.1:8080".parse().unwrap())),
+            pki: Some(pki.clone()),
+            health: Health::new(),
+            metrics: Metrics::new(),
+            registry_token: Some(Arc::new(|repository| Ok(format!("token for {repository}")))),
+        });
+        role.prepare().await.unwrap();
+        let certificate = HotCertificate::new(&pki.server(&["127.0.0.1".to_owned()]).unwrap()).unwrap();
+        let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required).unwrap();
+        let listener = listener::bind("127.0.0.1:0".parse().unwrap(), "api", "--api-listen").await.unwrap();
+        let api = listener.local_addr().unwrap().to_string();
+        let supervisor = Supervisor::new();
+        supervisor.spawn("api", OnExit::Shutdown, role.run(listener, tls, supervisor.clone()));
+        let client = client(&pki, &api, &Subject::admin());
+        Self { client, metadata, blobs, orchestrator, outbox, pki, api, supervisor, _folder: folder }
+    }
+
+    /// A client with another certificate.
+    pub(crate) fn client_of(&self, name: &str, role: &str, tenants: &[&str]) -> Client {
+        let tenants = tenants.iter().map(|it| (*it).to_owned()).collect();
+        client(&self.pki, &self.api, &Subject { name: name.to_owned(), role: role.to_owned(), tenants })
+    }
+
+    pub(crate) async fn deploy(&self, name: (&str, &str), patch: SpecPatch) -> Result<OperationDocument, ClientError> {
+        let source = Source::Image { reference: "stack/base".to_owned() };
+        self.client.deploy("default", name, &DeployRequest { source, patch, no_cache: false }).await
+    }
+
+    /// Deploys, and does the builder's and the controller's part: a revision, one ready instance, the operation ended.
+    pub(crate) async fn running(&self, name: (&str, &str), patch: SpecPatch) -> Component {
+        let operation = self.deploy(name, patch).await.unwrap();
+        self.built(&operation.id).await
+    }
+
+    pub(crate) async fn built(&self, operation: &str) -> Component {
+        let mut operation: Versioned<Operation> = self.metadata.get(operation).await.unwrap().unwrap();
+        let mut component: Versioned<Component> =
+            self.metadata.get(operation.value.component_id.as_str()).await.unwrap().unwrap();
+        let it = &mut component.value;
+        it.last_revision_number += 1;
+        let revision = Revision {
+            id: clock::fresh(),
+            component_id: it.id.clone(),
+            number: it.last_revision_number,
+            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
+            defaults: RunDefaults {
+                ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
+                ..RunDefaults::default()
+            },
+            spec: it.spec.clone(),
+            build_key: "key".to_owned(),
+            commit: None,
+            cause: "deploy".to_owned(),
+            operation_id: operation.value.id.clone(),
+            created_at: clock::now(),
+        };
+        it.desired_revision = Some(revision.id.clone());
+        it.observed.serving_revision = Some(revision.id.clone());
+        it.observed.ready_replicas = 1;
+        it.observed.instances = vec![instance(&revision)];
+        operation.value.status = OperationStatus::Succeeded;
+        let mut batch = Batch::default();
+        batch.insert(&revision).unwrap();
+        batch.update(&component).unwrap();
+        batch.update(&operation).unwrap();
+        self.metadata.commit(batch).await.unwrap();
+        self.component(name_of(&component.value)).await
+    }
+
+    /// The row.
+    pub(crate) async fn component(&self, name: (&str, &str)) -> Component {
+        let document = self.client.component("default", name).await.unwrap();
+        self.metadata.get::<Component>(&document.id).await.unwrap().unwrap().value
+    }
+
+    /// The revision that a component should serve.
+    pub(crate) async fn desired(&self, component: &Component) -> Revision {
+        let id = component.desired_revision.as_ref().unwrap();
+        self.metadata.get::<Revision>(id.as_str()).await.unwrap().unwrap().value
+    }
+}
+
+fn name_of(component: &Component) -> (&str, &str) {
+    (component.application.as_str(), component.name.as_str())
+}
+
+fn client(pki: &Pki, api: &str, subject: &Subject) -> Client {
+    let leaf = pki.client(subject).unwrap();
+    let ca = pki.authority_pem().to_owned();
+    let (certificate, key) = (leaf.certificate_pem, leaf.key_pem);
+    Client::new(&Context { api: api.to_owned(), tenant: None, ca, certificate, key }).unwrap()
+}
+
+/// Says what it was asked, as one line of log.
+fn eventlog() -> Router {
+    let answer = |kind: &'static str| {
+        move |Path(id): Path<String>,
+              RawQuery(query): RawQuery,
+              socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>| async move {
+            let text = format!("{kind} {id} {}", query.unwrap_or_default());
+            if let Ok(socket) = socket {
+                return socket
+                    .on_upgrade(|mut socket| async move { drop(socket.send(Message::Text(text.into())).await) });
+            }
+            let lines = serde_json::json!({"lines": [{"at": 1, "origin": "stdout", "text": text}], "more": false});
+            axum::Json(lines).into_response()
+        }
+    };
+    Router::new()
+        .route("/streams/operation/{id}", get(answer("operation")))
+        .route("/streams/component/{id}", get(answer("component")))
+}
+
+fn instance(revision: &Revision) -> InstanceFacts {
+    InstanceFacts {
+        id: clock::fresh(),
+        revision: revision.id.clone(),
+        template: String::new(),
+        place: 0,
+        phase: InstancePhase::Ready,
+        address: Some("10.64.0.2".parse().unwrap()),
+        node: "here".to_owned(),
+        restarts: 0,
+        started_at: Some(clock::now()),
+        last_exit: None,
+        listens_on: Vec::new(),
+        fault: None,
+    }
+}
+
+/// The code of a refused call.
+pub(crate) fn code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
+    match result.unwrap_err() {
+        ClientError::Refused { body, .. } => {
+            assert!(!body.message.is_empty() && !body.advice.is_empty(), "{body:?}");
+            body.code
+        }
+        other => panic!("not refused: {other}"),
+    }
+}
+
+/// Pretends: `exec` echoes its input in capitals on standard output and its first argument on standard error.
+pub(crate) struct Pretender {
+    changes: broadcast::Sender<ComponentId>,
+    pub(crate) ran: Mutex<Vec<OneShot>>,
+    pub(crate) removed: Mutex<Vec<(ComponentId, bool)>>,
+}
+
+impl Pretender {
+    fn new() -> Self {
+        Self { changes: broadcast::channel(1).0, ran: Mutex::default(), removed: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Orchestrator for Pretender {
+    fn name(&self) -> &'static str {
+        "pretender"
+    }
+    async fn apply(&self, _plan: &WorkloadPlan) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
+        self.removed.lock().unwrap().push((component.clone(), keep_volumes));
+        Ok(())
+    }
+    async fn observe(&self, _component: &ComponentId) -> Result<Observed, Error> {
+        Ok(Observed::default())
+    }
+    async fn components(&self) -> Result<Vec<ComponentId>, Error> {
+        Ok(Vec::new())
+    }
+    fn changes(&self) -> broadcast::Receiver<ComponentId> {
+        self.changes.subscribe()
+    }
+    async fn release(&self, _instance: &InstanceId) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn run(
+        &self,
+        workload: &OneShot,
+        output: mpsc::Sender<OutputLine>,
+        _cancel: oneshot::Receiver<()>,
+    ) -> Result<OneShotResult, Error> {
+        self.ran.lock().unwrap().push(workload.clone());
+        let _ = output.send(OutputLine { stderr: false, text: workload.argv.join(" ") }).await;
+        let _ = output.send(OutputLine { stderr: true, text: "done".to_owned() }).await;
+        Ok(OneShotResult { exit: ExitFacts { status: 3, ..ExitFacts::default() }, timed_out: false, layer: None })
+    }
+    async fn exec(&self, _instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (stdin, mut input) = tokio::io::duplex(4096);
+        let (mut output, stdout) = tokio::io::duplex(4096);
+        let (mut problems, stderr) = tokio::io::duplex(4096);
+        let (resize, mut sizes) = mpsc::channel(4);
+        let (end, exit) = oneshot::channel();
+        let first = request.argv[0].clone();
+        tokio::spawn(async move {
+            let mut text = String::new();
+            input.read_to_string(&mut text).await.unwrap();
+            let size = sizes.try_recv().map(|(columns, rows)| format!(" {columns}x{rows}")).unwrap_or_default();
+            output.write_all(format!("{}{size}", text.to_uppercase()).as_bytes()).await.unwrap();
+            problems.write_all(first.as_bytes()).await.unwrap();
+            drop((output, problems));
+            let _ = end.send(7);
+        });
+        Ok(ExecSession { stdin: Box::new(stdin), stdout: Box::new(stdout), stderr: Box::new(stderr), resize, exit })
+    }
+    async fn usage(&self, _instance: &InstanceId) -> Result<Usage, Error> {
+        Ok(Usage { cpu_ms: 5, memory_bytes: 6, pids: 7 })
+    }
+    async fn shutdown(&self, _stop_instances: bool) -> Result<(), Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! `arco apply`: a whole application as one file says; prints the difference and waits until it is there.
+
+use super::args::WaitArgs;
+use super::failure::Failure;
+use super::session::Session;
+use super::source::Asked;
+use super::text;
+use super::ui::Ui;
+use super::wait::{self, Show};
+use arco_api::wire::{ApplyChange, ApplyRequest, ApplyResult, ComponentApply};
+use arco_model::manifest::{ApplicationManifest, ComponentManifest};
+use clap::Args;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// Flags of `apply`.
+#[derive(Args, Debug)]
+pub(crate) struct ApplyArgs {
+    /// The file; `-` is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Application, when the file names none
+    #[arg(long, value_name = "APP")]
+    app: Option<String>,
+    /// Print the difference and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Delete components that the file does not name
+    #[arg(long)]
+    prune: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Applies.
+pub(crate) async fn run(args: &ApplyArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let manifest = read(&args.file)?;
+    let application = match (&manifest.application, &args.app) {
+        (Some(name), Some(flag)) if name.as_str() != flag => {
+            let message = format!("the file describes `{name}`, `--app` says `{flag}`");
+            return Err(Failure::usage("application_differs", message, "leave one of them out"));
+        }
+        (Some(name), _) => name.to_string(),
+        (None, Some(flag)) => flag.clone(),
+        (None, None) => {
+            return Err(Failure::usage(
+                "application_missing",
+                "the file names no application",
+                "add `application: NAME`, or give `--app NAME`",
+            ));
+        }
+    };
+    arco_model::name::ApplicationName::new(&application)
+        .map_err(|it| Failure::usage("name_invalid", it.to_string(), "give another name"))?;
+    let base = args.file.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut request = ApplyRequest { prune: args.prune, ..ApplyRequest::default() };
+    for (name, component) in &manifest.components {
+        let source = resolve(name.as_str(), component, base, session).await?;
+        request.components.insert(name.clone(), ComponentApply { source, manifest: component.clone() });
+    }
+    let mut result = session.client.apply(&session.tenant, &application, &request, args.dry_run).await?;
+    if !session.ui.json() {
+        difference(&result.changes, session.ui);
+    }
+    let mut ended = Vec::new();
+    for operation in std::mem::take(&mut result.operations) {
+        session.ui.note(&format!("{}/{}:", operation.application, operation.component));
+        ended.push(wait::operation(operation, &args.wait, Show::Log, session).await?);
+    }
+    session.ui.document(&ApplyResult { changes: result.changes, operations: ended }, |_| {});
+    Ok(())
+}
+
+/// The manifest of a file. Unknown keys are errors.
+pub(crate) fn read(file: &Path) -> Result<ApplicationManifest, Failure> {
+    let shown = file.display();
+    let mut content = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().read_to_string(&mut content)
+    } else {
+        std::fs::File::open(file).and_then(|mut it| it.read_to_string(&mut content))
+    };
+    read.map_err(|it| Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path"))?;
+    serde_yaml_ng::from_str(&content).map_err(|it| {
+        let advice = "`arco config schema` prints the JSON Schema of the file";
+        Failure::usage("manifest_invalid", format!("`{shown}` is not a valid manifest: {it}"), advice)
+    })
+}
+
+async fn resolve(
+    name: &str,
+    component: &ComponentManifest,
+    base: &Path,
+    session: &Session<'_>,
+) -> Result<arco_model::source::Source, Failure> {
+    let text = component.source.as_deref().unwrap_or(".");
+    let relative = base.join(text);
+    let text = if relative.is_dir() { relative.to_string_lossy().into_owned() } else { text.to_owned() };
+    let mut asked = Asked::parse(&text, None).map_err(|mut failure| {
+        failure.body.message = format!("component `{name}`: {}", failure.body.message);
+        failure
+    })?;
+    // `file:` paths of a file are relative to it, too.
+    if let Asked::Repository(path, _) = &mut asked
+        && path.is_relative()
+    {
+        *path = base.join(&*path);
+    }
+    asked.resolve(&component.dir, session).await
+}
+
+fn difference(changes: &[ApplyChange], ui: &Ui) {
+    if changes.is_empty() {
+        ui.line("nothing changes");
+    }
+    for change in changes {
+        ui.line(&difference_line(change));
+    }
+}
+
+fn difference_line(change: &ApplyChange) -> String {
+    let value = |it: &serde_json::Value| match it {
+        serde_json::Value::String(text) => text::one_line(text),
+        other => other.to_string(),
+    };
+    match (change.action.as_str(), change.before.is_null(), change.after.is_null()) {
+        ("create", ..) => format!("+ {}", change.component),
+        ("delete", ..) => format!("- {}", change.component),
+        (_, true, _) => format!("+ {} {}: {}", change.component, change.field, value(&change.after)),
+        (_, _, true) => format!("- {} {}: {}", change.component, change.field, value(&change.before)),
+        _ => format!("~ {} {}: {} -> {}", change.component, change.field, value(&change.before), value(&change.after)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_read_like_a_diff() {
+        let change = |action: &str, before: serde_json::Value, after: serde_json::Value| {
+            difference_line(&ApplyChange {
+                component: "web".into(),
+                action: action.into(),
+                field: "env.A".into(),
+                before,
+                after,
+            })
+        };
+        assert_eq!(change("create", ().into(), ().into()), "+ web");
+        assert_eq!(change("change", ().into(), "1".into()), "+ web env.A: 1");
+        assert_eq!(change("change", 1.into(), 2.into()), "~ web env.A: 1 -> 2");
+        assert_eq!(change("change", "1".into(), ().into()), "- web env.A: 1");
+    }
+
+    #[test]
+    fn a_manifest_with_an_unknown_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("arco.yaml");
+        std::fs::write(&file, "application: demo\ncomponents:\n  web: {source: ., replicas: 2}\n").unwrap();
+        assert_eq!(read(&file).unwrap().components.len(), 1);
+        std::fs::write(&file, "components:\n  web: {sauce: .}\n").unwrap();
+        let failure = read(&file).unwrap_err();
+        assert!(failure.body.code == "manifest_invalid" && failure.body.message.contains("sauce"), "{failure:?}");
+    }
+}

@@ -1,0 +1,179 @@
+//! All commands, and the flags that every command has.
+
+use super::reference::Reference;
+use super::ui::Format;
+use super::{
+    apply, bind, config, context, delete, deploy, detect, env, exec, logs, operations, power, revisions, route, secret,
+    volume,
+};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Turns source code into running, reachable applications
+#[derive(Debug, Parser)]
+#[command(name = "arco", version, arg_required_else_help = true, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    after_help = "First steps:\n  arco server                       start the platform (as root)\n  arco deploy . --app demo          build and run this folder\n  arco status demo\n\nExit status: 0 done, 1 the operation failed, 2 wrong usage, 3 the platform cannot be reached,\n4 not allowed, 5 not found, 6 conflict."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, hide_possible_values = true, value_name = "table|json")]
+    pub(crate) output: Format,
+    /// Platform to talk to [default: ~/.config/arco/context.toml, then /var/lib/arco/admin.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "ARCO_CONTEXT", hide_env_values = true)]
+    pub(crate) context: Option<PathBuf>,
+    /// Tenant [default: that of the context, else `default`]
+    #[arg(long, global = true, value_name = "NAME", env = "ARCO_TENANT", hide_env_values = true)]
+    pub(crate) tenant: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the platform on this machine
+    #[command(after_help = "Example:\n  arco server --domain apps.example.com")]
+    Server(crate::server::ServerArgs),
+    /// Run only the gateway, from a file
+    #[command(
+        after_help = "Example:\n  arco gateway --config gateway.yaml --check\n  arco gateway --config gateway.yaml"
+    )]
+    Gateway(crate::server::GatewayArgs),
+    /// Gateway and DNS of a server (started by it)
+    #[command(hide = true)]
+    DataPlane(crate::server::DataPlaneArgs),
+    /// Build a source and run it
+    #[command(after_help = deploy::EXAMPLES)]
+    Deploy(deploy::DeployArgs),
+    /// Make a whole application as one file says, and print the difference
+    #[command(
+        after_help = "Example:\n  arco apply -f arco.yaml --dry-run\n\n`arco config schema` prints the JSON Schema of the file."
+    )]
+    Apply(apply::ApplyArgs),
+    /// Tell what a deploy would do, without doing it
+    #[command(after_help = "Example:\n  arco detect ./api")]
+    Detect(detect::DetectArgs),
+    /// List applications, components, status and URLs
+    #[command(visible_alias = "ls", after_help = "Example:\n  arco list")]
+    List,
+    /// Show how an application or component is, and why
+    #[command(after_help = "Example:\n  arco status demo/web -o json")]
+    Status {
+        /// APP or APP/COMPONENT
+        #[arg(value_name = "APP[/COMPONENT]")]
+        reference: Reference,
+    },
+    /// Show instances and what they use
+    #[command(after_help = "Example:\n  arco ps demo/web")]
+    Ps {
+        /// APP or APP/COMPONENT
+        #[arg(value_name = "APP[/COMPONENT]")]
+        reference: Reference,
+    },
+    /// Show logs of instances, builds and operations
+    #[command(
+        after_help = "Examples:\n  arco logs demo/web -f --since 10m\n  arco logs demo/web --build\n  arco logs --operation 01jz0000000000000000"
+    )]
+    Logs(logs::LogsArgs),
+    /// Run a program in a running instance
+    #[command(
+        after_help = "Examples:\n  arco exec demo/web -it -- /bin/sh\n  arco exec demo/web -- printenv PORT\n\nEnds with the exit status of the program."
+    )]
+    Exec(exec::ExecArgs),
+    /// Run a program in an instance of its own
+    #[command(
+        after_help = "Example:\n  arco run demo/web -- ./manage.py migrate\n\nEnds with the exit status of the program."
+    )]
+    Run(exec::RunArgs),
+    /// Let a stopped component run
+    #[command(after_help = "Example:\n  arco start demo/web")]
+    Start(power::PowerArgs),
+    /// End every instance; the URL answers 503
+    #[command(after_help = "Example:\n  arco stop demo/web")]
+    Stop(power::PowerArgs),
+    /// Replace every instance, without losing a request
+    #[command(after_help = "Example:\n  arco restart demo/web")]
+    Restart(power::PowerArgs),
+    /// Change the number or the size of instances
+    #[command(after_help = "Example:\n  arco scale demo/web --replicas 3 --memory-mb 256")]
+    Scale(power::ScaleArgs),
+    /// List revisions
+    #[command(after_help = "Example:\n  arco revisions demo/web")]
+    Revisions {
+        /// APP/COMPONENT
+        #[arg(value_name = "APP/COMPONENT")]
+        reference: Reference,
+    },
+    /// Serve an older revision again
+    #[command(
+        after_help = "Examples:\n  arco rollback demo/web          the revision before this one\n  arco rollback demo/web 3"
+    )]
+    Rollback(revisions::RollbackArgs),
+    /// Set, unset and list variables
+    #[command(subcommand, after_help = "Example:\n  arco env set demo/web GREETING=hello LEVEL=2")]
+    Env(env::EnvCommand),
+    /// Set, unset and list secret variables
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  arco secret set demo/web TOKEN=@token.txt\n  pass show token | arco secret set demo/web TOKEN=-"
+    )]
+    Secret(secret::SecretCommand),
+    /// Add, remove and list volumes
+    #[command(subcommand, after_help = "Example:\n  arco volume add demo/web files:/data:2048")]
+    Volume(volume::VolumeCommand),
+    /// Let a component call another
+    #[command(
+        after_help = "Example:\n  arco bind demo/web demo/store=STORE      gives it STORE_HOST, STORE_PORT and STORE_URL"
+    )]
+    Bind(bind::BindArgs),
+    /// Take a binding away
+    #[command(after_help = "Example:\n  arco unbind demo/web STORE")]
+    Unbind(bind::UnbindArgs),
+    /// Add, change, delete and list hosts of a component
+    #[command(subcommand, after_help = "Example:\n  arco route add demo/web shop.example.com")]
+    Route(route::RouteCommand),
+    /// Delete a component or a whole application
+    #[command(after_help = "Examples:\n  arco delete demo/web\n  arco delete demo --yes --keep-volumes")]
+    Delete(delete::DeleteArgs),
+    /// List operations, newest first
+    #[command(after_help = "Example:\n  arco operations demo --failed")]
+    Operations(operations::OperationsArgs),
+    /// Show or cancel one operation
+    #[command(subcommand, after_help = "Example:\n  arco operation cancel 01jz0000000000000000")]
+    Operation(operations::OperationCommand),
+    /// Show the context, or make one for another person
+    #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
+    Context(context::ContextCommand),
+    /// Print or check the server's configuration
+    #[command(subcommand, after_help = "Example:\n  arco config template > /etc/arco.toml")]
+    Config(config::ConfigCommand),
+    /// Check this machine and say how to mend what is missing
+    #[command(after_help = "Example:\n  arco doctor")]
+    Doctor,
+    /// Print a completion script
+    #[command(after_help = "Example:\n  arco completion bash > /etc/bash_completion.d/arco")]
+    Completion {
+        /// bash, zsh or fish
+        #[arg(value_name = "bash|zsh|fish")]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Flags of commands that wait for their operation.
+#[derive(Args, Debug)]
+pub(crate) struct WaitArgs {
+    /// Do not wait for the end
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Wait at most so many seconds; then exit with 1, and the operation goes on
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+}

@@ -1,0 +1,123 @@
+//! `arco context`: who we are at which platform, and contexts for other people.
+
+use super::failure::Failure;
+use super::session::Session;
+use arco_api::client::Context;
+use arco_api::wire::CertificateRequest;
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What a person may do.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PersonRole {
+    /// See everything of the tenant
+    Viewer,
+    /// Deploy and change
+    Developer,
+    /// Delete as well
+    Operator,
+}
+
+impl PersonRole {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Developer => "developer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// What to do with contexts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// Write a context for another person: an own certificate with a limited role
+    #[command(
+        after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml\n\nThe file is a key: hand it over as one. Its place is ~/.config/arco/context.toml."
+    )]
+    Create {
+        /// Name of the person
+        #[arg(long)]
+        name: String,
+        /// What the person may do
+        #[arg(
+            long,
+            value_enum,
+            default_value = "developer",
+            hide_possible_values = true,
+            value_name = "viewer|developer|operator"
+        )]
+        role: PersonRole,
+        /// Tenants that the person may see [default: the tenant of this command]
+        #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+        tenants: Vec<String>,
+        /// Where to write it [default: NAME.toml]
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Show who we are, and where
+    #[command(after_help = "Example:\n  arco context show")]
+    Show,
+}
+
+#[derive(Serialize)]
+struct Here<'a> {
+    api: &'a str,
+    tenant: &'a str,
+    name: &'a str,
+    role: &'a str,
+    version: &'a str,
+    domain: &'a str,
+}
+
+/// Runs.
+pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Result<(), Failure> {
+    match command {
+        ContextCommand::Show => {
+            let me = session.client.whoami().await?;
+            let here = Here {
+                api: session.client.api(),
+                tenant: &session.tenant,
+                name: &me.name,
+                role: &me.role,
+                version: &me.version,
+                domain: &me.domain,
+            };
+            session.ui.document(&here, |ui| {
+                ui.line(&format!("{} ({}) at {}, tenant {}", here.name, here.role, here.api, here.tenant));
+                ui.line(&format!("platform {}, domain {}", here.version, here.domain));
+            });
+        }
+        ContextCommand::Create { name, role, tenants, file } => {
+            let file = file.clone().unwrap_or_else(|| {
+                PathBuf::from(format!(
+                    "{}.toml",
+                    arco_model::name::nearest(name).unwrap_or_else(|| "context".to_owned())
+                ))
+            });
+            if file.exists() {
+                return Err(Failure::usage(
+                    "file_exists",
+                    format!("`{}` exists already", file.display()),
+                    "give another `--file`",
+                ));
+            }
+            let tenants = if tenants.is_empty() { vec![session.tenant.clone()] } else { tenants.clone() };
+            let tenant = tenants.first().cloned();
+            let request = CertificateRequest { name: name.clone(), role: role.as_str().to_owned(), tenants };
+            let answer = session.client.create_certificate(&request).await?;
+            let api = session.context.api.clone();
+            Context { api, tenant, ca: answer.ca, certificate: answer.certificate, key: answer.key }.save(&file)?;
+            let document = serde_json::json!({"name": name, "role": role.as_str(), "file": file});
+            session.ui.document(&document, |ui| {
+                ui.line(&format!(
+                    "{} is the context of {name} ({}); its place is ~/.config/arco/context.toml",
+                    file.display(),
+                    role.as_str()
+                ));
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! `arco list`, `status`, `ps`.
+
+use super::failure::Failure;
+use super::reference::Reference;
+use super::session::Session;
+use super::text;
+use super::ui::Ui;
+use arco_api::wire::{ComponentDocument, InstanceUsage};
+use arco_model::source::Source;
+use serde::Serialize;
+
+/// Lists applications and components.
+pub(crate) async fn list(session: &Session<'_>) -> Result<(), Failure> {
+    let applications = session.client.applications(&session.tenant).await?;
+    session.ui.list(&applications, |ui| {
+        if applications.is_empty() {
+            return ui.note("nothing is deployed yet; try `arco deploy . --app demo`");
+        }
+        let mut rows = Vec::new();
+        for application in &applications {
+            if application.components.is_empty() {
+                rows.push([&application.application, "-", "-", "-", "-"].map(str::to_owned).to_vec());
+            }
+            for component in &application.components {
+                let url = component.urls.first().map_or("-", String::as_str);
+                let ready = format!("{}/{}", component.ready_replicas, component.replicas);
+                let columns =
+                    [&application.application, component.component.as_str(), component.status.as_str(), &ready, url];
+                rows.push(columns.map(str::to_owned).to_vec());
+            }
+        }
+        ui.table(&["APPLICATION", "COMPONENT", "STATUS", "READY", "URL"], rows);
+    });
+    Ok(())
+}
+
+/// An application with the whole truth about each component.
+#[derive(Serialize)]
+struct ApplicationStatus {
+    application: String,
+    components: Vec<ComponentDocument>,
+}
+
+/// Shows one component, or every component of an application that has several.
+pub(crate) async fn status(reference: &Reference, session: &Session<'_>) -> Result<(), Failure> {
+    let mut components = Vec::new();
+    for named in session.components(reference).await? {
+        components.push(session.client.component(&session.tenant, named.pair()).await?);
+    }
+    if let [component] = &components[..] {
+        session.ui.document(component, |ui| show(component, ui));
+        return Ok(());
+    }
+    let status = ApplicationStatus { application: reference.application.clone(), components };
+    session.ui.document(&status, |ui| {
+        if status.components.is_empty() {
+            ui.line(&format!("application {} has no component", status.application));
+        }
+        for (at, component) in status.components.iter().enumerate() {
+            if at > 0 {
+                ui.line("");
+            }
+            show(component, ui);
+        }
+    });
+    Ok(())
+}
+
+fn show(component: &ComponentDocument, ui: &Ui) {
+    let field = |name: &str, value: &str| ui.line(&format!("{:<11}{}", format!("{name}:"), text::one_line(value)));
+    ui.line(&format!("{}/{}", component.application, component.component));
+    field("status", component.status.as_str());
+    for (name, value) in [("reason", &component.reason), ("advice", &component.advice)] {
+        if !value.is_empty() {
+            field(name, value);
+        }
+    }
+    field("ready", &format!("{} of {}", component.ready_replicas, component.replicas));
+    match (component.revision, component.desired_revision) {
+        (Some(now), Some(next)) if now != next => field("revision", &format!("{now}, {next} is wanted")),
+        (Some(now), _) => field("revision", &now.to_string()),
+        (None, Some(next)) => field("revision", &format!("none, {next} is wanted")),
+        (None, None) => field("revision", "none"),
+    }
+    field("source", &source(&component.spec.source));
+    component.urls.iter().for_each(|it| field("url", it));
+    if !component.instances.is_empty() {
+        ui.line("");
+        let rows = component.instances.iter().map(|it| {
+            let columns =
+                [it.id.as_str(), &it.status, &it.restarts.to_string(), it.address.as_deref().unwrap_or("-"), &it.node];
+            let mut row: Vec<String> = columns.map(str::to_owned).to_vec();
+            row.push(text::age(it.started_at.as_deref()));
+            row.push(text::one_line(&it.reason));
+            row
+        });
+        ui.table(&["INSTANCE", "STATUS", "RESTARTS", "ADDRESS", "NODE", "AGE", "REASON"], rows);
+    }
+}
+
+fn source(source: &Source) -> String {
+    let short = |it: &str| it.get(..12).unwrap_or(it).to_owned();
+    match source {
+        Source::Upload { origin, commit, digest, .. } => {
+            let at = commit.as_deref().map_or_else(|| short(digest.hex()), short);
+            if origin.is_empty() { format!("upload {at}") } else { format!("{origin} at {at}") }
+        }
+        Source::Git { url, reference, .. } if reference.is_empty() => url.clone(),
+        Source::Git { url, reference, .. } => format!("{url}#{reference}"),
+        Source::Image { reference } => format!("image:{reference}"),
+    }
+}
+
+/// An instance with the component that it belongs to.
+#[derive(Serialize)]
+struct Process {
+    component: String,
+    #[serde(flatten)]
+    usage: InstanceUsage,
+}
+
+/// Shows instances and what they use.
+pub(crate) async fn ps(reference: &Reference, session: &Session<'_>) -> Result<(), Failure> {
+    let mut processes = Vec::new();
+    for named in session.components(reference).await? {
+        let instances = session.client.instances(&session.tenant, named.pair()).await?;
+        processes.extend(instances.into_iter().map(|usage| Process { component: named.component.clone(), usage }));
+    }
+    session.ui.list(&processes, |ui| {
+        ui.table(
+            &["INSTANCE", "COMPONENT", "NODE", "STATUS", "RESTARTS", "CPU", "MEMORY", "AGE"],
+            processes.iter().map(process_row),
+        );
+    });
+    Ok(())
+}
+
+fn process_row(process: &Process) -> Vec<String> {
+    let instance = &process.usage.instance;
+    let (cpu, memory) = match &process.usage.usage {
+        Some(usage) => (
+            format!("{}.{:02}s", usage.cpu_ms / 1000, usage.cpu_ms % 1000 / 10),
+            format!("{} of {}", text::megabytes(usage.memory_bytes), text::megabytes(usage.memory_limit_bytes)),
+        ),
+        None => ("-".to_owned(), "-".to_owned()),
+    };
+    vec![
+        instance.id.clone(),
+        process.component.clone(),
+        instance.node.clone(),
+        instance.status.clone(),
+        instance.restarts.to_string(),
+        cpu,
+        memory,
+        text::age(instance.started_at.as_deref()),
+    ]
+}

@@ -1,0 +1,36 @@
+//! Wrong usage: exit 2, in at most three lines, and as a document when JSON was asked for.
+
+use super::failure::{Failure, exit};
+use super::ui::{Format, Ui};
+use clap::error::ErrorKind;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Prints what the parser says: help and version on standard output, errors in our own form.
+pub(crate) fn report(name: &str, args: &[OsString], error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(exit::USAGE);
+        }
+        _ => {}
+    }
+    let format = if wants_json(args) { Format::Json } else { Format::Table };
+    let text = error.to_string();
+    let body = text.strip_prefix("error: ").unwrap_or(&text);
+    let message: Vec<&str> = body.lines().take_while(|it| !it.starts_with("Usage:")).collect();
+    let usage = body.lines().find_map(|it| it.strip_prefix("Usage: ")).unwrap_or(name);
+    let command = usage.find(['<', '[']).map_or(usage, |it| usage[..it].trim_end());
+    let advice = format!("usage: {usage} (see `{command} --help`)");
+    Ui::new(format).failure(&Failure::usage("usage", super::text::one_line(&message.join("\n")), advice))
+}
+
+fn wants_json(args: &[OsString]) -> bool {
+    let args: Vec<_> = args.iter().take_while(|it| *it != "--").filter_map(|it| it.to_str()).collect();
+    args.iter().any(|it| matches!(*it, "-ojson" | "-o=json" | "--output=json"))
+        || args.windows(2).any(|it| matches!(it, ["-o" | "--output", "json"]))
+}

@@ -1,0 +1,161 @@
+//! `arco server`: puts the roles of this process together, starts them, and stops them in order.
+//!
+//! Every port is bound before anything else; the data plane is a process of its own (see [`data_plane`]) that survives
+//! this one. Nothing here decides anything about applications.
+
+mod args;
+mod console;
+pub(crate) mod data_plane;
+mod files;
+mod lock;
+mod roles;
+mod stores;
+
+use anyhow::Context as _;
+use arco_config::{Config, Role};
+use arco_daemon::health::Health;
+use arco_daemon::{Supervisor, listener, telemetry, tls};
+pub(crate) use args::{DataPlaneArgs, GatewayArgs, ServerArgs};
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// `arco shim …`: owns one instance. Called before any thread exists.
+pub(crate) fn shim(args: &[OsString]) -> ExitCode {
+    ExitCode::from(u8::try_from(arco_orchestrator::local::shim_main(args)).unwrap_or(1))
+}
+
+/// `arco gateway --config FILE`: the gateway without a control plane.
+pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
+    let outcome = if args.check {
+        arco_gateway::alone::check(&args.config).map_err(anyhow::Error::from)
+    } else {
+        run_gateway(args)
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_gateway(args: &GatewayArgs) -> anyhow::Result<()> {
+    telemetry::init("info", telemetry::LogFormat::Text)?;
+    tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let supervisor = Supervisor::new();
+        let gateway = arco_gateway::alone::Alone::build(&supervisor, &args.config).await?;
+        for (name, address) in gateway.addresses() {
+            tracing::info!(listener = name, %address, "listening");
+        }
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = arco_daemon::CancellationToken::new();
+        let served = gateway.run(stop.clone());
+        tokio::pin!(served);
+        tokio::select! {
+            outcome = &mut served => return Ok(outcome?),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+        served.await?;
+        anyhow::Ok(())
+    })
+}
+
+/// Runs the server until it is told to stop.
+pub(crate) fn main(args: &ServerArgs) -> ExitCode {
+    let began = Instant::now();
+    match run(args, began) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &ServerArgs, began: Instant) -> anyhow::Result<()> {
+    let config = args.load()?;
+    telemetry::init(&config.server.log, telemetry::LogFormat::Text)?;
+    tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |it| it.get().clamp(2, 4)))
+        .max_blocking_threads(16)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let outcome = runtime.block_on(serve(config, began));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+/// Listeners of this process, bound before anything else happens.
+pub(crate) struct Listeners {
+    pub(crate) api: Option<TcpListener>,
+    pub(crate) console: Option<TcpListener>,
+    pub(crate) registry: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let problem = |it: listener::ListenError| anyhow::anyhow!("{}\n  {}", it.message, it.advice);
+        let mut bound = Self { api: None, console: None, registry: None };
+        if config.server.has(Role::Api) {
+            bound.api = Some(listener::bind(config.api.listen, "API", "--api-listen").await.map_err(problem)?);
+        }
+        if config.server.has(Role::Console) {
+            bound.console =
+                Some(listener::bind(config.console.listen, "console", "--console-listen").await.map_err(problem)?);
+        }
+        if config.server.has(Role::Registry) {
+            bound.registry =
+                Some(listener::bind(config.registry.listen, "registry", "--registry-listen").await.map_err(problem)?);
+        }
+        Ok(bound)
+    }
+}
+
+async fn serve(config: Config, began: Instant) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.server.data_dir)
+        .with_context(|| format!("failed to make the data dir `{}`", config.server.data_dir.display()))?;
+    let _lock = lock::take(&config.server.data_dir)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listeners = Listeners::bind(&config).await?;
+    let supervisor = Supervisor::new();
+    let health = Health::new();
+    let platform = roles::start(&config, listeners, &supervisor, &health).await?;
+    files::write_server_json(&config, &platform.addresses)?;
+    // The one line that people and scripts wait for.
+    #[expect(clippy::print_stdout, reason = "promised by the command line's contract")]
+    {
+        println!("ready in {} ms", began.elapsed().as_millis());
+    }
+    tracing::info!(data_dir = %config.server.data_dir.display(), "{}", platform.welcome(&config));
+
+    let token = supervisor.token().clone();
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
+        _ = interrupt.recv() => tracing::info!("interrupt, stopping"),
+        () = token.cancelled() => tracing::error!("a role ended, stopping"),
+    }
+    let failed = token.is_cancelled();
+    health.drain();
+    let grace = Duration::from_millis(config.server.shutdown_timeout_ms);
+    let stop = platform.stop(&config, &supervisor, grace);
+    tokio::select! {
+        () = stop => {}
+        _ = terminate.recv() => tracing::warn!("second signal, ending at once"),
+        _ = interrupt.recv() => tracing::warn!("second signal, ending at once"),
+    }
+    anyhow::ensure!(!failed, "a role ended unexpectedly; the log above says which");
+    Ok(())
+}

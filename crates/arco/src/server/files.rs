@@ -1,0 +1,80 @@
+//! Files that the server leaves for others: `server.json` (where it runs), `admin.toml` (how to talk to it).
+
+use anyhow::Context as _;
+use arco_api::client::Context;
+use arco_config::Config;
+use arco_daemon::pki::{Leaf, Pki, PkiError, Subject, keep_fresh};
+use arco_daemon::{OnExit, Supervisor};
+use arco_store::secrets::write_private;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Addresses as really bound; a role that does not run here has none.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Addresses {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) http: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) https: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) console: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) registry: Option<SocketAddr>,
+}
+
+#[derive(Serialize)]
+struct ServerJson<'a> {
+    pid: u32,
+    version: &'a str,
+    #[serde(flatten)]
+    addresses: &'a Addresses,
+}
+
+/// Writes `server.json`, whole or not at all.
+pub(crate) fn write_server_json(config: &Config, addresses: &Addresses) -> anyhow::Result<()> {
+    let document = ServerJson { pid: std::process::id(), version: env!("CARGO_PKG_VERSION"), addresses };
+    let path = config.server.data_dir.join("server.json");
+    let mut text = serde_json::to_vec_pretty(&document)?;
+    text.push(b'\n');
+    write_private(&path, &text).with_context(|| format!("failed to write `{}`", path.display()))?;
+    // Not secret: scripts of other users read where the platform listens.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&path, mode).with_context(|| format!("failed to open `{}` for reading", path.display()))
+}
+
+/// Writes `admin.toml` with a fresh admin certificate, now and whenever half of its life is over.
+pub(crate) fn keep_admin_context(
+    config: &Config,
+    pki: &Arc<Pki>,
+    api: SocketAddr,
+    supervisor: &Supervisor,
+) -> anyhow::Result<()> {
+    let leaf = pki.client(&Subject::admin())?;
+    write_admin_context(config, pki, api, &leaf)?;
+    let (make, pki, config, token) = (pki.clone(), pki.clone(), config.clone(), supervisor.token().clone());
+    supervisor.spawn("admin certificate", OnExit::Continue, async move {
+        let apply = |fresh: &Leaf| {
+            write_admin_context(&config, &pki, api, fresh)
+                .map_err(|it| PkiError::certificate("hand over", format!("{it:#}")))
+        };
+        keep_fresh(leaf, move || make.client(&Subject::admin()), apply, token).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+fn write_admin_context(config: &Config, pki: &Pki, api: SocketAddr, leaf: &Leaf) -> anyhow::Result<()> {
+    let context = Context {
+        api: api.to_string(),
+        tenant: None,
+        ca: pki.authority_pem().to_owned(),
+        certificate: leaf.certificate_pem.clone(),
+        key: leaf.key_pem.clone(),
+    };
+    let path = config.server.data_dir.join("admin.toml");
+    write_private(&path, toml::to_string(&context)?.as_bytes())
+        .with_context(|| format!("failed to write `{}`", path.display()))
+}

@@ -1,0 +1,376 @@
+//! The role table: what each role is given, in which order they start, and how they stop.
+//!
+//! Order: stores → logs → orchestrator → jobs → data plane → roles. Stopping is the reverse, except that stores need no
+//! stop: what was answered as done is on disk.
+
+use super::data_plane::{self, Running};
+use super::files::{self, Addresses};
+use super::stores::Stores;
+use super::{Listeners, console};
+use anyhow::Context as _;
+use arco_api::server::{ApiDeps, TokenIssuer};
+use arco_builder::{Builder, BuilderDeps};
+use arco_config::{Config, Role};
+use arco_controller::{Controller, ControllerDeps};
+use arco_daemon::health::Health;
+use arco_daemon::metrics::Metrics;
+use arco_daemon::pki::{Leaf, Pki, keep_fresh};
+use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
+use arco_daemon::{BoxError, OnExit, Supervisor, listener};
+use arco_eventlog::Eventlog;
+use arco_model::component::Component;
+use arco_model::log::LogStream;
+use arco_model::traffic::{DataPlaneSettings, SETTINGS};
+use arco_mq::Queue;
+use arco_mq::outbox::Relay;
+use arco_orchestrator::SharedOrchestrator;
+use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
+use arco_registry::{Action, Registry, RegistryDeps, Scope};
+use arco_store::images::Images;
+use arco_store::logs::LogSink;
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Batches of log lines on their way.
+const LOG_BATCHES: usize = 1024;
+/// How long a registry token of the API is good for.
+const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+/// How long the last log lines may take to be on disk.
+const LOGS_GRACE: Duration = Duration::from_secs(3);
+
+/// Everything that runs.
+pub(crate) struct Platform {
+    pub(crate) addresses: Addresses,
+    data_plane: Option<Running>,
+    orchestrator: SharedOrchestrator,
+    /// The keeper of logs: it has a supervisor of its own, so that it ends after everything that writes.
+    logs: Supervisor,
+}
+
+/// Starts every role of the settings.
+pub(crate) async fn start(
+    config: &Config,
+    listeners: Listeners,
+    supervisor: &Supervisor,
+    health: &Health,
+) -> anyhow::Result<Platform> {
+    let data_dir = &config.server.data_dir;
+    let token = supervisor.token();
+    let metrics = Metrics::new();
+    let pki = Arc::new(Pki::open(&data_dir.join("pki")).context("failed to open the platform's authority")?);
+    let stores = Stores::open(config).await?;
+
+    let (logs, batches) = LogSink::channel(LOG_BATCHES);
+    let eventlog = Eventlog::open(&config.eventlog, data_dir.join("logs"))?;
+    metrics.register("eventlog", |it| eventlog.metrics().register(it));
+    let log_keeper = Supervisor::new();
+    {
+        let (eventlog, stop) = (eventlog.clone(), log_keeper.token().clone());
+        log_keeper.spawn("eventlog", OnExit::Shutdown, async move {
+            eventlog.run(batches, stop).await.map_err(BoxError::from)
+        });
+        let (ended, whole) = (log_keeper.token().clone(), token.clone());
+        supervisor.spawn("eventlog watch", OnExit::Continue, async move {
+            tokio::select! {
+                () = whole.cancelled() => {}
+                () = ended.cancelled() => whole.cancel(), // without logs the platform must not go on
+            }
+            Ok(())
+        });
+    }
+    health.role("eventlog").ready();
+
+    let local = LocalConfig {
+        data_dir: data_dir.clone(),
+        cache_dir: config.server.cache_dir.clone(),
+        network: config.network.clone(),
+        allowed_networks: config.builder.allowed_networks.clone(),
+        instance_log_mb: config.orchestrator.instance_log_mb,
+        executable: std::env::current_exe().context("failed to find this executable")?,
+    };
+    let local = LocalOrchestrator::start(local, stores.images.clone(), logs.clone())
+        .await
+        .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
+    let dns_address = local.dns_address();
+    let orchestrator: SharedOrchestrator = local.clone();
+    health.role("orchestrator").ready();
+
+    let queue = Queue::new(stores.kv.clone());
+    if stores.kv.name() == "embedded" {
+        // Only this process works on the embedded store: what its predecessor had is free at once.
+        queue.release_claims().await.context("failed to free the jobs of the last run")?;
+    }
+    let relay = Relay::new(stores.metadata.clone(), queue.clone());
+    let outbox = relay.bell();
+    {
+        let token = token.clone();
+        supervisor.spawn("outbox relay", OnExit::Shutdown, async move {
+            relay.run(token).await;
+            Ok(())
+        });
+    }
+
+    let mut addresses = Addresses::default();
+    let mut data_plane = None;
+    if config.server.has(Role::Gateway) {
+        let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
+        publish_settings(config, &stores, dns_address).await?;
+        let running = data_plane::start(config, &pki, store, supervisor).await?;
+        (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
+        let published = [running.http().port(), running.https().port()].into();
+        local.publish_ports(published).await.context("failed to let instances reach the gateway")?;
+        data_plane = Some(running);
+        health.role("gateway").ready();
+    }
+
+    let (deleted, gone) = mpsc::channel(1024);
+    if config.server.has(Role::Controller) {
+        let controller = Controller::new(ControllerDeps {
+            metadata: stores.metadata.clone(),
+            kv: stores.kv.clone(),
+            orchestrator: orchestrator.clone(),
+            queue: queue.clone(),
+            secrets: stores.secrets.clone(),
+            logs: logs.clone(),
+            domain: config.server.domain.clone(),
+            deleted,
+        });
+        controller.start(supervisor).await.map_err(|it| anyhow::anyhow!("failed to start the controller: {it}"))?;
+        health.role("controller").ready();
+    }
+    clean_up_after(gone, eventlog.clone(), stores.images.clone(), data_dir.join("cache").join("builds"), supervisor);
+
+    if config.server.has(Role::Builder) {
+        let builder = Builder::new(BuilderDeps {
+            config: config.builder.clone(),
+            data_dir: data_dir.clone(),
+            cache_dir: config.server.cache_dir.clone(),
+            metadata: stores.metadata.clone(),
+            images: stores.images.clone(),
+            orchestrator: orchestrator.clone(),
+            queue: queue.clone(),
+            logs: logs.clone(),
+        });
+        let builder = builder.await.map_err(|it| anyhow::anyhow!("failed to start the builder: {it}"))?;
+        let token = token.clone();
+        supervisor.spawn("builder", OnExit::Shutdown, async move { builder.run(token).await });
+        health.role("builder").ready();
+    }
+
+    let registry = Registry::build(RegistryDeps {
+        images: stores.images.clone(),
+        folder: data_dir.join("registry"),
+        public_url: None,
+    })?;
+    if let Some(listener) = listeners.registry {
+        addresses.registry = Some(listener.local_addr()?);
+        supervisor.spawn(
+            "registry",
+            OnExit::Shutdown,
+            listener::serve(listener, None, registry.router(), supervisor.clone()),
+        );
+        collect_garbage(registry.clone(), orchestrator.clone(), supervisor);
+        health.role("registry").ready();
+    }
+
+    if let Some(listener) = listeners.api {
+        let address = listener.local_addr()?;
+        addresses.api = Some(address);
+        files::keep_admin_context(config, &pki, address, supervisor)?;
+        let issuer = registry.clone();
+        let issue: TokenIssuer = Arc::new(move |repository: &str| {
+            let scope = Scope::repository(repository, &[Action::Pull, Action::Push]);
+            Ok(issuer.tokens().issue(&scope, TOKEN_LIFE))
+        });
+        let http = data_plane.clone();
+        let role = arco_api::server::build(ApiDeps {
+            config: config.clone(),
+            metadata: stores.metadata.clone(),
+            blobs: stores.blobs.clone(),
+            orchestrator: orchestrator.clone(),
+            queue: queue.clone(),
+            outbox,
+            secrets: stores.secrets.clone(),
+            logs: logs.clone(),
+            eventlog: eventlog.router(),
+            gateway_http: Arc::new(move || http.as_ref().map(Running::http)),
+            pki: Some(pki.clone()),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            registry_token: Some(issue),
+        });
+        role.prepare().await?;
+        let certificate = certificate(&pki, address, supervisor)?;
+        let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required)?;
+        supervisor.spawn("api", OnExit::Shutdown, role.run(listener, tls, supervisor.clone()));
+        health.role("api").ready();
+    }
+
+    if let Some(listener) = listeners.console {
+        addresses.console = Some(listener.local_addr()?);
+        let shown = |it: Option<SocketAddr>| it.map_or_else(|| "does not run here".to_owned(), |it| it.to_string());
+        let page = console::Page {
+            health: health.clone(),
+            gateway: shown(addresses.http),
+            api: shown(addresses.api),
+            registry: shown(addresses.registry),
+            data_dir: data_dir.display().to_string(),
+        };
+        health.role("console").ready();
+        let router = console::router(page, metrics);
+        supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
+    }
+    Ok(Platform { addresses, data_plane, orchestrator, logs: log_keeper })
+}
+
+impl Platform {
+    /// Where people go next.
+    pub(crate) fn welcome(&self, config: &Config) -> String {
+        let shown = |it: Option<SocketAddr>| it.map_or_else(|| "-".to_owned(), |it| it.to_string());
+        let mut text = format!(
+            "applications at http://{}, console at http://{}",
+            shown(self.addresses.http),
+            shown(self.addresses.console)
+        );
+        if config.server.domain == "localhost" {
+            text.push_str("; hosts below `localhost` open on this machine only: start with `--domain SUFFIX` whose wildcard points here for others");
+        }
+        text
+    }
+
+    /// Stops everything in order.
+    pub(crate) async fn stop(&self, config: &Config, supervisor: &Supervisor, grace: Duration) {
+        let began = std::time::Instant::now();
+        if let Some(data_plane) = self.data_plane.as_ref().filter(|_| !config.server.keep_data_plane) {
+            supervisor.token().cancel(); // the watch must not start it again
+            data_plane.stop(Duration::from_millis(config.gateway.drain_timeout_ms)).await;
+        }
+        if let Err(error) = self.orchestrator.shutdown(config.server.stop_instances).await {
+            tracing::error!(%error, "the orchestrator did not stop as it should");
+        }
+        if !supervisor.shutdown(grace.saturating_sub(began.elapsed())).await {
+            tracing::warn!("some tasks did not stop in time");
+        }
+        if !self.logs.shutdown(LOGS_GRACE).await {
+            tracing::warn!("the last lines of logs are not on disk");
+        }
+    }
+}
+
+/// What DNS needs.
+async fn publish_settings(config: &Config, stores: &Stores, dns: Ipv4Addr) -> anyhow::Result<()> {
+    let forwarders = match config.network.forwarders.is_empty() {
+        false => config.network.forwarders.clone(),
+        true => name_servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+    };
+    let settings = DataPlaneSettings {
+        dns_listen: Some(SocketAddrV4::new(dns, 53)),
+        dns_forwarders: forwarders,
+        domain: config.server.domain.clone(),
+    };
+    stores.kv.put(SETTINGS, serde_json::to_vec(&settings)?, None).await?;
+    Ok(())
+}
+
+/// Addresses of `nameserver` lines (resolv.conf(5)).
+fn name_servers(text: &str) -> Vec<std::net::IpAddr> {
+    let line = |it: &str| it.trim().strip_prefix("nameserver").and_then(|it| it.trim().parse().ok());
+    text.lines().filter_map(line).collect()
+}
+
+/// A certificate of the API for its address, renewed at half of its life.
+fn certificate(pki: &Arc<Pki>, address: SocketAddr, supervisor: &Supervisor) -> anyhow::Result<HotCertificate> {
+    let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    if address.ip().is_unspecified() {
+        hosts.extend(interface_addresses());
+    } else {
+        hosts.push(address.ip().to_string());
+    }
+    if let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        hosts.push(name.trim().to_owned());
+    }
+    let leaf = pki.server(&hosts)?;
+    let certificate = HotCertificate::new(&leaf)?;
+    let (pki, swapped, token) = (pki.clone(), certificate.clone(), supervisor.token().clone());
+    supervisor.spawn("api certificate", OnExit::Continue, async move {
+        keep_fresh(leaf, move || pki.server(&hosts), move |fresh: &Leaf| swapped.swap(fresh), token).await;
+        Ok(())
+    });
+    Ok(certificate)
+}
+
+/// Addresses by which clients may reach a listener on all interfaces.
+fn interface_addresses() -> Vec<String> {
+    let Ok(found) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let address = |it: nix::ifaddrs::InterfaceAddress| {
+        let address = it.address?;
+        let v4 = address.as_sockaddr_in().map(|it| std::net::IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| std::net::IpAddr::V6(it.ip())))
+    };
+    let mut found: Vec<_> = found.filter_map(address).filter(|it| !it.is_loopback()).map(|it| it.to_string()).collect();
+    found.dedup();
+    found
+}
+
+/// Removes what components leave with others: logs, images, build caches.
+fn clean_up_after(
+    mut gone: mpsc::Receiver<Component>,
+    eventlog: Eventlog,
+    images: Images,
+    caches: PathBuf,
+    supervisor: &Supervisor,
+) {
+    let token = supervisor.token().clone();
+    supervisor.spawn("clean up after components", OnExit::Continue, async move {
+        loop {
+            let component = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                component = gone.recv() => component,
+            };
+            let Some(component) = component else { return Ok(()) };
+            let (id, shown) = (component.id.clone(), component.reference());
+            if let Err(error) = eventlog.remove(&LogStream::Component { id: id.clone() }).await {
+                tracing::warn!(component = shown, %error, "the log of a deleted component stays");
+            }
+            let repository = format!("{}/{}", component.tenant, shown);
+            if let Err(error) = arco_registry::garbage::forget_repository(&images, &repository).await {
+                tracing::warn!(component = shown, %error, "the images of a deleted component stay until they are collected");
+            }
+            match tokio::fs::remove_dir_all(caches.join(id.as_str())).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(component = shown, %error, "the build cache of a deleted component stays");
+                }
+                _ => {}
+            }
+        }
+    });
+}
+
+/// Collects what no revision and no running instance uses.
+fn collect_garbage(registry: Registry, orchestrator: SharedOrchestrator, supervisor: &Supervisor) {
+    let token = supervisor.token().clone();
+    supervisor.spawn("registry garbage", OnExit::Continue, async move {
+        let keep = move || {
+            let orchestrator = orchestrator.clone();
+            async move {
+                // What runs has a revision; asking proves that the orchestrator answers before anything is deleted.
+                orchestrator.components().await?;
+                Ok(HashSet::new())
+            }
+        };
+        registry.run(keep, token).await.map_err(BoxError::from)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn name_servers_are_read_from_resolv_conf() {
+        let text = "# c\nsearch a\nnameserver 10.0.0.1\n nameserver ::1\nnameserver x\n";
+        assert_eq!(super::name_servers(text).len(), 2);
+    }
+}

@@ -1,0 +1,12 @@
+//! The executable as people use it: the command line against a scripted platform, and whole platforms that must survive
+//! faults, hostile applications, hostile builds and hostile sources.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must panic")]
+
+mod behave;
+mod command_line;
+mod fake_api;
+mod faults;
+mod hostile_builds;
+mod isolation;
+mod survive;

@@ -1,0 +1,42 @@
+//! Settings of the gateway: `[gateway]`.
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Where and how the gateway accepts traffic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Address for plain HTTP. Port 0 picks a free port.
+    pub http_listen: SocketAddr,
+    /// Address for HTTPS. Port 0 picks a free port.
+    pub https_listen: SocketAddr,
+    /// How long open requests may finish after a stop is asked for, in ms.
+    pub drain_timeout_ms: u64,
+    /// Largest accepted request header, in bytes.
+    pub max_header_bytes: usize,
+    /// How long a client may take to send its request header, in ms.
+    pub request_header_ms: u64,
+    /// How long a connect to an instance may take, in ms.
+    pub connect_ms: u64,
+    /// How long an instance may take until its response begins, in ms.
+    pub response_ms: u64,
+    /// How long a connection may be idle, in ms.
+    pub idle_ms: u64,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        let any = std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Self {
+            http_listen: SocketAddr::new(any, 80),
+            https_listen: SocketAddr::new(any, 443),
+            drain_timeout_ms: 10_000,
+            max_header_bytes: 65_536,
+            request_header_ms: 10_000,
+            connect_ms: 3_000,
+            response_ms: 60_000,
+            idle_ms: 60_000,
+        }
+    }
+}

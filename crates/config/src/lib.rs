@@ -1,0 +1,50 @@
+//! Every setting of the server, a file per section.
+//!
+//! `defaults < file (TOML) < ARCO_SECTION__KEY < flags`. One spelling everywhere; unknown keys are errors. Settings are
+//! static: a change needs a restart. What changes while running lives in the store.
+
+mod builder;
+mod eventlog;
+mod gateway;
+mod load;
+mod network;
+mod orchestrator;
+mod server;
+mod store;
+
+pub use builder::BuilderConfig;
+pub use eventlog::EventlogConfig;
+pub use gateway::GatewayConfig;
+pub use load::{ConfigError, from_sources, template};
+pub use network::NetworkConfig;
+pub use orchestrator::OrchestratorConfig;
+pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
+pub use store::StoreConfig;
+
+use serde::{Deserialize, Serialize};
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The process itself.
+    pub server: ServerConfig,
+    /// REST API.
+    pub api: ApiConfig,
+    /// Console listener.
+    pub console: ConsoleConfig,
+    /// Image registry.
+    pub registry: RegistryConfig,
+    /// Gateway.
+    pub gateway: GatewayConfig,
+    /// Stores.
+    pub store: StoreConfig,
+    /// Network of the instances.
+    pub network: NetworkConfig,
+    /// Builds.
+    pub builder: BuilderConfig,
+    /// Where instances run.
+    pub orchestrator: OrchestratorConfig,
+    /// Logs.
+    pub eventlog: EventlogConfig,
+}

@@ -1,0 +1,112 @@
+//! Puts settings together from file, environment and flags, and prints the template.
+
+use crate::Config;
+use std::path::PathBuf;
+use toml::{Table, Value};
+
+/// Why settings are refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read the configuration file `{}`", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file is not TOML.
+    #[error("the configuration file `{}` is not valid TOML: {}", .0.display(), .1.message())]
+    Syntax(PathBuf, #[source] toml::de::Error),
+    /// A key is unknown or a value has the wrong form.
+    #[error("a setting is wrong: {0}")]
+    Value(String),
+    /// A variable `ARCO_…__…` that names no setting.
+    #[error("the environment variable `{0}` is not a setting (ARCO_SECTION__KEY); `arco config template` lists them")]
+    Variable(String),
+}
+
+/// Settings from a file (if given), environment variables and flags, the later winning.
+///
+/// `flags` are pairs of `section.key` and value.
+pub fn from_sources(
+    file: Option<&std::path::Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    flags: Vec<(&str, Value)>,
+) -> Result<Config, ConfigError> {
+    let mut table = match file {
+        None => Table::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|it| ConfigError::Read(path.to_owned(), it))?;
+            text.parse::<Table>().map_err(|it| ConfigError::Syntax(path.to_owned(), it))?
+        }
+    };
+    let known = Table::try_from(Config::default()).map_err(|it| ConfigError::Value(it.to_string()))?;
+    for (name, text) in environment {
+        let Some((section, key)) = name.strip_prefix("ARCO_").and_then(|it| it.split_once("__")) else { continue };
+        let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
+        let is_section = known.get(&section).is_some_and(|it| it.is_table());
+        if !is_section {
+            return Err(ConfigError::Variable(name));
+        }
+        set(&mut table, &section, &key, parse(&text));
+    }
+    for (path, value) in flags {
+        if let Some((section, key)) = path.split_once('.') {
+            set(&mut table, section, key, value);
+        }
+    }
+    Config::deserialize_from(table)
+}
+
+impl Config {
+    fn deserialize_from(table: Table) -> Result<Self, ConfigError> {
+        serde::Deserialize::deserialize(table)
+            .map_err(|it: toml::de::Error| ConfigError::Value(it.message().to_owned()))
+    }
+}
+
+fn set(table: &mut Table, section: &str, key: &str, value: Value) {
+    let entry = table.entry(section.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(entry) = entry {
+        entry.insert(key.to_owned(), value);
+    }
+}
+
+/// A value as TOML would read it, else as text.
+fn parse(text: &str) -> Value {
+    format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut it| it.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// The defaults as a file that can be edited.
+pub fn template() -> String {
+    toml::to_string_pretty(&Config::default()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> std::vec::IntoIter<(String, String)> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn flags_win_over_environment_and_environment_over_defaults() {
+        let variables = [("ARCO_SERVER__DOMAIN", "env.example"), ("ARCO_BUILDER__PIDS", "7"), ("ARCO_SEED", "1")];
+        let flags = vec![("server.domain", Value::String("flag.example".into()))];
+        let config = from_sources(None, environment(&variables), flags).unwrap();
+        assert_eq!((config.server.domain.as_str(), config.builder.pids), ("flag.example", 7));
+    }
+
+    #[test]
+    fn unknown_settings_are_errors() {
+        assert!(from_sources(None, environment(&[("ARCO_SERVER__NO_SUCH", "1")]), vec![]).is_err());
+        assert!(from_sources(None, environment(&[("ARCO_NO__SUCH", "1")]), vec![]).is_err());
+    }
+
+    #[test]
+    fn the_template_reads_back_as_the_defaults() {
+        let table: Table = template().parse().unwrap();
+        assert_eq!(Config::deserialize_from(table).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,123 @@
+//! Settings of the process and its plain listeners: `[server]`, `[api]`, `[console]`, `[registry]`.
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// A part of the platform.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// REST API.
+    Api,
+    /// Builds.
+    Builder,
+    /// Reconcilers.
+    Controller,
+    /// Logs.
+    Eventlog,
+    /// Gateway and DNS, in a process of their own.
+    Gateway,
+    /// Image registry.
+    Registry,
+    /// Console listener.
+    Console,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 7] =
+        [Role::Api, Role::Builder, Role::Controller, Role::Eventlog, Role::Gateway, Role::Registry, Role::Console];
+}
+
+/// The process itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Everything the platform keeps.
+    pub data_dir: PathBuf,
+    /// What is shared by all servers of this machine: base stacks, toolchains, unpacked layers.
+    pub cache_dir: PathBuf,
+    /// Roles that run here; empty means all.
+    pub roles: Vec<Role>,
+    /// Suffix of default hosts.
+    pub domain: String,
+    /// Longest time from SIGTERM to the end, in ms.
+    pub shutdown_timeout_ms: u64,
+    /// Whether instances are stopped when the server stops.
+    pub stop_instances: bool,
+    /// Whether the data plane goes on when the server stops.
+    pub keep_data_plane: bool,
+    /// Filter of the log, as `info` or `info,arco_builder=debug`.
+    pub log: String,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/arco"),
+            cache_dir: PathBuf::from("/var/cache/arco"),
+            roles: Vec::new(),
+            domain: "localhost".to_owned(),
+            shutdown_timeout_ms: 30_000,
+            stop_instances: false,
+            keep_data_plane: false,
+            log: "info".to_owned(),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Whether `role` runs here.
+    pub fn has(&self, role: Role) -> bool {
+        self.roles.is_empty() || self.roles.contains(&role)
+    }
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// REST API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// Address, with mutual TLS. Port 0 picks a free port.
+    pub listen: SocketAddr,
+    /// Largest upload, in bytes.
+    pub max_upload_bytes: u64,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { listen: loopback(8443), max_upload_bytes: 2 << 30 }
+    }
+}
+
+/// Console listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Address. Port 0 picks a free port.
+    pub listen: SocketAddr,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self { listen: loopback(7070) }
+    }
+}
+
+/// Image registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Address. Port 0 picks a free port.
+    pub listen: SocketAddr,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { listen: loopback(5000) }
+    }
+}

@@ -1,0 +1,199 @@
+//! Role: brings what runs to what was asked, and tells what it sees.
+//!
+//! One reconciler per component: `fetch → plan → apply → observe → status → publish → settle`. It takes no input: jobs,
+//! the orchestrator's bell and a period only say *look*; every look rereads the whole desired state, so that doing it
+//! again, or after a crash, is the same. Judgement is pure and elsewhere (`model::plan`, `model::status`, [`settle`]).
+//!
+//! Not here: how instances are replaced (the orchestrator's driver), how requests are routed (the gateway).
+
+mod cron;
+mod delete;
+mod gateways;
+mod gather;
+mod reconcile;
+mod settle;
+mod traffic;
+mod work;
+
+use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
+use arco_model::component::Component;
+use arco_model::id::ComponentId;
+use arco_model::job::Topic;
+use arco_mq::Queue;
+use arco_orchestrator::SharedOrchestrator;
+use arco_store::clock;
+use arco_store::kv::SharedKv;
+use arco_store::logs::LogSink;
+use arco_store::secrets::SecretBox;
+use arco_store::sql::{Kind, Query, SharedMetadata, SqlError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc};
+
+pub use reconcile::ReconcileError;
+
+/// How often everything is looked at although nothing rang.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Components reconciled at the same time.
+const WORKERS: usize = 4;
+
+/// What the controller works with.
+#[derive(Clone)]
+pub struct ControllerDeps {
+    /// Rows.
+    pub metadata: SharedMetadata,
+    /// Where gateways read.
+    pub kv: SharedKv,
+    /// What runs instances.
+    pub orchestrator: SharedOrchestrator,
+    /// Jobs of topic `controller`.
+    pub queue: Queue,
+    /// Opens secrets for plans.
+    pub secrets: Arc<SecretBox>,
+    /// Operations' logs.
+    pub logs: LogSink,
+    /// Suffix of default hosts.
+    pub domain: String,
+    /// Told about each component that is gone, so that others can clean up after it.
+    pub deleted: mpsc::Sender<Component>,
+}
+
+/// The role.
+#[derive(Clone)]
+pub struct Controller {
+    deps: Arc<ControllerDeps>,
+    work: Arc<work::Work>,
+    traffic: Arc<traffic::Publisher>,
+    gateways: Arc<gateways::Gateways>,
+    notes: Arc<reconcile::Notes>,
+    crons: Arc<cron::Crons>,
+}
+
+impl Controller {
+    /// A controller; nothing runs yet.
+    pub fn new(deps: ControllerDeps) -> Self {
+        let traffic = traffic::Publisher::new(deps.kv.clone(), deps.metadata.clone(), deps.domain.clone());
+        Self {
+            work: Arc::default(),
+            traffic: Arc::new(traffic),
+            gateways: Arc::default(),
+            notes: Arc::default(),
+            crons: Arc::default(),
+            deps: Arc::new(deps),
+        }
+    }
+
+    /// Starts every loop under `supervisor`.
+    pub async fn start(&self, supervisor: &Supervisor) -> Result<(), BoxError> {
+        self.traffic.load().await?;
+        let token = supervisor.token().clone();
+        for _ in 0..WORKERS {
+            supervisor.spawn("controller worker", OnExit::Shutdown, self.clone().worker(token.clone()));
+            supervisor.spawn("controller jobs", OnExit::Shutdown, self.clone().jobs(token.clone()));
+        }
+        supervisor.spawn("controller bell", OnExit::Shutdown, self.clone().bell(token.clone()));
+        supervisor.spawn("controller period", OnExit::Shutdown, self.clone().period(token.clone()));
+        supervisor.spawn("controller gateways", OnExit::Shutdown, self.clone().follow_gateways(token.clone()));
+        supervisor.spawn("controller cron", OnExit::Shutdown, self.clone().cron(token, supervisor.clone()));
+        Ok(())
+    }
+
+    /// Reconciles whatever is due.
+    async fn worker(self, token: CancellationToken) -> Result<(), BoxError> {
+        loop {
+            let item = tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                item = self.work.next() => item,
+            };
+            let again = match self.reconcile(item.id()).await {
+                Ok(again) => again,
+                Err(error) => {
+                    tracing::warn!(component = %item.id(), error = %error.chain(), "reconcile failed, it is tried again");
+                    Some(Duration::from_secs(2))
+                }
+            };
+            item.done(again);
+        }
+    }
+
+    /// Takes jobs: each is one look at its component, acknowledged when the look is over.
+    async fn jobs(self, token: CancellationToken) -> Result<(), BoxError> {
+        loop {
+            let leased = tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                leased = self.deps.queue.lease(Topic::Controller, "controller") => leased,
+            };
+            let leased = match leased {
+                Ok(leased) => leased,
+                Err(error) => {
+                    tracing::warn!(%error, "taking a job failed");
+                    pause(&token, Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            if let Ok(id) = leased.job().request.key.parse::<ComponentId>() {
+                tokio::select! {
+                    () = token.cancelled() => return Ok(()), // unacknowledged: redelivered at the next start
+                    () = self.work.look_and_wait(id) => {}
+                }
+            }
+            if let Err(error) = leased.ack().await {
+                tracing::warn!(%error, "acknowledging a job failed, it comes again");
+            }
+        }
+    }
+
+    /// Looks at what the orchestrator rings for.
+    async fn bell(self, token: CancellationToken) -> Result<(), BoxError> {
+        let mut changes = self.deps.orchestrator.changes();
+        loop {
+            let rung = tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(()),
+                rung = changes.recv() => rung,
+            };
+            match rung {
+                Ok(id) => self.work.look(id),
+                Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all().await?,
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            }
+        }
+    }
+
+    /// Looks at everything from time to time; the first time at once.
+    async fn period(self, token: CancellationToken) -> Result<(), BoxError> {
+        while !token.is_cancelled() {
+            if let Err(error) = self.look_at_all().await {
+                tracing::warn!(%error, "listing components failed");
+            }
+            pause(&token, PERIOD).await;
+        }
+        Ok(())
+    }
+
+    /// Every component with a row, and every one of which something still runs.
+    async fn look_at_all(&self) -> Result<(), SqlError> {
+        for row in self.deps.metadata.list_rows(Kind::Component, &Query::default()).await?.items {
+            if let Ok(id) = row.key.parse() {
+                self.work.look(id);
+            }
+        }
+        match self.deps.orchestrator.components().await {
+            Ok(found) => found.into_iter().for_each(|it| self.work.look(it)),
+            Err(error) => tracing::warn!(%error, "listing what runs failed"),
+        }
+        Ok(())
+    }
+}
+
+/// Waits, but not longer than the process lives.
+async fn pause(token: &CancellationToken, time: Duration) {
+    let _ = tokio::time::timeout(time, token.cancelled()).await;
+}
+
+/// Milliseconds from now until `at`, at least 1.
+fn until(at: arco_model::time::Timestamp) -> Duration {
+    Duration::from_millis(at.since_ms(clock::now()).max(1))
+}

@@ -1,0 +1,148 @@
+//! When operations end, row by row.
+
+use super::*;
+use crate::settle::settle;
+use arco_model::component::{ObservedState, Power};
+use arco_model::id::{ApplicationId, ComponentId, OperationId, RevisionId};
+use arco_model::job::Topic;
+use arco_model::name::{ApplicationName, ComponentName, TenantName};
+use arco_model::source::Source;
+use arco_model::spec::ComponentSpec;
+
+const CREATED: Timestamp = Timestamp(1_000);
+const DEADLINE: Timestamp = Timestamp(60_000);
+
+fn component(kind: ComponentKind) -> Component {
+    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
+    spec.kind = kind;
+    Component {
+        id: ComponentId::from_parts(1, 1),
+        tenant: TenantName::default_tenant(),
+        application_id: ApplicationId::from_parts(1, 1),
+        application: ApplicationName::new("shop").unwrap(),
+        name: ComponentName::new("web").unwrap(),
+        spec,
+        generation: 2,
+        power: Power::On,
+        restarts_asked: 0,
+        desired_revision: Some(RevisionId::from_parts(2, 2)),
+        last_revision_number: 2,
+        observed: ObservedState::default(),
+        created_at: CREATED,
+    }
+}
+
+fn operation(kind: OperationKind, revision: Option<u64>) -> Operation {
+    Operation {
+        id: OperationId::from_parts(1, 1),
+        kind,
+        tenant: TenantName::default_tenant(),
+        application: ApplicationName::new("shop").unwrap(),
+        component: ComponentName::new("web").unwrap(),
+        component_id: ComponentId::from_parts(1, 1),
+        status: OperationStatus::RollingOut,
+        generation: 2,
+        revision: revision.map(|it| RevisionId::from_parts(it, it)),
+        revision_number: revision,
+        problem: None,
+        topic: Topic::Controller,
+        enqueued: true,
+        cancel_asked: false,
+        no_cache: false,
+        build_ms: None,
+        rollout_ms: None,
+        created_at: CREATED,
+        rollout_at: None,
+        ended_at: None,
+        deadline: DEADLINE,
+    }
+}
+
+struct Row {
+    kind: ComponentKind,
+    operation: (OperationKind, Option<u64>),
+    status: Status,
+    rollout: RolloutFacts,
+    plan_applied: bool,
+    gateways_follow: bool,
+    now: Timestamp,
+    ends: Option<(OperationStatus, &'static str)>,
+}
+
+const BASE: Row = Row {
+    kind: ComponentKind::Stateless,
+    operation: (OperationKind::Deploy, Some(2)),
+    status: Status::Running,
+    rollout: RolloutFacts::Done,
+    plan_applied: true,
+    gateways_follow: true,
+    now: Timestamp(5_000),
+    ends: Some((OperationStatus::Succeeded, "")),
+};
+
+#[test]
+fn operations_end_with_the_truth() {
+    use OperationStatus::{Cancelled, Failed, Succeeded};
+    let halted = || RolloutFacts::Halted { cause: None };
+    let rows = [
+        ("all is ready", BASE),
+        ("gateways are behind", Row { gateways_follow: false, ends: None, ..BASE }),
+        ("an older plan is done, ours is not applied", Row { plan_applied: false, ends: None, ..BASE }),
+        (
+            "an older plan halted, ours is not applied",
+            Row { plan_applied: false, rollout: halted(), ends: None, ..BASE },
+        ),
+        ("it rolls", Row { status: Status::Upgrading, rollout: RolloutFacts::Progressing, ends: None, ..BASE }),
+        ("it halted", Row { status: Status::Degraded, rollout: halted(), ends: Some((Failed, "not_healthy")), ..BASE }),
+        (
+            "a newer revision came",
+            Row { operation: (OperationKind::Deploy, Some(1)), ends: Some((Cancelled, "superseded")), ..BASE },
+        ),
+        (
+            "time is over",
+            Row { status: Status::Starting, now: DEADLINE, ends: Some((Failed, "deadline_passed")), ..BASE },
+        ),
+        ("scaled to zero", Row { status: Status::Stopped, ..BASE }),
+        ("stopped", Row { operation: (OperationKind::Stop, None), status: Status::Stopped, ..BASE }),
+        ("stopping", Row { operation: (OperationKind::Stop, None), status: Status::Stopping, ends: None, ..BASE }),
+        (
+            "a job ended well",
+            Row { kind: ComponentKind::Job, status: Status::Succeeded, ends: Some((Succeeded, "")), ..BASE },
+        ),
+        (
+            "a job failed",
+            Row { kind: ComponentKind::Job, status: Status::Abnormal, ends: Some((Failed, "not_healthy")), ..BASE },
+        ),
+        ("a job runs", Row { kind: ComponentKind::Job, ends: None, ..BASE }),
+        ("a schedule is in place", Row { kind: ComponentKind::Cron, ..BASE }),
+    ];
+    for (name, row) in rows {
+        let component = component(row.kind);
+        let observed = Observed {
+            plan: if row.plan_applied { "p" } else { "old" }.into(),
+            rollout: row.rollout,
+            ..Observed::default()
+        };
+        let report = StatusReport { status: row.status, reason: "because".into(), advice: "do".into() };
+        let (gateways_follow, now) = (row.gateways_follow, row.now);
+        let view =
+            View { component: &component, observed: &observed, report: &report, plan: "p", gateways_follow, now };
+        let operation = operation(row.operation.0, row.operation.1);
+        let found =
+            settle(&operation, &view).map(|(status, problem)| (status, problem.map(|it| it.code).unwrap_or_default()));
+        assert_eq!(found, row.ends.map(|(status, code)| (status, code.to_owned())), "{name}");
+    }
+}
+
+#[test]
+fn a_build_is_ended_only_by_its_deadline() {
+    let component = component(ComponentKind::Stateless);
+    let (observed, report) = (Observed::default(), StatusReport { status: Status::Running, ..StatusReport::default() });
+    let mut operation = operation(OperationKind::Deploy, None);
+    operation.status = OperationStatus::Building;
+    for (now, ended) in [(Timestamp(5_000), false), (DEADLINE, true)] {
+        let view =
+            View { component: &component, observed: &observed, report: &report, plan: "", gateways_follow: true, now };
+        assert_eq!(settle(&operation, &view).is_some(), ended);
+    }
+}

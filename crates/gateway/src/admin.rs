@@ -1,0 +1,103 @@
+//! The small listener for people and programs that watch the gateway: `/healthz`, `/metrics`, `/status`; on the control
+//! socket also `POST /stop` and `/hold`, an answer that ends only with the process.
+
+use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+/// What the listener tells and does.
+pub struct Admin {
+    /// Counters as text.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// The state as a JSON document.
+    pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Cancelled by `POST /stop`.
+    pub stop: CancellationToken,
+}
+
+/// Answers on an address: reading only.
+pub async fn serve_tcp(admin: Arc<Admin>, listener: TcpListener, supervisor: Supervisor) -> Result<(), BoxError> {
+    let stop = supervisor.token().clone();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => connection(&supervisor, Arc::clone(&admin), stream, false),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Answers on the control socket: whoever may open it may also stop the process.
+pub async fn serve_unix(admin: Arc<Admin>, listener: UnixListener, supervisor: Supervisor) -> Result<(), BoxError> {
+    let stop = supervisor.token().clone();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => connection(&supervisor, Arc::clone(&admin), stream, true),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn pause(error: &std::io::Error) {
+    tracing::warn!(%error, "an admin connection cannot be accepted");
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+}
+
+fn connection<S>(supervisor: &Supervisor, admin: Arc<Admin>, stream: S, control: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stop = supervisor.token().clone();
+    supervisor.spawn("admin connection", OnExit::Continue, async move {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let admin = Arc::clone(&admin);
+            async move { Ok::<_, Infallible>(answer(&admin, &request, control).await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(hyper_util::rt::TokioTimer::new()).half_close(true);
+        tokio::select! {
+            served = http.serve_connection(TokioIo::new(stream), service) => if let Err(error) = served {
+                tracing::debug!(%error, "an admin connection broke off");
+            },
+            () = stop.cancelled() => {}
+        }
+        Ok(())
+    });
+}
+
+async fn answer(admin: &Admin, request: &Request<Incoming>, control: bool) -> Response<BoxBody<Bytes, Infallible>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        (&Method::GET, "/metrics") => {
+            text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", (admin.metrics)())
+        }
+        (&Method::GET, "/status") => text(StatusCode::OK, "application/json", format!("{}\n", (admin.status)())),
+        (&Method::POST, "/stop") if control => {
+            admin.stop.cancel();
+            text(StatusCode::ACCEPTED, "text/plain", "stopping\n".to_owned())
+        }
+        (&Method::GET, "/hold") if control => std::future::pending().await,
+        _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /healthz, /metrics and /status\n".to_owned()),
+    }
+}
+
+fn text(status: StatusCode, content_type: &'static str, text: String) -> Response<BoxBody<Bytes, Infallible>> {
+    let mut response = Response::new(Full::from(text).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}

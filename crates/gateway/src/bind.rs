@@ -1,0 +1,154 @@
+//! Opens listening addresses: finds conflicts before sharing an address among cores, and says who holds it.
+//!
+//! What must hold: two gateways never share an address by accident. Each address is bound once without `SO_REUSEPORT`,
+//! and a lock per address (an abstract socket, gone with the process, one name space per network namespace) is held.
+
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::UnixListener;
+
+/// Connections that may wait for a core.
+const BACKLOG: i32 = 4096;
+/// A free port may be taken between finding and sharing it.
+const PORT_ATTEMPTS: usize = 10;
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {cause}{holder}; {advice}")]
+pub struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    cause: String,
+    holder: String,
+    advice: &'static str,
+}
+
+impl BindError {
+    fn new(address: SocketAddr, error: &std::io::Error) -> Self {
+        let holder = if error.kind() == std::io::ErrorKind::AddrInUse { holder(address) } else { None };
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "stop it, or choose another address",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+            std::io::ErrorKind::AddrNotAvailable => "no interface of this machine has this address",
+            _ => "choose another address",
+        };
+        let holder = holder.map(|it| format!(" (held by {it})")).unwrap_or_default();
+        Self { address, cause: error.to_string(), holder, advice }
+    }
+}
+
+/// An address that is ours, with a listener for each core.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address as really bound.
+    pub address: SocketAddr,
+    /// One listener for each core, non-blocking.
+    pub listeners: Vec<TcpListener>,
+    /// Held as long as the address is ours.
+    pub lock: AddressLock,
+}
+
+/// Keeps other gateways of this machine from sharing an address.
+#[derive(Debug)]
+pub struct AddressLock {
+    _socket: UnixListener,
+}
+
+/// Binds `address` for `cores` cores. Port 0 picks a free port.
+pub fn bind(address: SocketAddr, cores: usize) -> Result<Bound, BindError> {
+    let fail = |error: std::io::Error| BindError::new(address, &error);
+    let attempts = if address.port() == 0 { PORT_ATTEMPTS } else { 1 };
+    let mut last = None;
+    for _ in 0..attempts {
+        let exact = probe(address).map_err(fail)?;
+        match share(exact, cores) {
+            Ok(bound) => return Ok(bound),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(fail(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
+}
+
+/// Binds alone, so that whoever is there already is found, and lets go again.
+fn probe(address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let socket = open(address, false)?;
+    socket.listen(1)?;
+    socket.local_addr()?.as_socket().ok_or_else(|| std::io::Error::other("not an internet address"))
+}
+
+fn share(address: SocketAddr, cores: usize) -> std::io::Result<Bound> {
+    let name = format!("arco-listen-{address}");
+    let name = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let lock = AddressLock { _socket: UnixListener::bind_addr(&name)? };
+    let listeners = (0..cores.max(1))
+        .map(|_| {
+            let socket = open(address, true)?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect::<std::io::Result<Vec<TcpListener>>>()?;
+    Ok(Bound { address, listeners, lock })
+}
+
+fn open(address: SocketAddr, shared: bool) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Without it an address stays unusable for a minute after the last connection was closed.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Which process listens there, as `nginx (pid 1234)`; only what this user may see.
+fn holder(address: SocketAddr) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let table = std::fs::read_to_string(table).ok()?;
+        table.lines().skip(1).find_map(|line| listening_inode(line, address.port()))
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|it| it.parse::<u32>().ok()) else { continue };
+        let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let holds =
+            files.flatten().any(|it| std::fs::read_link(it.path()).is_ok_and(|it| it.as_os_str() == wanted.as_str()));
+        if holds {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (pid {pid})", name.trim()));
+        }
+    }
+    None
+}
+
+/// The inode of a listening socket on `port` in a line of `/proc/net/tcp`.
+fn listening_inode(line: &str, port: u16) -> Option<u64> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let local = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+    let listening = *fields.get(3)? == "0A";
+    (listening && local == port).then(|| fields.get(9)?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_port_names_its_holder() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        assert_eq!(first.listeners.len(), 2);
+        assert_ne!(first.address.port(), 0);
+        let error = bind(first.address, 1).unwrap_err().to_string();
+        assert!(error.contains(&first.address.to_string()), "{error}");
+        assert!(error.contains(&format!("pid {}", std::process::id())) && error.contains("another address"), "{error}");
+        let address = first.address;
+        drop(first);
+        bind(address, 1).unwrap();
+        let error = bind("192.0.2.1:80".parse().unwrap(), 1).unwrap_err().to_string();
+        assert!(error.contains("no interface"), "{error}");
+    }
+}

@@ -1,0 +1,220 @@
+//! The gateway fed by the coordination store: applies each revision, and says which one it routes by.
+//!
+//! What must hold: a revision is acknowledged only after every new request is routed by it; instances that drain and
+//! still have open requests are named with it.
+
+use crate::engine::{Engine, Limits, Listening, Protocol, Shared};
+use crate::metrics::Metrics;
+use crate::snapshot::Timeouts;
+use crate::source::store::StoreSource;
+use arco_config::GatewayConfig;
+use arco_daemon::{CancellationToken, Supervisor};
+use arco_model::traffic::{GatewayStatus, STATUS_PREFIX};
+use arco_store::kv::mirror::Mirror;
+use arco_store::kv::{KvError, LeaseId, SharedKv};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// A gateway that does not renew this lease for so long counts as gone, in seconds.
+const LEASE_S: u64 = 10;
+const RENEWAL: Duration = Duration::from_secs(3);
+/// Pause after the store did not take the status.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why the gateway does not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] crate::bind::BindError),
+    /// The file of `--config` is not valid.
+    #[error(transparent)]
+    File(#[from] crate::source::file::FileError),
+    /// The last snapshot cannot be used.
+    #[error(transparent)]
+    Mirror(#[from] arco_store::kv::mirror::MirrorError),
+    /// The operating system refused something.
+    #[error("the gateway cannot {step}: {cause}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// Another process serves this data directory.
+    #[error("another data plane (pid {0}) serves this data directory; stop it, or give another `--data-dir`")]
+    Running(String),
+    /// The process ended before it was ready.
+    #[error("the data plane did not start: {0}")]
+    NotStarted(String),
+}
+
+pub(crate) fn system(step: &'static str) -> impl Fn(std::io::Error) -> GatewayError {
+    move |cause| GatewayError::System { step, cause }
+}
+
+/// A gateway that listens, and routes by the last known state from the start.
+pub struct DataPlane {
+    id: String,
+    engine: Engine,
+    shared: Arc<Shared>,
+    mirror: Arc<Mirror>,
+    source: Arc<Mutex<StoreSource>>,
+    idle: Arc<Notify>,
+    applied: watch::Sender<u64>,
+    http: Listening,
+    https: Listening,
+    drain_timeout: Duration,
+}
+
+impl DataPlane {
+    /// Binds every address and routes by what `mirror` knows already. `id` names this gateway among others.
+    pub fn build(
+        supervisor: &Supervisor,
+        config: &GatewayConfig,
+        mirror: Arc<Mirror>,
+        id: &str,
+    ) -> Result<Self, GatewayError> {
+        let millis = Duration::from_millis;
+        let metrics = Metrics::new();
+        let limits = Limits::new(config.max_header_bytes, millis(config.request_header_ms), millis(config.idle_ms));
+        let shared = Shared::new(limits, metrics.clone());
+        let timeouts = Timeouts {
+            connect: millis(config.connect_ms),
+            response: millis(config.response_ms),
+            ..Timeouts::default()
+        };
+        let idle = Arc::new(Notify::new());
+        let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle))));
+        let engine = Engine::start(supervisor, Arc::clone(&shared), 0).map_err(system("start its threads"))?;
+        let http = engine.listen(config.http_listen, &Protocol::Http)?;
+        let https = engine.listen(config.https_listen, &Protocol::Https)?;
+        let drain_timeout = millis(config.drain_timeout_ms);
+        let applied = watch::Sender::new(0);
+        let this =
+            Self { id: id.to_owned(), engine, shared, mirror, source, idle, applied, http, https, drain_timeout };
+        this.apply();
+        Ok(this)
+    }
+
+    /// Where plain HTTP is served, as really bound.
+    pub fn http(&self) -> SocketAddr {
+        self.http.address
+    }
+
+    /// Where HTTPS is served, as really bound.
+    pub fn https(&self) -> SocketAddr {
+        self.https.address
+    }
+
+    /// Revision of the snapshot that requests are routed by.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// What the traffic path shares: for `/metrics`.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Follows the mirror and tells the store what is applied, until `stop`; then drains.
+    pub async fn run(self, kv: SharedKv, stop: CancellationToken) {
+        let mut changed = self.mirror.changed();
+        let follow = async {
+            loop {
+                self.apply();
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = follow => {}
+            () = self.acknowledge(&kv) => {}
+        }
+        let whole = self.engine.drain(self.drain_timeout).await;
+        if !whole {
+            tracing::warn!("requests were still open when the drain time was over");
+        }
+        let key = self.status_key();
+        // The lease ends it anyway; this is only sooner.
+        let _ = tokio::time::timeout(PAUSE, kv.delete(&key)).await;
+    }
+
+    fn source(&self) -> MutexGuard<'_, StoreSource> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Routes by what the mirror knows now.
+    fn apply(&self) {
+        let before = self.shared.snapshot.load_full();
+        let snapshot = self.mirror.read(|view| self.source().snapshot(view, &before));
+        let revision = snapshot.revision;
+        self.shared.snapshot.store(Arc::new(snapshot));
+        drop(before);
+        self.shared.metrics.applied(revision);
+        self.shared.metrics.prune();
+        self.applied.send_replace(revision);
+    }
+
+    fn status_key(&self) -> String {
+        format!("{STATUS_PREFIX}{}", self.id)
+    }
+
+    /// Keeps this gateway's status in the store up to date, for ever.
+    async fn acknowledge(&self, kv: &SharedKv) {
+        let mut lease = None;
+        let mut told: Option<GatewayStatus> = None;
+        let mut applied = self.applied.subscribe();
+        loop {
+            let telling = tokio::time::timeout(RENEWAL, self.tell(kv, &mut lease, &mut told)).await;
+            let telling = telling.unwrap_or_else(|_| {
+                Err(KvError::Unavailable { step: "take the gateway's status", cause: "no answer".to_owned() })
+            });
+            match telling {
+                Ok(()) => {
+                    tokio::select! {
+                        _ = applied.changed() => {}
+                        () = self.idle.notified() => {}
+                        () = tokio::time::sleep(RENEWAL) => {
+                            let Some(known) = lease else { continue };
+                            let renewed = tokio::time::timeout(RENEWAL, kv.lease_keep_alive(known)).await;
+                            if !matches!(renewed, Ok(Ok(_))) {
+                                (lease, told) = (None, None);
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the store did not take the gateway's status");
+                    (lease, told) = (None, None);
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn tell(
+        &self,
+        kv: &SharedKv,
+        lease: &mut Option<LeaseId>,
+        told: &mut Option<GatewayStatus>,
+    ) -> Result<(), KvError> {
+        let status =
+            GatewayStatus { applied_revision: *self.applied.borrow(), busy_draining: self.source().busy_draining() };
+        if told.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let id = match *lease {
+            Some(id) => id,
+            None => *lease.insert(kv.lease_grant(LEASE_S).await?),
+        };
+        let value = serde_json::to_vec(&status).unwrap_or_default();
+        kv.put(&self.status_key(), value, Some(id)).await?;
+        *told = Some(status);
+        Ok(())
+    }
+}

@@ -1,0 +1,338 @@
+//! The traffic path behind one small interface: [`Engine::start`], [`Engine::listen`], [`Engine::drain`], fed by
+//! [`Shared`]. Inside: one thread per core, each with its own listeners and connections; nothing is shared on the way
+//! of a request but the snapshot behind an atomic pointer, and counters.
+//!
+//! HTTP/1.1 runs on hyper behind a strict guard (`guard.rs`); what replaces it keeps this interface.
+
+mod body;
+mod check;
+mod forward;
+mod gate;
+mod guard;
+mod headers;
+mod http;
+mod pool;
+mod proxy_protocol;
+mod tcp;
+mod tls;
+mod transport;
+
+use crate::bind::{AddressLock, BindError, bind};
+use crate::metrics::Metrics;
+use crate::protect::{ConnectionCounts, Counting};
+use crate::snapshot::Snapshot;
+use arc_swap::ArcSwap;
+use arco_daemon::{CancellationToken, OnExit, Supervisor};
+use guard::ClientLimits;
+use pool::Pool;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+pub use tls::{CertificateEntry, CertificateError, Certificates};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+
+/// Pause after a failed accept (as when file descriptors are used up): what is there is served meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that is gone without a word is noticed after about this time.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Most threads: beyond that, one machine's network is the limit.
+const MAX_CORES: usize = 16;
+
+/// Limits of all listeners.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    client: ClientLimits,
+    /// Longest request target in bytes; beyond that 414.
+    pub max_uri_bytes: usize,
+    /// Most client connections; beyond that they are closed at once.
+    pub max_connections: Option<usize>,
+    /// Most client connections of one address.
+    pub max_connections_per_address: Option<u32>,
+}
+
+impl Limits {
+    /// Largest request header in bytes, longest time for it to arrive, longest idle time between requests.
+    pub fn new(max_header_bytes: usize, request_header: Duration, idle: Duration) -> Self {
+        let client = ClientLimits { max_header_bytes, request_header, idle };
+        Self { client, max_uri_bytes: max_header_bytes, max_connections: None, max_connections_per_address: None }
+    }
+}
+
+/// What the traffic path reads; changed by the sources while it runs.
+#[derive(Debug)]
+pub struct Shared {
+    /// The routing table.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Certificates of `https` listeners.
+    pub certificates: ArcSwap<Certificates>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Limits; a change holds for new connections.
+    pub limits: ArcSwap<Limits>,
+    connections: Arc<AtomicUsize>,
+    per_address: Arc<ConnectionCounts>,
+    quiet: Arc<Notify>,
+}
+
+impl Shared {
+    /// Without routes and certificates.
+    pub fn new(limits: Limits, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::default(),
+            certificates: ArcSwap::default(),
+            metrics,
+            limits: ArcSwap::from_pointee(limits),
+            connections: Arc::default(),
+            per_address: Arc::default(),
+            quiet: Arc::default(),
+        })
+    }
+}
+
+/// What a listener speaks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// Plain HTTP/1.1.
+    Http,
+    /// HTTP/1.1 or HTTP/2 over TLS.
+    Https,
+    /// The same, behind a proxy that says by the PROXY protocol who connects.
+    Proxied(Box<Protocol>),
+    /// Bytes, to this upstream.
+    Tcp(Arc<str>),
+}
+
+/// One address that is listened on until this is dropped.
+#[derive(Debug)]
+pub struct Listening {
+    /// As really bound.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    _lock: AddressLock,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Listen {
+    listener: std::net::TcpListener,
+    protocol: Protocol,
+    stop: CancellationToken,
+}
+
+/// What the connections of one core share.
+struct Core {
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    supervisor: Supervisor,
+    drain: CancellationToken,
+    id_high: u64,
+    id_low: AtomicU64,
+}
+
+impl Core {
+    /// An id for a request: random per core, then counted.
+    fn fresh_id(&self) -> u128 {
+        u128::from(self.id_high) << 64 | u128::from(self.id_low.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The threads that serve traffic.
+pub struct Engine {
+    shared: Arc<Shared>,
+    cores: Vec<mpsc::UnboundedSender<Listen>>,
+    drain: CancellationToken,
+}
+
+impl Engine {
+    /// Starts `cores` threads (0: one per processor); they end with the supervisor.
+    pub fn start(supervisor: &Supervisor, shared: Arc<Shared>, cores: usize) -> std::io::Result<Self> {
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = if cores == 0 { available } else { cores }.min(MAX_CORES);
+        let drain = CancellationToken::new();
+        let mut senders = Vec::new();
+        for number in 0..cores {
+            let (sender, mut listens) = mpsc::unbounded_channel::<Listen>();
+            senders.push(sender);
+            let mut random = [0u8; 16];
+            aws_lc_rs::rand::fill(&mut random).map_err(|_| std::io::Error::other("no randomness"))?;
+            let (high, low) = random.split_at(8);
+            let number_of = |half: &[u8]| half.iter().fold(0u64, |sum, it| sum << 8 | u64::from(*it));
+            let core = Arc::new(Core {
+                shared: Arc::clone(&shared),
+                pool: Arc::default(),
+                supervisor: supervisor.clone(),
+                drain: drain.clone(),
+                id_high: number_of(high),
+                id_low: AtomicU64::new(number_of(low)),
+            });
+            let token = supervisor.token().clone();
+            supervisor.spawn_thread(&format!("gateway-{number}"), OnExit::Shutdown, move || async move {
+                let accepting = async {
+                    while let Some(listen) = listens.recv().await {
+                        let listener = TcpListener::from_std(listen.listener)?;
+                        let accept = accept(Arc::clone(&core), listener, listen.protocol, listen.stop);
+                        core.supervisor.spawn("listener", OnExit::Continue, accept);
+                    }
+                    // No more listeners will come, but those that are there go on until the process stops.
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    ended = accepting => ended,
+                    () = core.pool.sweep() => Ok(()),
+                    () = token.cancelled() => Ok(()),
+                }
+            })?;
+        }
+        supervisor.spawn("health checks", OnExit::Shutdown, check::run(Arc::clone(&shared), supervisor.clone()));
+        Ok(Self { shared, cores: senders, drain })
+    }
+
+    /// Listens on `address` on every core. Port 0 picks a free port.
+    pub fn listen(&self, address: SocketAddr, protocol: &Protocol) -> Result<Listening, BindError> {
+        let bound = bind(address, self.cores.len())?;
+        let stop = self.drain.child_token();
+        for (core, listener) in self.cores.iter().zip(bound.listeners) {
+            // A core that has ended stops the process; nobody is left to tell.
+            let _ = core.send(Listen { listener, protocol: protocol.clone(), stop: stop.clone() });
+        }
+        Ok(Listening { address: bound.address, stop, _lock: bound.lock })
+    }
+
+    /// Stops accepting, ends idle connections, and waits at most `grace` for open requests. Returns whether all ended.
+    pub async fn drain(&self, grace: Duration) -> bool {
+        self.drain.cancel();
+        let all_ended = async {
+            loop {
+                let quiet = self.shared.quiet.notified();
+                if self.shared.connections.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                quiet.await;
+            }
+        };
+        tokio::time::timeout(grace, all_ended).await.is_ok()
+    }
+}
+
+/// Counts a connection for [`Engine::drain`].
+struct Counted {
+    connections: Arc<AtomicUsize>,
+    quiet: Arc<Notify>,
+}
+
+impl Counted {
+    fn new(shared: &Shared) -> Self {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        Self { connections: Arc::clone(&shared.connections), quiet: Arc::clone(&shared.quiet) }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.connections.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.quiet.notify_one();
+        }
+    }
+}
+
+async fn accept(
+    core: Arc<Core>,
+    listener: TcpListener,
+    protocol: Protocol,
+    stop: CancellationToken,
+) -> Result<(), arco_daemon::BoxError> {
+    let mut complained = false;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                complained = false;
+                begin(&core, stream, peer, &protocol);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::warn!(%error, "a connection cannot be accepted; those that are open go on");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Protocol) {
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+    // A socket that refuses these still works.
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    let limits = core.shared.limits.load();
+    if limits.max_connections.is_some_and(|it| core.shared.connections.load(Ordering::Relaxed) >= it) {
+        tracing::debug!(%peer, "a connection is refused: there are too many");
+        return;
+    }
+    let (core, protocol) = (Arc::clone(core), protocol.clone());
+    let (counted, gauge) = (Counted::new(&core.shared), core.shared.metrics.connection());
+    let supervisor = core.supervisor.clone();
+    supervisor.spawn("client connection", OnExit::Continue, async move {
+        let _guards = (counted, gauge);
+        serve(core, stream, peer, protocol).await;
+        Ok(())
+    });
+}
+
+async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut protocol: Protocol) {
+    let limits = *core.shared.limits.load_full();
+    let patience = limits.client.request_header;
+    if let Protocol::Proxied(inner) = protocol {
+        let trusted =
+            core.shared.snapshot.load().trusted_proxies.iter().any(|it| it.contains(&peer.ip().to_canonical()));
+        if !trusted {
+            tracing::debug!(%peer, "a PROXY header is taken from `trusted_proxies` only");
+            return;
+        }
+        match tokio::time::timeout(patience, proxy_protocol::read(&mut stream)).await {
+            Ok(Ok(source)) => peer = source.unwrap_or(peer),
+            outcome => {
+                tracing::debug!(%peer, ?outcome, "no PROXY header");
+                return;
+            }
+        }
+        protocol = *inner;
+    }
+    let Ok(_counting) = counted(&core.shared, &limits, peer) else {
+        tracing::debug!(%peer, "a connection is refused: its address has too many");
+        return;
+    };
+    match protocol {
+        Protocol::Http => http::serve(core, stream, peer, None).await,
+        Protocol::Https => {
+            let certificates = core.shared.certificates.load_full();
+            let handshake = tokio::time::timeout(patience, tls::accept(certificates, stream)).await;
+            if let Ok(Some((stream, entry))) = handshake {
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    http::serve_http2(core, stream, peer, entry).await;
+                } else {
+                    http::serve(core, stream, peer, Some(entry)).await;
+                }
+            }
+        }
+        Protocol::Tcp(upstream) => tcp::serve(core, stream, peer, upstream).await,
+        // Never built: a proxy header stands once at the beginning.
+        Protocol::Proxied(_) => {}
+    }
+}
+
+fn counted(shared: &Shared, limits: &Limits, peer: SocketAddr) -> Result<Option<Counting>, ()> {
+    match limits.max_connections_per_address {
+        None => Ok(None),
+        Some(max) => shared.per_address.begin(peer.ip().to_canonical(), max).map(Some).ok_or(()),
+    }
+}

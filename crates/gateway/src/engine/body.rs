@@ -1,0 +1,355 @@
+//! Bodies on their way through: requests with a limit on silence, responses that give their connection back at the end.
+//! Neither is ever collected: each piece is passed on before the next one is read.
+
+use super::guard::InFlight;
+use super::pool::Pool;
+use super::transport::Sender;
+use crate::metrics::UpstreamMetrics;
+use crate::upstream::OpenRequest;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+/// Most pieces of a body that wait for a mirror.
+const MAX_COPIED: usize = 32;
+
+/// Any error of a body.
+pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a request body ended, as its handler sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum BodyEnd {
+    /// It has not failed.
+    Well,
+    /// The client broke it off or broke its framing.
+    Failed,
+    /// The client was silent for too long.
+    TimedOut,
+    /// It is larger than its route takes.
+    TooLarge,
+}
+
+/// What the handler can see of a body that it has handed on.
+#[derive(Debug)]
+pub(super) struct BodyWatch {
+    end: AtomicU8,
+    complete: AtomicBool,
+    waits_for_client: AtomicBool,
+    born: Instant,
+    progress_ms: AtomicU64,
+}
+
+impl BodyWatch {
+    /// How it ended so far.
+    pub(super) fn end(&self) -> BodyEnd {
+        match self.end.load(Ordering::Acquire) {
+            0 => BodyEnd::Well,
+            1 => BodyEnd::Failed,
+            3 => BodyEnd::TooLarge,
+            _ => BodyEnd::TimedOut,
+        }
+    }
+
+    /// Whether all of it was handed on.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// Whether the next piece is the client's turn: its silence has a limit of its own.
+    pub(super) fn waits_for_client(&self) -> bool {
+        self.waits_for_client.load(Ordering::Acquire)
+    }
+
+    /// When the last piece was handed on.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.born + Duration::from_millis(self.progress_ms.load(Ordering::Acquire))
+    }
+}
+
+/// A request body on its way to an endpoint.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    incoming: Option<Incoming>,
+    /// Where a mirror takes its pieces from; `incoming` is empty then.
+    copied: Option<(mpsc::Receiver<Bytes>, SizeHint)>,
+    /// Where a mirror's pieces go.
+    copy_to: Option<mpsc::Sender<Bytes>>,
+    /// Most bytes that may still come.
+    room: u64,
+    watch: Option<Arc<BodyWatch>>,
+    silence: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    /// No body.
+    pub(super) fn empty() -> Self {
+        Self {
+            incoming: None,
+            copied: None,
+            copy_to: None,
+            room: u64::MAX,
+            watch: None,
+            silence: Duration::ZERO,
+            timer: None,
+        }
+    }
+
+    /// The client's body; `silence` is the longest pause between two pieces.
+    pub(super) fn new(incoming: Incoming, silence: Duration) -> (Self, Option<Arc<BodyWatch>>) {
+        if incoming.is_end_stream() {
+            return (Self::empty(), None);
+        }
+        let watch = Arc::new(BodyWatch {
+            end: AtomicU8::new(0),
+            complete: AtomicBool::new(false),
+            waits_for_client: AtomicBool::new(false),
+            born: Instant::now(),
+            progress_ms: AtomicU64::new(0),
+        });
+        let body = Self { incoming: Some(incoming), watch: Some(Arc::clone(&watch)), silence, ..Self::empty() };
+        (body, Some(watch))
+    }
+
+    /// Lets at most `bytes` through.
+    pub(super) fn limit(&mut self, bytes: u64) {
+        self.room = bytes;
+    }
+
+    /// A body that gets the same pieces as this one, until it falls behind.
+    pub(super) fn tee(&mut self) -> Self {
+        if self.incoming.is_none() {
+            return Self::empty();
+        }
+        let (sender, receiver) = mpsc::channel(MAX_COPIED);
+        self.copy_to = Some(sender);
+        Self { copied: Some((receiver, self.size_hint())), ..Self::empty() }
+    }
+
+    fn ended(&self, end: u8) {
+        if let Some(watch) = &self.watch {
+            watch.end.store(end, Ordering::Release);
+        }
+    }
+
+    fn progressed(&self, complete: bool) {
+        if let Some(watch) = &self.watch {
+            watch.waits_for_client.store(false, Ordering::Release);
+            watch.progress_ms.store(watch.born.elapsed().as_millis() as u64, Ordering::Release);
+            if complete {
+                watch.complete.store(true, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some((receiver, left)) = &mut self.copied {
+            let piece = ready!(receiver.poll_recv(cx));
+            let Some(piece) = piece else {
+                // A body of known length that was cut off must not look whole.
+                let cut = left.exact().is_some_and(|it| it > 0);
+                return Poll::Ready(cut.then(|| Err("the mirror fell behind".into())));
+            };
+            if let Some(known) = left.exact() {
+                left.set_exact(known.saturating_sub(piece.len() as u64));
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.timer = None;
+                let length = frame.data_ref().map_or(0, |it| it.len() as u64);
+                let Some(room) = self.room.checked_sub(length) else {
+                    self.ended(3);
+                    return Poll::Ready(Some(Err("the request body is larger than this route takes".into())));
+                };
+                self.room = room;
+                let complete = self.incoming.as_ref().is_some_and(Body::is_end_stream);
+                if let (Some(copy_to), Some(piece)) = (&self.copy_to, frame.data_ref())
+                    && copy_to.try_send(piece.clone()).is_err()
+                {
+                    self.copy_to = None;
+                }
+                if complete {
+                    self.copy_to = None;
+                }
+                self.progressed(complete);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.ended(1);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.copy_to = None;
+                self.progressed(true);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let silence = self.silence;
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+                let timed_out = timer.as_mut().poll(cx).is_ready();
+                if let Some(watch) = &self.watch {
+                    watch.waits_for_client.store(!timed_out, Ordering::Release);
+                }
+                if !timed_out {
+                    return Poll::Pending;
+                }
+                self.ended(2);
+                Poll::Ready(Some(Err("the request body did not arrive in time".into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.copied.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if let Some((_, left)) = &self.copied {
+            return *left;
+        }
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// What happens when a response has been passed on, or broke off.
+pub(super) struct Exchange {
+    pub(super) open: OpenRequest,
+    pub(super) sender: Sender,
+    pub(super) pool: Arc<Pool>,
+    pub(super) transport: u64,
+    pub(super) watch: Option<Arc<BodyWatch>>,
+    pub(super) metrics: Arc<UpstreamMetrics>,
+    pub(super) began: Instant,
+}
+
+impl Exchange {
+    fn end(self, whole: bool) {
+        self.metrics.finished(self.began.elapsed());
+        self.metrics.open.dec();
+        if whole && self.watch.is_none_or(|it| it.is_complete()) {
+            self.pool.put((self.open.endpoint().address, self.transport), self.sender);
+        }
+    }
+}
+
+/// A response body on its way to a client.
+pub(super) struct ResponseBody {
+    content: Content,
+    exchange: Option<Exchange>,
+    /// Longest pause between two pieces; `None` for streams of events.
+    silence: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When all of it must have passed.
+    deadline: Option<Pin<Box<Sleep>>>,
+    _in_flight: Option<InFlight>,
+}
+
+enum Content {
+    Own(Option<Bytes>),
+    Proxied(Incoming),
+}
+
+impl ResponseBody {
+    /// A page of ours.
+    pub(super) fn own(text: String, in_flight: Option<InFlight>) -> Self {
+        let content = Content::Own(Some(Bytes::from(text)).filter(|it| !it.is_empty()));
+        Self { content, exchange: None, silence: None, timer: None, deadline: None, _in_flight: in_flight }
+    }
+
+    /// Breaks off at `deadline`.
+    pub(super) fn until(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline.map(|it| Box::pin(tokio::time::sleep_until(it.into())));
+        self
+    }
+
+    /// An endpoint's answer.
+    pub(super) fn proxied(
+        incoming: Incoming,
+        exchange: Exchange,
+        silence: Option<Duration>,
+        in_flight: Option<InFlight>,
+    ) -> Self {
+        let content = Content::Proxied(incoming);
+        Self { content, exchange: Some(exchange), silence, timer: None, deadline: None, _in_flight: in_flight }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err("the response took longer than its route allows".into())));
+        }
+        let polled = match &mut self.content {
+            Content::Own(bytes) => return Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
+            Content::Proxied(incoming) => Pin::new(incoming).poll_frame(cx),
+        };
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.timer = None;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(exchange) = self.exchange.take() {
+                    exchange.metrics.failures.inc();
+                    exchange.end(false);
+                }
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                if let Some(exchange) = self.exchange.take() {
+                    exchange.end(true);
+                }
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let Some(silence) = self.silence else { return Poll::Pending };
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+                ready!(timer.as_mut().poll(cx));
+                Poll::Ready(Some(Err("the response body did not arrive in time".into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(bytes) => bytes.is_none(),
+            Content::Proxied(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64)),
+            Content::Proxied(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        let whole = self.is_end_stream();
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end(whole);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One request to one of an upstream's endpoints, and to another one when that is safe.
+//!
+//! What must hold: a request is sent a second time only when none of its bytes were sent, or when it has no body and its
+//! method may be repeated (RFC 9110 §9.2.2).
+
+use super::Core;
+use super::body::{BodyWatch, Exchange, RequestBody};
+use super::transport::{Sender, connect};
+use crate::balance::Choice;
+use crate::snapshot::Timeouts;
+use crate::upstream::{OpenRequest, Transport, Upstream};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most endpoints that one request tries.
+const MAX_ENDPOINTS: usize = 4;
+/// Most stale connections that one request finds at one endpoint.
+const MAX_STALE: usize = 2;
+
+/// Why there is no response.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Failure {
+    /// Nobody could be asked.
+    NoEndpoint,
+    /// Not reachable, or broke off.
+    Broken,
+    /// No response in time.
+    TimedOut,
+    /// Too many requests are open.
+    Full,
+}
+
+/// What a request needs on its way.
+pub(super) struct Forward<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) timeouts: Timeouts,
+    pub(super) watch: Option<Arc<BodyWatch>>,
+    pub(super) began: Instant,
+    pub(super) choice: Choice,
+}
+
+/// A failed attempt; the request is there when it may be sent again.
+struct Attempt {
+    failure: Failure,
+    request: Option<Request<RequestBody>>,
+}
+
+/// Sends `request` and waits for the head of the response.
+pub(super) async fn forward(
+    plan: Forward<'_>,
+    mut request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Exchange), Failure> {
+    let metrics = &plan.upstream.metrics;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let settings = &plan.upstream.settings;
+    let mut last = if plan.upstream.is_full() { Failure::Full } else { Failure::NoEndpoint };
+    if settings.transport.http2 && for_http2(&mut request, &settings.transport).is_err() {
+        return Err(Failure::Broken);
+    }
+    while tried.len() < MAX_ENDPOINTS {
+        let Some(open) = plan.upstream.pick_for(&tried, &plan.choice) else { break };
+        if !tried.is_empty() {
+            metrics.retries.inc();
+        }
+        tried.push(open.endpoint().address);
+        let asked = Instant::now();
+        let outcome = attempt(&plan, &open, request).await;
+        if let Some(ejection) = &settings.ejection {
+            let well = outcome.as_ref().is_ok_and(|it| !it.0.status().is_server_error());
+            if open.endpoint().state.ended(well, ejection) {
+                let (name, address) = (&plan.upstream.name, open.endpoint().address);
+                tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
+            }
+        }
+        match outcome {
+            Ok((response, sender)) => {
+                open.endpoint().state.answered();
+                if matches!(settings.balance, crate::balance::Balance::Ewma) {
+                    open.endpoint().state.took(asked.elapsed());
+                }
+                metrics.open.inc();
+                let exchange = Exchange {
+                    open,
+                    sender,
+                    pool: Arc::clone(&plan.core.pool),
+                    transport: settings.transport.id,
+                    watch: plan.watch,
+                    metrics: Arc::clone(metrics),
+                    began: plan.began,
+                };
+                return Ok((response, exchange));
+            }
+            Err(Attempt { failure, request: again }) => {
+                metrics.failures.inc();
+                last = failure;
+                match again {
+                    Some(again) => request = again,
+                    None => break,
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn attempt(
+    plan: &Forward<'_>,
+    open: &OpenRequest,
+    mut request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Sender), Attempt> {
+    let address = open.endpoint().address;
+    let transport = &plan.upstream.settings.transport;
+    let key = (address, transport.id);
+    let repeatable = request.body().is_end_stream() && is_idempotent(request.method());
+    let mut stale = 0;
+    loop {
+        let pooled = plan.core.pool.take(key, repeatable).filter(|_| stale < MAX_STALE);
+        let from_pool = pooled.is_some();
+        let mut sender = match pooled {
+            Some(sender) => sender,
+            None => match connect(&plan.core.supervisor, transport, address, plan.timeouts.connect).await {
+                Ok(sender) => {
+                    // Others may share it from now on.
+                    if let Some(shared) = sender.share() {
+                        plan.core.pool.put(key, shared);
+                    }
+                    sender
+                }
+                Err(failure) => {
+                    open.endpoint().state.failed();
+                    return Err(Attempt { failure, request: Some(request) });
+                }
+            },
+        };
+        if sender.ready().await.is_err() {
+            stale += 1;
+            if !from_pool {
+                return Err(Attempt { failure: Failure::Broken, request: Some(request) });
+            }
+            continue;
+        }
+        let copy = repeatable.then(|| copy_of(&request));
+        let sending = sender.send(request);
+        let (failure, unsent) = match in_time(sending, plan.timeouts.response, plan.watch.as_deref()).await {
+            Some(Ok(response)) => return Ok((response, sender)),
+            Some(Err(mut error)) => {
+                let unsent = error.take_message();
+                tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");
+                (Failure::Broken, unsent.or(copy))
+            }
+            None => return Err(Attempt { failure: Failure::TimedOut, request: None }),
+        };
+        match unsent {
+            Some(again) if from_pool => {
+                // Its server closed it while it lay idle; the others of that age are no better.
+                plan.core.pool.forget(key);
+                stale += 1;
+                request = again;
+            }
+            unsent => return Err(Attempt { failure, request: unsent }),
+        }
+    }
+}
+
+/// Waits for the response's head. While the request's body still moves or the client has to send, no time runs.
+async fn in_time<F: Future>(sending: F, limit: Duration, watch: Option<&BodyWatch>) -> Option<F::Output> {
+    let mut sending = std::pin::pin!(sending);
+    let mut deadline = Instant::now() + limit;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut sending => return Some(done),
+            () = tokio::time::sleep_until(deadline.into()) => {
+                let moved = watch.map(|it| {
+                    let last = if it.waits_for_client() { Instant::now() } else { it.last_progress() };
+                    last + limit
+                });
+                match moved.filter(|it| *it > Instant::now()) {
+                    Some(later) => deadline = later,
+                    None => return None,
+                }
+            }
+        }
+    }
+}
+
+/// Gives a request the form that HTTP/2 needs: the host as part of the target.
+pub(super) fn for_http2(request: &mut Request<RequestBody>, transport: &Transport) -> Result<(), http::Error> {
+    let host = request.headers_mut().remove(header::HOST);
+    let authority = host.as_ref().and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let path = request.uri().path_and_query().map_or("/", |it| it.as_str());
+    let scheme = if transport.tls.is_some() { "https" } else { "http" };
+    *request.uri_mut() = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build()?;
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    Ok(())
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+/// The same request again; only for those without a body.
+fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}

@@ -1,0 +1,170 @@
+//! What a rule answers by itself, and what it changes on the way in and out. Nothing here waits.
+
+use super::Core;
+use super::body::{RequestBody, ResponseBody};
+use super::forward::{Forward, forward};
+use super::headers::Origin;
+use crate::pages::Page;
+use crate::protect::Login;
+use crate::snapshot::{Action, Policy, Rule, Snapshot, StickyCookie};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Most copies that are under way at once, of all routes; beyond that requests are not copied.
+const MAX_MIRRORED: usize = 256;
+static MIRRORED: AtomicUsize = AtomicUsize::new(0);
+
+/// The answer that needs no endpoint.
+pub(super) fn answer<B>(
+    policy: &Policy,
+    rule: &Rule,
+    request: &Request<B>,
+    origin: &Origin<'_>,
+) -> Option<Response<String>> {
+    let headers = request.headers();
+    let protection = &policy.protection;
+    if !protection.admits(origin.client) {
+        let (message, advice) = ("You may not come in from this address.", "Ask whoever runs this application.");
+        return Some(Page::refused(StatusCode::FORBIDDEN, "forbidden", message, advice).render(headers));
+    }
+    if let Some(answer) = policy.cors.as_ref().and_then(|it| it.preflight(request.method(), headers)) {
+        return Some(answer);
+    }
+    if let Some(wait) = protection.wait(origin.client, headers) {
+        return Some(too_many(wait, headers));
+    }
+    if let Some(users) = &protection.users {
+        match users.judge(headers, origin.client) {
+            Login::Welcome => {}
+            Login::TooMany => return Some(too_many(Duration::from_secs(6), headers)),
+            Login::Refused => {
+                let (message, advice) = ("This needs a name and a password.", "Log in, or ask whoever runs this.");
+                let page = Page::refused(StatusCode::UNAUTHORIZED, "unauthorized", message, advice);
+                let mut answer = page.render(headers);
+                let asked = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", users.realm));
+                asked.into_iter().for_each(|it| drop(answer.headers_mut().insert(header::WWW_AUTHENTICATE, it)));
+                return Some(answer);
+            }
+        }
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
+    if protection.max_body_bytes.zip(length).is_some_and(|(max, length)| length > max) {
+        return Some(too_large().render(headers));
+    }
+    if let Some(maintenance) = &policy.maintenance
+        && !maintenance.allow.iter().any(|it| it.contains(&origin.client.to_canonical()))
+    {
+        let mut answer = Page::maintenance(&maintenance.message).render(headers);
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(maintenance.retry_after_s));
+        return Some(answer);
+    }
+    match &policy.action {
+        Action::Forward => None,
+        Action::Answer(answer) => Some(answer.response()),
+        Action::Redirect(redirect) => {
+            let answer = redirect.answer(&rule.path, origin.scheme, origin.host, request.uri());
+            Some(answer.unwrap_or_else(|| Page::bad_path().render(headers)))
+        }
+    }
+}
+
+/// The page for a body that is larger than its route takes.
+pub(super) fn too_large() -> Page {
+    let (message, advice) = ("The request body is larger than this application accepts.", "Send less at once.");
+    Page::refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message, advice)
+}
+
+fn too_many(wait: Duration, headers: &HeaderMap) -> Response<String> {
+    let (message, advice) = ("You ask too often.", "Wait a moment, then try again.");
+    let mut answer = Page::refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message, advice).render(headers);
+    let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    answer
+}
+
+/// What of a request is needed for its response.
+pub(super) struct Outgoing<'a> {
+    policy: &'a Policy,
+    origin: HeaderMap,
+    cookie: Option<HeaderValue>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// For a request with these fields.
+    pub(super) fn new(policy: &'a Policy, request: &HeaderMap) -> Self {
+        let mut origin = HeaderMap::new();
+        if let Some(value) = policy.cors.as_ref().and_then(|_| request.get(header::ORIGIN)) {
+            origin.insert(header::ORIGIN, value.clone());
+        }
+        Self { policy, origin, cookie: None }
+    }
+
+    /// Lets the client come back to the target `name`.
+    pub(super) fn remember(&mut self, sticky: &StickyCookie, token: &str, scheme: &str) {
+        self.cookie = sticky.set(token, scheme == "https");
+    }
+
+    /// Changes a response, an endpoint's or our own. A preflight is marked already.
+    pub(super) fn apply(self, response: &mut HeaderMap) {
+        let preflight = response.contains_key(header::ACCESS_CONTROL_MAX_AGE);
+        if let Some(cors) = self.policy.cors.as_ref().filter(|_| !preflight) {
+            cors.mark(&self.origin, response);
+        }
+        if let Some(cookie) = self.cookie {
+            response.append(header::SET_COOKIE, cookie);
+        }
+        self.policy.response_headers.apply(response);
+    }
+}
+
+/// Changes the request on its way to an endpoint; the answer when that cannot be done.
+pub(super) fn rewrite(policy: &Policy, rule: &Rule, parts: &mut http::request::Parts) -> Result<(), StatusCode> {
+    if let Some(path) = &policy.rewrite.path {
+        parts.uri = path.apply(&rule.path, &parts.uri).ok_or(StatusCode::BAD_REQUEST)?.into();
+    }
+    if let Some(host) = &policy.rewrite.host {
+        parts.headers.insert(header::HOST, host.clone());
+    }
+    policy.request_headers.apply(&mut parts.headers);
+    Ok(())
+}
+
+/// Sends a copy of the request where the rule says so; the copy's fate changes nothing for the client. A body is copied
+/// as it passes; a mirror that is too slow for it is cut off.
+pub(super) fn mirror(
+    core: &Arc<Core>,
+    snapshot: &Snapshot,
+    policy: &Policy,
+    parts: &http::request::Parts,
+    body: &mut RequestBody,
+) {
+    let Some(mirror) = policy.mirror.as_ref().filter(|it| it.takes()) else { return };
+    let Some(upstream) = snapshot.upstreams.get(&mirror.upstream).cloned() else { return };
+    if parts.headers.contains_key(header::UPGRADE) {
+        return;
+    }
+    if MIRRORED.fetch_add(1, Ordering::Relaxed) >= MAX_MIRRORED {
+        MIRRORED.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let mut request = Request::new(body.tee());
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = parts.headers.clone();
+    let core = Arc::clone(core);
+    let supervisor = core.supervisor.clone();
+    supervisor.spawn("mirror", arco_daemon::OnExit::Continue, async move {
+        let timeouts = upstream.timeouts;
+        let (began, choice) = (Instant::now(), crate::balance::Choice::default());
+        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch: None, began, choice };
+        if let Ok((response, exchange)) = forward(plan, request).await {
+            let mut body = ResponseBody::proxied(response.into_body(), exchange, Some(timeouts.response), None);
+            while let Some(Ok(_)) = body.frame().await {}
+        }
+        MIRRORED.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    });
+}

@@ -1,0 +1,205 @@
+//! Which header fields end here and which are added. Pure.
+//!
+//! Nothing that a client says about addresses, protocol or host of other hops is believed.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use std::net::IpAddr;
+
+/// Fields that speak about one hop.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+];
+
+/// Fields that only this gateway may set.
+const OURS: [HeaderName; 7] = [
+    header::FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("http2-settings"),
+];
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Whether `Connection` asks for `option`.
+pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
+    let values = headers.get_all(header::CONNECTION).iter();
+    values
+        .filter_map(|it| it.to_str().ok())
+        .flat_map(|it| it.split(','))
+        .any(|it| it.trim().eq_ignore_ascii_case(option))
+}
+
+/// Removes what ends at this hop, with everything that `Connection` names.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|it| it.to_str().ok())
+        .flat_map(|it| it.split(','))
+        .filter_map(|it| HeaderName::try_from(it.trim()).ok())
+        // A sender cannot make us drop what frames or routes the message.
+        .filter(|it| !matches!(*it, header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION))
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// What a request brings along to an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin<'a> {
+    /// Who connected to us.
+    pub(super) client: IpAddr,
+    /// `X-Forwarded-For` when a trusted proxy is in between.
+    pub(super) chain: Option<&'a str>,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    /// Host as the client wrote it.
+    pub(super) host: &'a str,
+    /// Used when the request has no id yet.
+    pub(super) fresh_id: u128,
+}
+
+/// Turns a client's fields into those for an endpoint. `upgrade` keeps the upgrade that was asked for.
+pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade: bool) {
+    let protocol = headers.remove(header::UPGRADE).filter(|_| upgrade);
+    strip_hop_by_hop(headers);
+    // Answered here: the endpoint is only asked when the body is on its way.
+    headers.remove(header::EXPECT);
+    for name in &OURS {
+        headers.remove(name);
+    }
+    let lookalikes: Vec<HeaderName> = headers.keys().filter(|it| is_lookalike(it.as_str())).cloned().collect();
+    for name in lookalikes {
+        headers.remove(name);
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+    }
+    let client = origin.client.to_canonical().to_string();
+    if let Ok(client) = HeaderValue::from_str(&client) {
+        let chain = origin.chain.and_then(|it| HeaderValue::from_str(it).ok());
+        headers.insert("x-forwarded-for", chain.unwrap_or_else(|| client.clone()));
+        headers.insert("x-real-ip", client);
+    }
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(origin.scheme));
+    if let Ok(host) = HeaderValue::from_str(origin.host) {
+        headers.insert("x-forwarded-host", host);
+    }
+    let keeps_id = headers.get(X_REQUEST_ID).is_some_and(|it| is_request_id(it.as_bytes()));
+    if !keeps_id && let Ok(id) = HeaderValue::from_str(&format!("{:032x}", origin.fresh_id)) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+}
+
+/// What a trusted proxy at `peer` said about the way so far, with the proxy itself.
+pub(super) fn chain(headers: &HeaderMap, peer: IpAddr) -> String {
+    let lines = headers.get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok());
+    let mut chain: Vec<String> = lines.map(str::to_owned).collect();
+    chain.push(peer.to_canonical().to_string());
+    chain.join(", ")
+}
+
+/// The scheme that a trusted proxy was asked by.
+pub(super) fn scheme_before(headers: &HeaderMap) -> Option<&'static str> {
+    match headers.get("x-forwarded-proto")?.as_bytes() {
+        b"https" => Some("https"),
+        b"http" => Some("http"),
+        _ => None,
+    }
+}
+
+/// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113 §8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_some() && crumbs.next().is_some() {
+        let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
+}
+
+/// `x_forwarded_for` and the like become the real field in CGI-like servers.
+fn is_lookalike(name: &str) -> bool {
+    name.contains('_') && {
+        let dashed = name.replace('_', "-");
+        OURS.iter().chain(&HOP_BY_HOP).any(|it| it.as_str() == dashed)
+            || matches!(dashed.as_str(), "content-length" | "host" | "x-request-id" | "proxy")
+    }
+}
+
+fn is_request_id(bytes: &[u8]) -> bool {
+    (8..=128).contains(&bytes.len()) && bytes.iter().all(|it| it.is_ascii_alphanumeric() || b"-_.:".contains(it))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(rows: &[(&'static str, &'static str)]) -> HeaderMap {
+        rows.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_client_is_not_believed_and_hops_end_here() {
+        let mut headers = map(&[
+            ("host", "a.example.com:8080"),
+            ("connection", "keep-alive, x-drop, host, authorization"),
+            ("x-drop", "1"),
+            ("authorization", "kept"),
+            ("x-keep", "1"),
+            ("te", "trailers"),
+            ("proxy-authorization", "x"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("expect", "100-continue"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x_forwarded_for", "1.1.1.1"),
+            ("content_length", "9"),
+            ("x-request-id", "good-id-1234"),
+        ]);
+        let client = "::ffff:192.0.2.7".parse().unwrap();
+        let origin = Origin { client, chain: None, scheme: "http", host: "a.example.com:8080", fresh_id: 7 };
+        for_endpoint(&mut headers, origin, false);
+        let mut rows: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        rows.sort();
+        assert_eq!(
+            rows,
+            [
+                "authorization: kept",
+                "host: a.example.com:8080",
+                "x-forwarded-for: 192.0.2.7",
+                "x-forwarded-host: a.example.com:8080",
+                "x-forwarded-proto: http",
+                "x-keep: 1",
+                "x-real-ip: 192.0.2.7",
+                "x-request-id: good-id-1234",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_upgrade_is_kept_and_a_bad_id_replaced() {
+        let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("x-request-id", "a b")]);
+        assert!(connection_has(&headers, "upgrade"));
+        let origin = Origin { client: [192, 0, 2, 7].into(), chain: None, scheme: "https", host: "a", fresh_id: 255 };
+        for_endpoint(&mut headers, origin, true);
+        assert_eq!(headers["connection"], "upgrade");
+        assert_eq!(headers["upgrade"], "websocket");
+        assert_eq!(headers["x-request-id"], format!("{:032x}", 255).as_str());
+    }
+}

@@ -1,0 +1,424 @@
+//! HTTP/1.1 connections of clients: parse, route, pass on, answer.
+
+use super::Core;
+use super::body::{BodyEnd, RequestBody, ResponseBody};
+use super::forward::{Failure, Forward, forward};
+use super::gate::{self, Outgoing};
+use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
+use super::headers::{self, Origin};
+use super::tls::CertificateEntry;
+use crate::balance::Balance;
+use crate::pages::Page;
+use crate::protect::client_of;
+use crate::snapshot::{Asked, StickyCookie, host_key, normal_path};
+use crate::upstream::Upstream;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// How long a refused client may go on sending, so that it reads the refusal before its connection is reset.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Most requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// Most streams that a client may have reset before they were looked at, and that we reset on account of its mistakes;
+/// beyond that the connection ends (rapid reset).
+const MAX_RESETS: usize = 20;
+const MAX_LOCAL_RESETS: usize = 256;
+
+/// What all requests of one client connection share.
+struct Connection {
+    core: Arc<Core>,
+    peer: SocketAddr,
+    tls: Option<Arc<CertificateEntry>>,
+    control: Arc<Control>,
+    max_uri: usize,
+}
+
+/// Serves one client connection to its end.
+pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Option<Arc<CertificateEntry>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let control = Arc::new(Control::default());
+    let (limits, max_uri) = limits_of(&core);
+    let guard = Guard::new(stream, limits, Arc::clone(&control));
+    let drain = core.drain.clone();
+    let metrics = core.shared.metrics.clone();
+    let max_buffer = limits.max_header_bytes.max(16 * 1024) + 16 * 1024;
+    let connection = Arc::new(Connection { core, peer, tls, control, max_uri });
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        let in_flight = connection.control.begin();
+        async move { Ok::<_, Infallible>(handle(&connection, request, Some(in_flight)).await) }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(None).max_headers(crate::framing::MAX_HEADERS);
+    http.max_buf_size(max_buffer);
+    let mut serving = http.serve_connection(TokioIo::new(guard), service).with_upgrades();
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = &mut serving => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a client connection broke off");
+                }
+                break;
+            }
+            () = drain.cancelled(), if !draining => {
+                draining = true;
+                Pin::new(&mut serving).graceful_shutdown();
+            }
+        }
+    }
+    let Some(parts) = serving.into_parts() else { return };
+    let guard = parts.io.into_inner();
+    if let Some(refusal) = guard.unanswered_refusal() {
+        metrics.refused(refusal.status);
+        let (status, why) = (refusal.status, refusal.why);
+        let reason = StatusCode::from_u16(status).ok().and_then(|it| it.canonical_reason()).unwrap_or_default();
+        let answer = format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{why}\n",
+            why.len() + 1
+        );
+        refuse(guard.into_stream(), answer.as_bytes()).await;
+    }
+}
+
+fn limits_of(core: &Core) -> (super::guard::ClientLimits, usize) {
+    let limits = core.shared.limits.load();
+    (limits.client, limits.max_uri_bytes)
+}
+
+/// Serves a client that chose HTTP/2 by ALPN.
+pub(super) async fn serve_http2<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Arc<CertificateEntry>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (limits, max_uri) = limits_of(&core);
+    let drain = core.drain.clone();
+    let mut http = hyper::server::conn::http2::Builder::new(super::transport::Spawner(core.supervisor.clone()));
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(64 * 1024)
+        .keep_alive_interval(limits.idle)
+        .keep_alive_timeout(limits.request_header);
+    let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        async move { Ok::<_, Infallible>(handle(&connection, request, None).await) }
+    });
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = &mut serving => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a client connection broke off");
+                }
+                return;
+            }
+            () = drain.cancelled(), if !draining => {
+                draining = true;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Writes a last answer and lets the client read it.
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8]) {
+    let last_words = async {
+        stream.write_all(answer).await?;
+        stream.shutdown().await?;
+        let mut rest = [0u8; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    // Whatever goes wrong now, the connection is over.
+    let _ = tokio::time::timeout(LINGER, last_words).await;
+}
+
+/// Answers one request.
+async fn handle(
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+    in_flight: Option<InFlight>,
+) -> Response<ResponseBody> {
+    let upgrade = wants_upgrade(&request).then(|| connection.control.upgrade());
+    let began = Instant::now();
+    let core = &connection.core;
+    let snapshot = core.shared.snapshot.load_full();
+    let written_host = host_of(&request);
+    if request.uri().path_and_query().is_some_and(|it| it.as_str().len() > connection.max_uri) {
+        core.shared.metrics.refused(414);
+        return page(&uri_too_long(), &request, in_flight);
+    }
+    if *request.method() == http::Method::CONNECT {
+        core.shared.metrics.refused(405);
+        let advice = "Ask for the address itself.";
+        let refused =
+            Page::refused(StatusCode::METHOD_NOT_ALLOWED, "no_connect", "CONNECT is not served here.", advice);
+        return page(&refused, &request, in_flight);
+    }
+    let Some(host) = host_key(&written_host) else {
+        core.shared.metrics.refused(404);
+        return page(&Page::unknown_host(&written_host), &request, in_flight);
+    };
+    if let Some(tls) = &connection.tls
+        && !core.shared.certificates.load().same_policy(tls, &host)
+    {
+        core.shared.metrics.refused(421);
+        return page(&Page::misdirected(&host), &request, in_flight);
+    }
+    let Some(entry) = snapshot.host(&host) else {
+        core.shared.metrics.refused(404);
+        return page(&Page::unknown_host(&host), &request, in_flight);
+    };
+    let metrics = &entry.metrics;
+    let Some(rule) = entry.find(&Asked {
+        method: request.method(),
+        path: &normal_path(request.uri().path()),
+        query: request.uri().query(),
+        headers: request.headers(),
+    }) else {
+        metrics.answered(404);
+        return page(&Page::unknown_path(&host), &request, in_flight);
+    };
+    let proxy = Some(&snapshot.trusted_proxies).filter(|it| !it.is_empty());
+    let proxy = proxy.filter(|it| it.iter().any(|it| it.contains(&connection.peer.ip().to_canonical())));
+    let scheme = if connection.tls.is_some() { "https" } else { "http" };
+    let chain = proxy.map(|_| headers::chain(request.headers(), connection.peer.ip()));
+    let origin = Origin {
+        client: match proxy {
+            Some(trusted) => client_of(request.headers(), connection.peer.ip(), trusted),
+            None => connection.peer.ip(),
+        },
+        scheme: proxy.and_then(|_| headers::scheme_before(request.headers())).unwrap_or(scheme),
+        chain: chain.as_deref(),
+        host: &written_host,
+        fresh_id: core.fresh_id(),
+    };
+    let policy = rule.policy.as_deref();
+    let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers()));
+    if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {
+        metrics.answered(answer.status().as_u16());
+        let mut response = answer.map(|it| ResponseBody::own(it, in_flight));
+        if let Some(outgoing) = outgoing {
+            outgoing.apply(response.headers_mut());
+        }
+        return response;
+    }
+    let target = match (policy.and_then(|it| it.sticky.as_ref()), &mut outgoing) {
+        (Some(sticky), Some(outgoing)) => {
+            let (target, known) = rule.sticky_target(sticky.value(request.headers()));
+            if !known {
+                outgoing.remember(sticky, &StickyCookie::token(target), origin.scheme);
+            }
+            target
+        }
+        _ => rule.target(),
+    };
+    let Some(upstream) = snapshot.upstreams.get(target) else {
+        metrics.answered(503);
+        let starting = Page::not_up(arco_model::traffic::UpstreamState::Starting, target);
+        return page(&starting, &request, in_flight);
+    };
+    let choice = upstream.settings.balance.choice(request.headers(), origin.client);
+    let protocol_ok = !upstream.settings.transport.http2
+        && request.headers().get(header::UPGRADE).is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    // An upgrade that is not passed on is answered at once: the request is an ordinary one.
+    let upgrade = upgrade.filter(|_| protocol_ok);
+    let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let accept = request.headers().get(header::ACCEPT).cloned();
+    let timeouts = rule.timeouts.unwrap_or(upstream.timeouts);
+    let sticky_token = choice.token.clone();
+    let (mut parts, body) = request.into_parts();
+    let is_http2 = parts.version == Version::HTTP_2;
+    if is_http2 {
+        headers::join_cookies(&mut parts.headers);
+    }
+    headers::for_endpoint(&mut parts.headers, origin, upgrade.is_some());
+    to_origin_form(&mut parts.uri);
+    if parts.version != Version::HTTP_11 {
+        parts.version = Version::HTTP_11;
+    }
+    if (is_http2 || !parts.headers.contains_key(header::HOST))
+        && let Ok(value) = HeaderValue::from_str(&written_host)
+    {
+        parts.headers.insert(header::HOST, value);
+    }
+    if policy.is_some_and(|it| gate::rewrite(it, rule, &mut parts).is_err()) {
+        metrics.answered(400);
+        return page_for(&Page::bad_path(), accept, in_flight);
+    }
+    let (mut body, watch) = RequestBody::new(body, timeouts.request_body);
+    if let Some(max) = policy.and_then(|it| it.protection.max_body_bytes) {
+        body.limit(max);
+    }
+    if let Some(policy) = policy {
+        gate::mirror(core, &snapshot, policy, &parts, &mut body);
+    }
+    let plan = Forward { core, upstream, timeouts, watch: watch.clone(), began, choice };
+    let deadline = timeouts.total.map(|it| began + it);
+    let forwarding = forward(plan, Request::from_parts(parts, body));
+    let outcome = match deadline {
+        None => forwarding.await,
+        Some(at) => tokio::time::timeout_at(at.into(), forwarding).await.unwrap_or(Err(Failure::TimedOut)),
+    };
+    let (mut response, exchange) = match outcome {
+        Ok(it) => it,
+        Err(failure) => {
+            let answer = match (watch.map_or(BodyEnd::Well, |it| it.end()), failure) {
+                (BodyEnd::TimedOut, _) => Page::request_timeout(),
+                (BodyEnd::Failed, _) => malformed_body(),
+                (BodyEnd::TooLarge, _) => gate::too_large(),
+                (BodyEnd::Well, Failure::Full) => Page::overloaded(&upstream.reference),
+                (BodyEnd::Well, Failure::NoEndpoint) => Page::not_up(upstream.state, &upstream.reference),
+                (BodyEnd::Well, Failure::Broken) => Page::bad_gateway(&upstream.reference),
+                (BodyEnd::Well, Failure::TimedOut) => Page::gateway_timeout(&upstream.reference),
+            };
+            metrics.answered(answer.status.as_u16());
+            let mut headers = http::HeaderMap::new();
+            accept.map(|it| headers.insert(header::ACCEPT, it));
+            let mut response = rendered(&answer, &headers, in_flight);
+            if answer.status.is_client_error() && !is_http2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            return response;
+        }
+    };
+    metrics.answered(response.status().as_u16());
+    if let (Balance::Sticky(cookie), false) = (&upstream.settings.balance, sticks(upstream, &sticky_token, &exchange)) {
+        let token = exchange.open.endpoint().token();
+        cookie.set(&token, scheme == "https").map(|it| response.headers_mut().append(header::SET_COOKIE, it));
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let (Some(question), Some(client_side)) = (upgrade, client_side) else {
+            return page_for(&Page::bad_gateway(&upstream.reference), accept, in_flight);
+        };
+        return switch(connection, question, client_side, response, exchange, in_flight);
+    }
+    drop(upgrade);
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(header::UPGRADE);
+    let events =
+        parts.headers.get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(b"text/event-stream"));
+    let silence = (!events).then_some(timeouts.response);
+    parts.version = Version::HTTP_11;
+    if let Some(outgoing) = outgoing {
+        outgoing.apply(&mut parts.headers);
+    }
+    Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, silence, in_flight).until(deadline))
+}
+
+/// Answers 101 and joins both sides.
+fn switch(
+    connection: &Arc<Connection>,
+    question: UpgradeQuestion,
+    client_side: hyper::upgrade::OnUpgrade,
+    mut response: Response<Incoming>,
+    exchange: super::body::Exchange,
+    in_flight: Option<InFlight>,
+) -> Response<ResponseBody> {
+    let endpoint_side = hyper::upgrade::on(&mut response);
+    question.accept();
+    let stop = connection.core.supervisor.token().clone();
+    connection.core.supervisor.spawn("tunnel", arco_daemon::OnExit::Continue, async move {
+        let joined = async {
+            let (client, endpoint) = tokio::try_join!(client_side, endpoint_side)?;
+            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+            tokio::io::copy_bidirectional(&mut client, &mut endpoint).await?;
+            Ok::<_, super::body::BodyError>(())
+        };
+        tokio::select! {
+            ended = joined => if let Err(error) = ended {
+                tracing::debug!(%error, "a tunnel broke off");
+            },
+            () = stop.cancelled() => {}
+        }
+        // The request counts as open until here, so that a draining endpoint keeps its tunnels.
+        exchange.metrics.open.dec();
+        exchange.metrics.finished(exchange.began.elapsed());
+        drop(exchange);
+        Ok(())
+    });
+    let (mut parts, _) = response.into_parts();
+    let protocol = parts.headers.remove(header::UPGRADE);
+    headers::strip_hop_by_hop(&mut parts.headers);
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
+    Response::from_parts(parts, ResponseBody::own(String::new(), in_flight))
+}
+
+/// Whether the guard waits for an answer to this request: the same rule as in `framing`.
+fn wants_upgrade(request: &Request<Incoming>) -> bool {
+    let headers = request.headers();
+    let has_length = headers.get(header::CONTENT_LENGTH).is_some_and(|it| it.as_bytes().iter().any(|it| *it != b'0'));
+    request.version() == Version::HTTP_11
+        && headers.contains_key(header::UPGRADE)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+        && !has_length
+        && headers::connection_has(headers, "upgrade")
+}
+
+/// The host as the client wrote it: of an absolute target, else of the field.
+fn host_of(request: &Request<Incoming>) -> String {
+    if let Some(authority) = request.uri().authority() {
+        return authority.as_str().to_owned();
+    }
+    request.headers().get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+fn to_origin_form(uri: &mut http::Uri) {
+    if uri.authority().is_some() {
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+        *uri = http::Uri::from(path);
+    }
+}
+
+/// Whether the client knows this endpoint already.
+fn sticks(upstream: &Upstream, token: &Option<String>, exchange: &super::body::Exchange) -> bool {
+    matches!(upstream.settings.balance, Balance::Sticky(_))
+        && token.as_ref().is_some_and(|it| *it == exchange.open.endpoint().token())
+}
+
+fn uri_too_long() -> Page {
+    let advice = "Shorten the address, or send what is in it as a body.";
+    Page::refused(StatusCode::URI_TOO_LONG, "uri_too_long", "The address is longer than this gateway accepts.", advice)
+}
+
+fn malformed_body() -> Page {
+    Page {
+        status: StatusCode::BAD_REQUEST,
+        code: "malformed_body",
+        message: "The request body is malformed or broke off.".to_owned(),
+        advice: "Send it again on a new connection.",
+    }
+}
+
+fn page(page: &Page, request: &Request<Incoming>, in_flight: Option<InFlight>) -> Response<ResponseBody> {
+    rendered(page, request.headers(), in_flight)
+}
+
+fn page_for(page: &Page, accept: Option<HeaderValue>, in_flight: Option<InFlight>) -> Response<ResponseBody> {
+    let mut headers = http::HeaderMap::new();
+    accept.map(|it| headers.insert(header::ACCEPT, it));
+    rendered(page, &headers, in_flight)
+}
+
+fn rendered(page: &Page, headers: &http::HeaderMap, in_flight: Option<InFlight>) -> Response<ResponseBody> {
+    page.render(headers).map(|it| ResponseBody::own(it, in_flight))
+}

@@ -1,0 +1,121 @@
+//! How endpoints are spoken to: HTTP/1.1 or HTTP/2, plain or over TLS; and one connection to one of them.
+
+use super::body::RequestBody;
+use super::forward::Failure;
+use crate::upstream::Transport;
+use arco_daemon::{OnExit, Supervisor};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// Lets hyper start its tasks where ours are.
+#[derive(Clone)]
+pub(super) struct Spawner(pub(super) Supervisor);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        self.0.spawn("http/2 stream", OnExit::Continue, async move {
+            future.await;
+            Ok(())
+        });
+    }
+}
+
+/// A connection to an endpoint, or a handle of one that many requests share.
+pub(super) enum Sender {
+    One(http1::SendRequest<RequestBody>),
+    Many(http2::SendRequest<RequestBody>),
+}
+
+impl Sender {
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::One(it) => it.is_closed(),
+            Self::Many(it) => it.is_closed(),
+        }
+    }
+
+    /// Another handle of a shared connection.
+    pub(super) fn share(&self) -> Option<Self> {
+        match self {
+            Self::One(_) => None,
+            Self::Many(it) => Some(Self::Many(it.clone())),
+        }
+    }
+
+    pub(super) async fn ready(&mut self) -> Result<(), hyper::Error> {
+        match self {
+            Self::One(it) => it.ready().await,
+            Self::Many(it) => it.ready().await,
+        }
+    }
+
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Self::One(it) => it.try_send_request(request).await,
+            Self::Many(it) => it.try_send_request(request).await,
+        }
+    }
+}
+
+/// Connects to `address` in at most `limit`, handshakes included.
+pub(super) async fn connect(
+    supervisor: &Supervisor,
+    transport: &Transport,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Sender, Failure> {
+    let connecting = async {
+        let stream = match TcpStream::connect(address).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%address, %error, "an endpoint cannot be reached");
+                return Err(Failure::Broken);
+            }
+        };
+        // Without it small answers wait for acknowledgements; a socket that refuses it still works.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = &transport.tls else { return speak(supervisor, transport.http2, stream, address).await };
+        let connector = tokio_rustls::TlsConnector::from(tls.config.clone());
+        match connector.connect(tls.name.clone(), stream).await {
+            Ok(stream) => speak(supervisor, transport.http2, stream, address).await,
+            Err(error) => {
+                tracing::warn!(%address, %error, "an endpoint's TLS handshake failed");
+                Err(Failure::Broken)
+            }
+        }
+    };
+    tokio::time::timeout(limit, connecting).await.unwrap_or(Err(Failure::TimedOut))
+}
+
+async fn speak<S>(supervisor: &Supervisor, http2: bool, stream: S, address: SocketAddr) -> Result<Sender, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let ended = move |result: Result<(), hyper::Error>| {
+        if let Err(error) = result {
+            tracing::debug!(%address, %error, "a connection to an endpoint ended");
+        }
+        Ok(())
+    };
+    if http2 {
+        let mut builder = http2::Builder::new(Spawner(supervisor.clone()));
+        builder.timer(TokioTimer::new()).adaptive_window(true).max_header_list_size(128 * 1024);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+        supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(connection.await) });
+        return Ok(Sender::Many(sender));
+    }
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(128 * 1024);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+    supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(connection.with_upgrades().await) });
+    Ok(Sender::One(sender))
+}

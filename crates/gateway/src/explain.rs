@@ -1,0 +1,232 @@
+//! Says which route, change and endpoint a request would take, and why. Asks nobody and counts nothing that lasts.
+
+use crate::data_plane::GatewayError;
+use crate::metrics::Metrics;
+use crate::protect::RateKey;
+use crate::snapshot::{Action, Asked, Policy, Rule, Snapshot, host_key, normal_path};
+use crate::source::file::FileSource;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// A request that nobody sends.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// `http://…` or `https://…`.
+    pub url: String,
+    /// Method.
+    pub method: Method,
+    /// Header fields.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Who asks.
+    pub client: IpAddr,
+}
+
+impl Question {
+    /// A plain GET of `url` from this machine.
+    pub fn get(url: &str) -> Self {
+        Self { url: url.to_owned(), method: Method::GET, headers: Vec::new(), client: [127, 0, 0, 1].into() }
+    }
+}
+
+/// Answers by the file at `path`, in lines for people. What happens at run time (health, open requests) is not known.
+pub fn explain(path: &Path, question: &Question) -> Result<String, GatewayError> {
+    let loaded = FileSource::new(path, Metrics::new()).load()?;
+    let mut out = String::new();
+    // Writing into a string cannot fail.
+    let _ = describe(&loaded.snapshot, question, &mut out);
+    Ok(out)
+}
+
+fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::fmt::Result {
+    let Some((uri, authority)) = question
+        .url
+        .parse::<Uri>()
+        .ok()
+        .filter(|it| it.scheme().is_some())
+        .and_then(|it| Some((it.clone(), it.authority()?.clone())))
+    else {
+        return writeln!(out, "`{}` is not a URL: write `http://HOST/PATH`", question.url);
+    };
+    let scheme = uri.scheme_str().unwrap_or("http");
+    let Some(host) = host_key(authority.as_str()) else { return writeln!(out, "host: none; answer 404") };
+    let Some(entry) = snapshot.host(&host) else {
+        return writeln!(out, "host: no route names `{host}`, and no wildcard covers it; answer 404");
+    };
+    let how = if *entry.name == *host { "exactly" } else { "as a wildcard" };
+    writeln!(out, "host: `{host}` is matched by `{}` {how}", entry.name)?;
+    let headers: HeaderMap = question.headers.iter().cloned().collect();
+    let normal = normal_path(uri.path());
+    if normal != uri.path() {
+        writeln!(out, "path: `{}` is matched as `{normal}`", uri.path())?;
+    }
+    let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers };
+    let mut chosen = None;
+    for (number, rule) in entry.rules().iter().enumerate() {
+        let verdict = if !rule.path.matches(&normal) {
+            Some("the path is another".to_owned())
+        } else {
+            rule.conditions.broken(&asked)
+        };
+        match verdict {
+            Some(why) => writeln!(out, "rule {}: {}: no, {why}", number + 1, rule.path)?,
+            None => {
+                writeln!(out, "rule {}: {}: yes; the rules after it are less specific", number + 1, rule.path)?;
+                chosen = Some(rule);
+                break;
+            }
+        }
+    }
+    let Some(rule) = chosen else { return writeln!(out, "route: none; answer 404") };
+    if let Some(policy) = rule.policy.as_deref() {
+        let written = authority.as_str();
+        if !applied(policy, rule, question, &uri, scheme, written, out)? {
+            return Ok(());
+        }
+    }
+    targets(snapshot, rule, question, &headers, out)
+}
+
+/// Writes what the policy does; whether the request goes on to an endpoint.
+fn applied(
+    policy: &Policy,
+    rule: &Rule,
+    question: &Question,
+    uri: &Uri,
+    scheme: &str,
+    written_host: &str,
+    out: &mut String,
+) -> Result<bool, std::fmt::Error> {
+    let protection = &policy.protection;
+    if !protection.admits(question.client) {
+        writeln!(out, "address: {} may not come in; answer 403", question.client)?;
+        return Ok(false);
+    }
+    for rate in &protection.rates {
+        let by = match &rate.key {
+            RateKey::Route => "the route".to_owned(),
+            RateKey::Address => "address".to_owned(),
+            RateKey::Header(name) => format!("header `{name}`"),
+        };
+        writeln!(out, "rate: limited by {by}; beyond it answer 429")?;
+    }
+    if protection.users.is_some() {
+        writeln!(out, "password: needed; without a right one answer 401")?;
+    }
+    if let Some(max) = protection.max_body_bytes {
+        writeln!(out, "body: at most {max} bytes; beyond it answer 413")?;
+    }
+    if let Some(maintenance) = &policy.maintenance
+        && !maintenance.allow.iter().any(|it| it.contains(&question.client.to_canonical()))
+    {
+        writeln!(out, "maintenance: answer 503, `{}`", maintenance.message)?;
+        return Ok(false);
+    }
+    match &policy.action {
+        Action::Forward => {}
+        Action::Answer(answer) => {
+            writeln!(out, "answer: {} by the gateway itself", answer.status.as_u16())?;
+            return Ok(false);
+        }
+        Action::Redirect(redirect) => {
+            let answer = redirect.answer(&rule.path, scheme, written_host, uri);
+            let location = answer.as_ref().and_then(|it| it.headers().get("location")?.to_str().ok());
+            writeln!(out, "redirect: {} to {}", redirect.status.as_u16(), location.unwrap_or("nowhere: answer 400"))?;
+            return Ok(false);
+        }
+    }
+    if let Some(path) = &policy.rewrite.path {
+        match path.apply(&rule.path, uri) {
+            Some(new) => writeln!(out, "rewrite: path `{}` becomes `{new}`", uri.path())?,
+            None => writeln!(out, "rewrite: no valid path comes out; answer 400")?,
+        }
+    }
+    if let Some(host) = &policy.rewrite.host {
+        writeln!(out, "rewrite: Host becomes `{}`", String::from_utf8_lossy(host.as_bytes()))?;
+    }
+    if let Some(mirror) = &policy.mirror {
+        writeln!(out, "mirror: {} % of the requests also go to `{}`", mirror.percent, mirror.upstream)?;
+    }
+    Ok(true)
+}
+
+fn targets(
+    snapshot: &Snapshot,
+    rule: &Rule,
+    question: &Question,
+    headers: &HeaderMap,
+    out: &mut String,
+) -> std::fmt::Result {
+    let total: u64 = rule.targets.iter().map(|it| u64::from(it.1)).sum::<u64>().max(1);
+    let sticky = rule.policy.as_ref().and_then(|it| it.sticky.as_ref());
+    let (chosen, known) = rule.sticky_target(sticky.and_then(|it| it.value(headers)));
+    for (name, weight) in &rule.targets {
+        writeln!(out, "target: `{name}` gets {:.1} % of the requests", f64::from(*weight) * 100.0 / total as f64)?;
+    }
+    if known {
+        writeln!(out, "target: `{chosen}`, as the cookie says")?;
+    }
+    let Some(upstream) = snapshot.upstreams.get(chosen) else {
+        return writeln!(out, "upstream: `{chosen}` does not exist; answer 503");
+    };
+    let settings = &upstream.settings;
+    let choice = settings.balance.choice(headers, question.client);
+    match upstream.pick_for(&[], &choice) {
+        Some(open) => {
+            let address = open.endpoint().address;
+            writeln!(
+                out,
+                "endpoint: {address} of {} in `{chosen}`, chosen by {:?}",
+                upstream.endpoints.len(),
+                settings.balance
+            )
+        }
+        None => writeln!(out, "endpoint: `{chosen}` has none; answer 503"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        std::fs::write(
+            &path,
+            "upstreams: [{name: a, endpoints: ['127.0.0.1:9000']}, {name: b, endpoints: ['127.0.0.1:9001']}]\n\
+             routes:\n\
+             \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], rewrite: {prefix: /}, targets: [{upstream: a, weight: 3}, {upstream: b, weight: 1}]}\n\
+             \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], methods: [POST], deny: [10.0.0.0/8], targets: [{upstream: b}]}\n\
+             \x20 - {hosts: [r.test], redirect: {scheme: https}}\n",
+        )
+        .unwrap();
+        let question = Question::get;
+        let post = |client| Question { method: Method::POST, client, ..question("http://a.test/api/x") };
+        for (question, parts) in [
+            (
+                question("http://a.test/api/%78?q"),
+                &[
+                    "matched by `*.test` as a wildcard",
+                    "`/api/%78` is matched as `/api/x`",
+                    "rule 1: prefix /api: no, the method GET is none of [POST]",
+                    "rule 2: prefix /api: yes",
+                    "`/api/%78` becomes `/%78?q`",
+                    "`a` gets 75.0 %",
+                    "endpoint: 127.0.0.1:900",
+                ][..],
+            ),
+            (post([10, 0, 0, 1].into()), &["may not come in; answer 403"]),
+            (post([11, 0, 0, 1].into()), &["endpoint: 127.0.0.1:9001 of 1 in `b`"]),
+            (question("http://a.test/other"), &["no, the path is another", "answer 404"]),
+            (question("http://r.test:81/x?y"), &["redirect: 302 to https://r.test/x?y"]),
+            (question("http://nobody.example/"), &["no route names `nobody.example`"]),
+            (question("nonsense"), &["is not a URL"]),
+        ] {
+            let told = explain(&path, &question).unwrap();
+            assert!(parts.iter().all(|it| told.contains(it)), "{question:?}:\n{told}");
+        }
+    }
+}

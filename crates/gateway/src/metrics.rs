@@ -1,0 +1,254 @@
+//! Counters of the data plane, in the Prometheus text format. Handles are taken when a snapshot is built, so that a
+//! request only adds to atomics. At most [`MAX_SERIES`] routes and upstreams have series of their own; the rest count
+//! under `other`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// Most routes, and most upstreams, that are counted on their own.
+pub const MAX_SERIES: usize = 2_000;
+
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RouteLabels {
+    host: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefusalLabels {
+    status: u16,
+}
+
+/// Counters of one route (host).
+#[derive(Debug)]
+pub struct RouteMetrics {
+    classes: [Counter; 5],
+}
+
+impl RouteMetrics {
+    /// Counts an answer.
+    pub fn answered(&self, status: u16) {
+        self.classes[usize::from(status / 100).clamp(1, 5) - 1].inc();
+    }
+}
+
+/// Counters of one upstream.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    /// Time from the request's arrival to the end of the response.
+    pub seconds: Histogram,
+    /// Attempts that failed before a response.
+    pub failures: Counter,
+    /// Attempts beyond the first.
+    pub retries: Counter,
+    /// Requests that are open.
+    pub open: Gauge,
+}
+
+impl UpstreamMetrics {
+    /// Counts one finished request.
+    pub fn finished(&self, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// All counters; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    requests: Family<RouteLabels, Counter>,
+    seconds: Family<UpstreamLabels, Histogram, fn() -> Histogram>,
+    failures: Family<UpstreamLabels, Counter>,
+    retries: Family<UpstreamLabels, Counter>,
+    open: Family<UpstreamLabels, Gauge>,
+    refusals: Family<RefusalLabels, Counter>,
+    connections: Gauge,
+    accepted: Counter,
+    revision: Gauge,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    routes: HashMap<String, Weak<RouteMetrics>>,
+    upstreams: HashMap<String, Weak<UpstreamMetrics>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Counters at zero.
+    pub fn new() -> Self {
+        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let mut registry = Registry::with_prefix("arco_gateway");
+        let inner = Inner {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(histogram),
+            failures: Family::default(),
+            retries: Family::default(),
+            open: Family::default(),
+            refusals: Family::default(),
+            connections: Gauge::default(),
+            accepted: Counter::default(),
+            revision: Gauge::default(),
+            known: Mutex::default(),
+            registry: Registry::default(),
+        };
+        registry.register("requests", "Requests by route and class of the answer", inner.requests.clone());
+        registry.register("upstream_seconds", "Time from request to the end of the response", inner.seconds.clone());
+        registry.register("upstream_failures", "Attempts without a response", inner.failures.clone());
+        registry.register("upstream_retries", "Attempts beyond the first", inner.retries.clone());
+        registry.register("upstream_open", "Requests that are open", inner.open.clone());
+        registry.register("refused", "Requests refused before routing", inner.refusals.clone());
+        registry.register("connections", "Client connections that are open", inner.connections.clone());
+        registry.register("accepted", "Client connections accepted", inner.accepted.clone());
+        registry.register("revision", "Revision of the routing snapshot", inner.revision.clone());
+        Self { inner: Arc::new(Inner { registry, ..inner }) }
+    }
+
+    /// Counters of a route; the same ones for the same host while any handle lives.
+    pub fn route(&self, host: &str) -> Arc<RouteMetrics> {
+        let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
+        handle(&mut known.routes, host, |host| {
+            let counter = |class| self.inner.requests.get_or_create_owned(&RouteLabels { host: host.clone(), class });
+            RouteMetrics { classes: CLASSES.map(counter) }
+        })
+    }
+
+    /// Counters of an upstream; the same ones for the same name while any handle lives.
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
+        let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
+        handle(&mut known.upstreams, name, |upstream| {
+            let labels = UpstreamLabels { upstream };
+            UpstreamMetrics {
+                seconds: self.inner.seconds.get_or_create_owned(&labels),
+                failures: self.inner.failures.get_or_create_owned(&labels),
+                retries: self.inner.retries.get_or_create_owned(&labels),
+                open: self.inner.open.get_or_create_owned(&labels),
+            }
+        })
+    }
+
+    /// Removes the series of routes and upstreams that no snapshot holds any more.
+    pub fn prune(&self) {
+        let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.routes.retain(|host, handle| {
+            let alive = handle.strong_count() > 0;
+            if !alive {
+                for class in CLASSES {
+                    self.inner.requests.remove(&RouteLabels { host: host.clone(), class });
+                }
+            }
+            alive
+        });
+        known.upstreams.retain(|upstream, handle| {
+            let alive = handle.strong_count() > 0;
+            if !alive {
+                let labels = UpstreamLabels { upstream: upstream.clone() };
+                self.inner.seconds.remove(&labels);
+                self.inner.failures.remove(&labels);
+                self.inner.retries.remove(&labels);
+                self.inner.open.remove(&labels);
+            }
+            alive
+        });
+    }
+
+    /// Counts a request that was refused before it could be routed.
+    pub fn refused(&self, status: u16) {
+        self.inner.refusals.get_or_create(&RefusalLabels { status }).inc();
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn connection(&self) -> ConnectionGuard {
+        self.inner.accepted.inc();
+        self.inner.connections.inc();
+        ConnectionGuard { open: self.inner.connections.clone() }
+    }
+
+    /// Says which revision is routed by.
+    pub fn applied(&self, revision: u64) {
+        self.inner.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+    }
+
+    /// Everything, as `/metrics` answers it.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.inner.registry);
+        text
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    open: Gauge,
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+fn handle<T>(known: &mut HashMap<String, Weak<T>>, name: &str, make: impl FnOnce(String) -> T) -> Arc<T> {
+    if let Some(found) = known.get(name).and_then(Weak::upgrade) {
+        return found;
+    }
+    let name = if known.len() >= MAX_SERIES && !known.contains_key(name) { "other" } else { name };
+    if let Some(found) = known.get(name).and_then(Weak::upgrade) {
+        return found;
+    }
+    let made = Arc::new(make(name.to_owned()));
+    known.insert(name.to_owned(), Arc::downgrade(&made));
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_come_go_and_are_bounded() {
+        let metrics = Metrics::new();
+        let (route, upstream) = (metrics.route("a.example.com"), metrics.upstream("demo/web"));
+        route.answered(204);
+        upstream.finished(Duration::from_millis(3));
+        let text = metrics.text();
+        assert!(text.contains("arco_gateway_requests_total{host=\"a.example.com\",class=\"2xx\"} 1"), "{text}");
+        assert!(text.contains("demo/web"));
+        drop((route, upstream));
+        metrics.prune();
+        assert!(!metrics.text().contains("demo/web"));
+        let many: Vec<_> = (0..MAX_SERIES + 100).map(|it| metrics.route(&format!("h{it}"))).collect();
+        many.iter().for_each(|it| it.answered(200));
+        let text = metrics.text();
+        assert!(text.contains("host=\"other\",class=\"2xx\"} 100"));
+        assert!(text.lines().count() < MAX_SERIES * 5 + 100);
+    }
+}

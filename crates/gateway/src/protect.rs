@@ -1,0 +1,393 @@
+//! Who may come in, how often, and with what: addresses, rates, passwords, sizes. No I/O but reading a users file.
+//!
+//! What must hold: memory is bounded whoever asks; no lock on the way of a request that a rate limit looks at.
+
+use crate::balance::{hash, mixed};
+use base64::Engine as _;
+use http::{HeaderMap, HeaderName, header};
+use ipnet::IpNet;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What protects a route.
+#[derive(Debug, Default)]
+pub struct Protection {
+    /// When not empty, only these may come in.
+    pub allow: Vec<IpNet>,
+    /// These may not, whatever `allow` says.
+    pub deny: Vec<IpNet>,
+    /// All must have room.
+    pub rates: Vec<Arc<RateLimit>>,
+    /// Names and passwords.
+    pub users: Option<Arc<Users>>,
+    /// Largest request body in bytes.
+    pub max_body_bytes: Option<u64>,
+}
+
+impl Protection {
+    /// Whether a client at `address` may come in.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let within = |list: &[IpNet]| list.iter().any(|it| it.contains(&address));
+        !within(&self.deny) && (self.allow.is_empty() || within(&self.allow))
+    }
+
+    /// How long a client must wait for its turn; `None` when it may go on.
+    pub fn wait(&self, address: IpAddr, headers: &HeaderMap) -> Option<Duration> {
+        self.rates.iter().find_map(|it| it.take(it.key.of(address, headers)).err())
+    }
+}
+
+/// What a rate is counted by.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RateKey {
+    /// All requests of the route together.
+    Route,
+    /// The client's address; of IPv6 the /64.
+    Address,
+    /// A header field; requests without it share one count.
+    Header(HeaderName),
+}
+
+impl RateKey {
+    fn of(&self, address: IpAddr, headers: &HeaderMap) -> u64 {
+        match self {
+            Self::Route => 0,
+            Self::Address => match address.to_canonical() {
+                IpAddr::V4(it) => hash(&it.octets(), 4),
+                IpAddr::V6(it) => hash(&it.octets()[..8], 6),
+            },
+            Self::Header(name) => hash(headers.get(name).map_or(b"", |it| it.as_bytes()), 1),
+        }
+    }
+}
+
+/// Places of a rate limit: 128 KiB. Each holds one key; a key has four places to be.
+const PLACES: usize = 16 * 1024;
+const WAYS: usize = 4;
+const TAG_BITS: u32 = 20;
+const TIME_MASK: u64 = (1 << (64 - TAG_BITS)) - 1;
+
+/// At most so many requests per time and key (the generic cell rate algorithm). When more keys are active than there
+/// are places, the ones that have waited longest begin anew: the limit becomes laxer, never stricter.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// What is counted.
+    pub key: RateKey,
+    /// Microseconds per request.
+    interval: u64,
+    /// How far a key may run ahead, in microseconds.
+    tolerance: u64,
+    secret: u64,
+    born: Instant,
+    places: Box<[AtomicU64]>,
+}
+
+impl RateLimit {
+    /// `requests` (at least 1) per `period`, with at most `burst` (at least 1) at once.
+    pub fn new(key: RateKey, requests: u32, period: Duration, burst: u32) -> Self {
+        let interval = (period.as_micros() as u64 / u64::from(requests.max(1))).max(1);
+        let mut secret = [0u8; 8];
+        // Without randomness keys can be made to collide; the limit works nevertheless.
+        let _ = aws_lc_rs::rand::fill(&mut secret);
+        let count = if key == RateKey::Route { WAYS } else { PLACES };
+        Self {
+            key,
+            interval,
+            tolerance: interval * u64::from(burst.max(1)),
+            secret: u64::from_le_bytes(secret),
+            born: Instant::now(),
+            places: (0..count).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Counts a request of `key`, or says how long it must wait.
+    pub fn take(&self, key: u64) -> Result<(), Duration> {
+        self.take_at(key, self.born.elapsed().as_micros() as u64 + 1)
+    }
+
+    /// Whether a request of `key` would go through; counts nothing.
+    pub fn has_room(&self, key: u64) -> bool {
+        let now = self.born.elapsed().as_micros() as u64 + 1;
+        let (tag, ways) = self.ways(key);
+        let known = ways.iter().map(|it| it.load(Ordering::Relaxed)).find(|it| it >> (64 - TAG_BITS) == tag);
+        known.is_none_or(|it| (it & TIME_MASK).max(now) + self.interval <= now + self.tolerance)
+    }
+
+    fn ways(&self, key: u64) -> (u64, &[AtomicU64]) {
+        let number = mixed(key ^ self.secret);
+        let bucket = (number as usize % (self.places.len() / WAYS)) * WAYS;
+        ((number >> (64 - TAG_BITS)) | 1, &self.places[bucket..bucket + WAYS])
+    }
+
+    fn take_at(&self, key: u64, now: u64) -> Result<(), Duration> {
+        let (tag, ways) = self.ways(key);
+        loop {
+            let mut place = &ways[0];
+            let mut value = place.load(Ordering::Relaxed);
+            for other in ways {
+                let found = other.load(Ordering::Relaxed);
+                if found >> (64 - TAG_BITS) == tag {
+                    (place, value) = (other, found);
+                    break;
+                }
+                if found & TIME_MASK < value & TIME_MASK {
+                    (place, value) = (other, found);
+                }
+            }
+            let known = value >> (64 - TAG_BITS) == tag;
+            let due = if known { (value & TIME_MASK).max(now) } else { now };
+            let next = due + self.interval;
+            if next > now + self.tolerance {
+                return Err(Duration::from_micros(next - now - self.tolerance));
+            }
+            let new = tag << (64 - TAG_BITS) | (next & TIME_MASK);
+            if place.compare_exchange(value, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Most rounds of PBKDF2 that a users file may ask for: each wrong password costs them.
+const MAX_ROUNDS: u32 = 600_000;
+/// Most proven passwords that are remembered, so that they are not computed for each request.
+const MAX_PROVEN: usize = 4096;
+
+/// Names and password hashes for basic authentication.
+pub struct Users {
+    /// Shown by browsers.
+    pub realm: String,
+    hashes: HashMap<String, (NonZeroU32, Vec<u8>, Vec<u8>)>,
+    secret: [u8; 32],
+    proven: Mutex<std::collections::HashSet<[u8; 32]>>,
+    /// Wrong passwords per address.
+    wrong: RateLimit,
+}
+
+impl std::fmt::Debug for Users {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Users({})", self.hashes.len())
+    }
+}
+
+/// What came of a password.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Login {
+    /// It is right.
+    Welcome,
+    /// None was given, or a wrong one.
+    Refused,
+    /// Too many wrong ones came from this address.
+    TooMany,
+}
+
+impl Users {
+    /// Reads lines `name:pbkdf2-sha256$ROUNDS$SALT$HASH`, salt and hash in hexadecimal; `#` begins a comment.
+    pub fn read(path: &Path, realm: &str) -> Result<Self, String> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|it| format!("cannot read the users file {shown}: {it}"))?;
+        let mut hashes = HashMap::new();
+        for (number, line) in text.lines().enumerate().filter(|it| !it.1.trim().is_empty() && !it.1.starts_with('#')) {
+            let parsed = line.trim().split_once(':').and_then(|(name, hash)| Some((name, parse(hash)?)));
+            let Some((name, hash)) = parsed else {
+                return Err(format!(
+                    "line {} of the users file {shown} is not `name:pbkdf2-sha256$ROUNDS$SALT$HASH` \
+                     (1000 to {MAX_ROUNDS} rounds, salt and hash in hexadecimal)",
+                    number + 1
+                ));
+            };
+            hashes.insert(name.to_owned(), hash);
+        }
+        let mut secret = [0u8; 32];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| "there is no randomness".to_owned())?;
+        let wrong = RateLimit::new(RateKey::Address, 10, Duration::from_secs(60), 10);
+        Ok(Self { realm: realm.to_owned(), hashes, secret, proven: Mutex::default(), wrong })
+    }
+
+    /// Judges what a client at `address` sent.
+    pub fn judge(&self, headers: &HeaderMap, address: IpAddr) -> Login {
+        let Some(given) = headers.get(header::AUTHORIZATION).and_then(|it| it.to_str().ok()) else {
+            return Login::Refused;
+        };
+        let encoded = given.split_once(' ').filter(|it| it.0.eq_ignore_ascii_case("basic")).map(|it| it.1.trim());
+        let Some(encoded) = encoded else { return Login::Refused };
+        let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        context.update(&self.secret);
+        context.update(encoded.as_bytes());
+        let mut fingerprint = [0u8; 32];
+        fingerprint.copy_from_slice(context.finish().as_ref());
+        if self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&fingerprint) {
+            return Login::Welcome;
+        }
+        let source = RateKey::Address.of(address, headers);
+        if !self.wrong.has_room(source) {
+            return Login::TooMany;
+        }
+        if self.is_right(encoded) {
+            let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+            if proven.len() >= MAX_PROVEN {
+                proven.clear();
+            }
+            proven.insert(fingerprint);
+            return Login::Welcome;
+        }
+        // Whether this one still fits does not matter: it is refused anyway.
+        let _ = self.wrong.take(source);
+        Login::Refused
+    }
+
+    fn is_right(&self, encoded: &str) -> bool {
+        let Ok(decoded) = base64::engine::general_purpose::STANDARD.decode(encoded) else { return false };
+        let Some(at) = decoded.iter().position(|it| *it == b':') else { return false };
+        let known = std::str::from_utf8(&decoded[..at]).ok().and_then(|it| self.hashes.get(it));
+        // An unknown name takes as long as a known one.
+        let Some((rounds, salt, hash)) = known.or_else(|| self.hashes.values().next()) else { return false };
+        let algorithm = aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256;
+        let right = aws_lc_rs::pbkdf2::verify(algorithm, *rounds, salt, &decoded[at + 1..], hash).is_ok();
+        right && known.is_some()
+    }
+}
+
+fn parse(hash: &str) -> Option<(NonZeroU32, Vec<u8>, Vec<u8>)> {
+    let mut parts = hash.split('$');
+    let scheme = parts.next()?;
+    let rounds: NonZeroU32 = parts.next()?.parse().ok()?;
+    let (salt, hash) = (unhex(parts.next()?)?, unhex(parts.next()?)?);
+    let fine = scheme == "pbkdf2-sha256" && parts.next().is_none() && (1000..=MAX_ROUNDS).contains(&rounds.get());
+    (fine && salt.len() >= 8 && hash.len() == 32).then_some((rounds, salt, hash))
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+/// The client that a trusted proxy speaks for: the last address in `X-Forwarded-For` that is not itself trusted.
+pub fn client_of(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |it: &IpAddr| trusted.iter().any(|net| net.contains(&it.to_canonical()));
+    let mut client = peer.to_canonical();
+    let lines: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok()).collect();
+    for written in lines.iter().rev().flat_map(|it| it.rsplit(',')) {
+        if !is_trusted(&client) {
+            break;
+        }
+        let Ok(before) = written.trim().parse::<IpAddr>() else { break };
+        client = before.to_canonical();
+    }
+    client
+}
+
+/// Counts the connections of each address; only looked at when one comes or goes.
+#[derive(Debug, Default)]
+pub struct ConnectionCounts {
+    counts: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl ConnectionCounts {
+    /// Counts one, unless the address has `max` already.
+    pub fn begin(self: &Arc<Self>, address: IpAddr, max: u32) -> Option<Counting> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Counting { counts: Arc::clone(self), address })
+    }
+}
+
+/// One connection that counts until this is dropped.
+#[derive(Debug)]
+pub struct Counting {
+    counts: Arc<ConnectionCounts>,
+    address: IpAddr,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let mut counts = self.counts.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_hold_per_key() {
+        let limit = RateLimit::new(RateKey::Address, 10, Duration::from_secs(1), 5);
+        let passed = |key, now| (0..100).filter(|_| limit.take_at(key, now).is_ok()).count();
+        assert_eq!((passed(1, 1_000), passed(2, 1_000)), (5, 5), "a burst each");
+        assert_eq!(limit.take_at(1, 1_000), Err(Duration::from_millis(100)));
+        assert_eq!(passed(1, 301_000), 3);
+        assert_eq!(passed(1, 10_000_000), 5, "never more than the burst");
+        // Far more keys than places: nobody is refused on account of another.
+        assert!((0..200_000u64).all(|key| limit.take_at(key + 10, 20_000_000).is_ok()));
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        for (peer, lines, client) in [
+            ("192.0.2.1", &["1.1.1.1"][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["9.9.9.9, 1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["9.9.9.9, 1.1.1.1, 10.0.0.7"], "1.1.1.1"),
+            ("::ffff:10.0.0.1", &["9.9.9.9", "2001:db8::1"], "2001:db8::1"),
+            ("10.0.0.1", &["1.1.1.1, nonsense"], "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-forwarded-for", line.parse().unwrap());
+            }
+            assert_eq!(client_of(&headers, peer.parse().unwrap(), &trusted).to_string(), client, "{peer} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_judged_and_guessing_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let mut hash = [0u8; 32];
+        let rounds = NonZeroU32::new(1000).unwrap();
+        aws_lc_rs::pbkdf2::derive(aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256, rounds, b"saltsalt", b"pass:word", &mut hash);
+        let hex = |bytes: &[u8]| bytes.iter().map(|it| format!("{it:02x}")).collect::<String>();
+        std::fs::write(&path, format!("# us\nann:pbkdf2-sha256$1000${}${}\n", hex(b"saltsalt"), hex(&hash))).unwrap();
+        let users = Users::read(&path, "r").unwrap();
+        let judge = |given: Option<&str>, address: [u8; 4]| {
+            let mut headers = HeaderMap::new();
+            if let Some(given) = given {
+                let encoded = base64::engine::general_purpose::STANDARD.encode(given);
+                headers.insert("authorization", format!("Basic {encoded}").parse().unwrap());
+            }
+            users.judge(&headers, address.into())
+        };
+        assert_eq!(judge(None, [1; 4]), Login::Refused);
+        assert_eq!(judge(Some("ann:pass:word"), [1; 4]), Login::Welcome);
+        for given in ["ann:pass", "bob:pass:word", "ann", ":"] {
+            assert_eq!(judge(Some(given), [1; 4]), Login::Refused);
+        }
+        for _ in 0..20 {
+            judge(Some("ann:guess"), [2; 4]);
+        }
+        assert_eq!(judge(Some("ann:guess"), [2; 4]), Login::TooMany);
+        assert_eq!(judge(Some("ann:pass:word"), [2; 4]), Login::Welcome, "proven before");
+        std::fs::write(&path, "ann:secret\n").unwrap();
+        assert!(Users::read(&path, "r").unwrap_err().contains("line 1"));
+    }
+}

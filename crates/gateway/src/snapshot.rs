@@ -1,0 +1,254 @@
+//! The routing table: immutable, swapped as a whole behind an atomic pointer. Pure.
+//!
+//! Precedence: an exact host wins over the longest wildcard, that over `*`; within a host see `matching.rs`. Prefixes
+//! match whole segments: `/a` matches `/a` and `/a/b`, never `/ab`.
+
+mod action;
+mod matching;
+#[cfg(test)]
+mod tests;
+
+use crate::metrics::RouteMetrics;
+use crate::protect::Protection;
+use crate::upstream::Upstream;
+pub use action::{Action, Answer, Cors, HeaderEdits, Maintenance, Mirror, PathRewrite, Redirect, Rewrite};
+pub use matching::{Asked, Conditions, PathMatch, Pattern, Test, cookies, normal_path};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Time limits of one request; each can be set per route and per upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// Longest pause between two pieces of a request body.
+    pub request_body: Duration,
+    /// Longest connect.
+    pub connect: Duration,
+    /// Longest wait for the response's head, and between two pieces of its body (but for event streams).
+    pub response: Duration,
+    /// Longest time for all of a request and its response.
+    pub total: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            request_body: Duration::from_secs(30),
+            connect: Duration::from_secs(3),
+            response: Duration::from_secs(60),
+            total: None,
+        }
+    }
+}
+
+/// What a rule does beside choosing a target.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Who answers.
+    pub action: Action,
+    /// Set while nobody but a few may come in.
+    pub maintenance: Option<Maintenance>,
+    /// What the endpoint is asked instead.
+    pub rewrite: Rewrite,
+    /// Changes of the request.
+    pub request_headers: HeaderEdits,
+    /// Changes of the response.
+    pub response_headers: HeaderEdits,
+    /// Cross-origin rules.
+    pub cors: Option<Cors>,
+    /// Who gets copies.
+    pub mirror: Option<Mirror>,
+    /// The cookie that keeps a client at the target that it got first.
+    pub sticky: Option<StickyCookie>,
+    /// Who may come in, how often, with what.
+    pub protection: Protection,
+}
+
+/// A cookie by which a client comes back to where it was before.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StickyCookie {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How long it lives, in seconds; `None` as long as the browser runs.
+    pub max_age_s: Option<u32>,
+}
+
+impl StickyCookie {
+    /// What the client sent.
+    pub fn value<'a>(&self, headers: &'a http::HeaderMap) -> Option<&'a str> {
+        cookies(headers).find(|it| it.0 == &*self.name).map(|it| it.1)
+    }
+
+    /// The `Set-Cookie` field for `value`, which must be a token.
+    pub fn set(&self, value: &str, secure: bool) -> Option<http::HeaderValue> {
+        let age = self.max_age_s.map(|it| format!("; Max-Age={it}")).unwrap_or_default();
+        let secure = if secure { "; Secure" } else { "" };
+        let name = &self.name;
+        http::HeaderValue::from_str(&format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax{age}{secure}")).ok()
+    }
+
+    /// A value that stands for `thing` on every gateway and does not tell its name.
+    pub fn token(thing: &str) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, thing.as_bytes());
+        digest.as_ref()[..8].iter().map(|it| format!("{it:02x}")).collect()
+    }
+}
+
+/// One rule of a host.
+#[derive(Debug)]
+pub struct Rule {
+    /// Which paths.
+    pub path: PathMatch,
+    /// What else a request must have.
+    pub conditions: Conditions,
+    /// What is done beside passing requests on unchanged.
+    pub policy: Option<Box<Policy>>,
+    /// Upstreams by name with their shares; never empty.
+    pub targets: Vec<(Arc<str>, u32)>,
+    /// Limits of this route; `None` takes the upstream's.
+    pub timeouts: Option<Timeouts>,
+    total: usize,
+    step: usize,
+    next: AtomicUsize,
+}
+
+impl Rule {
+    /// A rule; shares of 0 get nothing.
+    pub fn new(path: PathMatch, mut targets: Vec<(Arc<str>, u32)>, timeouts: Option<Timeouts>) -> Self {
+        if targets.iter().any(|it| it.1 > 0) {
+            targets.retain(|it| it.1 > 0);
+        } else {
+            targets.iter_mut().for_each(|it| it.1 = 1);
+        }
+        if targets.is_empty() {
+            // A rule that answers by itself; nothing is called by the empty name.
+            targets.push(("".into(), 1));
+        }
+        let total = targets.iter().map(|it| it.1 as usize).sum::<usize>().max(1);
+        let (conditions, policy) = (Conditions::default(), None);
+        Self { path, conditions, policy, targets, timeouts, total, step: spread(total), next: AtomicUsize::new(0) }
+    }
+
+    /// The same rule for fewer requests, and with a policy.
+    pub fn with(mut self, conditions: Conditions, policy: Option<Box<Policy>>) -> Self {
+        (self.conditions, self.policy) = (conditions, policy);
+        self
+    }
+
+    /// The target of a client that comes back with `token`, else the next one; and whether it was found by the token.
+    pub fn sticky_target(&self, token: Option<&str>) -> (&Arc<str>, bool) {
+        let known = token.and_then(|it| self.targets.iter().find(|target| StickyCookie::token(&target.0) == it));
+        known.map_or_else(|| (self.target(), false), |it| (&it.0, true))
+    }
+
+    /// The target of the next request: each gets exactly its share of every `total` requests, well mixed.
+    pub fn target(&self) -> &Arc<str> {
+        if self.targets.len() == 1 {
+            return &self.targets[0].0;
+        }
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.total;
+        let mut at = turn * self.step % self.total;
+        for (name, share) in &self.targets {
+            match at.checked_sub(*share as usize) {
+                Some(left) => at = left,
+                None => return name,
+            }
+        }
+        &self.targets[0].0
+    }
+}
+
+/// A step near the golden section of `total` that is coprime to it, so that multiples visit every place once.
+pub(crate) fn spread(total: usize) -> usize {
+    let gcd = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let wished = total * 618 / 1000;
+    (0..total).map(|it| wished + it).find(|it| *it > 0 && gcd(*it, total) == 1).unwrap_or(1)
+}
+
+/// All rules of one host.
+#[derive(Debug)]
+pub struct Host {
+    /// Host in lower case; `*.suffix` or `*` for wildcards.
+    pub name: Arc<str>,
+    rules: Vec<Rule>,
+    /// Counters of this host.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+impl Host {
+    /// A host; rules may come in any order.
+    pub fn new(name: Arc<str>, mut rules: Vec<Rule>, metrics: Arc<RouteMetrics>) -> Self {
+        rules.sort_by_key(|it| std::cmp::Reverse(matching::rank(&it.path, &it.conditions)));
+        Self { name, rules, metrics }
+    }
+
+    /// The rule for a plain GET of a path.
+    pub fn rule(&self, path: &str) -> Option<&Rule> {
+        let headers = http::HeaderMap::new();
+        self.find(&Asked { method: &http::Method::GET, path, query: None, headers: &headers })
+    }
+
+    /// The rule for a request.
+    pub fn find(&self, asked: &Asked<'_>) -> Option<&Rule> {
+        self.rules.iter().find(|it| it.path.matches(asked.path) && it.conditions.hold(asked))
+    }
+
+    /// Its rules, best first.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+}
+
+/// Everything a request is routed by.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Revision of the source.
+    pub revision: u64,
+    /// Hosts by name, wildcards by their name with `*`.
+    pub hosts: HashMap<Arc<str>, Arc<Host>>,
+    /// Upstreams by name.
+    pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    /// Whether any host has a wildcard.
+    pub wildcards: bool,
+    /// Upstreams whose endpoints are checked.
+    pub checked: Vec<Arc<Upstream>>,
+    /// Peers whose word about addresses and schemes is believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+impl Snapshot {
+    /// The host entry for `host` (lower case, no port, no final dot).
+    pub fn host(&self, host: &str) -> Option<&Arc<Host>> {
+        self.hosts.get(host).or_else(|| if self.wildcards { lookup_wildcard(&self.hosts, host) } else { None })
+    }
+}
+
+/// The entry of the longest `*.suffix` that `name` falls under, else of `*`. A wildcard stands for one or more labels.
+pub fn lookup_wildcard<'a, V>(map: &'a HashMap<Arc<str>, V>, name: &str) -> Option<&'a V> {
+    let mut key = String::with_capacity(name.len() + 1);
+    let mut rest = name;
+    while let Some((_, suffix)) = rest.split_once('.') {
+        key.clear();
+        key.push_str("*.");
+        key.push_str(suffix);
+        if let Some(found) = map.get(key.as_str()) {
+            return Some(found);
+        }
+        rest = suffix;
+    }
+    map.get("*")
+}
+
+/// `Host` as a key: lower case, without port and final dot. `None` when there is nothing left.
+pub fn host_key(host: &str) -> Option<String> {
+    let name =
+        if host.starts_with('[') { &host[..=host.find(']')?] } else { host.split(':').next().unwrap_or_default() };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty() && !name.contains('@')).then(|| name.to_ascii_lowercase())
+}

@@ -1,0 +1,446 @@
+//! The gateway's own file (YAML): everything that it needs without a control plane. Unknown keys are errors.
+
+mod route;
+mod upstream;
+
+use crate::engine::{CertificateEntry, Certificates, Limits, Protocol};
+use crate::metrics::Metrics;
+use crate::protect::RateLimit;
+use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
+use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
+use arco_model::traffic::UpstreamState;
+use route::{Checked, RouteFile};
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+use upstream::UpstreamFile;
+
+/// Why a file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// It is not what a gateway's file looks like.
+    #[error("{path} is not valid: {cause}")]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        cause: String,
+    },
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] crate::engine::CertificateError),
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    listeners: Vec<ListenerFile>,
+    certificates: Vec<CertificateFile>,
+    upstreams: Vec<UpstreamFile>,
+    routes: Vec<RouteFile>,
+    timeouts: TimeoutsFile,
+    limits: LimitsFile,
+    trusted_proxies: Vec<ipnet::IpNet>,
+    admin: Option<AdminFile>,
+    threads: usize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerFile {
+    name: String,
+    address: SocketAddr,
+    protocol: ProtocolFile,
+    upstream: Option<String>,
+    #[serde(default)]
+    proxy_protocol: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum ProtocolFile {
+    Http,
+    Https,
+    Tcp,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateFile {
+    hosts: Vec<String>,
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetFile {
+    upstream: String,
+    #[serde(default = "full_weight")]
+    weight: u32,
+}
+
+fn full_weight() -> u32 {
+    100
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+struct TimeoutsFile {
+    request_header_ms: Option<u64>,
+    request_body_ms: Option<u64>,
+    connect_ms: Option<u64>,
+    response_ms: Option<u64>,
+    total_ms: Option<u64>,
+    idle_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LimitsFile {
+    max_header_bytes: usize,
+    max_uri_bytes: usize,
+    max_connections: Option<usize>,
+    max_connections_per_address: Option<u32>,
+}
+
+impl Default for LimitsFile {
+    fn default() -> Self {
+        Self {
+            max_header_bytes: 65_536,
+            max_uri_bytes: 16_384,
+            max_connections: None,
+            max_connections_per_address: None,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdminFile {
+    address: SocketAddr,
+}
+
+/// One listener that the file asks for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ListenerSpec {
+    /// Its name.
+    pub name: String,
+    /// Address; port 0 picks a free port.
+    pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+/// What a valid file says.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Routing table.
+    pub snapshot: Snapshot,
+    /// Certificates.
+    pub certificates: Certificates,
+    /// Listeners.
+    pub listeners: Vec<ListenerSpec>,
+    /// Limits of client connections.
+    pub limits: Limits,
+    /// Where `/healthz` and `/metrics` answer.
+    pub admin: Option<SocketAddr>,
+    /// Threads; 0 means one per processor.
+    pub threads: usize,
+}
+
+/// Reads one file again and again; counters and turns live on.
+pub struct FileSource {
+    path: PathBuf,
+    metrics: Metrics,
+    revision: u64,
+    states: HashMap<(String, SocketAddr), Arc<EndpointState>>,
+    turns: HashMap<String, Arc<AtomicUsize>>,
+    rates: HashMap<String, Arc<RateLimit>>,
+}
+
+impl FileSource {
+    /// A source of `path`; nothing is read yet.
+    pub fn new(path: &Path, metrics: Metrics) -> Self {
+        Self {
+            path: path.to_owned(),
+            metrics,
+            revision: 0,
+            states: HashMap::new(),
+            turns: HashMap::new(),
+            rates: HashMap::new(),
+        }
+    }
+
+    /// Reads and checks the file. After an error the source is as before.
+    pub fn load(&mut self) -> Result<Loaded, FileError> {
+        let path = &self.path;
+        let text = std::fs::read_to_string(path).map_err(|cause| FileError::Read { path: path.clone(), cause })?;
+        let syntax = |cause: String| FileError::Syntax { path: path.clone(), cause };
+        let file: File = match serde_yaml_ng::from_str::<Option<File>>(&text) {
+            Ok(file) => file.unwrap_or_default(),
+            Err(error) => return Err(syntax(error.to_string())),
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let parts = check(&file, folder, &self.rates).map_err(syntax)?;
+        let entries = file
+            .certificates
+            .iter()
+            .map(|it| CertificateEntry::read(&it.hosts, &folder.join(&it.certificate_file), &folder.join(&it.key_file)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let base = merged(Timeouts::default(), &file.timeouts);
+        let snapshot = self.snapshot(&file, base, parts);
+        let listeners = file.listeners.iter().map(|it| ListenerSpec {
+            name: it.name.clone(),
+            address: it.address,
+            protocol: {
+                let protocol = match it.protocol {
+                    ProtocolFile::Http => Protocol::Http,
+                    ProtocolFile::Https => Protocol::Https,
+                    ProtocolFile::Tcp => Protocol::Tcp(it.upstream.as_deref().unwrap_or_default().into()),
+                };
+                if it.proxy_protocol { Protocol::Proxied(Box::new(protocol)) } else { protocol }
+            },
+        });
+        let millis = |value: Option<u64>, default| Duration::from_millis(value.unwrap_or(default));
+        let mut limits = Limits::new(
+            file.limits.max_header_bytes,
+            millis(file.timeouts.request_header_ms, 10_000),
+            millis(file.timeouts.idle_ms, 60_000),
+        );
+        limits.max_uri_bytes = file.limits.max_uri_bytes;
+        limits.max_connections = file.limits.max_connections;
+        limits.max_connections_per_address = file.limits.max_connections_per_address;
+        Ok(Loaded {
+            snapshot,
+            certificates: Certificates::new(entries),
+            listeners: listeners.collect(),
+            limits,
+            admin: file.admin.map(|it| it.address),
+            threads: file.threads,
+        })
+    }
+
+    fn snapshot(&mut self, file: &File, base: Timeouts, parts: Parts) -> Snapshot {
+        self.revision += 1;
+        let mut snapshot = Snapshot { revision: self.revision, ..Snapshot::default() };
+        let (mut states, mut turns) = (HashMap::new(), HashMap::new());
+        snapshot.trusted_proxies = file.trusted_proxies.clone();
+        for (it, settings) in file.upstreams.iter().zip(parts.settings) {
+            let endpoints = it.endpoints.iter().enumerate().map(|(at, address)| {
+                let key = (it.name.clone(), *address);
+                let fresh = || Arc::new(EndpointState::new(None, Arc::default()));
+                let state = self.states.remove(&key).unwrap_or_else(fresh);
+                states.insert(key, Arc::clone(&state));
+                Endpoint { address: *address, state, weight: it.weights.get(at).copied().unwrap_or(1) }
+            });
+            let turn = self.turns.remove(&it.name).unwrap_or_default();
+            turns.insert(it.name.clone(), Arc::clone(&turn));
+            let name: Arc<str> = it.name.as_str().into();
+            let upstream = Upstream {
+                name: Arc::clone(&name),
+                reference: Arc::clone(&name),
+                state: UpstreamState::Up,
+                endpoints: endpoints.collect(),
+                timeouts: merged(base, &it.timeouts),
+                settings: Arc::new(settings),
+                metrics: self.metrics.upstream(&it.name),
+                turn,
+            };
+            let upstream = Arc::new(upstream);
+            if upstream.settings.check.is_some() {
+                snapshot.checked.push(Arc::clone(&upstream));
+            }
+            snapshot.upstreams.insert(name, upstream);
+        }
+        (self.states, self.turns) = (states, turns);
+        let mut hosts: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
+        self.rates = parts.routes.iter().flat_map(Checked::kept_rates).collect();
+        for (route, checked) in file.routes.iter().zip(&parts.routes) {
+            for host in &route.hosts {
+                let rules = hosts.entry(host.to_ascii_lowercase()).or_default();
+                rules.extend(route.rules(checked, &snapshot));
+            }
+        }
+        for (name, rules) in hosts {
+            snapshot.wildcards |= name.starts_with('*');
+            let metrics = self.metrics.route(&name);
+            let name: Arc<str> = name.into();
+            snapshot.hosts.insert(Arc::clone(&name), Arc::new(Host::new(name, rules, metrics)));
+        }
+        snapshot
+    }
+}
+
+fn merged(base: Timeouts, file: &TimeoutsFile) -> Timeouts {
+    let or = |value: Option<u64>, base: Duration| value.map_or(base, Duration::from_millis);
+    Timeouts {
+        request_body: or(file.request_body_ms, base.request_body),
+        connect: or(file.connect_ms, base.connect),
+        response: or(file.response_ms, base.response),
+        total: file.total_ms.map(Duration::from_millis).or(base.total),
+    }
+}
+
+/// What can fail while a file becomes a snapshot, done in advance.
+struct Parts {
+    /// In the order of the upstreams.
+    settings: Vec<UpstreamSettings>,
+    /// In the order of the routes.
+    routes: Vec<Checked>,
+}
+
+/// What the types cannot say.
+fn check(file: &File, folder: &Path, rates: &HashMap<String, Arc<RateLimit>>) -> Result<Parts, String> {
+    let mut parts = Parts { settings: Vec::new(), routes: Vec::new() };
+    let mut upstreams = HashSet::new();
+    for it in &file.upstreams {
+        if !upstreams.insert(it.name.as_str()) {
+            return Err(format!("two upstreams are named `{}`", it.name));
+        }
+        let settings = it.settings(folder).map_err(|error| format!("upstream `{}`: {error}", it.name))?;
+        parts.settings.push(settings);
+    }
+    let mut names = HashSet::new();
+    let mut addresses = HashSet::new();
+    for it in &file.listeners {
+        let name = &it.name;
+        if !names.insert(name.as_str()) {
+            return Err(format!("two listeners are named `{name}`"));
+        }
+        if it.address.port() != 0 && !addresses.insert(it.address) {
+            return Err(format!("two listeners have the address {}", it.address));
+        }
+        match (it.protocol, &it.upstream) {
+            (ProtocolFile::Tcp, None) => return Err(format!("the tcp listener `{name}` needs an `upstream`")),
+            (ProtocolFile::Tcp, Some(upstream)) if !upstreams.contains(upstream.as_str()) => {
+                return Err(format!("the listener `{name}` names the upstream `{upstream}`, which does not exist"));
+            }
+            (ProtocolFile::Http | ProtocolFile::Https, Some(_)) => {
+                return Err(format!("the listener `{name}` has an `upstream`; that is for tcp: use `routes`"));
+            }
+            _ => {}
+        }
+        if it.proxy_protocol && file.trusted_proxies.is_empty() {
+            return Err(format!("the listener `{name}` has `proxy_protocol`: name the proxies in `trusted_proxies`"));
+        }
+        if it.protocol == ProtocolFile::Https && file.certificates.is_empty() {
+            return Err(format!("the https listener `{name}` has no certificate to show: add `certificates`"));
+        }
+    }
+    for certificate in &file.certificates {
+        if certificate.hosts.is_empty() {
+            return Err(format!("the certificate {} names no `hosts`", certificate.certificate_file.display()));
+        }
+        certificate.hosts.iter().try_for_each(|it| check_host(it))?;
+    }
+    let mut rules = HashSet::new();
+    for (number, route) in file.routes.iter().enumerate() {
+        let checked = route.check(&upstreams, folder, rates).map_err(|it| format!("route {}: {it}", number + 1))?;
+        for host in &route.hosts {
+            for path in &checked.paths {
+                if !rules.insert((host.to_ascii_lowercase(), format!("{path} {:?}", checked.conditions))) {
+                    return Err(format!("the host `{host}` has two routes for {path} with the same conditions"));
+                }
+            }
+        }
+        parts.routes.push(checked);
+    }
+    if file.limits.max_header_bytes < 1024 {
+        return Err("`limits.max_header_bytes` is below 1024".to_owned());
+    }
+    Ok(parts)
+}
+
+fn check_host(host: &str) -> Result<(), String> {
+    let name = if host == "*" { return Ok(()) } else { host.strip_prefix("*.").unwrap_or(host) };
+    let label = |it: &str| {
+        (1..=63).contains(&it.len()) && it.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(&it))
+    };
+    let address = host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[');
+    if address || (name.len() <= 253 && name.split('.').all(label)) {
+        Ok(())
+    } else {
+        Err(format!("`{host}` is not a host: write `name.example.com`, `*.example.com` or `*`, without a port"))
+    }
+}
+
+fn check_timeouts(whose: &str, timeouts: &TimeoutsFile) -> Result<(), String> {
+    if timeouts.request_header_ms.is_some() || timeouts.idle_ms.is_some() {
+        return Err(format!(
+            "{whose} sets request_header_ms or idle_ms; these belong to a connection: set them in the top `timeouts`"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::PathMatch;
+
+    const GOOD: &str = r#"
+listeners:    [{name: web, address: "127.0.0.1:8080", protocol: http}, {name: db, address: "127.0.0.1:5432", protocol: tcp, upstream: db}]
+upstreams:    [{name: a, endpoints: ["127.0.0.1:9000", "127.0.0.1:9001"], balance: round_robin, timeouts: {connect_ms: 5}}, {name: db, endpoints: ["127.0.0.1:5433"]}]
+routes:       [{hosts: ["A.example.com", "*.b.com"], paths: [{prefix: /}, {exact: /x}], targets: [{upstream: a, weight: 100}], timeouts: {response_ms: 7}}]
+timeouts:     {request_header_ms: 10000, request_body_ms: 30000, connect_ms: 3000, response_ms: 60000, idle_ms: 60000}
+admin:        {address: "127.0.0.1:9901"}
+"#;
+
+    fn load(text: &str) -> Result<Loaded, FileError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        std::fs::write(&path, text).unwrap();
+        FileSource::new(&path, Metrics::new()).load()
+    }
+
+    #[test]
+    fn the_documented_file_is_read() {
+        let loaded = load(GOOD).unwrap();
+        assert_eq!(loaded.listeners.len(), 2);
+        assert_eq!(loaded.listeners[1].protocol, Protocol::Tcp("db".into()));
+        assert_eq!(loaded.admin.unwrap().port(), 9901);
+        let host = loaded.snapshot.host("a.example.com").unwrap();
+        let rule = host.rule("/x").unwrap();
+        assert_eq!(rule.path, PathMatch::Exact("/x".to_owned()));
+        let timeouts = rule.timeouts.unwrap();
+        assert_eq!((timeouts.response.as_millis(), timeouts.connect.as_millis()), (7, 5));
+        assert!(loaded.snapshot.host("q.b.com").is_some() && loaded.snapshot.host("b.com").is_none());
+        assert!(load("").is_ok());
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_its_place() {
+        for (from, to, part) in [
+            ("admin:", "adnim:", "adnim"),
+            ("balance: round_robin", "balance: best", "line 3"),
+            ("weight: 100", "wait: 100", "wait"),
+            ("upstream: a,", "upstream: c,", "`c`, which does not exist"),
+            ("upstream: db}", "upstream: dc}", "`dc`, which does not exist"),
+            ("name: db, endpoints", "name: a, endpoints", "two upstreams"),
+            ("protocol: http}", "protocol: https}", "certificate"),
+            ("prefix: /}", "prefix: x}", "begin with /"),
+            ("\"*.b.com\"", "\"a.example.com\"", "two routes"),
+            ("\"*.b.com\"", "\"a b\"", "not a host"),
+            ("connect_ms: 5", "idle_ms: 5", "top `timeouts`"),
+            ("127.0.0.1:9000", "localhost:9000", "line 3"),
+            ("address: \"127.0.0.1:5432\"", "address: \"127.0.0.1:8080\"", "two listeners"),
+        ] {
+            let error = load(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(part), "{from} -> {to}: {error}");
+        }
+    }
+}

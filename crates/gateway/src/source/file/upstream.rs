@@ -1,0 +1,217 @@
+//! Upstreams as they are written in the file.
+
+use super::route::StickyFile;
+use super::{TimeoutsFile, check_timeouts};
+use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey, hash};
+use crate::upstream::{Transport, UpstreamSettings, UpstreamTls};
+use http::{HeaderName, HeaderValue};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpstreamFile {
+    pub(super) name: String,
+    pub(super) endpoints: Vec<SocketAddr>,
+    #[serde(default)]
+    pub(super) weights: Vec<u32>,
+    #[serde(default)]
+    balance: BalanceFile,
+    hash_by: Option<HashByFile>,
+    sticky: Option<StickyFile>,
+    check: Option<CheckFile>,
+    ejection: Option<EjectionFile>,
+    max_open: Option<usize>,
+    #[serde(default)]
+    protocol: UpstreamProtocol,
+    tls: Option<TlsFile>,
+    proxy_protocol: Option<u8>,
+    #[serde(default)]
+    pub(super) timeouts: TimeoutsFile,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum BalanceFile {
+    #[default]
+    RoundRobin,
+    Weighted,
+    LeastRequests,
+    Ewma,
+    ConsistentHash,
+    Sticky,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum UpstreamProtocol {
+    #[default]
+    Http1,
+    Http2,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HashByFile {
+    cookie: Option<String>,
+    header: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CheckFile {
+    path: Option<String>,
+    host: Option<String>,
+    status: Option<u16>,
+    interval_ms: u64,
+    timeout_ms: u64,
+    healthy: u32,
+    unhealthy: u32,
+}
+
+impl Default for CheckFile {
+    fn default() -> Self {
+        Self { path: None, host: None, status: None, interval_ms: 5000, timeout_ms: 1000, healthy: 2, unhealthy: 3 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct EjectionFile {
+    failures: u32,
+    base_ms: u64,
+    slow_return_ms: u64,
+}
+
+impl Default for EjectionFile {
+    fn default() -> Self {
+        Self { failures: 5, base_ms: 10_000, slow_return_ms: 10_000 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsFile {
+    name: String,
+    ca_file: PathBuf,
+}
+
+impl UpstreamFile {
+    /// Everything but addresses and timeouts; files are read relative to `folder`.
+    pub(super) fn settings(&self, folder: &Path) -> Result<UpstreamSettings, String> {
+        check_timeouts("it", &self.timeouts)?;
+        if !self.weights.is_empty() && (self.weights.len() != self.endpoints.len() || self.weights.contains(&0)) {
+            return Err("`weights` needs one number above 0 for each endpoint".to_owned());
+        }
+        if self.weights.iter().any(|it| *it > 10_000) {
+            return Err("`weights` are at most 10000".to_owned());
+        }
+        if self.hash_by.is_some() && self.balance != BalanceFile::ConsistentHash {
+            return Err("`hash_by` goes with `balance: consistent_hash`".to_owned());
+        }
+        if self.sticky.is_some() != (self.balance == BalanceFile::Sticky) {
+            return Err("`sticky` and `balance: sticky` go together".to_owned());
+        }
+        if self.max_open == Some(0) {
+            return Err("`max_open` is at least 1".to_owned());
+        }
+        if self.proxy_protocol.is_some_and(|it| it != 1 && it != 2) {
+            return Err("`proxy_protocol` is 1 or 2".to_owned());
+        }
+        Ok(UpstreamSettings {
+            balance: self.balance()?,
+            ejection: self.ejection.as_ref().map(|it| Ejection {
+                failures: it.failures.max(1),
+                base: Duration::from_millis(it.base_ms),
+                slow_return: Duration::from_millis(it.slow_return_ms),
+            }),
+            check: self.check.as_ref().map(|it| self.check(it)).transpose()?,
+            max_open: self.max_open,
+            transport: self.transport(folder)?,
+            proxy_protocol: self.proxy_protocol,
+        })
+    }
+
+    fn balance(&self) -> Result<Balance, String> {
+        Ok(match self.balance {
+            BalanceFile::RoundRobin if self.weights.is_empty() => Balance::RoundRobin,
+            BalanceFile::RoundRobin | BalanceFile::Weighted => Balance::Weighted,
+            BalanceFile::LeastRequests => Balance::LeastRequests,
+            BalanceFile::Ewma => Balance::Ewma,
+            BalanceFile::Sticky => {
+                Balance::Sticky(self.sticky.as_ref().map(StickyFile::cookie).transpose()?.ok_or("no `sticky`")?)
+            }
+            BalanceFile::ConsistentHash => Balance::Hash(match &self.hash_by {
+                None | Some(HashByFile { cookie: None, header: None }) => HashKey::Source,
+                Some(HashByFile { cookie: Some(cookie), header: None }) => HashKey::Cookie(cookie.clone()),
+                Some(HashByFile { cookie: None, header: Some(header) }) => HashKey::Header(
+                    HeaderName::try_from(header.as_str()).map_err(|_| format!("`{header}` is not a header field"))?,
+                ),
+                _ => {
+                    return Err(
+                        "`hash_by` is either `cookie` or `header`; without it the client's address counts".to_owned()
+                    );
+                }
+            }),
+        })
+    }
+
+    fn check(&self, file: &CheckFile) -> Result<Check, String> {
+        if file.interval_ms < 50 || file.timeout_ms == 0 || file.healthy == 0 || file.unhealthy == 0 {
+            return Err("a `check` needs interval_ms of at least 50, and everything else above 0".to_owned());
+        }
+        let http = match &file.path {
+            None if file.host.is_some() || file.status.is_some() => {
+                return Err("a `check` by HTTP needs a `path`".to_owned());
+            }
+            None => None,
+            Some(path) => Some(CheckHttp {
+                path: http::uri::PathAndQuery::try_from(path.as_str())
+                    .ok()
+                    .filter(|it| it.as_str().starts_with('/'))
+                    .ok_or_else(|| format!("the check's path `{path}` must begin with /"))?,
+                host: HeaderValue::try_from(file.host.as_deref().unwrap_or("localhost"))
+                    .map_err(|_| "the check's `host` is malformed".to_owned())?,
+                status: file.status,
+            }),
+        };
+        Ok(Check {
+            http,
+            interval: Duration::from_millis(file.interval_ms),
+            timeout: Duration::from_millis(file.timeout_ms),
+            healthy: file.healthy,
+            unhealthy: file.unhealthy,
+        })
+    }
+
+    fn transport(&self, folder: &Path) -> Result<Transport, String> {
+        let http2 = self.protocol == UpstreamProtocol::Http2;
+        let Some(tls) = &self.tls else { return Ok(Transport { id: u64::from(http2), http2, tls: None }) };
+        let path = folder.join(&tls.ca_file);
+        let fail = |cause: String| format!("cannot use the certificates in {}: {cause}", path.display());
+        let pem = std::fs::read(&path).map_err(|it| fail(it.to_string()))?;
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|it| fail(it.to_string()))?;
+            roots.add(certificate).map_err(|it| fail(it.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(fail("there is none".to_owned()));
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|it| fail(it.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+        let name = ServerName::try_from(tls.name.clone()).map_err(|_| format!("`{}` is not a name", tls.name))?;
+        let id = hash(&pem, hash(tls.name.as_bytes(), 2 + u64::from(http2))) | 2;
+        Ok(Transport { id, http2, tls: Some(UpstreamTls { config: Arc::new(config), name }) })
+    }
+}

@@ -1,0 +1,203 @@
+//! The routing table from the coordination store: decodes what changed since the last time, keeps the rest.
+
+use crate::metrics::Metrics;
+use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
+use crate::upstream::{Endpoint, EndpointState, Upstream};
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::traffic::{HOSTS, HostEntry, UPSTREAMS, UpstreamEntry};
+use arco_store::kv::mirror::{Entry, View};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use tokio::sync::Notify;
+
+/// Builds snapshots from views of the store.
+pub struct StoreSource {
+    metrics: Metrics,
+    timeouts: Timeouts,
+    /// Rung when a draining instance has no open request any more.
+    idle: Arc<Notify>,
+    hosts: BTreeMap<Vec<u8>, (u64, HostEntry, Arc<Host>)>,
+    components: HashMap<ComponentId, (u64, UpstreamEntry)>,
+    instances: HashMap<InstanceId, Arc<EndpointState>>,
+    turns: HashMap<Arc<str>, Arc<AtomicUsize>>,
+}
+
+impl StoreSource {
+    /// A source that knows nothing yet.
+    pub fn new(metrics: Metrics, timeouts: Timeouts, idle: Arc<Notify>) -> Self {
+        Self {
+            metrics,
+            timeouts,
+            idle,
+            hosts: BTreeMap::new(),
+            components: HashMap::new(),
+            instances: HashMap::new(),
+            turns: HashMap::new(),
+        }
+    }
+
+    /// The routing table for `view`, made on the one before.
+    pub fn snapshot(&mut self, view: &View, before: &Snapshot) -> Snapshot {
+        let changed = self.read_components(view);
+        self.read_hosts(view);
+        let mut snapshot = Snapshot { revision: view.revision, ..Snapshot::default() };
+        let mut turns = HashMap::new();
+        for (_, entry, host) in self.hosts.values() {
+            snapshot.wildcards |= host.name.starts_with('*');
+            snapshot.hosts.insert(Arc::clone(&host.name), Arc::clone(host));
+            for rule in &entry.rules {
+                let name = upstream_name(&rule.component, rule.port);
+                if snapshot.upstreams.contains_key(name.as_str()) {
+                    continue;
+                }
+                let Some((_, component)) = self.components.get(&rule.component) else { continue };
+                let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&rule.component));
+                let name: Arc<str> = name.into();
+                let turn = self.turns.get(&name).cloned().unwrap_or_default();
+                turns.insert(Arc::clone(&name), Arc::clone(&turn));
+                let upstream = match known {
+                    Some(known) => Arc::clone(known),
+                    None => Arc::new(self.upstream(&name, component, rule.port, turn)),
+                };
+                snapshot.upstreams.insert(name, upstream);
+            }
+        }
+        self.turns = turns;
+        snapshot
+    }
+
+    /// Instances that are draining and have open requests.
+    pub fn busy_draining(&self) -> Vec<InstanceId> {
+        let mut busy: Vec<InstanceId> = self
+            .instances
+            .iter()
+            .filter(|(_, state)| state.is_draining() && state.open() > 0)
+            .map(|(instance, _)| instance.clone())
+            .collect();
+        busy.sort();
+        busy
+    }
+
+    /// Takes over changed components; returns them. Draining marks take effect here, before the new table is in place.
+    fn read_components(&mut self, view: &View) -> HashSet<ComponentId> {
+        let mut changed = HashSet::new();
+        let mut seen = HashSet::new();
+        for (key, entry) in below(view, UPSTREAMS) {
+            let Some(id) = suffix(key, UPSTREAMS).and_then(|it| it.parse::<ComponentId>().ok()) else { continue };
+            seen.insert(id.clone());
+            if self.components.get(&id).is_some_and(|it| it.0 == entry.mod_revision) {
+                continue;
+            }
+            if let Some(decoded) = decode::<UpstreamEntry>(key, entry) {
+                changed.insert(id.clone());
+                self.components.insert(id, (entry.mod_revision, decoded));
+            }
+        }
+        self.components.retain(|id, _| {
+            let stays = seen.contains(id);
+            if !stays {
+                changed.insert(id.clone());
+            }
+            stays
+        });
+        if !changed.is_empty() {
+            self.mark_instances();
+        }
+        changed
+    }
+
+    fn mark_instances(&mut self) {
+        let mut present = HashSet::new();
+        for endpoint in self.components.values().flat_map(|it| &it.1.endpoints) {
+            present.insert(&endpoint.instance);
+            let state = self.instances.entry(endpoint.instance.clone()).or_insert_with(|| {
+                Arc::new(EndpointState::new(Some(endpoint.instance.clone()), Arc::clone(&self.idle)))
+            });
+            state.drain(endpoint.draining);
+        }
+        self.instances.retain(|instance, state| {
+            if present.contains(instance) {
+                return true;
+            }
+            // Gone from the store: no new requests; remembered while old ones are open.
+            state.drain(true);
+            state.open() > 0
+        });
+    }
+
+    fn read_hosts(&mut self, view: &View) {
+        let mut hosts = BTreeMap::new();
+        for (key, entry) in below(view, HOSTS) {
+            let known = self.hosts.remove(key);
+            if known.as_ref().is_some_and(|it| it.0 == entry.mod_revision) {
+                known.into_iter().for_each(|it| drop(hosts.insert(key.to_vec(), it)));
+                continue;
+            }
+            match decode::<HostEntry>(key, entry) {
+                Some(decoded) => {
+                    let host = Arc::new(self.host(&decoded));
+                    hosts.insert(key.to_vec(), (entry.mod_revision, decoded, host));
+                }
+                // A value that cannot be read does not take a working route away.
+                None => known.into_iter().for_each(|it| drop(hosts.insert(key.to_vec(), it))),
+            }
+        }
+        self.hosts = hosts;
+    }
+
+    fn host(&self, entry: &HostEntry) -> Host {
+        let rules = entry
+            .rules
+            .iter()
+            .map(|rule| {
+                let target = vec![(upstream_name(&rule.component, rule.port).into(), 1)];
+                Rule::new(PathMatch::Prefix(rule.prefix.clone()), target, None)
+            })
+            .collect();
+        let name = entry.host.to_ascii_lowercase();
+        let metrics = self.metrics.route(&name);
+        Host::new(name.into(), rules, metrics)
+    }
+
+    fn upstream(&self, name: &Arc<str>, entry: &UpstreamEntry, port: u16, turn: Arc<AtomicUsize>) -> Upstream {
+        let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
+            let state = Arc::clone(self.instances.get(&it.instance)?);
+            Some(Endpoint { address: SocketAddr::from((it.address, port)), state, weight: 1 })
+        });
+        Upstream {
+            name: Arc::clone(name),
+            reference: entry.reference.as_str().into(),
+            state: entry.state,
+            endpoints: endpoints.collect(),
+            timeouts: self.timeouts,
+            settings: Arc::default(),
+            metrics: self.metrics.upstream(&entry.reference),
+            turn,
+        }
+    }
+}
+
+fn upstream_name(component: &ComponentId, port: u16) -> String {
+    format!("{component}:{port}")
+}
+
+fn below<'a>(view: &'a View, prefix: &'static str) -> impl Iterator<Item = (&'a Vec<u8>, &'a Entry)> {
+    view.entries.range(prefix.as_bytes().to_vec()..).take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
+}
+
+fn suffix<'a>(key: &'a [u8], prefix: &str) -> Option<&'a str> {
+    std::str::from_utf8(key.strip_prefix(prefix.as_bytes())?).ok()
+}
+
+fn decode<T: serde::de::DeserializeOwned>(key: &[u8], entry: &Entry) -> Option<T> {
+    match serde_json::from_slice(&entry.value) {
+        Ok(decoded) => Some(decoded),
+        Err(error) => {
+            let (key, revision) = (String::from_utf8_lossy(key), entry.mod_revision);
+            tracing::error!(%key, revision, %error, "a routing entry cannot be read; the one before stays");
+            None
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! An endpoint and a client that speak raw bytes, a gateway on free ports, and a store in memory.
+
+use arco_daemon::{CancellationToken, Supervisor};
+use arco_gateway::alone::Alone;
+use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, Txn, TxnResult, Watch};
+use async_trait::async_trait;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Nothing here takes longer; a test that waits for it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A message as it came: its head, and its body without framing.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Message {
+    pub(crate) fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0)
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|it| it.split_once(':'));
+        lines.filter(|it| it.0.eq_ignore_ascii_case(name)).map(|it| it.1.trim()).next()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// A connection with what was read too far.
+pub(crate) struct Wire {
+    pub(crate) stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Wire {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    async fn more(&mut self) -> bool {
+        self.buffer.reserve(64 * 1024);
+        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
+        read.expect("bytes in time").unwrap_or(0) > 0
+    }
+
+    pub(crate) async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.buffer.len() < length {
+            if !self.more().await {
+                return None;
+            }
+        }
+        Some(self.buffer.drain(..length).collect())
+    }
+
+    pub(crate) async fn until(&mut self, end: &str) -> Option<String> {
+        loop {
+            if let Some(at) = self.buffer.windows(end.len()).position(|it| it == end.as_bytes()) {
+                let bytes: Vec<u8> = self.buffer.drain(..at + end.len()).collect();
+                return Some(String::from_utf8_lossy(&bytes).into_owned());
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    /// What is left until the other side closes.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        while self.more().await {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// The next message; `None` when the connection ends before it is whole.
+    pub(crate) async fn message(&mut self) -> Option<Message> {
+        let head = self.until("\r\n\r\n").await?;
+        self.body_of(head).await
+    }
+
+    /// The answer to HEAD: without a body, whatever its head says.
+    pub(crate) async fn head_only(&mut self) -> Option<Message> {
+        Some(Message { head: self.until("\r\n\r\n").await?, body: Vec::new() })
+    }
+
+    async fn body_of(&mut self, head: String) -> Option<Message> {
+        let mut message = Message { head, body: Vec::new() };
+        let bodiless = matches!(message.status(), 100..200 | 204 | 304);
+        if message.header("transfer-encoding").is_some() {
+            loop {
+                let size = usize::from_str_radix(self.until("\r\n").await?.trim(), 16).unwrap();
+                if size == 0 {
+                    self.until("\r\n").await?;
+                    break;
+                }
+                message.body.extend(self.exactly(size).await?);
+                self.exactly(2).await?;
+            }
+        } else if let Some(length) = message.header("content-length").map(|it| it.parse().unwrap()) {
+            message.body = self.exactly(length).await?;
+        } else if message.head.starts_with("HTTP/") && !bodiless {
+            message.body = self.rest().await;
+        }
+        Some(message)
+    }
+
+    /// Sends a request and reads its answer.
+    pub(crate) async fn ask(&mut self, request: &str) -> Message {
+        self.send(request).await;
+        self.message().await.expect("an answer")
+    }
+}
+
+pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> Message {
+    let mut wire = Wire::connect(address).await;
+    wire.ask(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await
+}
+
+/// An endpoint: each connection goes to `serve` until that returns.
+pub(crate) async fn origin<F, S>(serve: S) -> SocketAddr
+where
+    S: Fn(Wire) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    origin_at("127.0.0.1:0", serve).await
+}
+
+pub(crate) async fn origin_at<F, S>(address: &str, serve: S) -> SocketAddr
+where
+    S: Fn(Wire) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serve(Wire::new(stream)));
+        }
+    });
+    address
+}
+
+/// An endpoint that answers each request with its own head and body, and counts connections.
+pub(crate) async fn echo() -> SocketAddr {
+    origin(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            let body = [request.head.as_bytes(), &request.body].concat();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Origin: echo\r\n\r\n", body.len());
+            let answer = if request.head.starts_with("HEAD ") { vec![] } else { body };
+            wire.send([head.as_bytes(), &answer].concat()).await;
+        }
+    })
+    .await
+}
+
+/// A gateway that serves one file.
+pub(crate) struct Gateway {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) stop: CancellationToken,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) addresses: std::collections::HashMap<String, SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+impl Gateway {
+    pub(crate) async fn start(yaml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, yaml).await
+    }
+
+    pub(crate) async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {
+        let path = folder.path().join("gateway.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let supervisor = Supervisor::new();
+        let alone = Alone::build(&supervisor, &path).await.unwrap();
+        let (addresses, admin) = (alone.addresses(), alone.admin());
+        let stop = supervisor.token().child_token();
+        let stopped = stop.clone();
+        supervisor.spawn("gateway", arco_daemon::OnExit::Shutdown, async move { Ok(alone.run(stopped).await?) });
+        Self { supervisor, stop, folder, addresses, admin }
+    }
+
+    pub(crate) fn web(&self) -> SocketAddr {
+        self.addresses["web"]
+    }
+
+    pub(crate) fn rewrite(&self, yaml: &str) {
+        let path = self.folder.path().join("gateway.yaml");
+        std::fs::write(path.with_extension("new"), yaml).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.supervisor.token().cancel();
+    }
+}
+
+/// The usual file: one plain listener, one host `a.test` to these endpoints.
+pub(crate) fn file(endpoints: &[SocketAddr]) -> String {
+    let endpoints: Vec<String> = endpoints.iter().map(|it| format!("\"{it}\"")).collect();
+    format!(
+        "listeners: [{{name: web, address: \"127.0.0.1:0\", protocol: http}}]\n\
+         upstreams: [{{name: a, endpoints: [{}]}}]\n\
+         routes: [{{hosts: [a.test], targets: [{{upstream: a}}]}}]\n\
+         timeouts: {{request_header_ms: 1000, request_body_ms: 1000, connect_ms: 1000, response_ms: 1000, idle_ms: 2000}}\n",
+        endpoints.join(", ")
+    )
+}
+
+/// Waits until `ready` says so.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ready: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !ready().await {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A store in memory that can fall silent.
+pub(crate) struct Store {
+    inner: MemoryKv,
+    silence: Mutex<(bool, CancellationToken)>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { inner: MemoryKv::new(), silence: Mutex::default() })
+    }
+
+    /// While silent, every call fails and every watch has ended.
+    pub(crate) fn silence(&self, silent: bool) {
+        let before = std::mem::replace(&mut *self.silence.lock().unwrap(), (silent, CancellationToken::new()));
+        before.1.cancel();
+    }
+
+    pub(crate) async fn value<T: serde::de::DeserializeOwned>(&self, key: &str) -> Option<T> {
+        let found = self.inner.range(Range::Key(key.as_bytes().to_vec()), 1, None).await.unwrap();
+        serde_json::from_slice(&found.items.first()?.value).ok()
+    }
+
+    fn check(&self) -> Result<CancellationToken, KvError> {
+        let silence = self.silence.lock().unwrap();
+        if silence.0 {
+            return Err(KvError::Unavailable { step: "answer", cause: "silent".to_owned() });
+        }
+        Ok(silence.1.clone())
+    }
+}
+
+#[async_trait]
+impl Kv for Store {
+    fn name(&self) -> &'static str {
+        "silenceable"
+    }
+
+    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
+        self.check()?;
+        self.inner.range(range, limit, at).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
+        self.check()?;
+        self.inner.txn(txn).await
+    }
+
+    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
+        let silenced = self.check()?;
+        let mut watch = self.inner.watch(range, from).await?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(silenced.run_until_cancelled_owned(async move {
+            while let Some(batch) = watch.next().await {
+                if sender.send(batch).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        Ok(Watch { receiver })
+    }
+
+    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
+        self.check()?;
+        self.inner.lease_grant(ttl_s).await
+    }
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
+        self.check()?;
+        self.inner.lease_keep_alive(lease).await
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
+        self.check()?;
+        self.inner.lease_revoke(lease).await
+    }
+
+    async fn compact(&self, revision: u64) -> Result<(), KvError> {
+        self.check()?;
+        self.inner.compact(revision).await
+    }
+}

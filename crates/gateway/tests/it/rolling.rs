@@ -1,0 +1,245 @@
+//! Routes from the store: changes under load lose no request, silence of the store changes nothing.
+
+use crate::kit::*;
+use arco_config::GatewayConfig;
+use arco_daemon::{CancellationToken, Supervisor};
+use arco_gateway::DataPlane;
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::traffic::*;
+use arco_store::kv::SharedKv;
+use arco_store::kv::mirror::Mirror;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const PORT: u16 = 18_080;
+const STATUS: &str = "/gateway-status/gw";
+
+struct Plane {
+    supervisor: Supervisor,
+    stop: CancellationToken,
+    http: SocketAddr,
+}
+
+impl Plane {
+    fn start(store: &Arc<Store>, path: &Path) -> Self {
+        let supervisor = Supervisor::new();
+        let mirror = Mirror::open(GATEWAY_PREFIX, path).unwrap();
+        let config = GatewayConfig {
+            http_listen: "127.0.0.1:0".parse().unwrap(),
+            https_listen: "127.0.0.1:0".parse().unwrap(),
+            ..GatewayConfig::default()
+        };
+        let plane = DataPlane::build(&supervisor, &config, Arc::clone(&mirror), "gw").unwrap();
+        let (http, stop) = (plane.http(), CancellationToken::new());
+        let kv: SharedKv = Arc::clone(store) as SharedKv;
+        tokio::spawn(mirror.run(Arc::clone(&kv), supervisor.token().clone()));
+        tokio::spawn(plane.run(kv, stop.clone()));
+        Self { supervisor, stop, http }
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.supervisor.token().cancel();
+    }
+}
+
+fn component() -> ComponentId {
+    ComponentId::from_parts(1, 1)
+}
+
+fn instance(number: u8) -> InstanceId {
+    InstanceId::from_parts(2, number.into())
+}
+
+async fn put<T: serde::Serialize>(store: &Arc<Store>, key: String, value: &T) -> u64 {
+    let kv: SharedKv = Arc::clone(store) as SharedKv;
+    kv.put(&key, serde_json::to_vec(value).unwrap(), None).await.unwrap()
+}
+
+async fn put_host(store: &Arc<Store>) -> u64 {
+    let rules = vec![PathRule { prefix: "/".to_owned(), component: component(), port: PORT }];
+    put(store, format!("{HOSTS}web.test"), &HostEntry { host: "web.test".to_owned(), rules }).await
+}
+
+/// Endpoints 127.0.1.N; those in `draining` get nothing new.
+async fn put_endpoints(store: &Arc<Store>, ready: &[u8], draining: &[u8], state: UpstreamState) -> u64 {
+    let endpoint = |number: u8, draining| Endpoint {
+        instance: instance(number),
+        address: Ipv4Addr::new(127, 0, 1, number),
+        draining,
+    };
+    let endpoints = ready.iter().map(|it| endpoint(*it, false)).chain(draining.iter().map(|it| endpoint(*it, true)));
+    let entry = UpstreamEntry {
+        component: component(),
+        reference: "demo/web".to_owned(),
+        state,
+        endpoints: endpoints.collect(),
+    };
+    put(store, format!("{UPSTREAMS}{}", component()), &entry).await
+}
+
+async fn acknowledged(store: &Arc<Store>, revision: u64) -> GatewayStatus {
+    eventually("the acknowledgement", || async {
+        store.value::<GatewayStatus>(STATUS).await.is_some_and(|it| it.applied_revision >= revision)
+    })
+    .await;
+    store.value(STATUS).await.unwrap()
+}
+
+/// An instance that can be ended: it stops listening and cuts every connection.
+fn instance_at(number: u8) -> (tokio::task::JoinHandle<()>, Arc<AtomicUsize>) {
+    let served = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&served);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 1, number), PORT))).unwrap();
+    let listener = socket.listen(1024).unwrap();
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let count = Arc::clone(&count);
+            connections.spawn(async move {
+                let mut wire = Wire::new(stream);
+                while wire.message().await.is_some() {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    // Long enough that requests are open while endpoints change.
+                    tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+                    wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{}", number % 10)).await;
+                }
+            });
+        }
+    });
+    (task, served)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rolling_changes_under_load_lose_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new();
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    let mut running = vec![(1u8, instance_at(1).0), (2, instance_at(2).0)];
+    put_host(&store).await;
+    let revision = put_endpoints(&store, &[1, 2], &[], UpstreamState::Up).await;
+    acknowledged(&store, revision).await;
+    let stop = CancellationToken::new();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let (stop, answered, http) = (stop.clone(), Arc::clone(&answered), plane.http);
+        clients.spawn(async move {
+            let mut wire = Wire::connect(http).await;
+            while !stop.is_cancelled() {
+                let request = if number % 2 == 0 {
+                    "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n"
+                } else {
+                    "POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 4\r\n\r\nbody"
+                };
+                let answer = wire.ask(request).await;
+                assert_eq!(answer.status(), 200, "{answer:?}");
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    for next in 3..20u8 {
+        // As the controller does it: start, make ready, drain, wait for the gateway, end.
+        let (old, task) = running.remove(0);
+        let (fresh, _) = instance_at(next);
+        running.push((next, fresh));
+        let ready: Vec<u8> = running.iter().map(|it| it.0).collect();
+        let revision = put_endpoints(&store, &ready, &[old], UpstreamState::Up).await;
+        eventually("the drained instance", || async {
+            store
+                .value::<GatewayStatus>(STATUS)
+                .await
+                .is_some_and(|it| it.applied_revision >= revision && !it.busy_draining.contains(&instance(old)))
+        })
+        .await;
+        task.abort();
+        put_endpoints(&store, &ready, &[], UpstreamState::Up).await;
+        let seen = answered.load(Ordering::SeqCst);
+        eventually("load", || async { answered.load(Ordering::SeqCst) > seen + 20 }).await;
+    }
+    stop.cancel();
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    running.into_iter().for_each(|it| it.1.abort());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_have_pages_and_a_draining_instance_keeps_its_open_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new();
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    put_host(&store).await;
+    for (state, word) in [
+        (UpstreamState::Stopped, "is stopped"),
+        (UpstreamState::Starting, "is starting"),
+        (UpstreamState::Abnormal, "is not well"),
+        (UpstreamState::Up, "no instance that is ready"),
+    ] {
+        let revision = put_endpoints(&store, &[], &[], state).await;
+        acknowledged(&store, revision).await;
+        let answer = get(plane.http, "web.test", "/").await;
+        assert_eq!(answer.status(), 503);
+        assert!(answer.text().contains("demo/web") && answer.text().contains(word), "{answer:?}");
+    }
+    let (release, arrival) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (held, arrived) = (Arc::clone(&release), Arc::clone(&arrival));
+    origin_at(&format!("127.0.1.100:{PORT}"), move |mut wire| {
+        let (held, arrived) = (Arc::clone(&held), Arc::clone(&arrived));
+        async move {
+            wire.message().await;
+            arrived.notify_one();
+            held.notified().await;
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
+        }
+    })
+    .await;
+    let revision = put_endpoints(&store, &[100], &[], UpstreamState::Up).await;
+    acknowledged(&store, revision).await;
+    let mut wire = Wire::connect(plane.http).await;
+    wire.send("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await;
+    arrival.notified().await;
+    let revision = put_endpoints(&store, &[], &[100], UpstreamState::Up).await;
+    assert_eq!(acknowledged(&store, revision).await.busy_draining, [instance(100)]);
+    assert_eq!(get(plane.http, "web.test", "/").await.status(), 503, "nothing new goes to a draining instance");
+    release.notify_one();
+    assert_eq!(wire.message().await.unwrap().text(), "late");
+    eventually("the end of draining", || async {
+        store.value::<GatewayStatus>(STATUS).await.is_some_and(|it| it.busy_draining.is_empty())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_snapshot_serves_while_the_store_is_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("routes.journal");
+    let (task, _) = instance_at(200);
+    let store = Store::new();
+    {
+        let plane = Plane::start(&store, &path);
+        put_host(&store).await;
+        let revision = put_endpoints(&store, &[200], &[], UpstreamState::Up).await;
+        acknowledged(&store, revision).await;
+        store.silence(true);
+        assert_eq!(get(plane.http, "web.test", "/").await.text(), "0");
+        plane.supervisor.token().cancel();
+    }
+    let plane = Plane::start(&store, &path);
+    assert_eq!(get(plane.http, "web.test", "/").await.text(), "0", "a new process serves from disk at once");
+    store.silence(false);
+    let revision = put_endpoints(&store, &[], &[], UpstreamState::Stopped).await;
+    acknowledged(&store, revision).await;
+    assert_eq!(get(plane.http, "web.test", "/").await.status(), 503);
+    let kv: SharedKv = Arc::clone(&store) as SharedKv;
+    kv.delete(&format!("{HOSTS}web.test")).await.unwrap();
+    eventually("the removed host", || async { get(plane.http, "web.test", "/").await.status() == 404 }).await;
+    task.abort();
+}

@@ -1,0 +1,163 @@
+//! What a route does with a request, seen from both sides.
+
+use crate::kit::*;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// An endpoint that answers with its name.
+async fn named(name: &'static str) -> std::net::SocketAddr {
+    origin(move |mut wire| async move {
+        while wire.message().await.is_some() {
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Old: 1\r\n\r\n{name}", name.len())).await;
+        }
+    })
+    .await
+}
+
+/// A gateway with two upstreams, `a` that echoes and `b`, and these routes.
+async fn gateway(routes: &str, b: std::net::SocketAddr) -> Gateway {
+    let yaml = file(&[echo().await]);
+    let at = yaml.find("routes:").unwrap();
+    let end = yaml[at..].find('\n').unwrap() + at;
+    let yaml = format!("{}routes:\n{routes}{}", &yaml[..at], &yaml[end..])
+        .replace("upstreams: [", &format!("upstreams: [{{name: b, endpoints: [\"{b}\"]}}, "));
+    Gateway::start(&yaml).await
+}
+
+async fn ask(gateway: &Gateway, request: &str) -> Message {
+    Wire::connect(gateway.web()).await.ask(request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_choose_the_target() {
+    let gateway = gateway(
+        "  - {hosts: [a.test], targets: [{upstream: a}]}\n\
+         \x20 - {hosts: [a.test], headers: [{name: X-Version, equals: '2'}], targets: [{upstream: b}]}\n\
+         \x20 - {hosts: [a.test], cookies: [{name: beta, present: true}], targets: [{upstream: b}]}\n\
+         \x20 - {hosts: [a.test], query: [{name: v, matches: '^2'}], targets: [{upstream: b}]}\n\
+         \x20 - {hosts: [a.test], paths: [{regex: '^/v[2-9]/'}], methods: [GET], targets: [{upstream: b}]}\n",
+        named("b").await,
+    )
+    .await;
+    for (line, field, is_b) in [
+        ("GET /", "X: 1", false),
+        ("GET /", "x-version: 2", true),
+        ("GET /", "x-version: 3", false),
+        ("GET /", "Cookie: x=1; beta=", true),
+        ("GET /?v=21", "X: 1", true),
+        ("GET /?v=12", "X: 1", false),
+        ("GET /v3/x", "X: 1", true),
+        ("GET /%763/x", "X: 1", true),
+        ("DELETE /v3/x", "X: 1", false),
+    ] {
+        let answer = ask(&gateway, &format!("{line} HTTP/1.1\r\nHost: a.test\r\n{field}\r\n\r\n")).await;
+        assert_eq!(answer.text() == "b", is_b, "{line} {field}: {}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_and_responses_are_changed() {
+    let gateway = gateway(
+        "  - hosts: [a.test]\n    paths: [{prefix: /old}]\n    targets: [{upstream: a}]\n\
+         \x20   rewrite: {prefix: /new, host: inner.test}\n\
+         \x20   request_headers: {set: {x-set: '1'}, add: {x-add: '2'}, remove: [x-gone]}\n\
+         \x20   response_headers: {set: {Strict-Transport-Security: max-age=60}, remove: [x-origin]}\n\
+         \x20 - {hosts: [r.test], redirect: {scheme: https, status: 308}}\n\
+         \x20 - {hosts: [f.test], answer: {status: 418, body: short}}\n\
+         \x20 - {hosts: [m.test], targets: [{upstream: a}], maintenance: {message: Back soon, retry_after_s: 9}}\n\
+         \x20 - {hosts: [n.test], targets: [{upstream: a}], maintenance: {allow: [127.0.0.0/8]}}\n",
+        named("b").await,
+    )
+    .await;
+    let answer =
+        ask(&gateway, "GET /old/x?q=1 HTTP/1.1\r\nHost: a.test\r\nX-Gone: 1\r\nX-Set: 0\r\nX-Add: 1\r\n\r\n").await;
+    let seen = answer.text();
+    assert!(seen.starts_with("GET /new/x?q=1 HTTP/1.1\r\n"), "{seen}");
+    for part in ["host: inner.test\r\n", "x-forwarded-host: a.test\r\n", "x-set: 1\r\n", "x-add: 1\r\nx-add: 2\r\n"] {
+        assert!(seen.contains(part), "{part} in {seen}");
+    }
+    assert!(!seen.contains("x-gone") && !seen.contains("x-set: 0"), "{seen}");
+    assert_eq!(answer.header("strict-transport-security"), Some("max-age=60"));
+    assert_eq!(answer.header("x-origin"), None);
+    let answer = ask(&gateway, "GET /x?y HTTP/1.1\r\nHost: r.test:8080\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("location")), (308, Some("https://r.test/x?y")));
+    let answer = ask(&gateway, "POST / HTTP/1.1\r\nHost: f.test\r\nContent-Length: 3\r\n\r\nabc").await;
+    assert_eq!((answer.status(), answer.text().as_str()), (418, "short"));
+    let answer = ask(&gateway, "GET / HTTP/1.1\r\nHost: m.test\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("9")));
+    assert!(answer.text().contains("Back soon"));
+    assert_eq!(ask(&gateway, "GET / HTTP/1.1\r\nHost: n.test\r\n\r\n").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_get_their_cross_origin_answers() {
+    let gateway = gateway(
+        "  - {hosts: [a.test], targets: [{upstream: a}], cors: {origins: ['https://web.test'], credentials: true, max_age_s: 7}}\n",
+        named("b").await,
+    )
+    .await;
+    let preflight = |origin: &str| {
+        format!("OPTIONS / HTTP/1.1\r\nHost: a.test\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: PUT\r\n\r\n")
+    };
+    let answer = ask(&gateway, &preflight("https://web.test")).await;
+    assert_eq!((answer.status(), answer.header("access-control-allow-origin")), (204, Some("https://web.test")));
+    assert_eq!(answer.header("access-control-max-age"), Some("7"));
+    let answer = ask(&gateway, &preflight("https://evil.test")).await;
+    assert_eq!((answer.status(), answer.header("access-control-allow-origin")), (204, None));
+    let answer = ask(&gateway, "GET / HTTP/1.1\r\nHost: a.test\r\nOrigin: https://web.test\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("access-control-allow-origin")), (200, Some("https://web.test")));
+    assert_eq!(
+        (answer.header("access-control-allow-credentials"), answer.header("vary")),
+        (Some("true"), Some("Origin"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_hold_and_a_client_may_stay() {
+    let gateway = gateway(
+        "  - {hosts: [a.test], targets: [{upstream: a, weight: 3}, {upstream: b, weight: 1}]}\n\
+         \x20 - {hosts: [s.test], targets: [{upstream: a, weight: 1}, {upstream: b, weight: 1}], sticky: {cookie: side, max_age_s: 60}}\n",
+        named("b").await,
+    )
+    .await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    let mut b = 0;
+    for _ in 0..40 {
+        b += usize::from(wire.ask("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.text() == "b");
+    }
+    assert_eq!(b, 10);
+    for _ in 0..2 {
+        let first = wire.ask("GET / HTTP/1.1\r\nHost: s.test\r\n\r\n").await;
+        let cookie = first.header("set-cookie").unwrap().to_owned();
+        assert!(cookie.starts_with("side=") && cookie.contains("HttpOnly; SameSite=Lax; Max-Age=60"), "{cookie}");
+        let cookie = cookie.split(';').next().unwrap();
+        for _ in 0..5 {
+            let again = wire.ask(&format!("GET / HTTP/1.1\r\nHost: s.test\r\nCookie: {cookie}\r\n\r\n")).await;
+            assert_eq!((again.text() == "b", again.header("set-cookie")), (first.text() == "b", None));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_gets_a_copy_and_changes_nothing() {
+    let (tell, mut seen) = mpsc::unbounded_channel();
+    let tell = Arc::new(tell);
+    let copies = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            while let Some(request) = wire.message().await {
+                tell.send(request).unwrap();
+                wire.send("HTTP/1.1 500 Oh No\r\nContent-Length: 3\r\n\r\nbad").await;
+            }
+        }
+    })
+    .await;
+    let gateway = gateway("  - {hosts: [a.test], targets: [{upstream: a}], mirror: {upstream: b}}\n", copies).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    for framing in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        let answer = wire.ask(&format!("POST /x HTTP/1.1\r\nHost: a.test\r\n{framing}")).await;
+        assert_eq!((answer.status(), answer.text().ends_with("hello")), (200, true));
+        let copy = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
+        assert!(copy.head.starts_with("POST /x ") && copy.body == b"hello", "{copy:?}");
+    }
+}

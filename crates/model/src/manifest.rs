@@ -1,0 +1,67 @@
+//! `arco.yaml`: a whole application in one document. The same schema in a repository and in `arco apply -f`.
+
+use crate::name::{ApplicationName, ComponentName};
+use crate::spec::{ComponentKind, Port, Probe, Resources, RolloutSpec, VolumeSpec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A whole application.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationManifest {
+    /// Name; in a repository it may be left out and comes from `--app`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<ApplicationName>,
+    /// Components by name.
+    pub components: BTreeMap<ComponentName, ComponentManifest>,
+}
+
+/// One component of an application.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ComponentManifest {
+    /// Folder (relative to the file), Git URL with optional `#ref`, or `image:REF`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Sub-directory of the source.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub dir: String,
+    /// How its instances live.
+    pub kind: ComponentKind,
+    /// For `cron`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// How many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// Limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Ports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Variables.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Names of secrets that must be set (`arco secret set`); values never stand in this file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Variables of the build.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub build_env: BTreeMap<String, String>,
+    /// Volumes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeSpec>,
+    /// `[application/]component[=ALIAS]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bind: Vec<String>,
+    /// What runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<crate::spec::Command>,
+    /// How readiness is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+    /// How changes are rolled out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSpec>,
+}

@@ -1,0 +1,107 @@
+//! Plans, from tables.
+
+use super::*;
+use crate::artifact::Digest;
+use crate::component::{ObservedState, RunDefaults};
+use crate::id::{ApplicationId, OperationId};
+use crate::source::Source;
+use crate::spec::{Command, ComponentSpec};
+use crate::time::Timestamp;
+
+fn component() -> Component {
+    Component {
+        id: ComponentId::from_parts(1, 1),
+        tenant: TenantName::default_tenant(),
+        application_id: ApplicationId::from_parts(1, 1),
+        application: ApplicationName::new("shop").unwrap(),
+        name: ComponentName::new("web").unwrap(),
+        spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
+        generation: 1,
+        power: Power::On,
+        restarts_asked: 0,
+        desired_revision: None,
+        last_revision_number: 1,
+        observed: ObservedState::default(),
+        created_at: Timestamp(0),
+    }
+}
+
+fn revision(component: &Component) -> Revision {
+    Revision {
+        id: RevisionId::from_parts(1, 1),
+        component_id: component.id.clone(),
+        number: 7,
+        artifact: ImageRef { repository: "default/shop/web".into(), digest: Digest::of(b"x") },
+        defaults: RunDefaults {
+            command: Some(Command::Shell("node server.js".into())),
+            ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
+            env: [("NODE_ENV".to_owned(), "production".to_owned())].into(),
+            ..RunDefaults::default()
+        },
+        spec: component.spec.clone(),
+        build_key: "k".into(),
+        commit: None,
+        cause: "deploy".into(),
+        operation_id: OperationId::from_parts(1, 1),
+        created_at: Timestamp(0),
+    }
+}
+
+#[test]
+fn variables_come_in_order_of_strength() {
+    let component = component();
+    let mut revision = revision(&component);
+    revision.spec.env.insert("NODE_ENV".into(), "test".into());
+    let bound = BoundComponent {
+        alias: "my-db".into(),
+        id: ComponentId::from_parts(2, 2),
+        host: "db.shop.default.arco.internal".into(),
+        port: Some(Port { port: 5432, protocol: Protocol::Tcp, outer: false }),
+        ready: true,
+    };
+    let secrets = [("TOKEN".to_owned(), "s".to_owned())].into();
+    let plan = build(&component, &revision, &PlanContext { bound: vec![bound], secrets, already_runs: false });
+    let env = &plan.template.env;
+    for (name, value) in [
+        ("NODE_ENV", "test"),
+        ("PORT", "8080"),
+        ("MY_DB_HOST", "db.shop.default.arco.internal"),
+        ("MY_DB_PORT", "5432"),
+        ("MY_DB_URL", "tcp://db.shop.default.arco.internal:5432"),
+        ("TOKEN", "s"),
+        ("ARCO_REVISION", "7"),
+        ("ARCO_COMPONENT", "web"),
+    ] {
+        assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert_eq!(plan.template.argv, ["/bin/sh", "-c", "exec node server.js"]);
+    assert!(!plan.hold);
+}
+
+#[test]
+fn a_binding_that_is_not_ready_holds_back_only_the_first_start() {
+    let component = component();
+    let revision = revision(&component);
+    let id = ComponentId::from_parts(2, 2);
+    let bound = vec![BoundComponent { alias: "db".into(), id, host: "h".into(), port: None, ready: false }];
+    for (already_runs, hold) in [(false, true), (true, false)] {
+        let context = PlanContext { bound: bound.clone(), already_runs, ..PlanContext::default() };
+        assert_eq!(build(&component, &revision, &context).hold, hold);
+    }
+}
+
+#[test]
+fn only_the_template_decides_whether_instances_are_replaced() {
+    let mut component = component();
+    let revision = revision(&component);
+    let before = build(&component, &revision, &PlanContext::default());
+    component.spec.replicas = 3;
+    let scaled = build(&component, &revision, &PlanContext::default());
+    assert_eq!(before.template.fingerprint(), scaled.template.fingerprint());
+    assert_ne!(before.fingerprint(), scaled.fingerprint());
+    component.restarts_asked = 1;
+    let restarted = build(&component, &revision, &PlanContext::default());
+    assert_ne!(scaled.template.fingerprint(), restarted.template.fingerprint());
+    component.power = Power::Off;
+    assert_eq!(build(&component, &revision, &PlanContext::default()).replicas, 0);
+}

@@ -1,0 +1,73 @@
+//! The rules of a spec, row by row.
+
+use super::*;
+
+fn spec() -> ComponentSpec {
+    ComponentSpec::new(Source::Image { reference: "stack/base".to_owned() })
+}
+
+#[test]
+fn each_broken_rule_has_its_code() {
+    type Break = fn(&mut ComponentSpec);
+    let rows: &[(&str, Break)] = &[
+        ("git_url_refused", |it| {
+            it.source = Source::Git { url: "ext::id".into(), reference: String::new(), dir: String::new() }
+        }),
+        ("ref_invalid", |it| {
+            it.source = Source::Git { url: "https://h/a".into(), reference: "--x".into(), dir: String::new() }
+        }),
+        ("dir_invalid", |it| {
+            it.source = Source::Git { url: "https://h/a".into(), reference: String::new(), dir: "../x".into() }
+        }),
+        ("replicas_invalid", |it| it.replicas = 101),
+        ("memory_invalid", |it| it.resources.memory_mb = 1),
+        ("cpu_invalid", |it| it.resources.cpu_milli = 1),
+        ("port_invalid", |it| it.ports.push(Port { port: 0, protocol: Protocol::Http, outer: true })),
+        ("port_duplicate", |it| it.ports = vec![Port { port: 80, protocol: Protocol::Http, outer: true }; 2]),
+        ("env_name_invalid", |it| drop(it.env.insert("A-B".into(), "x".into()))),
+        ("env_name_reserved", |it| drop(it.env.insert("ARCO_INSTANCE".into(), "x".into()))),
+        ("env_value_invalid", |it| drop(it.env.insert("A".into(), "\0".into()))),
+        ("env_duplicate", |it| {
+            it.env.insert("A".into(), "x".into());
+            it.secrets.insert("A".into(), 1);
+        }),
+        ("volume_path_invalid", |it| it.volumes.push(volume("/a/../b"))),
+        ("volume_path_invalid", |it| it.volumes.push(volume("/proc"))),
+        ("volume_path_invalid", |it| it.volumes.push(volume("/"))),
+        ("volume_duplicate", |it| it.volumes = vec![volume("/a"), volume("/a")]),
+        ("schedule_missing", |it| it.kind = ComponentKind::Cron),
+        ("schedule_unused", |it| it.schedule = Some("* * * * *".into())),
+        ("schedule_invalid", |it| {
+            it.kind = ComponentKind::Cron;
+            it.schedule = Some("every day".into());
+        }),
+        ("command_empty", |it| it.command = Some(Command::Exec(vec![]))),
+    ];
+    for (code, break_it) in rows {
+        let mut spec = spec();
+        assert!(validate(&spec).is_ok());
+        break_it(&mut spec);
+        assert_eq!(validate(&spec).unwrap_err().code, *code);
+    }
+}
+
+fn volume(path: &str) -> VolumeSpec {
+    VolumeSpec { name: VolumeName::new("v").unwrap(), path: path.into(), size_mb: 10, kind: VolumeKind::Shared }
+}
+
+#[test]
+fn a_single_program_replaces_its_shell() {
+    assert_eq!(Command::Shell("node a.js".into()).argv()[2], "exec node a.js");
+    for line in ["a && b", "cd x; y", "A=1 b", "export A=1", "a | b"] {
+        assert_eq!(Command::Shell(line.into()).argv()[2], line);
+    }
+}
+
+#[test]
+fn a_schedule_has_a_next_time_in_utc() {
+    use crate::time::Timestamp;
+    let noon = Timestamp(1_769_860_800_000); // 2026-01-31T12:00:00Z
+    assert_eq!(next_run("*/5 * * * *", noon).unwrap().rfc3339(), "2026-01-31T12:05:00.000Z");
+    assert_eq!(next_run("0 0 1 * *", noon).unwrap().rfc3339(), "2026-02-01T00:00:00.000Z");
+    assert_eq!(next_run("nonsense", noon), None);
+}

@@ -1,0 +1,341 @@
+//! The one function that decides a component's status, with a reason and an advice.
+
+use crate::component::{Component, Power};
+use crate::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
+use crate::spec::{ComponentKind, Port, Resources};
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// How a component is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Nothing has been deployed.
+    #[default]
+    Undeployed,
+    /// The first build runs.
+    Building,
+    /// The first build failed.
+    BuildFailed,
+    /// Instances start, none is ready yet.
+    Starting,
+    /// All that was asked is ready.
+    Running,
+    /// It answers, but not as asked.
+    Degraded,
+    /// A change is being rolled out.
+    Upgrading,
+    /// It does not answer.
+    Abnormal,
+    /// Instances are ending.
+    Stopping,
+    /// A person stopped it.
+    Stopped,
+    /// A job that ended well.
+    Succeeded,
+}
+
+impl Status {
+    /// The word in every output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undeployed => "undeployed",
+            Self::Building => "building",
+            Self::BuildFailed => "build_failed",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Degraded => "degraded",
+            Self::Upgrading => "upgrading",
+            Self::Abnormal => "abnormal",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Succeeded => "succeeded",
+        }
+    }
+}
+
+/// A status with its reason and, when it is not well, what to do.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// How it is.
+    pub status: Status,
+    /// Why, in one sentence; empty only when all is well.
+    pub reason: String,
+    /// What to do; empty only when all is well or it passes by itself.
+    pub advice: String,
+}
+
+impl StatusReport {
+    fn new(status: Status, reason: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), advice: advice.into() }
+    }
+}
+
+/// What the decision needs beside the component and what was seen.
+#[derive(Clone, Debug, Default)]
+pub struct StatusContext {
+    /// Whether a build runs now.
+    pub building: bool,
+    /// Why the last build failed, when no revision has ever been made.
+    pub build_problem: Option<(String, String)>,
+    /// Bound components (`application/component`) that are not ready, when instances wait for them.
+    pub waiting_for: Vec<String>,
+    /// Ports of the desired revision.
+    pub ports: Vec<Port>,
+    /// Limits of the desired revision.
+    pub resources: Resources,
+    /// How long a new instance may take.
+    pub start_deadline_ms: u64,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Decides the status. No other code sets it.
+pub fn decide(component: &Component, observed: &Observed, context: &StatusContext) -> StatusReport {
+    let instances = &observed.instances;
+    let present = instances.iter().filter(|it| it.phase != InstancePhase::Ended).count();
+    let ready = instances.iter().filter(|it| it.phase == InstancePhase::Ready).count();
+    match component.power {
+        Power::Deleting { .. } => return StatusReport::new(Status::Stopping, "it is being deleted", ""),
+        Power::Off if present > 0 => return StatusReport::new(Status::Stopping, "its instances are ending", ""),
+        Power::Off => {
+            return StatusReport::new(
+                Status::Stopped,
+                "it was stopped",
+                format!("`arco start {}` lets it run again", component.reference()),
+            );
+        }
+        Power::On => {}
+    }
+    if component.desired_revision.is_none() {
+        return not_built_yet(component, context);
+    }
+    match component.spec.kind {
+        ComponentKind::Job => return job(component, observed, context),
+        ComponentKind::Cron => return cron(component, instances),
+        ComponentKind::Stateless | ComponentKind::Stateful => {}
+    }
+    let asked = component.spec.replicas as usize;
+    if asked == 0 && present == 0 {
+        let advice = format!("`arco scale {} --replicas 1` starts it", component.reference());
+        return StatusReport::new(Status::Stopped, "it is scaled to 0 instances", advice);
+    }
+    if let RolloutFacts::Halted { cause } = &observed.rollout {
+        let (reason, advice) = match cause {
+            Some(it) => explain(it, component, context),
+            None => {
+                ("a new instance did not become ready".to_owned(), format!("see `arco logs {}`", component.reference()))
+            }
+        };
+        // Which ones serve meanwhile decides what is true: of an older revision, made before a restart, or the same.
+        let serving = || instances.iter().filter(|it| it.phase == InstancePhase::Ready);
+        let older = serving().any(|it| Some(&it.revision) != component.desired_revision.as_ref());
+        let earlier = cause.as_ref().is_none_or(|cause| serving().any(|it| it.template != cause.template));
+        return match ready {
+            0 => StatusReport::new(Status::Abnormal, reason, advice),
+            _ if older => {
+                let advice = format!(
+                    "{advice}; the previous revision keeps serving, `arco rollback {}` ends the rollout",
+                    component.reference()
+                );
+                StatusReport::new(Status::Degraded, format!("rollout_halted: {reason}"), advice)
+            }
+            _ if earlier => {
+                let advice = format!("{advice}; the instances from before the change keep serving");
+                StatusReport::new(Status::Degraded, format!("rollout_halted: {reason}"), advice)
+            }
+            ready => {
+                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+            }
+        };
+    }
+    if !context.waiting_for.is_empty() && ready == 0 {
+        let names = context.waiting_for.join(", ");
+        let first = &context.waiting_for[0];
+        return StatusReport::new(
+            Status::Starting,
+            format!("it waits for {names}, which it is bound to"),
+            format!("see `arco status {first}`"),
+        );
+    }
+    let ill = instances.iter().find(|it| is_ill(it, context));
+    match (&observed.rollout, ready) {
+        (RolloutFacts::Progressing, 0) => match ill {
+            Some(it) => {
+                let (reason, advice) = explain(it, component, context);
+                StatusReport::new(Status::Abnormal, reason, advice)
+            }
+            None => StatusReport::new(Status::Starting, "its instances are starting", ""),
+        },
+        (RolloutFacts::Progressing, _) => match ill {
+            Some(it) => {
+                let (reason, advice) = explain(it, component, context);
+                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+            }
+            None => StatusReport::new(
+                Status::Upgrading,
+                format!("a change is being rolled out; {ready} of {asked} instances are ready"),
+                "",
+            ),
+        },
+        (_, 0) => match ill.or(instances.first()) {
+            Some(it) if ill.is_some() => {
+                let (reason, advice) = explain(it, component, context);
+                StatusReport::new(Status::Abnormal, reason, advice)
+            }
+            _ => StatusReport::new(Status::Starting, "its instances are starting", ""),
+        },
+        _ if ready >= asked => StatusReport { status: Status::Running, ..StatusReport::default() },
+        _ => {
+            let (reason, advice) = match ill {
+                Some(it) => explain(it, component, context),
+                None => ("the others are starting".to_owned(), format!("see `arco ps {}`", component.reference())),
+            };
+            StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+        }
+    }
+}
+
+fn not_built_yet(component: &Component, context: &StatusContext) -> StatusReport {
+    if context.building {
+        return StatusReport::new(Status::Building, "its first build runs", "");
+    }
+    match &context.build_problem {
+        Some((message, advice)) => StatusReport::new(Status::BuildFailed, message.clone(), advice.clone()),
+        None => {
+            let advice = format!(
+                "`arco deploy SOURCE --app {} --component {}` builds it",
+                component.application, component.name
+            );
+            StatusReport::new(Status::Undeployed, "nothing has been deployed yet", advice)
+        }
+    }
+}
+
+fn job(component: &Component, observed: &Observed, context: &StatusContext) -> StatusReport {
+    let instances = &observed.instances;
+    let ended: Vec<_> = instances.iter().filter(|it| it.phase == InstancePhase::Ended).collect();
+    if let Some(failed) =
+        ended.iter().find(|it| it.fault.is_some() || it.last_exit.as_ref().is_some_and(|exit| exit.status != 0))
+    {
+        let (reason, advice) = explain(failed, component, context);
+        return StatusReport::new(Status::Abnormal, reason, advice);
+    }
+    if let Some(ill) = instances.iter().find(|it| is_ill(it, context)) {
+        let (reason, advice) = explain(ill, component, context);
+        return StatusReport::new(Status::Abnormal, reason, advice);
+    }
+    if !instances.is_empty() && ended.len() == instances.len() {
+        return StatusReport { status: Status::Succeeded, ..StatusReport::default() };
+    }
+    if instances.iter().any(|it| matches!(it.phase, InstancePhase::Ready | InstancePhase::Starting)) {
+        return StatusReport { status: Status::Running, ..StatusReport::default() };
+    }
+    StatusReport::new(Status::Starting, "its instance is starting", "")
+}
+
+fn cron(component: &Component, instances: &[InstanceFacts]) -> StatusReport {
+    let _ = instances;
+    match &component.observed.last_run {
+        Some(run) if run.exit_status.is_some_and(|it| it != 0) => {
+            let status = run.exit_status.unwrap_or_default();
+            let reason = format!("its run of {} ended with status {status}", run.scheduled_at.rfc3339());
+            StatusReport::new(Status::Abnormal, reason, format!("see `arco logs {}`", component.reference()))
+        }
+        _ => StatusReport { status: Status::Running, ..StatusReport::default() },
+    }
+}
+
+/// Whether an instance is in trouble, as opposed to on its way.
+fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
+    match instance.phase {
+        InstancePhase::BackOff | InstancePhase::Unready => true,
+        InstancePhase::Ended => instance.fault.is_some(),
+        InstancePhase::Pending => instance.fault.is_some(),
+        InstancePhase::Starting => {
+            instance.restarts > 0
+                || instance.started_at.is_some_and(|at| context.now.since_ms(at) > context.start_deadline_ms)
+        }
+        InstancePhase::Ready | InstancePhase::Draining | InstancePhase::Stopping => false,
+    }
+}
+
+/// Reason and advice for an instance that is not well.
+pub fn explain(instance: &InstanceFacts, component: &Component, context: &StatusContext) -> (String, String) {
+    let reference = component.reference();
+    if let Some(fault) = &instance.fault {
+        return (fault.clone(), format!("`arco status {reference}` follows it; the server's log has the cause"));
+    }
+    let runs = matches!(instance.phase, InstancePhase::Starting | InstancePhase::Unready | InstancePhase::Ready);
+    let deadline_passed = instance.started_at.is_some_and(|at| context.now.since_ms(at) > context.start_deadline_ms);
+    if let Some(exit) = &instance.last_exit
+        && !(runs && deadline_passed)
+    {
+        return explain_exit(exit, instance.restarts, &reference, context);
+    }
+    let declared = context.ports.first().map(|it| it.port);
+    match (declared, instance.listens_on.first()) {
+        (Some(port), Some(other)) if other.port() == port => (
+            format!("nothing listens on 0.0.0.0:{port}; it listens on {other}"),
+            format!("let the program listen on 0.0.0.0:{port} instead of {}", other.ip()),
+        ),
+        (Some(port), Some(other)) => (
+            format!("nothing listens on 0.0.0.0:{port}; it listens on {other}"),
+            format!("listen on the port in the variable PORT, or deploy with `--port {}`", other.port()),
+        ),
+        (Some(port), None) => (
+            format!("nothing listens on 0.0.0.0:{port}"),
+            format!(
+                "let the program listen on 0.0.0.0 and the port in the variable PORT ({port}); `arco logs {reference}` shows what it does"
+            ),
+        ),
+        (None, _) => ("its probe fails".to_owned(), format!("`arco logs {reference}` shows what it does")),
+    }
+}
+
+fn explain_exit(exit: &ExitFacts, restarts: u32, reference: &str, context: &StatusContext) -> (String, String) {
+    if exit.out_of_memory {
+        let limit = context.resources.memory_mb;
+        let more = limit.saturating_mul(2);
+        return (
+            format!("out of memory at {limit} MB"),
+            format!("raise `--memory-mb`: `arco scale {reference} --memory-mb {more}`"),
+        );
+    }
+    if exit.disk_full {
+        return (
+            format!("its writable layer is full at {} MB", context.resources.disk_mb),
+            "write to a volume (`--volume NAME:/path:SIZE_MB`) and remove what is not needed".to_owned(),
+        );
+    }
+    let times = match restarts + 1 {
+        1 => String::new(),
+        n => format!(" {} times", count(n)),
+    };
+    let how = match exit.signal {
+        Some(signal) => format!("ended by signal {signal}{times}"),
+        None => format!("exited with status {}{times}", exit.status),
+    };
+    let last = exit.last_output.trim().lines().rev().take(3).collect::<Vec<_>>();
+    let last = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
+    let reason =
+        if last.is_empty() { format!("{how}, without any output") } else { format!("{how}: last output: {last}") };
+    let advice = match exit.status {
+        127 => "the program was not found: check the command (`--command`, Procfile)".to_owned(),
+        126 => "the program cannot be executed: check its permissions".to_owned(),
+        0 => format!(
+            "it ended by itself; a program that is meant to end is deployed with `--kind job`; see `arco logs {reference}`"
+        ),
+        _ => format!("mend what the output says; `arco logs {reference}` has all of it"),
+    };
+    (reason, advice)
+}
+
+fn count(n: u32) -> String {
+    const WORDS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
+    WORDS.get(n as usize).map_or_else(|| n.to_string(), |it| (*it).to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! The status function, row by row.
+
+use super::*;
+use crate::component::ObservedState;
+use crate::id::{ApplicationId, ComponentId, InstanceId, RevisionId};
+use crate::name::{ApplicationName, ComponentName, TenantName};
+use crate::source::Source;
+use crate::spec::{ComponentSpec, Protocol};
+
+const NOW: Timestamp = Timestamp(100_000);
+
+fn component(kind: ComponentKind, replicas: u32) -> Component {
+    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
+    spec.kind = kind;
+    spec.replicas = replicas;
+    Component {
+        id: ComponentId::from_parts(1, 1),
+        tenant: TenantName::default_tenant(),
+        application_id: ApplicationId::from_parts(1, 1),
+        application: ApplicationName::new("shop").unwrap(),
+        name: ComponentName::new("web").unwrap(),
+        spec,
+        generation: 1,
+        power: Power::On,
+        restarts_asked: 0,
+        desired_revision: Some(RevisionId::from_parts(1, 1)),
+        last_revision_number: 1,
+        observed: ObservedState::default(),
+        created_at: Timestamp(0),
+    }
+}
+
+fn instance(phase: InstancePhase) -> InstanceFacts {
+    InstanceFacts {
+        id: InstanceId::from_parts(1, 1),
+        revision: RevisionId::from_parts(1, 1),
+        template: "t".into(),
+        place: 0,
+        phase,
+        address: None,
+        node: "here".into(),
+        restarts: 0,
+        started_at: Some(Timestamp(NOW.0 - 1_000)),
+        last_exit: None,
+        listens_on: Vec::new(),
+        fault: None,
+    }
+}
+
+fn crashed(status: i32, restarts: u32, output: &str) -> InstanceFacts {
+    let exit = ExitFacts { status, last_output: output.into(), at: NOW, ..ExitFacts::default() };
+    InstanceFacts { restarts, last_exit: Some(exit), ..instance(InstancePhase::BackOff) }
+}
+
+fn context() -> StatusContext {
+    StatusContext {
+        ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
+        resources: Resources { memory_mb: 128, ..Resources::default() },
+        start_deadline_ms: 60_000,
+        now: NOW,
+        ..StatusContext::default()
+    }
+}
+
+fn seen(rollout: RolloutFacts, instances: Vec<InstanceFacts>) -> Observed {
+    Observed { plan: "p".into(), instances, rollout, address: None }
+}
+
+#[track_caller]
+fn check(
+    component: &Component,
+    observed: Observed,
+    context: &StatusContext,
+    status: Status,
+    reason: &str,
+) -> StatusReport {
+    let report = decide(component, &observed, context);
+    assert_eq!(report.status, status, "{report:?}");
+    assert!(report.reason.contains(reason), "{report:?}");
+    let well = matches!(
+        status,
+        Status::Running
+            | Status::Succeeded
+            | Status::Starting
+            | Status::Upgrading
+            | Status::Stopping
+            | Status::Building
+    );
+    assert!(well || !report.advice.is_empty(), "not well, but no advice: {report:?}");
+    assert!(
+        matches!(status, Status::Running | Status::Succeeded) || !report.reason.is_empty(),
+        "no reason: {report:?}"
+    );
+    report
+}
+
+#[test]
+fn power_comes_first() {
+    let mut it = component(ComponentKind::Stateless, 1);
+    it.power = Power::Off;
+    check(&it, seen(RolloutFacts::Done, vec![]), &context(), Status::Stopped, "stopped");
+    check(
+        &it,
+        seen(RolloutFacts::Progressing, vec![instance(InstancePhase::Stopping)]),
+        &context(),
+        Status::Stopping,
+        "ending",
+    );
+    it.power = Power::Deleting { keep_volumes: false };
+    check(&it, seen(RolloutFacts::Done, vec![]), &context(), Status::Stopping, "deleted");
+}
+
+#[test]
+fn building_is_a_status_only_before_the_first_revision() {
+    let mut it = component(ComponentKind::Stateless, 1);
+    let building = StatusContext { building: true, ..context() };
+    check(&it, seen(RolloutFacts::Done, vec![instance(InstancePhase::Ready)]), &building, Status::Running, "");
+    it.desired_revision = None;
+    check(&it, Observed::default(), &building, Status::Building, "build");
+    check(&it, Observed::default(), &context(), Status::Undeployed, "nothing");
+    let failed = StatusContext { build_problem: Some(("npm failed".into(), "mend it".into())), ..context() };
+    check(&it, Observed::default(), &failed, Status::BuildFailed, "npm failed");
+}
+
+#[test]
+fn ready_instances_decide() {
+    let it = component(ComponentKind::Stateless, 2);
+    let ready = || instance(InstancePhase::Ready);
+    let done = |list| seen(RolloutFacts::Done, list);
+    let rolling = |list| seen(RolloutFacts::Progressing, list);
+    let halted = |list| seen(RolloutFacts::Halted { cause: Some(Box::new(crashed(3, 3, "no config"))) }, list);
+    check(&it, done(vec![ready(), ready()]), &context(), Status::Running, "");
+    check(&it, done(vec![ready(), crashed(1, 0, "")]), &context(), Status::Degraded, "1 of 2");
+    check(&it, rolling(vec![instance(InstancePhase::Starting)]), &context(), Status::Starting, "starting");
+    check(&it, rolling(vec![ready(), instance(InstancePhase::Starting)]), &context(), Status::Upgrading, "1 of 2");
+    check(&it, rolling(vec![crashed(1, 0, "")]), &context(), Status::Abnormal, "status 1");
+    let older = || InstanceFacts { revision: RevisionId::from_parts(2, 2), template: "u".into(), ..ready() };
+    let report = check(&it, halted(vec![older(), older()]), &context(), Status::Degraded, "rollout_halted");
+    assert!(report.advice.contains("previous revision keeps serving"), "{report:?}");
+    let earlier = || InstanceFacts { template: "u".into(), ..ready() };
+    let report = check(&it, halted(vec![earlier(), earlier()]), &context(), Status::Degraded, "rollout_halted");
+    assert!(report.advice.contains("before the change") && !report.advice.contains("rollback"), "{report:?}");
+    // More of the same: nothing is being replaced.
+    let report = check(&it, halted(vec![ready()]), &context(), Status::Degraded, "1 of 2 instances are ready: exited");
+    assert!(!report.advice.contains("revision") && !report.reason.contains("rollout"), "{report:?}");
+    let report = check(&it, halted(vec![]), &context(), Status::Abnormal, "exited with status 3 four times");
+    assert!(report.reason.contains("no config"));
+    let waiting = StatusContext { waiting_for: vec!["shop/db".into()], ..context() };
+    check(&it, done(vec![]), &waiting, Status::Starting, "shop/db");
+    let zero = component(ComponentKind::Stateless, 0);
+    check(&zero, done(vec![]), &context(), Status::Stopped, "scaled to 0");
+}
+
+#[test]
+fn every_trouble_has_a_reason_and_an_advice() {
+    let it = component(ComponentKind::Stateless, 1);
+    let one = |instance| seen(RolloutFacts::Progressing, vec![instance]);
+    let late = |listens_on: &[&str]| InstanceFacts {
+        started_at: Some(Timestamp(NOW.0 - 61_000)),
+        listens_on: listens_on.iter().map(|it| it.parse().unwrap()).collect(),
+        ..instance(InstancePhase::Starting)
+    };
+    let oom = {
+        let mut it = crashed(137, 1, "");
+        it.last_exit.as_mut().unwrap().out_of_memory = true;
+        it
+    };
+    let signal = {
+        let mut it = crashed(139, 0, "");
+        it.last_exit.as_mut().unwrap().signal = Some(11);
+        it
+    };
+    let fault = InstanceFacts {
+        fault: Some("failed to unpack layer x: no space left".into()),
+        ..instance(InstancePhase::Pending)
+    };
+    for (instance, reason, advice) in [
+        (oom, "out of memory at 128 MB", "--memory-mb"),
+        (crashed(127, 0, ""), "status 127", "not found"),
+        (crashed(0, 2, "bye"), "status 0 three times: last output: bye", "--kind job"),
+        (signal, "signal 11", "arco logs"),
+        (late(&["127.0.0.1:8080"]), "listens on 127.0.0.1:8080", "0.0.0.0:8080"),
+        (late(&["0.0.0.0:3000"]), "listens on 0.0.0.0:3000", "--port 3000"),
+        (late(&[]), "nothing listens on 0.0.0.0:8080", "PORT"),
+        (fault, "no space left", "arco status"),
+    ] {
+        let report = check(&it, one(instance), &context(), Status::Abnormal, reason);
+        assert!(report.advice.contains(advice), "{report:?}");
+    }
+}
+
+#[test]
+fn jobs_end_and_crons_wait() {
+    let job = component(ComponentKind::Job, 1);
+    let ended = |status| InstanceFacts { phase: InstancePhase::Ended, ..crashed(status, 0, "") };
+    check(&job, seen(RolloutFacts::Done, vec![ended(0)]), &context(), Status::Succeeded, "");
+    check(&job, seen(RolloutFacts::Done, vec![ended(2)]), &context(), Status::Abnormal, "status 2");
+    check(&job, seen(RolloutFacts::Progressing, vec![instance(InstancePhase::Ready)]), &context(), Status::Running, "");
+    let mut cron = component(ComponentKind::Cron, 1);
+    check(&cron, Observed::default(), &context(), Status::Running, "");
+    let run = crate::component::CronRun { scheduled_at: Timestamp(0), ended_at: Some(NOW), exit_status: Some(4) };
+    cron.observed.last_run = Some(run);
+    check(&cron, Observed::default(), &context(), Status::Abnormal, "status 4");
+}

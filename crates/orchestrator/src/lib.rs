@@ -1,0 +1,131 @@
+//! Runs workloads: the fourth seam. Drivers: [`local`] (our own OCI containers); `kubernetes` later; fake: [`fake`].
+//!
+//! An orchestrator is asked declaratively: [`Orchestrator::apply`] hands over a plan, the driver works until what runs
+//! is as asked, and [`Orchestrator::observe`] tells facts. It judges nothing; `model::status` does.
+
+pub mod fake;
+pub mod local;
+
+use arco_model::artifact::Layer;
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::observed::{ExitFacts, Observed};
+use arco_model::plan::{OneShot, WorkloadPlan};
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// A shared orchestrator.
+pub type SharedOrchestrator = Arc<dyn Orchestrator>;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The component or instance is not known.
+    #[error("{0} is not known to the orchestrator")]
+    NotFound(String),
+    /// The machine or cluster cannot do it; the text says what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// A step failed.
+    #[error("failed to {step}: {cause}")]
+    Failed {
+        /// What was tried.
+        step: String,
+        /// Why not.
+        cause: String,
+    },
+}
+
+impl Error {
+    /// A failed step with its cause.
+    pub fn failed(step: impl Into<String>, cause: impl std::fmt::Display) -> Self {
+        Self::Failed { step: step.into(), cause: cause.to_string() }
+    }
+}
+
+/// A line that a one-shot workload wrote, without its line end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OutputLine {
+    /// Whether it came from standard error.
+    pub stderr: bool,
+    /// Text; bytes that are not UTF-8 were replaced, very long lines cut at 16 KiB.
+    pub text: String,
+}
+
+/// How a one-shot workload ended.
+#[derive(Clone, Debug)]
+pub struct OneShotResult {
+    /// Exit status and why.
+    pub exit: ExitFacts,
+    /// Whether its time limit ended it.
+    pub timed_out: bool,
+    /// What it wrote, when an export was asked and it ended with 0.
+    pub layer: Option<Layer>,
+}
+
+/// What to run inside an instance.
+#[derive(Clone, Debug)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Whether it gets a terminal, and its size (columns, rows).
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// A program that runs inside an instance.
+pub struct ExecSession {
+    /// Its standard input.
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Its standard output (with a terminal: all output).
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// Its standard error; empty with a terminal.
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    /// New sizes of the terminal (columns, rows).
+    pub resize: mpsc::Sender<(u16, u16)>,
+    /// Exit status, once. Dropping the session ends the program.
+    pub exit: oneshot::Receiver<i32>,
+}
+
+/// What an instance uses now.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Usage {
+    /// CPU time since its start, in ms.
+    pub cpu_ms: u64,
+    /// Memory, in bytes (without page cache that can be dropped).
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// The seam.
+#[async_trait]
+pub trait Orchestrator: Send + Sync + 'static {
+    /// Name of the driver.
+    fn name(&self) -> &'static str;
+    /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
+    async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
+    /// Ends everything of a component; returns when nothing is left but (if asked) its volumes.
+    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error>;
+    /// Facts about one component; empty facts when it is not known.
+    async fn observe(&self, component: &ComponentId) -> Result<Observed, Error>;
+    /// Every component of which something exists.
+    async fn components(&self) -> Result<Vec<ComponentId>, Error>;
+    /// A bell: components whose facts changed. A receiver that lagged must look at all.
+    fn changes(&self) -> broadcast::Receiver<ComponentId>;
+    /// Every gateway has let go of a draining instance: it may be ended now, before its drain time is over.
+    async fn release(&self, instance: &InstanceId) -> Result<(), Error>;
+    /// Runs a workload to its end. Output goes to `output`; when `cancel` is dropped or fires, the workload is ended.
+    async fn run(
+        &self,
+        workload: &OneShot,
+        output: mpsc::Sender<OutputLine>,
+        cancel: oneshot::Receiver<()>,
+    ) -> Result<OneShotResult, Error>;
+    /// Runs a program inside an instance.
+    async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error>;
+    /// What an instance uses now.
+    async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error>;
+    /// Ends everything: instances too when `stop_instances`. Afterwards nothing of this driver runs in this process.
+    async fn shutdown(&self, stop_instances: bool) -> Result<(), Error>;
+}

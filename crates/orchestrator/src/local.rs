@@ -1,0 +1,16 @@
+//! The local driver: our own OCI containers on one machine.
+//!
+//! [`container`] makes, watches and removes single containers, each owned by a `shim` process that outlives the server;
+//! what runs where, networks and volumes are built on top of it. Nothing here judges whether an instance is well.
+
+mod cgroup;
+pub mod container;
+mod driver;
+pub mod network;
+mod probe;
+mod shim;
+pub mod supervise;
+pub mod volumes;
+
+pub use driver::{LocalConfig, LocalOrchestrator};
+pub use shim::shim_main;

@@ -1,0 +1,123 @@
+//! Asks an instance whether it is ready, and reads from the kernel where its program listens.
+
+use super::container::Containers;
+use crate::ExecRequest;
+use arco_model::id::InstanceId;
+use arco_model::spec::{Port, Probe};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// One attempt.
+pub(super) async fn ask(
+    probe: &Probe,
+    ports: &[Port],
+    address: Ipv4Addr,
+    containers: &Containers,
+    id: &InstanceId,
+) -> bool {
+    let first = ports.iter().find(|it| it.protocol != arco_model::spec::Protocol::Udp).map(|it| it.port);
+    let attempt = async {
+        match probe {
+            Probe::Tcp { port } => match port.or(first) {
+                Some(port) => TcpStream::connect((address, port)).await.is_ok(),
+                None => true,
+            },
+            Probe::Http { path, port } => match port.or(first) {
+                Some(port) => get(address, port, path).await.is_some_and(|it| (200..400).contains(&it)),
+                None => false,
+            },
+            Probe::Exec { argv } => {
+                let request = ExecRequest { argv: argv.clone(), terminal: None };
+                match containers.exec(id, request).await {
+                    Ok(session) => {
+                        let (mut out, mut err) = (session.stdout, session.stderr);
+                        let (mut one, mut two) = (tokio::io::sink(), tokio::io::sink());
+                        let drain = async {
+                            tokio::join!(tokio::io::copy(&mut out, &mut one), tokio::io::copy(&mut err, &mut two))
+                        };
+                        let (status, _) = tokio::join!(session.exit, drain);
+                        status == Ok(0)
+                    }
+                    Err(_) => false,
+                }
+            }
+        }
+    };
+    tokio::time::timeout(ATTEMPT, attempt).await.unwrap_or(false)
+}
+
+/// Status of a GET.
+async fn get(address: Ipv4Addr, port: u16, path: &str) -> Option<u16> {
+    let stream = TcpStream::connect((address, port)).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let request =
+        hyper::Request::get(path).header("host", format!("{address}:{port}")).header("user-agent", "arco-probe");
+    let request = request.header("connection", "close").body(Empty::<bytes::Bytes>::new()).ok()?;
+    let exchange = async {
+        let response = sender.send_request(request).await.ok()?;
+        let status = response.status().as_u16();
+        // A short page is read to its end so that the program does not see a reset.
+        let _ = tokio::time::timeout(Duration::from_millis(100), response.into_body().collect()).await;
+        Some(status)
+    };
+    tokio::select! {
+        status = exchange => status,
+        _ = connection => None,
+    }
+}
+
+/// Where programs in the network namespace of a process listen.
+pub(super) fn listens_on(pid: i32) -> Vec<SocketAddr> {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let mut found: Vec<_> = parse(&read("tcp")).into_iter().chain(parse(&read("tcp6"))).collect();
+    found.sort();
+    found.dedup();
+    found.truncate(16);
+    found
+}
+
+fn parse(table: &str) -> Vec<SocketAddr> {
+    let line = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        if state != "0A" {
+            return None;
+        }
+        let (address, port) = local.split_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        // Words of 32 bits in the machine's byte order.
+        let word = |at: usize| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+        let ip = match address.len() {
+            8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+            _ => {
+                let bytes: Vec<u8> = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+                let ip = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?);
+                ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4)
+            }
+        };
+        Some(SocketAddr::new(ip, port))
+    };
+    table.lines().skip(1).filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_sockets_are_read_from_the_kernels_tables() {
+        let text = "  sl  local_address rem_address   st\n\
+             0: 0100007F:0BB8 00000000:0000 0A 0 0\n\
+             1: 0200400A:0050 0300400A:D431 01 0 0\n";
+        assert_eq!(parse(text), ["127.0.0.1:3000".parse().unwrap()]);
+        let text = "  sl  local_address rem_address st\n   0: 00000000000000000000000001000000:1F90 0:0 0A\n";
+        assert_eq!(parse(text), ["[::1]:8080".parse().unwrap()]);
+    }
+}

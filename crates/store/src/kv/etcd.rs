@@ -1,0 +1,225 @@
+//! The driver for clusters: etcd v3, or the front of another process's embedded store.
+//!
+//! What must hold: a watch survives the loss of its connection without losing or repeating a change; no call waits for
+//! ever. A write whose answer was lost is not repeated: nobody can know whether it was done, so the caller decides.
+
+mod watch;
+
+use super::{Compare, EtcdTls, Kv, KvError, LeaseId, Operation, Range, RangeResult, Txn, TxnResult, Watch, limits};
+use async_trait::async_trait;
+use etcd_client::{
+    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, PutOptions, TlsOptions,
+    TxnOp, TxnOpResponse,
+};
+use std::future::Future;
+use std::time::Duration;
+use tonic::Code;
+
+/// How long a call may take.
+const CALL: Duration = Duration::from_secs(5);
+/// Largest answer: a listing is one message.
+const ANSWER_BYTES: usize = 256 << 20;
+
+/// A store behind etcd's interface.
+pub struct EtcdKv {
+    client: Client,
+}
+
+impl EtcdKv {
+    /// A driver for the endpoints (`host:port` or URLs). Connections are made when they are needed and made again when
+    /// they break, so this does not fail because nobody answers yet.
+    pub async fn connect(endpoints: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(3))
+            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
+            // etcd closes connections that ping without a call or watch under way.
+            .with_keep_alive_while_idle(false);
+        if let Some(tls) = tls {
+            let tls = TlsOptions::new()
+                .ca_certificate(Certificate::from_pem(&tls.ca_pem))
+                .identity(Identity::from_pem(&tls.cert_pem, &tls.key_pem));
+            options = options.with_tls(tls);
+        }
+        let client = Client::connect(endpoints, Some(options)).await.map_err(|it| failed("connect", 0, 0)(it))?;
+        Ok(Self { client })
+    }
+}
+
+#[async_trait]
+impl Kv for EtcdKv {
+    fn name(&self) -> &'static str {
+        "etcd"
+    }
+
+    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
+        let at = at.map(|it| it.max(1));
+        let (key, mut options) = selected(&range, GetOptions::new());
+        options = options.with_limit(limit as i64);
+        if let Some(at) = at {
+            options = options.with_revision(at as i64);
+        }
+        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
+        let call = client.get(key, Some(options));
+        let mut answer = bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
+        Ok(RangeResult {
+            revision: answer.header().map_or(0, |it| it.revision() as u64),
+            more: answer.more(),
+            count: answer.count() as u64,
+            items: answer.take_kvs().into_iter().map(key_value).collect(),
+        })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
+        limits::check(&txn)?;
+        let lease = txn.success.iter().chain(&txn.failure).find_map(|it| match it {
+            Operation::Put { lease, .. } => *lease,
+            _ => None,
+        });
+        let request = etcd_client::Txn::new()
+            .when(txn.compare.iter().map(compare).collect::<Vec<_>>())
+            .and_then(txn.success.into_iter().map(operation).collect::<Vec<_>>())
+            .or_else(txn.failure.into_iter().map(operation).collect::<Vec<_>>());
+        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
+        let answer = bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
+        let results = answer.op_responses().into_iter().map(|it| match it {
+            TxnOpResponse::Get(mut it) => it.take_kvs().into_iter().map(key_value).collect(),
+            TxnOpResponse::Delete(mut it) => it.take_prev_kvs().into_iter().map(key_value).collect(),
+            TxnOpResponse::Put(_) | TxnOpResponse::Txn(_) => Vec::new(),
+        });
+        Ok(TxnResult {
+            succeeded: answer.succeeded(),
+            revision: answer.header().map_or(0, |it| it.revision() as u64),
+            results: results.collect(),
+        })
+    }
+
+    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
+        let next = match from {
+            Some(from) => from.max(1),
+            None => self.range(Range::Key(vec![0]), 1, None).await?.revision + 1,
+        };
+        Ok(watch::start(self.client.watch_client().max_decoding_message_size(ANSWER_BYTES), range, next))
+    }
+
+    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
+        let mut client = self.client.lease_client();
+        let ttl = i64::try_from(ttl_s).unwrap_or(i64::MAX);
+        Ok(bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
+    }
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
+        let mut client = self.client.lease_client();
+        let call = async {
+            // The first answer is the library's to see; the second one says for how long.
+            let (mut keeper, mut answers) = client.keep_alive(lease).await?;
+            keeper.keep_alive().await?;
+            Ok(answers.message().await?.map_or(0, |it| it.ttl()))
+        };
+        let ttl = bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
+        u64::try_from(ttl).ok().filter(|it| *it != 0).ok_or(KvError::NoLease(lease))
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
+        let mut client = self.client.lease_client();
+        match bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
+            Ok(_) | Err(KvError::NoLease(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn compact(&self, revision: u64) -> Result<(), KvError> {
+        let mut client = self.client.kv_client();
+        let revision = i64::try_from(revision).unwrap_or(i64::MAX);
+        bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
+    }
+}
+
+/// No call waits longer than [`CALL`].
+async fn bounded<T>(
+    step: &'static str,
+    call: impl Future<Output = Result<T, Error>>,
+    failed: impl Fn(Error) -> KvError,
+) -> Result<T, KvError> {
+    match tokio::time::timeout(CALL, call).await {
+        Ok(outcome) => outcome.map_err(failed),
+        Err(_) => Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) }),
+    }
+}
+
+/// The seam's error. etcd does not tell the oldest revision when it refuses a read: it is at least the next one.
+fn failed(step: &'static str, asked: u64, lease: LeaseId) -> impl Fn(Error) -> KvError {
+    move |error| match &error {
+        Error::GRpcStatus(status) => match status.code() {
+            Code::OutOfRange if status.message().contains("compacted") => {
+                KvError::Compacted { asked, oldest: asked + 1 }
+            }
+            Code::NotFound if status.message().contains("lease") => KvError::NoLease(lease),
+            Code::InvalidArgument | Code::OutOfRange => KvError::Refused(status.message().to_owned()),
+            _ => KvError::Unavailable { step, cause: format!("{}: {}", status.code(), status.message()) },
+        },
+        Error::LeaseKeepAliveError(cause) if cause.contains("not found") => KvError::NoLease(lease),
+        _ => KvError::Unavailable { step, cause: error.to_string() },
+    }
+}
+
+/// What the options of reading, deleting and watching have in common.
+trait Selecting: Sized {
+    fn to(self, end: Vec<u8>) -> Self;
+    fn prefixed(self) -> Self;
+    fn endless(self) -> Self;
+}
+
+macro_rules! selecting {
+    ($($options:ty)*) => {$(
+        impl Selecting for $options {
+            fn to(self, end: Vec<u8>) -> Self { self.with_range(end) }
+            fn prefixed(self) -> Self { self.with_prefix() }
+            fn endless(self) -> Self { self.with_from_key() }
+        }
+    )*};
+}
+
+selecting! { GetOptions DeleteOptions etcd_client::WatchOptions }
+
+fn selected<O: Selecting>(range: &Range, options: O) -> (Vec<u8>, O) {
+    match range {
+        Range::Key(key) => (key.clone(), options),
+        Range::Prefix(prefix) => (prefix.clone(), options.prefixed()),
+        Range::Between(from, to) if to.is_empty() => (from.clone(), options.endless()),
+        // etcd knows no empty key; none sorts before this one.
+        Range::Between(from, to) if from.is_empty() => (vec![0], options.to(to.clone())),
+        Range::Between(from, to) => (from.clone(), options.to(to.clone())),
+    }
+}
+
+fn compare(it: &Compare) -> etcd_client::Compare {
+    match it.clone() {
+        Compare::Absent(key) => etcd_client::Compare::version(key, CompareOp::Equal, 0),
+        Compare::Present(key) => etcd_client::Compare::version(key, CompareOp::Greater, 0),
+        Compare::ModRevision(key, at) => etcd_client::Compare::mod_revision(key, CompareOp::Equal, at as i64),
+        Compare::Value(key, value) => etcd_client::Compare::value(key, CompareOp::Equal, value),
+    }
+}
+
+fn operation(it: Operation) -> TxnOp {
+    match it {
+        Operation::Put { key, value, lease } => {
+            TxnOp::put(key, value, lease.map(|it| PutOptions::new().with_lease(it)))
+        }
+        Operation::Delete(range) => {
+            let (key, options) = selected(&range, DeleteOptions::new().with_prev_key());
+            TxnOp::delete(key, Some(options))
+        }
+        Operation::Get(range) => {
+            let (key, options) = selected(&range, GetOptions::new());
+            TxnOp::get(key, Some(options))
+        }
+    }
+}
+
+fn key_value(it: etcd_client::KeyValue) -> super::KeyValue {
+    let (create_revision, mod_revision) = (it.create_revision() as u64, it.mod_revision() as u64);
+    let (version, lease) = (it.version() as u64, Some(it.lease()).filter(|it| *it != 0));
+    let (key, value) = it.into_key_value();
+    super::KeyValue { key, value, create_revision, mod_revision, version, lease }
+}

@@ -1,0 +1,115 @@
+//! One watch over many connections: it remembers the next revision that it must see and asks from there again.
+
+use super::{key_value, selected};
+use crate::kv::{Event, KvError, Range, Watch, WatchBatch};
+use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long opening a stream may take.
+const OPEN: Duration = Duration::from_secs(5);
+/// Pauses between attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Batches that wait for a slow receiver.
+const BUFFER: usize = 64;
+
+type Batches = mpsc::Sender<Result<WatchBatch, KvError>>;
+
+pub(super) fn start(client: WatchClient, range: Range, next: u64) -> Watch {
+    let (batches, receiver) = mpsc::channel(BUFFER);
+    tokio::spawn(follow(client, range, next, batches));
+    Watch { receiver }
+}
+
+/// How one connection's turn ended.
+enum Turn {
+    /// Try again; `true` when something had been received.
+    Again(bool),
+    /// The watch is over: nobody listens, or its last word was said.
+    Over,
+}
+
+async fn follow(mut client: WatchClient, range: Range, mut next: u64, batches: Batches) {
+    let mut pause = PAUSE.0;
+    loop {
+        let closed = batches.clone();
+        let turn = tokio::select! {
+            turn = turn(&mut client, &range, &mut next, &batches) => turn,
+            () = closed.closed() => return,
+        };
+        match turn {
+            Turn::Over => return,
+            Turn::Again(true) => pause = PAUSE.0,
+            Turn::Again(false) => pause = (pause * 2).min(PAUSE.1),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = batches.closed() => return,
+        }
+    }
+}
+
+async fn turn(client: &mut WatchClient, range: &Range, next: &mut u64, batches: &Batches) -> Turn {
+    let options = WatchOptions::new().with_start_revision(*next as i64).with_progress_notify();
+    let (key, options) = selected(range, options);
+    let mut stream = match tokio::time::timeout(OPEN, client.watch(key, Some(options))).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a watch waits for its store");
+            return Turn::Again(false);
+        }
+        Err(_) => return Turn::Again(false),
+    };
+    let mut received = false;
+    loop {
+        let response = match stream.message().await {
+            Ok(Some(response)) => response,
+            Ok(None) => return Turn::Again(received),
+            Err(error) => {
+                tracing::debug!(%error, next, "a watch lost its connection and goes on from where it was");
+                return Turn::Again(received);
+            }
+        };
+        if response.canceled() {
+            let error = match response.compact_revision() {
+                0 => KvError::Unavailable { step: "watch", cause: response.cancel_reason().to_owned() },
+                oldest => KvError::Compacted { asked: *next, oldest: oldest as u64 },
+            };
+            let _ = batches.send(Err(error)).await;
+            return Turn::Over;
+        }
+        received = true;
+        for batch in batches_of(&response, *next) {
+            let after = batch.revision + 1;
+            if batches.send(Ok(batch)).await.is_err() {
+                return Turn::Over;
+            }
+            *next = after;
+        }
+        // A response without events that is not the first one says that everything up to it has been sent.
+        if response.events().is_empty() && !response.created() {
+            *next = (*next).max(response.header().map_or(0, |it| it.revision() as u64) + 1);
+        }
+    }
+}
+
+/// A response may hold several revisions; each becomes a batch. What was seen already is left out.
+fn batches_of(response: &WatchResponse, next: u64) -> Vec<WatchBatch> {
+    let mut batches: Vec<WatchBatch> = Vec::new();
+    for (kind, kv) in response.events().iter().filter_map(|it| Some((it.event_type(), it.kv()?.clone()))) {
+        let kv = key_value(kv);
+        let revision = kv.mod_revision;
+        if revision < next {
+            continue;
+        }
+        let event = match kind {
+            EventType::Put => Event::Put(kv),
+            EventType::Delete => Event::Delete { key: kv.key, revision },
+        };
+        match batches.last_mut().filter(|it| it.revision == revision) {
+            Some(batch) => batch.events.push(event),
+            None => batches.push(WatchBatch { revision, events: vec![event] }),
+        }
+    }
+    batches
+}

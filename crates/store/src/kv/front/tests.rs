@@ -1,0 +1,311 @@
+//! The front with our own driver (the contract, lost connections, grants) and with `etcdctl`.
+
+use super::{Front, Grant};
+use crate::kv::contract::{Fixture, next, suite};
+use crate::kv::{EtcdKv, EtcdTls, KvError, MemoryKv, Range, SharedKv};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// An authority of a test.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    fn certificate(&self, common_name: &str) -> EtcdTls {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        EtcdTls { ca_pem: self.pem.clone(), cert_pem: certificate.pem(), key_pem: key.serialize_pem() }
+    }
+}
+
+/// A front that serves until it is dropped or stopped.
+struct Served {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: AbortOnDropHandle<()>,
+}
+
+async fn serve(kv: SharedKv, authority: &Authority, address: SocketAddr) -> Served {
+    let grants = vec![Grant::all("admin"), Grant::new("gateway", &["/gateway/"], &["/gateway-status/"])];
+    let front = Front::bind(address, kv, &authority.certificate("server"), grants).await.unwrap();
+    let (address, stop) = (front.address(), CancellationToken::new());
+    let task = tokio::spawn({
+        let stop = stop.clone();
+        async move { front.serve(stop).await.unwrap() }
+    });
+    Served { address, stop, task: AbortOnDropHandle::new(task) }
+}
+
+fn anywhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+async fn driver(served: &Served, tls: &EtcdTls) -> SharedKv {
+    Arc::new(EtcdKv::connect(&[format!("https://{}", served.address)], Some(tls)).await.unwrap())
+}
+
+async fn make() -> Option<Fixture> {
+    let authority = Authority::new();
+    let served = serve(Arc::new(MemoryKv::new()), &authority, anywhere()).await;
+    let kv = driver(&served, &authority.certificate("admin")).await;
+    Some(Fixture { kv, _keep: Box::new(served) })
+}
+
+suite!(make);
+
+/// The same suite on a real etcd.
+mod real {
+    use super::*;
+    use std::sync::LazyLock;
+    use tokio::sync::Mutex;
+
+    /// The tests count revisions, so one at a time.
+    static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+
+    async fn make() -> Option<Fixture> {
+        let url = crate::servers::etcd()?;
+        let kv: SharedKv = Arc::new(EtcdKv::connect(&[url], None).await.unwrap());
+        Some(Fixture { kv, _keep: Box::new(TURN.clone().lock_owned().await) })
+    }
+
+    suite!(make);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_after_its_connection_was_lost() {
+    let authority = Authority::new();
+    let below: SharedKv = Arc::new(MemoryKv::new());
+    let served = serve(below.clone(), &authority, anywhere()).await;
+    let kv = driver(&served, &authority.certificate("admin")).await;
+    let mut watch = kv.watch(Range::Prefix(b"/".to_vec()), None).await.unwrap();
+    let mut other = kv.watch(Range::Prefix(b"/".to_vec()), None).await.unwrap();
+    kv.put("/before", vec![], None).await.unwrap();
+    let first = next(&mut watch).await.unwrap().revision;
+    next(&mut other).await.unwrap();
+
+    served.stop.cancel();
+    let address = served.address;
+    served.task.await.unwrap();
+    let error = kv.put("/refused", vec![], None).await.unwrap_err();
+    assert!(matches!(error, KvError::Unavailable { .. }), "{error}");
+    for _ in 0..3 {
+        below.put("/meanwhile", vec![], None).await.unwrap();
+    }
+    let served = serve(below.clone(), &authority, address).await;
+    for revision in first + 1..=first + 3 {
+        assert_eq!(next(&mut watch).await.unwrap().revision, revision);
+        assert_eq!(next(&mut other).await.unwrap().revision, revision);
+    }
+    kv.put("/after", vec![], None).await.unwrap();
+    assert_eq!(next(&mut watch).await.unwrap().revision, first + 4);
+    next(&mut other).await.unwrap();
+
+    // What is forgotten while it is away, it is told.
+    served.stop.cancel();
+    served.task.await.unwrap();
+    for _ in 0..3 {
+        below.put("/meanwhile", vec![], None).await.unwrap();
+    }
+    below.compact(first + 7).await.unwrap();
+    let _served = serve(below, &authority, address).await;
+    let error = next(&mut watch).await.unwrap_err();
+    assert!(matches!(error, KvError::Compacted { oldest, .. } if oldest == first + 7), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_opens_its_prefixes_only() {
+    let authority = Authority::new();
+    let below: SharedKv = Arc::new(MemoryKv::new());
+    below.put("/gateway/routes/a", b"route".to_vec(), None).await.unwrap();
+    let foreign = below.lease_grant(60).await.unwrap();
+    below.put("/secret", b"s".to_vec(), Some(foreign)).await.unwrap();
+    let served = serve(below.clone(), &authority, anywhere()).await;
+    let gateway = driver(&served, &authority.certificate("gateway")).await;
+
+    assert_eq!(gateway.list("/gateway/").await.unwrap().items[0].value, b"route");
+    let own = gateway.lease_grant(60).await.unwrap();
+    gateway.put("/gateway-status/1", vec![], Some(own)).await.unwrap();
+    gateway.lease_keep_alive(own).await.unwrap();
+    let denied = |error: KvError| assert!(error.to_string().contains("permission denied"), "{error}");
+    denied(gateway.list("").await.unwrap_err());
+    denied(gateway.list("/gateway-status/").await.unwrap_err());
+    denied(gateway.get("/secret").await.unwrap_err());
+    denied(gateway.put("/gateway/routes/a", vec![], None).await.unwrap_err());
+    denied(gateway.delete("/secret").await.unwrap_err());
+    denied(gateway.compact(2).await.unwrap_err());
+    denied(gateway.lease_revoke(foreign).await.unwrap_err());
+    gateway.lease_revoke(own).await.unwrap();
+    let mut watch = gateway.watch(Range::Prefix(b"/secret".to_vec()), Some(1)).await.unwrap();
+    denied(watch.next().await.unwrap().unwrap_err());
+
+    // A certificate of ours without a grant, one of another authority, and none at all.
+    let stranger = driver(&served, &authority.certificate("stranger")).await;
+    denied(stranger.list("/gateway/").await.unwrap_err());
+    let other = Authority::new().certificate("admin");
+    let forged = EtcdTls { ca_pem: authority.pem.clone(), ..other };
+    let forged = driver(&served, &forged).await;
+    assert!(matches!(forged.list("/gateway/").await, Err(KvError::Unavailable { .. })));
+    let plain = EtcdKv::connect(&[format!("http://{}", served.address)], None).await.unwrap();
+    let plain: SharedKv = Arc::new(plain);
+    assert!(matches!(plain.list("/gateway/").await, Err(KvError::Unavailable { .. })));
+    assert_eq!(below.get("/secret").await.unwrap().unwrap().value, b"s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_replaced_while_it_serves() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let grants = vec![Grant::all("admin")];
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let front = Front::bind(anywhere(), kv, &old.certificate("server"), grants).await.unwrap();
+    let (certificates, address, stop) = (front.certificates(), front.address(), CancellationToken::new());
+    let task = AbortOnDropHandle::new(tokio::spawn(front.serve(stop.clone())));
+    let served = Served { address, stop, task: AbortOnDropHandle::new(tokio::spawn(async {})) };
+    let first = driver(&served, &old.certificate("admin")).await;
+    first.put("/a", vec![], None).await.unwrap();
+    certificates.replace(&new.certificate("server")).unwrap();
+    let second = driver(&served, &new.certificate("admin")).await;
+    second.put("/b", vec![], None).await.unwrap();
+    first.put("/c", vec![], None).await.unwrap();
+    let late = driver(&served, &old.certificate("admin")).await;
+    assert!(late.put("/d", vec![], None).await.is_err(), "the old authority is not trusted any more");
+    drop(task);
+}
+
+/// `etcdctl` of etcd-client with the files of one certificate.
+struct Etcdctl {
+    folder: tempfile::TempDir,
+    endpoint: String,
+}
+
+impl Etcdctl {
+    fn new(served: &Served, tls: &EtcdTls) -> Option<Self> {
+        if Command::new("etcdctl").arg("version").output().is_err() {
+            eprintln!("SKIPPED: etcdctl is not installed (Debian: etcd-client)");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("ca", &tls.ca_pem), ("cert", &tls.cert_pem), ("key", &tls.key_pem)] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        Some(Self { folder, endpoint: served.address.to_string() })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let file = |name: &str| Path::new(self.folder.path()).join(name);
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg("--endpoints").arg(&self.endpoint);
+        command.arg("--cacert").arg(file("ca")).arg("--cert").arg(file("cert")).arg("--key").arg(file("key"));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// What it prints; panics when it fails.
+    async fn run(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments, "").await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    async fn output(&self, arguments: &[&str], input: &str) -> Output {
+        use std::io::Write;
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        let run = move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcdctl_works() {
+    let authority = Authority::new();
+    let below: SharedKv = Arc::new(MemoryKv::new());
+    let served = serve(below.clone(), &authority, anywhere()).await;
+    let Some(ctl) = Etcdctl::new(&served, &authority.certificate("admin")) else { return };
+
+    assert_eq!(ctl.run(&["put", "/a", "one"]).await, "OK\n");
+    assert_eq!(ctl.run(&["put", "/b", "two"]).await, "OK\n");
+    assert_eq!(ctl.run(&["put", "/a", "three", "--prev-kv"]).await, "OK\n/a\none\n");
+    assert_eq!(ctl.run(&["get", "/a"]).await, "/a\nthree\n");
+    assert_eq!(ctl.run(&["get", "/", "--prefix", "--keys-only"]).await, "/a\n\n/b\n\n");
+    assert_eq!(ctl.run(&["get", "", "--from-key", "--print-value-only"]).await, "three\ntwo\n");
+    assert_eq!(ctl.run(&["get", "/", "--prefix", "--order", "DESCEND", "--limit", "1"]).await, "/b\ntwo\n");
+    assert_eq!(ctl.run(&["get", "/", "--prefix", "--sort-by", "MODIFY", "--limit", "1"]).await, "/b\ntwo\n");
+    assert_eq!(ctl.run(&["get", "/a", "--rev", "2"]).await, "/a\none\n");
+    let json = ctl.run(&["get", "/", "--prefix", "--limit", "1", "-w", "json"]).await;
+    assert!(json.contains("\"more\":true,\"count\":2"), "{json}");
+
+    // txn: conditions, empty line, success, empty line, failure, empty line.
+    for (conditions, expected) in [
+        ("mod(\"/a\") > \"0\"\nvalue(\"/b\") = \"two\"", "SUCCESS"),
+        ("create(\"/none\") = \"0\"", "SUCCESS"),
+        ("version(\"/a\") = \"2\"\nmod(\"/a\") < \"100\"", "SUCCESS"),
+        ("version(\"/a\") > \"2\"", "FAILURE"),
+        ("value(\"/a\") < \"a\"", "FAILURE"),
+    ] {
+        let input = format!("{conditions}\n\nput /t yes\nget /a\n\nput /t no\n\n");
+        let output = ctl.output(&["txn"], &input).await;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.starts_with(expected), "{conditions}: {text} {}", String::from_utf8_lossy(&output.stderr));
+        let value = below.get("/t").await.unwrap().unwrap().value;
+        assert_eq!(value, if expected == "SUCCESS" { &b"yes"[..] } else { b"no" }, "{conditions}");
+    }
+
+    let granted = ctl.run(&["lease", "grant", "60"]).await;
+    let lease = granted.split(' ').nth(1).unwrap().to_owned();
+    ctl.run(&["put", "/leased", "x", "--lease", &lease]).await;
+    let renewed = ctl.run(&["lease", "keep-alive", "--once", &lease]).await;
+    assert!(renewed.contains("TTL(60)"), "{renewed}");
+    ctl.run(&["lease", "revoke", &lease]).await;
+    assert_eq!(ctl.run(&["get", "/leased"]).await, "");
+
+    let mut watcher = ctl.command(&["watch", "/w", "--prefix", "--rev", "1", "--prev-kv"]);
+    let mut watcher = tokio::process::Command::from(std::mem::replace(&mut watcher, Command::new("true")));
+    let mut watcher = watcher.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(watcher.stdout.take().unwrap()));
+    below.put("/w1", b"v".to_vec(), None).await.unwrap();
+    below.delete("/w1").await.unwrap();
+    let wait = std::time::Duration::from_secs(20);
+    for expected in ["PUT", "/w1", "v", "DELETE", "/w1", "v", "/w1", ""] {
+        let line = tokio::time::timeout(wait, lines.next_line()).await.unwrap().unwrap().unwrap();
+        assert_eq!(line, expected);
+    }
+    drop(watcher);
+
+    assert_eq!(ctl.run(&["del", "/", "--prefix"]).await, "3\n");
+    let health = ctl.output(&["endpoint", "health"], "").await;
+    assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
+    let status = ctl.run(&["endpoint", "status", "-w", "json"]).await;
+    assert!(status.contains("3.5.0-arco"), "{status}");
+    ctl.run(&["compaction", "3"]).await;
+    let old = ctl.output(&["get", "/a", "--rev", "2"], "").await;
+    assert!(String::from_utf8_lossy(&old.stderr).contains("compacted"));
+
+    let gateway = Etcdctl::new(&served, &authority.certificate("gateway")).unwrap();
+    let refused = gateway.output(&["get", "/a"], "").await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("permission denied"));
+    assert_eq!(gateway.run(&["put", "/gateway-status/x", "1"]).await, "OK\n");
+}

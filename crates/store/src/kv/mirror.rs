@@ -1,0 +1,219 @@
+//! A local mirror of one key prefix: follows the store, survives its silence, and is kept on disk, encrypted.
+//!
+//! What must hold:
+//! - what the mirror shows is always some past state of the store, whole: never half of a change;
+//! - silence or failure of the store never removes a key; only an answer of the store does;
+//! - the file is a cache: when it is truncated or corrupt, what is whole at its beginning counts, the rest is dropped;
+//! - a disk that cannot be written never stops the mirror: it says so once and goes on in memory.
+//!
+//! Not here: what the values mean. Readers decode them and compare [`Entry::mod_revision`] to skip what they know.
+
+mod journal;
+#[cfg(test)]
+mod tests;
+
+use super::{Event, KeyValue, KvError, Range, SharedKv, WatchBatch};
+use journal::{Change, Journal};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Keys that one read fetches, so that a large prefix does not make one large message.
+const PAGE: usize = 1_000;
+/// First and longest pause between attempts to reach the store.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Longest time to read all keys.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One key's value as last seen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// Value.
+    pub value: Arc<[u8]>,
+    /// Store revision of the last change of the key.
+    pub mod_revision: u64,
+}
+
+/// The mirrored keys at one revision.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct View {
+    /// Store revision that this is true for; 0 before anything was seen.
+    pub revision: u64,
+    /// Whether the store itself has answered since this process began; `false` means "as read from disk".
+    pub live: bool,
+    /// Keys, in order.
+    pub entries: BTreeMap<Vec<u8>, Entry>,
+}
+
+/// Why a mirror cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// The key of the file cannot be read or made.
+    #[error("cannot {step} the key file {path} of the last snapshot: {cause}; check the folder's owner and free space")]
+    Key {
+        /// What was tried.
+        step: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+}
+
+/// See the module.
+pub struct Mirror {
+    prefix: String,
+    view: RwLock<View>,
+    journal: Option<Mutex<Journal>>,
+    generation: watch::Sender<u64>,
+}
+
+impl Mirror {
+    /// Opens the mirror of `prefix` kept in `path`, with its key beside it (`<path>.key`, mode 0600, made when absent),
+    /// and reads what was last known.
+    pub fn open(prefix: &str, path: &Path) -> Result<Arc<Self>, MirrorError> {
+        let (journal, view) = Journal::open(path)?;
+        Ok(Arc::new(Self {
+            prefix: prefix.to_owned(),
+            view: RwLock::new(view),
+            journal: Some(Mutex::new(journal)),
+            generation: watch::Sender::new(0),
+        }))
+    }
+
+    /// A mirror that is not kept on disk.
+    pub fn in_memory(prefix: &str) -> Arc<Self> {
+        Arc::new(Self {
+            prefix: prefix.to_owned(),
+            view: RwLock::default(),
+            journal: None,
+            generation: watch::Sender::new(0),
+        })
+    }
+
+    /// Reads the present view. Keep `read` short: it holds back the follower.
+    pub fn read<R>(&self, read: impl FnOnce(&View) -> R) -> R {
+        read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes whenever the view changes.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Follows the store until `stop`; failures are waited out.
+    pub async fn run(self: Arc<Self>, kv: SharedKv, stop: CancellationToken) {
+        let mut pause = PAUSE.0;
+        let mut silent = false;
+        loop {
+            let followed = tokio::select! {
+                () = stop.cancelled() => return,
+                followed = self.follow(&kv, &mut pause, &mut silent) => followed,
+            };
+            match followed {
+                Err(error @ KvError::Compacted { .. }) => tracing::info!(prefix = self.prefix, %error, "reading anew"),
+                Err(error) if !silent => {
+                    silent = true;
+                    tracing::warn!(prefix = self.prefix, %error, "the store is silent; the last known state stays");
+                }
+                Err(_) => {}
+                Ok(()) => tracing::debug!(prefix = self.prefix, "the watch ended"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE.1),
+            }
+        }
+    }
+
+    /// Reads all keys, then applies changes until the watch ends.
+    async fn follow(self: &Arc<Self>, kv: &SharedKv, pause: &mut Duration, silent: &mut bool) -> Result<(), KvError> {
+        let listed = tokio::time::timeout(PATIENCE, self.list(kv)).await;
+        let (revision, items) = listed.unwrap_or_else(|_| {
+            Err(KvError::Unavailable { step: "list the keys", cause: "no answer in time".to_owned() })
+        })?;
+        let mut watch = kv.watch(Range::Prefix(self.prefix.clone().into_bytes()), Some(revision + 1)).await?;
+        if std::mem::take(silent) {
+            tracing::info!(prefix = self.prefix, revision, "the store answers again");
+        }
+        *pause = PAUSE.0;
+        self.reset(revision, items).await;
+        while let Some(batch) = watch.next().await {
+            self.apply(batch?).await;
+        }
+        Ok(())
+    }
+
+    /// All keys at one revision, page by page.
+    async fn list(&self, kv: &SharedKv) -> Result<(u64, Vec<KeyValue>), KvError> {
+        let mut page = kv.range(Range::Prefix(self.prefix.clone().into_bytes()), PAGE, None).await?;
+        let revision = page.revision;
+        let mut items = std::mem::take(&mut page.items);
+        let end = super::limits::prefix_end(self.prefix.as_bytes()).unwrap_or_default();
+        while page.more {
+            let Some(last) = items.last() else { break };
+            let after = [last.key.as_slice(), &[0]].concat();
+            page = kv.range(Range::Between(after, end.clone()), PAGE, Some(revision)).await?;
+            items.append(&mut page.items);
+        }
+        Ok((revision, items))
+    }
+
+    async fn reset(self: &Arc<Self>, revision: u64, items: Vec<KeyValue>) {
+        let entries: BTreeMap<_, _> = items
+            .into_iter()
+            .map(|it| (it.key, Entry { value: it.value.into(), mod_revision: it.mod_revision }))
+            .collect();
+        let same = {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let same = view.entries == entries;
+            *view = View { revision, live: true, entries };
+            same
+        };
+        self.generation.send_modify(|it| *it += 1);
+        if !same {
+            self.persist(|journal, view| journal.compact(view)).await;
+        }
+    }
+
+    async fn apply(self: &Arc<Self>, batch: WatchBatch) {
+        let changes: Vec<Change> = batch.events.into_iter().map(change).collect();
+        {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            view.revision = batch.revision;
+            for it in &changes {
+                it.apply(&mut view.entries);
+            }
+        }
+        self.generation.send_modify(|it| *it += 1);
+        self.persist(move |journal, view| journal.append(view, &changes)).await;
+    }
+
+    /// Writes to disk away from the async threads.
+    async fn persist(self: &Arc<Self>, write: impl FnOnce(&mut Journal, &View) + Send + 'static) {
+        if self.journal.is_none() {
+            return;
+        }
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let Some(journal) = &this.journal else { return };
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            this.read(|view| write(&mut journal, view));
+        });
+        if let Err(error) = done.await {
+            tracing::error!(prefix = self.prefix, %error, "writing the last snapshot ended early");
+        }
+    }
+}
+
+fn change(event: Event) -> Change {
+    match event {
+        Event::Put(it) => {
+            Change { key: it.key, entry: Some(Entry { value: it.value.into(), mod_revision: it.mod_revision }) }
+        }
+        Event::Delete { key, .. } => Change { key, entry: None },
+    }
+}

@@ -1,0 +1,40 @@
+//! Hands log lines over to whoever keeps them, across roles that must not know each other.
+//!
+//! Builder, controller and orchestrator send; eventlog receives. The channel is bounded: a flood slows its own source.
+
+use arco_model::log::{LogLine, LogStream};
+use tokio::sync::{mpsc, oneshot};
+
+/// Lines of one stream.
+#[derive(Debug)]
+pub struct LogBatch {
+    /// Whose log.
+    pub stream: LogStream,
+    /// In order.
+    pub lines: Vec<LogLine>,
+    /// Told when the lines are durable, for senders that keep a cursor.
+    pub written: Option<oneshot::Sender<()>>,
+}
+
+/// The sending end; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogSink(mpsc::Sender<LogBatch>);
+
+impl LogSink {
+    /// Both ends, with room for `capacity` batches.
+    pub fn channel(capacity: usize) -> (LogSink, mpsc::Receiver<LogBatch>) {
+        let (sender, receiver) = mpsc::channel(capacity);
+        (LogSink(sender), receiver)
+    }
+
+    /// Sends lines; waits while the receiver is behind. Lines are dropped when there is no receiver any more.
+    pub async fn append(&self, stream: LogStream, lines: Vec<LogLine>) {
+        let _ = self.0.send(LogBatch { stream, lines, written: None }).await;
+    }
+
+    /// Sends lines and waits until they are durable. Returns whether they are.
+    pub async fn append_durably(&self, stream: LogStream, lines: Vec<LogLine>) -> bool {
+        let (written, done) = oneshot::channel();
+        self.0.send(LogBatch { stream, lines, written: Some(written) }).await.is_ok() && done.await.is_ok()
+    }
+}

@@ -1,0 +1,141 @@
+//! Seals secret values with a key of the platform (AES-256-GCM).
+//!
+//! The key file holds one line `<key id> <64 hex digits>` for each key, the first one seals, all open: a new first line
+//! rotates. It is made at first start with mode 0600 and is not part of a backup of the data dir's databases.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use std::path::{Path, PathBuf};
+
+/// Why a secret cannot be sealed or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The key file cannot be read or made.
+    #[error("failed to {step} the key file `{}`", .path.display())]
+    KeyFile {
+        /// What was tried.
+        step: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key file is damaged.
+    #[error("the key file `{}` is not usable: {why}", .path.display())]
+    KeyFormat {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Sealed with a key that we do not have.
+    #[error("a secret is sealed with key `{0}`, which the key file does not hold; put the old key file back")]
+    UnknownKey(String),
+    /// The sealed text was changed or the key is wrong.
+    #[error("a secret cannot be opened: it was changed, or its key is another one")]
+    Broken,
+}
+
+/// A sealed value: key id and text.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sealed {
+    /// Key that sealed it.
+    pub key_id: String,
+    /// Nonce and ciphertext, hex.
+    pub text: String,
+}
+
+/// Seals and opens values.
+pub struct SecretBox {
+    keys: Vec<(String, LessSafeKey)>,
+}
+
+impl SecretBox {
+    /// Reads the key file, or makes it.
+    pub fn open(path: &Path) -> Result<Self, SecretError> {
+        let fail = |step| move |source| SecretError::KeyFile { step, path: path.to_owned(), source };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut key = [0u8; 32];
+                aws_lc_rs::rand::fill(&mut key).map_err(|_| SecretError::Broken)?;
+                let text = format!("k{:08x} {}\n", crate::clock::random() as u32, hex(&key));
+                write_private(path, text.as_bytes()).map_err(fail("make"))?;
+                text
+            }
+            Err(error) => return Err(fail("read")(error)),
+        };
+        let format = |why| SecretError::KeyFormat { path: path.to_owned(), why };
+        let mut keys = Vec::new();
+        for line in text.lines().filter(|it| !it.trim().is_empty()) {
+            let (id, key) = line.trim().split_once(' ').ok_or_else(|| format("a line is not `<id> <hex>`"))?;
+            let key = unhex(key).filter(|it| it.len() == 32).ok_or_else(|| format("a key is not 64 hex digits"))?;
+            let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| format("a key is refused"))?;
+            keys.push((id.to_owned(), LessSafeKey::new(key)));
+        }
+        if keys.is_empty() { Err(format("it holds no key")) } else { Ok(Self { keys }) }
+    }
+
+    /// Seals `value`; `context` (whose secret it is) must be the same when it is opened.
+    pub fn seal(&self, context: &str, value: &[u8]) -> Result<Sealed, SecretError> {
+        let (id, key) = &self.keys[0];
+        let mut nonce = [0u8; NONCE_LEN];
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SecretError::Broken)?;
+        let mut sealed = value.to_vec();
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context.as_bytes()), &mut sealed)
+            .map_err(|_| SecretError::Broken)?;
+        Ok(Sealed { key_id: id.clone(), text: format!("{}{}", hex(&nonce), hex(&sealed)) })
+    }
+
+    /// Opens what [`SecretBox::seal`] made.
+    pub fn unseal(&self, context: &str, sealed: &Sealed) -> Result<Vec<u8>, SecretError> {
+        let unknown = || SecretError::UnknownKey(sealed.key_id.clone());
+        let (_, key) = self.keys.iter().find(|(id, _)| *id == sealed.key_id).ok_or_else(unknown)?;
+        let bytes = unhex(&sealed.text).filter(|it| it.len() > NONCE_LEN).ok_or(SecretError::Broken)?;
+        let (nonce, text) = bytes.split_at(NONCE_LEN);
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SecretError::Broken)?;
+        let mut text = text.to_vec();
+        let opened =
+            key.open_in_place(nonce, Aad::from(context.as_bytes()), &mut text).map_err(|_| SecretError::Broken)?;
+        Ok(opened.to_vec())
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?; // mode 0600
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|it| it.error)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|it| format!("{it:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_value_opens_only_in_its_context() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret.key");
+        let sealed = SecretBox::open(&path).unwrap().seal("c/A", b"value").unwrap();
+        let again = SecretBox::open(&path).unwrap();
+        assert_eq!(again.unseal("c/A", &sealed).unwrap(), b"value");
+        assert!(again.unseal("c/B", &sealed).is_err());
+        assert!(!sealed.text.contains(&hex(b"value")));
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

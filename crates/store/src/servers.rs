@@ -1,0 +1,196 @@
+//! Real servers for the contract suites: started on free loopback ports in folders of their own, or named by
+//! `ARCO_TEST_MYSQL_URL`, `ARCO_TEST_POSTGRES_URL`, `ARCO_TEST_ETCD_URL`, `ARCO_TEST_S3_URL`. Only for tests.
+//!
+//! One of each kind serves a whole test program. A small shell process guards it (see `servers/guard.sh`), so that
+//! nothing stays behind when the program ends or is killed. Where a package is missing the test says SKIPPED.
+
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Debian's user and group `nobody`, `nogroup`: some servers refuse to run as root.
+const NOBODY: u32 = 65534;
+
+type Made = Result<String, String>;
+
+fn once(cell: &OnceLock<Made>, variable: &str, make: fn() -> Made) -> Option<String> {
+    let made = || match std::env::var(variable) {
+        Ok(url) if !url.is_empty() => Ok(url),
+        _ => make(),
+    };
+    match cell.get_or_init(made) {
+        Ok(url) => Some(url.clone()),
+        Err(why) => {
+            eprintln!("SKIPPED: {why}; or name a server with {variable}");
+            None
+        }
+    }
+}
+
+/// URL of a MySQL or MariaDB server and its database, of a user who may make databases.
+pub(crate) fn mysql() -> Option<String> {
+    static CELL: OnceLock<Made> = OnceLock::new();
+    once(&CELL, "ARCO_TEST_MYSQL_URL", || {
+        let (install, server) = (found("mariadb-install-db", "mariadb-server")?, found("mariadbd", "mariadb-server")?);
+        let folder = folder();
+        let init = folder.join("init.sql");
+        let user = "CREATE DATABASE arco;\nCREATE USER arco IDENTIFIED BY 'a secret';\nGRANT ALL ON *.* TO arco;\n";
+        std::fs::write(&init, user).unwrap();
+        let data = folder.join("data");
+        let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        done(unprivileged(&install).args(["--no-defaults", "--skip-test-db"]).arg(flag("datadir", &data)));
+        let port = free_port();
+        let mut command = unprivileged(&server);
+        command.args(["--no-defaults", "--bind-address=127.0.0.1", "--skip-name-resolve", "--skip-log-bin"]);
+        command.args(["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]);
+        command.args([flag("datadir", &data), flag("init-file", &init), flag("socket", &folder.join("socket"))]);
+        start(folder, command.arg(format!("--port={port}")), port);
+        Ok(format!("mysql://arco:a%20secret@127.0.0.1:{port}/arco"))
+    })
+}
+
+/// URL of a PostgreSQL server and its database, of a user who may make databases.
+pub(crate) fn postgres() -> Option<String> {
+    static CELL: OnceLock<Made> = OnceLock::new();
+    once(&CELL, "ARCO_TEST_POSTGRES_URL", || {
+        let (init, server) = (found("initdb", "postgresql")?, found("postgres", "postgresql")?);
+        let folder = folder();
+        let (data, password) = (folder.join("data"), folder.join("password"));
+        std::fs::write(&password, "a secret\n").unwrap();
+        let mut command = unprivileged(&init);
+        command.args(["--no-sync", "--username=arco", "--auth=scram-sha-256", "--encoding=UTF8"]);
+        done(command.arg(format!("--pwfile={}", password.display())).arg("-D").arg(&data));
+        let port = free_port();
+        let mut command = unprivileged(&server);
+        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        command.args(["-c", "fsync=off", "-c", "max_connections=200", "-c"]);
+        start(folder.clone(), command.arg(format!("unix_socket_directories={}", folder.display())), port);
+        Ok(format!("postgres://arco:a%20secret@127.0.0.1:{port}/postgres"))
+    })
+}
+
+/// URL of an etcd without TLS.
+pub(crate) fn etcd() -> Option<String> {
+    static CELL: OnceLock<Made> = OnceLock::new();
+    once(&CELL, "ARCO_TEST_ETCD_URL", || {
+        let server = found("etcd", "etcd-server")?;
+        let (folder, port, peer) = (folder(), free_port(), free_port());
+        let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+        let mut command = unprivileged(&server);
+        command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", "one"]);
+        command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+        start(folder, command.args(["--initial-cluster", &format!("one={peers}")]), port);
+        Ok(clients)
+    })
+}
+
+/// URL of an S3 server as our driver takes it, without a bucket: `s3://?endpoint=http://HOST:PORT&region=…`.
+/// A bucket named `arco-test` exists or may be made. Its credentials are in the variables that S3 programs read, else
+/// both are `testing`.
+pub(crate) fn s3() -> Option<String> {
+    static CELL: OnceLock<Made> = OnceLock::new();
+    once(&CELL, "ARCO_TEST_S3_URL", || {
+        let python = s3_program()?;
+        let (folder, port) = (folder(), free_port());
+        let mut command = Command::new(python);
+        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+        start(folder, &mut command, port);
+        Ok(format!("s3://?endpoint=http://127.0.0.1:{port}&region=us-east-1"))
+    })
+}
+
+/// Python with moto, in an environment below the target folder, made once.
+fn s3_program() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().unwrap();
+    let target =
+        own.ancestors().find(|it| it.join("CACHEDIR.TAG").exists()).ok_or("no target folder above the test")?;
+    let (environment, ready) = (target.join("s3-server"), target.join("s3-server/ready"));
+    let python = environment.join("bin/python3");
+    if !ready.exists() {
+        let venv = Command::new("python3").args(["-m", "venv"]).arg(&environment).output();
+        if !venv.is_ok_and(|it| it.status.success()) {
+            return Err("python3 -m venv does not work (Debian: python3-venv)".to_owned());
+        }
+        let mut pip = Command::new(&python);
+        let pip = pip.args(["-m", "pip", "install", "--quiet", "moto[server]==5.2.5"]).output();
+        let pip = pip.map_err(|it| format!("pip: {it}"))?;
+        if !pip.status.success() {
+            return Err(format!("pip cannot install moto: {}", String::from_utf8_lossy(&pip.stderr)));
+        }
+        std::fs::write(&ready, "").unwrap();
+    }
+    Ok(python)
+}
+
+fn found(program: &str, package: &str) -> Result<PathBuf, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.extend(["/usr/sbin", "/usr/bin"].map(PathBuf::from));
+    // Debian keeps each version of PostgreSQL apart; the newest is last.
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<_> = versions.map(|it| it.path().join("bin")).collect();
+    versions.sort();
+    folders.extend(versions.into_iter().rev());
+    let found = folders.into_iter().map(|it| it.join(program)).find(|it| it.exists());
+    found.ok_or_else(|| format!("{program} is not installed (Debian: {package})"))
+}
+
+/// A folder that the server's user owns; the guard removes it.
+fn folder() -> PathBuf {
+    let folder = tempfile::Builder::new().prefix("arco-server-").tempdir().unwrap().keep();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    if is_root() {
+        chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    folder
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0)
+}
+
+/// A command that runs as `nobody` when we are root.
+fn unprivileged(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    let id = NOBODY.to_string();
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
+    command
+}
+
+fn done(command: &mut Command) {
+    let output = command.current_dir("/").output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Starts a server under its guard and waits until it takes connections.
+fn start(folder: PathBuf, command: &mut Command, port: u16) {
+    /// The guards' pipes; they close when this process ends.
+    static GUARDS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+    let log = folder.join("log");
+    let mut guard = Command::new("sh");
+    guard.args(["-c", include_str!("servers/guard.sh"), "guard"]).args([&folder, &log]);
+    guard.arg(command.get_program()).args(command.get_args());
+    guard.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A group of its own, so that an interrupt from the terminal ends the test first.
+    std::os::unix::process::CommandExt::process_group(&mut guard, 0);
+    GUARDS.lock().unwrap().push(guard.spawn().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let log = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(Instant::now() < deadline, "the server does not listen: {}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,196 @@
+//! What only databases on the network must do, on MySQL or MariaDB and on PostgreSQL: servers that start at once, broken
+//! connections, writers in each other's way.
+
+use super::application;
+use crate::servers;
+use crate::sql::{Batch, Entity, Metadata, Query, SeaOrmMetadata, SharedMetadata, SqlError};
+use arco_model::application::Application;
+use arco_model::name::ApplicationName;
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, TransactionTrait as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A database of its own in a server.
+pub(super) struct Fresh {
+    pub url: String,
+    admin: DatabaseConnection,
+    name: String,
+}
+
+impl Fresh {
+    async fn new(server: Option<String>) -> Option<Self> {
+        let server = server?;
+        let name = format!("arco_test_{:016x}", crate::clock::random());
+        // The server listens a moment before it lets anybody in.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let admin = loop {
+            match Database::connect(&server).await {
+                Ok(admin) => break admin,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let mut url = url::Url::parse(&server).unwrap();
+        url.set_path(&name);
+        Some(Self { url: url.into(), admin, name })
+    }
+
+    async fn open(&self) -> Arc<SeaOrmMetadata> {
+        Arc::new(SeaOrmMetadata::connect(&self.url, None).await.unwrap())
+    }
+
+    /// Breaks every connection to the database that matches; says how many.
+    async fn kill(&self, condition: &str) -> usize {
+        let (list, kill) = match self.admin.get_database_backend() {
+            DbBackend::MySql => ("SELECT id, info AS query FROM information_schema.processlist WHERE db", "KILL "),
+            _ => ("SELECT pid::bigint AS id FROM pg_stat_activity WHERE datname", "SELECT pg_terminate_backend("),
+        };
+        let sql = format!("{list} = '{}' {condition}", self.name);
+        let rows = self.admin.query_all_raw(sea_orm::Statement::from_string(self.admin.get_database_backend(), sql));
+        let rows = rows.await.unwrap();
+        let mut killed = 0;
+        for row in &rows {
+            let id: i64 = row.try_get("", "id").unwrap();
+            let end = if kill.ends_with('(') { ")" } else { "" };
+            killed += usize::from(self.admin.execute_unprepared(&format!("{kill}{id}{end}")).await.is_ok());
+        }
+        killed
+    }
+
+    /// Closes everything and drops the database.
+    async fn remove(self) {
+        self.kill("").await;
+        let _ = self.admin.execute_unprepared(&format!("DROP DATABASE {}", self.name)).await;
+    }
+}
+
+/// A store in a database of its own, for the contract. The server itself is removed with the test program.
+pub(super) async fn fresh(server: Option<String>) -> Option<(SharedMetadata, Fresh)> {
+    let fresh = Fresh::new(server).await?;
+    let db: SharedMetadata = fresh.open().await;
+    Some((db, fresh))
+}
+
+async fn servers_that_start_at_once_migrate_once(fresh: &Fresh) {
+    let opened = futures_util::future::join_all((0..4).map(|_| {
+        let url = fresh.url.clone();
+        tokio::spawn(async move { SeaOrmMetadata::connect(&url, None).await })
+    }));
+    for opened in opened.await {
+        let db = opened.unwrap().unwrap();
+        assert!((&db as &dyn Metadata).list::<Application>(&Query::default()).await.unwrap().items.is_empty());
+    }
+    let raw = Database::connect(&fresh.url).await.unwrap();
+    let rows = raw.query_all_raw(sea_orm::Statement::from_string(
+        raw.get_database_backend(),
+        "SELECT version FROM schema_version",
+    ));
+    assert_eq!(rows.await.unwrap().len(), 1, "each step is done once");
+    raw.execute_unprepared("INSERT INTO schema_version VALUES (1000)").await.unwrap();
+    let newer = SeaOrmMetadata::connect(&fresh.url, None).await;
+    assert!(matches!(newer, Err(SqlError::Newer { found: 1000, .. })));
+}
+
+async fn idle_connections_that_broke_are_not_noticed(fresh: &Fresh) {
+    let db: SharedMetadata = fresh.open().await;
+    db.insert(&application(1, "one")).await.unwrap();
+    assert!(fresh.kill("").await >= 1);
+    assert!(db.find::<Application>("default", "one").await.unwrap().is_some());
+    assert!(fresh.kill("").await >= 1);
+    db.insert(&application(2, "two")).await.unwrap();
+    assert!(fresh.kill("").await >= 1);
+    db.ping().await.unwrap();
+}
+
+async fn a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing(fresh: &Fresh) {
+    let db: SharedMetadata = fresh.open().await;
+    db.insert(&application(1, "one")).await.unwrap();
+    let mut one = db.find::<Application>("default", "one").await.unwrap().unwrap();
+    one.value.name = ApplicationName::new("changed").unwrap();
+    // Somebody holds the row, so that the batch waits in its middle.
+    let raw = Database::connect(&fresh.url).await.unwrap();
+    let holder = raw.begin().await.unwrap();
+    let hold = format!("UPDATE applications SET tag = 'held' WHERE id = '{}'", one.value.key());
+    holder.execute_unprepared(&hold).await.unwrap();
+    let mut batch = Batch::default();
+    batch.insert(&application(2, "two")).unwrap().update(&one).unwrap().insert(&application(3, "three")).unwrap();
+    let writer = tokio::spawn({
+        let db = db.clone();
+        async move { db.commit(batch).await }
+    });
+    let waiting = match raw.get_database_backend() {
+        DbBackend::MySql => "AND info LIKE 'UPDATE %'",
+        _ => "AND state = 'active' AND query LIKE 'UPDATE %'",
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while fresh.kill(waiting).await == 0 {
+        assert!(Instant::now() < deadline && !writer.is_finished(), "the batch waits for the row");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    holder.rollback().await.unwrap();
+    writer.await.unwrap().expect("the batch is done again on another connection");
+    let rows = db.list::<Application>(&Query::default()).await.unwrap().items;
+    let names: Vec<_> = rows.iter().map(|it| it.value.name.as_str()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(["changed", "two", "three"].iter().all(|it| names.contains(it)), "{names:?}");
+}
+
+async fn writers_in_each_others_way_all_come_through(fresh: &Fresh) {
+    let db: SharedMetadata = fresh.open().await;
+    for (number, name) in [(1, "one"), (2, "two")] {
+        db.insert(&application(number, name)).await.unwrap();
+    }
+    let keys = [application(1, "one").key(), application(2, "two").key()];
+    let writers = (0..6u64).map(|writer| {
+        let (db, mut keys) = (db.clone(), keys.clone());
+        if writer % 2 == 0 {
+            keys.reverse(); // one order forward, one backward: the recipe for a deadlock
+        }
+        tokio::spawn(async move {
+            let mut done = 0;
+            while done < 10 {
+                let mut batch = Batch::default();
+                for key in &keys {
+                    batch.update(&db.get::<Application>(key).await.unwrap().unwrap()).unwrap();
+                }
+                match db.commit(batch).await {
+                    Ok(()) => done += 1,
+                    Err(SqlError::Conflict { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+    });
+    for writer in futures_util::future::join_all(writers).await {
+        writer.unwrap();
+    }
+    for key in &keys {
+        assert_eq!(db.get::<Application>(key).await.unwrap().unwrap().version, 61);
+    }
+}
+
+macro_rules! remote {
+    ($database:ident: $($name:ident)*) => {
+        mod $database {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    let Some(fresh) = super::Fresh::new(super::servers::$database()).await else { return };
+                    super::$name(&fresh).await;
+                    fresh.remove().await;
+                }
+            )*
+        }
+    };
+    ($($database:ident)*) => {$(
+        remote! { $database:
+            servers_that_start_at_once_migrate_once
+            idle_connections_that_broke_are_not_noticed
+            a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
+            writers_in_each_others_way_all_come_through
+        }
+    )*};
+}
+
+remote! { mysql postgres }

@@ -1,0 +1,106 @@
+//! Which errors of a database are worth another try: table of codes, and how often.
+//!
+//! Two writers that meet are normal on every database: it rolls one back and expects it to come again. A connection that
+//! broke before the commit was asked for did nothing that stays.
+
+use sea_orm::{DbErr, RuntimeErr};
+use sqlx::mysql::MySqlDatabaseError;
+use std::time::Duration;
+
+/// Tries of one call.
+const MOST: u32 = 8;
+/// Longest pause between two tries.
+const LONGEST_PAUSE_MS: u64 = 400;
+
+/// What an error means for the call that it ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Fault {
+    /// The database rolled the transaction back because others were in the way.
+    Busy,
+    /// The connection is gone, or was never made.
+    Lost,
+    /// The same call would fail again.
+    Final,
+}
+
+/// What an error means.
+pub(super) fn of(error: &DbErr) -> Fault {
+    use sqlx::Error;
+    let (DbErr::Conn(RuntimeErr::SqlxError(cause))
+    | DbErr::Exec(RuntimeErr::SqlxError(cause))
+    | DbErr::Query(RuntimeErr::SqlxError(cause))) = error
+    else {
+        return if matches!(error, DbErr::ConnectionAcquire(_)) { Fault::Lost } else { Fault::Final };
+    };
+    match &**cause {
+        Error::Database(cause) => match cause.try_downcast_ref::<MySqlDatabaseError>() {
+            Some(cause) => mysql(cause.number()),
+            None => sqlstate(&cause.code().unwrap_or_default()),
+        },
+        Error::Io(_) | Error::PoolTimedOut | Error::Protocol(_) | Error::WorkerCrashed => Fault::Lost,
+        _ => Fault::Final,
+    }
+}
+
+/// MySQL, MariaDB and TiDB, by number.
+fn mysql(number: u16) -> Fault {
+    match number {
+        // Lock wait timeout, deadlock; TiDB: write conflict, transaction retryable, schema changed.
+        1205 | 1213 | 8002 | 8022 | 8028 | 9007 => Fault::Busy,
+        // Server is going, connection killed, too many connections, aborted; MariaDB: connection killed.
+        1040 | 1053 | 1152 | 1184 | 1317 | 1927 => Fault::Lost,
+        _ => Fault::Final,
+    }
+}
+
+/// PostgreSQL, CockroachDB and YugabyteDB, by SQLSTATE. 40003 (not known whether it was done) is not to be repeated.
+fn sqlstate(code: &str) -> Fault {
+    match code {
+        "40001" | "40P01" => Fault::Busy,
+        // Terminated by an administrator, by a crash, starting up; too many connections.
+        "57P01" | "57P02" | "57P03" | "53300" => Fault::Lost,
+        code if code.len() == 5 && code.starts_with("08") => Fault::Lost,
+        _ => Fault::Final,
+    }
+}
+
+/// How often a call was tried.
+#[derive(Default)]
+pub(super) struct Attempts {
+    done: u32,
+}
+
+impl Attempts {
+    /// Waits a little, longer each time and never as long as a neighbour does, then says whether to try again.
+    pub(super) async fn another(&mut self) -> bool {
+        self.done += 1;
+        if self.done >= MOST {
+            return false;
+        }
+        let pause = (5u64 << self.done).min(LONGEST_PAUSE_MS);
+        tokio::time::sleep(Duration::from_millis(pause / 2 + crate::clock::random() % pause)).await;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_mean_what_their_databases_say() {
+        for code in ["40001", "40P01"] {
+            assert_eq!(sqlstate(code), Fault::Busy, "{code}");
+        }
+        for code in ["08006", "08003", "57P01", "53300"] {
+            assert_eq!(sqlstate(code), Fault::Lost, "{code}");
+        }
+        // A unique name, an unknown outcome, SQLite's own numbers.
+        for code in ["23505", "40003", "42P01", "5", "2067", "08", ""] {
+            assert_eq!(sqlstate(code), Fault::Final, "{code}");
+        }
+        assert_eq!([1213, 1205, 9007].map(mysql), [Fault::Busy; 3]);
+        assert_eq!([1927, 1053].map(mysql), [Fault::Lost; 2]);
+        assert_eq!([1062, 1146, 1406].map(mysql), [Fault::Final; 3]);
+    }
+}

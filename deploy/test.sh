@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All that must pass: lint, tests with real parts, acceptance of the main job. Called by `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "the tests run containers and need root: sudo make test"; exit 1; }
+step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+
+step "formatting"
+cargo fmt --all --check
+
+step "building"
+cargo build --locked --workspace --all-targets
+
+step "rules of the house"
+# The binary of the workspace's build: `cargo xtask` alone would build its dependencies once more with other features.
+target/debug/xtask tidy
+[ -z "$(cargo tree --locked --workspace -i ring 2>/dev/null)" ] || { echo "ring is in the tree: one TLS provider only"; exit 1; }
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "tests"
+cargo test --locked --workspace --all-targets
+
+step "acceptance: every example is deployed, asked, scaled, rolled, crashed and deleted"
+if [ -f ../shared/acceptance/spine.py ]; then
+  python3 ../shared/acceptance/spine.py --arco target/debug/arco
+else
+  echo "SKIPPED: ../shared/acceptance/spine.py is not beside this clone"
+fi
+
+step "done"

@@ -1,0 +1,7 @@
+"""What the web server calls."""
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "site_settings.settings")
+application = get_wsgi_application()
