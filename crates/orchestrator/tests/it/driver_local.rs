@@ -186,6 +186,23 @@ fn a_change_that_fails_is_halted_and_names_the_cause() {
 }
 
 #[test]
+fn nothing_that_cannot_be_reached_is_ever_called_ready() {
+    on_a_machine(|place| async move {
+        let driver = place.driver().await;
+        let mut plan = place.plan(&["httpd", "-f", "-p", "127.0.0.1:3000"]);
+        plan.replicas = 8; // started at once, so that their events overlap
+        plan.template.resources.memory_mb = 16;
+        driver.apply(&plan).await.unwrap();
+        until(driver.as_ref(), &plan.component, "it is seen where they listen", |found| {
+            assert_eq!(ready(found).len(), 0, "{found:#?}");
+            found.instances.len() == 8 && found.instances.iter().all(|it| !it.listens_on.is_empty())
+        })
+        .await;
+        driver.shutdown(true).await.unwrap();
+    });
+}
+
+#[test]
 fn volumes_outlive_instances_and_hold_no_more_than_their_size() {
     on_a_machine(|place| async move {
         let driver = place.driver().await;

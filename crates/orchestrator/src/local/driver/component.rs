@@ -276,6 +276,10 @@ impl Task {
     /// Takes over what a container says.
     async fn follow(&mut self, id: &InstanceId, state: ContainerState) {
         let Some(it) = self.instances.get_mut(id) else { return };
+        // Its address is not known yet, so nobody could ask it: `prepared` follows what it missed.
+        if it.preparing {
+            return;
+        }
         let restarted =
             state.started_at != it.facts.started_at || state.restarts + it.earlier_runs != it.facts.restarts;
         it.facts.restarts = state.restarts + it.earlier_runs;
@@ -606,9 +610,13 @@ const LOOK_UP: Duration = Duration::from_secs(3);
 
 impl Watch {
     async fn run(self) {
-        let (Some(probe), Some(address)) = (self.plan.template.effective_probe(), self.address) else {
+        let Some(probe) = self.plan.template.effective_probe() else {
             tokio::time::sleep(STEADY).await;
             return self.say(true, Vec::new());
+        };
+        let Some(address) = self.address else {
+            tracing::error!(instance = %self.id, "it has no address: it cannot be asked whether it is ready");
+            return self.say(false, Vec::new());
         };
         let began = tokio::time::Instant::now();
         let (mut ready, mut was_ready, mut failures) = (self.ready, self.ready, 0);
