@@ -6,6 +6,7 @@
 
 mod application;
 mod component;
+mod credential;
 mod error;
 mod exec;
 mod operation;
@@ -19,6 +20,7 @@ pub use component::{
     ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, RouteDocument, SecretDocument, UsageDocument,
     VolumeDocument,
 };
+pub use credential::{ContextDocument, CredentialDocument, CredentialQuery, CredentialRequest};
 pub use error::ErrorBody;
 pub use exec::{Channel, ExecControl, Frame, FrameError};
 pub use operation::OperationDocument;

@@ -9,6 +9,7 @@ mod args;
 mod bind;
 mod config;
 mod context;
+mod credential;
 mod delete;
 mod deploy;
 mod detect;
@@ -112,6 +113,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Rollback(args) => revisions::rollback(&args, session).await?,
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
+        Command::Credential(command) => credential::run(&command, session).await?,
         Command::Volume(command) => volume::run(&command, session).await?,
         Command::Bind(args) => bind::bind(&args, session).await?,
         Command::Unbind(args) => bind::unbind(&args, session).await?,

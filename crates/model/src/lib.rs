@@ -6,6 +6,7 @@
 pub mod application;
 pub mod artifact;
 pub mod component;
+pub mod credential;
 pub mod error;
 pub mod id;
 pub mod job;

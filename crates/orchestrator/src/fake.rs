@@ -6,6 +6,7 @@
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
@@ -297,6 +298,10 @@ impl Orchestrator for FakeOrchestrator {
         }
         let _ = self.bell.send(component.clone());
         Ok(())
+    }
+
+    async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {
+        Ok(()) // it keeps no content
     }
 
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error> {

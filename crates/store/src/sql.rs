@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{RouteRow, VolumeRow, row};
+pub use rows::{ContextRow, RouteRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.
@@ -48,11 +48,15 @@ pub enum Kind {
     Manifest,
     /// A tag of the registry ([`crate::images::TagRow`]).
     Tag,
+    /// `arco_model::credential::GitCredential`
+    Credential,
+    /// A context that was made for a person ([`ContextRow`]).
+    Context,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -63,6 +67,8 @@ impl Kind {
         Kind::Volume,
         Kind::Manifest,
         Kind::Tag,
+        Kind::Credential,
+        Kind::Context,
     ];
 
     /// Name of the table.
@@ -78,6 +84,8 @@ impl Kind {
             Kind::Volume => "volumes",
             Kind::Manifest => "manifests",
             Kind::Tag => "tags",
+            Kind::Credential => "credentials",
+            Kind::Context => "contexts",
         }
     }
 

@@ -1,9 +1,13 @@
 //! What the mutating calls do: each one decision over [`World`](super::world::World), written as one batch.
 
 mod apply;
+mod context;
+mod credential;
 mod operation;
 mod route;
 mod volume;
+
+pub(super) use context::Revoked;
 
 use super::Api;
 use super::change::SecretEdits;

@@ -4,11 +4,15 @@
 
 mod application;
 mod component;
+mod context;
+mod credential;
 mod operation;
 mod setting;
 mod stream;
 mod system;
 mod tenant;
+
+pub(super) use system::not_here;
 
 use super::Api;
 use super::error::ApiError;
@@ -44,13 +48,15 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(system::metrics))
         .routes(routes!(system::document))
         .routes(routes!(system::whoami))
-        .routes(routes!(system::create_certificate))
+        .routes(routes!(context::list, context::create))
+        .routes(routes!(context::revoke))
         .routes(routes!(system::registry_token))
         .routes(routes!(tenant::list, tenant::create))
         .routes(routes!(tenant::upload))
         .routes(routes!(tenant::has_upload))
         .routes(routes!(tenant::volumes))
         .routes(routes!(tenant::delete_volume))
+        .routes(routes!(credential::list, credential::set, credential::delete))
         .routes(routes!(application::list))
         .routes(routes!(application::get, application::apply, application::delete))
         .routes(routes!(component::get, component::patch, component::delete))

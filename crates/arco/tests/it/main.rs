@@ -5,8 +5,12 @@
 
 mod behave;
 mod command_line;
+mod egress;
 mod fake_api;
 mod faults;
 mod hostile_builds;
 mod isolation;
+mod neighbour;
+mod one_off;
+mod private_git;
 mod survive;

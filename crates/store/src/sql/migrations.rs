@@ -19,7 +19,7 @@ use std::time::Duration;
 const TRIES: u32 = 20;
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 1] = [Step::Tables(&Kind::ALL)];
+const STEPS: [Step; 2] = [Step::Tables(&Kind::ALL), Step::Tables(&[Kind::Credential, Kind::Context])];
 
 /// One step.
 enum Step {
