@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run test test-vm test-drivers lint test-faults bench fmt
+.PHONY: help packages build run test test-vm test-drivers lint deny test-faults bench fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ lint: ## Formatting, lints, rules of the house
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo xtask tidy
 
+deny: ## Licences, sources, bans and known holes of dependencies (cargo-deny; fetches the database of advisories)
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
+	cargo deny --locked check
+
 test: PACKAGES += deploy/packages-test.txt
 test: packages ## Everything that must pass: lint, tests with real parts, acceptance of the main job
 	@deploy/test.sh
@@ -45,8 +49,8 @@ test-faults: packages ## kill -9 of the server at random moments, for longer (AR
 	cargo build --locked -p arco
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 
-bench: build ## Start, memory, deploy and request figures, against peers where they are installed
-	python3 bench/run.py --arco target/release/arco
+bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
+	python3 bench/run.py --arco target/release/arco $(PARTS)
 
 fmt: ## Formats the code
 	cargo fmt --all
