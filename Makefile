@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run test test-vm test-drivers lint deny test-faults bench fmt
+.PHONY: help packages build run test test-vm test-cluster test-drivers lint deny test-faults bench fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ test: packages ## Everything that must pass: lint, tests with real parts, accept
 test-vm: PACKAGES += deploy/packages-vm.txt
 test-vm: packages ## The container tests and a platform on pure cgroup v2, in a machine of its own (qemu; at most 20 minutes after the build)
 	@tests/vm/run.sh
+
+test-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt
+test-cluster: packages ## Everything that runs on Kubernetes, on a real node of its own (Go; 10 minutes the first time)
+	@deploy/test-cluster.sh
 
 test-drivers: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
 test-drivers: packages ## The contract suites of the stores on real MariaDB, PostgreSQL, etcd and S3 servers

@@ -51,8 +51,8 @@ class Failure(Exception):
 # --- programs -------------------------------------------------------------------------------------------------------------------------
 
 def programs() -> Path:
-    """The folder with `kubetest` and `pause`, built from this module when its content has changed since."""
-    sources = [HERE / "go.mod", HERE / "go.sum", *sorted(HERE.glob("**/*.go"))]
+    """The folder with `kubetest`, `coredns` and `pause`, built from the modules here when their content has changed since."""
+    sources = sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
     digest = hashlib.sha256()
     for it in sources:
         digest.update(f"{it.relative_to(HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
@@ -70,11 +70,11 @@ def programs() -> Path:
             stamp = " ".join(f"-X {version}.{k}={v}" for k, v in
                              {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": VERSION.split(".")[1]}.items())
             with tempfile.TemporaryDirectory(dir=CACHE) as made:
-                for package, name in ((".", "kubetest"), ("./pause", "pause")):
+                for module, package, name in ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest")):
                     subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
-                                   cwd=HERE, check=True, env={**os.environ, "CGO_ENABLED": "0"}, stdout=sys.stderr)
+                                   cwd=module, check=True, env={**os.environ, "CGO_ENABLED": "0"}, stdout=sys.stderr)
                 folder.mkdir(exist_ok=True)
-                for name in ("pause", "kubetest"):
+                for name in ("pause", "coredns", "kubetest"):  # the last says that all are there
                     os.replace(f"{made}/{name}", folder / name)
             for old in CACHE.glob("kubernetes-*"):
                 # Other clones of the repository may be at another state of this module; theirs are kept for a week.
@@ -91,7 +91,7 @@ def require(node: bool):
     if node and not Path("/usr/lib/cni/bridge").exists():
         missing.append("/usr/lib/cni/bridge")
     if missing:
-        raise Failure(f"{', '.join(missing)} missing: install the packages of deploy/packages-cluster.txt (`make packages-cluster`)")
+        raise Failure(f"{', '.join(missing)} missing: install the packages of deploy/packages-cluster.txt (`make test-cluster` does)")
 
 
 # --- namespaces -----------------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def cgroup_folders(name: str):
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         return [root / name]
-    return [it / name for it in root.iterdir() if it.is_dir() and not it.is_symlink() and it.name != "unified"]
+    return [it / name for it in root.iterdir() if it.is_dir() and not it.is_symlink()]
 
 
 def remove_cgroups(name: str, deadline: float):
@@ -203,20 +203,24 @@ class Supervisor:
                 tail = b"\n".join(log.read_bytes().splitlines()[-8:]).decode(errors="replace")
                 raise Failure(f"{name} ended with status {os.waitstatus_to_exitcode(status)}; {log} ends with:\n{tail}")
 
-    def wait_for(self, what: str, path: str, good):
+    def call(self, method: str, path: str, document=None) -> tuple[int, bytes]:
+        """One call as the administrator."""
         context = ssl.create_default_context(cafile=self.plan.pki("ca.crt"))
         context.load_cert_chain(self.plan.pki("admin.crt"), self.plan.pki("admin.key"))
+        connection = http.client.HTTPSConnection(self.plan.address, self.plan.port, context=context, timeout=5)
+        connection.request(method, path, document and json.dumps(document), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    def wait_for(self, what: str, path: str, good):
         deadline, last = time.monotonic() + READY_WITHIN_S, "no answer"
         while time.monotonic() < deadline:
             self.reap(block=False)
             try:
-                connection = http.client.HTTPSConnection(self.plan.address, self.plan.port, context=context, timeout=5)
-                connection.request("GET", path)
-                answer = connection.getresponse()
-                body = answer.read()
-                if answer.status == 200 and good(body):
+                status, body = self.call("GET", path)
+                if status == 200 and good(body):
                     return
-                last = f"{answer.status} {body[-300:]!r}"
+                last = f"{status} {body[-300:]!r}"
             except OSError as error:
                 last = str(error)
             time.sleep(0.1)
@@ -267,9 +271,14 @@ class Supervisor:
         for number in range(1, self.options.fake_nodes + 1):
             self.start(f"fake-{number}", [kubetest, "fake-node", admin, f"fake-{number}"])
         if self.plan.node:
-            for name in ("kubelet", "proxy"):
+            for name in ("kubelet", "proxy", "dns"):
                 self.start(name, parts.worker(self.plan)[name])
         self.wait_for("the default service account", "/api/v1/namespaces/default/serviceaccounts/default", lambda _: True)
+        if self.plan.node:
+            for path, document in parts.dns_objects(self.plan):
+                status, body = self.call("POST", path, document)
+                if status != 201:
+                    raise Failure(f"the address of the cluster's DNS was refused: {status} {body!r}")
         names = [f"fake-{it}" for it in range(1, self.options.fake_nodes + 1)] + ([self.plan.node] if self.plan.node else [])
         for name in names:
             self.wait_for(f"node {name}", f"/api/v1/nodes/{name}", node_is_ready)
@@ -283,7 +292,7 @@ def node_is_ready(body: bytes) -> bool:
     return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
 
-def supervise(plan: parts.Plan, options, network: int | None, report_to: int, keeper: int | None):
+def supervise(plan: parts.Plan, options, network: int | None, report_to: int, keeper: tuple[int, int] | None):
     """Runs in a child of `up`; never returns."""
     report = lambda text: os.write(report_to, (text + "\n").encode())
     try:
@@ -300,8 +309,9 @@ def supervise(plan: parts.Plan, options, network: int | None, report_to: int, ke
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if keeper is not None:
-            # `run` holds the other end: when it dies, even by SIGKILL, the read ends and so does the cluster.
-            threading.Thread(target=lambda: (os.read(keeper, 1), os._exit(0)), daemon=True).start()
+            # `run` alone holds the other end: when it dies, even by SIGKILL, the read ends and so does the cluster.
+            os.close(keeper[1])
+            threading.Thread(target=lambda: (os.read(keeper[0], 1), os._exit(0)), daemon=True).start()
         Supervisor(plan, options).run(report)
     except BaseException as error:  # the last word of this process
         print(f"the cluster ends: {error}", flush=True)
@@ -315,9 +325,10 @@ def supervise(plan: parts.Plan, options, network: int | None, report_to: int, ke
 # --- commands -------------------------------------------------------------------------------------------------------------------------
 
 def started_at(pid: int) -> str | None:
-    """When a process started, in clock ticks: with its pid it names a process for good."""
+    """When a process that lives started, in clock ticks: with its pid it names a process for good."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -397,7 +408,10 @@ def end(folder: Path, keep_folder=False):
     for number in (signal.SIGTERM, signal.SIGKILL):
         patience = time.monotonic() + 10
         while started_at(state["pid"]) == state["started_at"] and time.monotonic() < patience:
-            os.kill(state["pid"], number)
+            try:
+                os.kill(state["pid"], number)
+            except ProcessLookupError:
+                break
             time.sleep(0.05)
     if state["cgroup"]:
         remove_cgroups(state["cgroup"], deadline)
@@ -418,9 +432,9 @@ def sweep():
 
 
 def run(options, words) -> int:
-    read, write = os.pipe()
-    kubeconfig = up(options, keeper=read)
-    os.close(read)
+    keeper = os.pipe()
+    kubeconfig = up(options, keeper)
+    os.close(keeper[0])
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))

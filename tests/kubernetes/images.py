@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from pathlib import Path
 
-APPLETS = "sh ls cat echo sleep true false httpd nc wget id ps mount dd yes env kill touch mkdir rm head tail grep printf test date nslookup".split()
+# Static glibc cannot resolve names without its shared parts: no wget, no nslookup.
+APPLETS = "sh ls cat echo sleep true false httpd nc id ps mount dd yes env kill touch mkdir rm head tail grep printf test date md5sum cut timeout".split()
 
 
 def image_tar(target: Path, name: str, files: dict[str, Path], entrypoint: list[str], busybox=False):
@@ -27,7 +29,7 @@ def image_tar(target: Path, name: str, files: dict[str, Path], entrypoint: list[
             it.type, it.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(it)
     diff = "sha256:" + hashlib.sha256(layer.getvalue()).hexdigest()
-    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin"]},
+    config = json.dumps({"architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()], "os": "linux", "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin"]},
                          "rootfs": {"type": "layers", "diff_ids": [diff]}, "history": [{"created_by": "kubetest"}]}).encode()
     manifest = json.dumps([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
     with tarfile.open(target, "w") as tar:

@@ -98,6 +98,21 @@ def worker(plan: Plan) -> dict[str, list[str]]:
             f"--hostname-override={plan.node}", f"--node-ip={plan.address}", "--cert-dir=/var/lib/kubelet/pki", "--v=2",
         ],
         "proxy": [kubetest, "proxy", f"--config={plan.file('proxy.json')}", "--v=1"],
+        "dns": [str(plan.binary.parent / "coredns"), "-conf", plan.file("Corefile")],
+    }
+
+
+def dns_objects(plan: Plan):
+    """Where the cluster's DNS is found: the well-known service, whose one endpoint is the program beside the kubelet."""
+    labels = {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}
+    ports = [{"name": "dns", "protocol": "UDP", "port": 53}, {"name": "dns-tcp", "protocol": "TCP", "port": 53}]
+    yield "/api/v1/namespaces/kube-system/services", {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "labels": labels}, "spec": {"clusterIP": DNS, "ports": ports},
+    }
+    yield "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": ports,
+        "metadata": {"name": "kube-dns-1", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "endpoints": [{"addresses": [plan.address], "conditions": {"ready": True}}],
     }
 
 
@@ -107,6 +122,21 @@ def files(plan: Plan, cgroup: str, pause: str, resolver: str) -> dict[str, str]:
     if not plan.node:
         return made
     made["resolv.conf"] = resolver
+    forward = f"forward . {plan.file('resolv.conf')}" if "nameserver" in resolver else ""
+    made["Corefile"] = f"""cluster.local in-addr.arpa {{
+  bind {plan.address}
+  errors
+  kubernetes cluster.local in-addr.arpa {{
+    kubeconfig {plan.file('kubeconfig')}
+    pods insecure
+  }}
+}}
+. {{
+  bind {plan.address}
+  errors
+  {forward}
+}}
+"""
     made["cni/10-bridge.conflist"] = json.dumps({
         "cniVersion": "1.0.0", "name": "kubetest",
         "plugins": [
