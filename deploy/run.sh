@@ -17,9 +17,11 @@ tell() {
   local context=""
   [ "$data" = /var/lib/arco ] || context=" --context $data/admin.toml"
   value() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$data/server.json" | head -1; }
+  local urls # as the server told them at its start
+  urls=$(sed -n 's/.*applications at \(http[^,]*\),.*/\1/p' "$data/server.log" 2>/dev/null | tail -1)
   cat <<END
 Arco is running (data in $data, log in $data/server.log).
-  applications   http://$(value http)
+  applications   ${urls:-http://$(value http)}   (gateway on $(value http))
   console        http://$(value console)
 Deploy your first application:
   $arco$context deploy examples/node-express --app demo

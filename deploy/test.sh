@@ -19,8 +19,26 @@ target/debug/xtask tidy
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 
+step "licences, sources and bans of dependencies"
+if cargo deny --version >/dev/null 2>&1; then
+  # Without advisories: their database is fetched, and a test must not depend on the network. `make deny` checks them, too.
+  cargo deny --offline --locked check bans licenses sources
+else
+  echo "SKIPPED: cargo-deny is not installed (cargo install cargo-deny --locked)"
+fi
+
 step "tests"
 cargo test --locked --workspace --all-targets
+
+step "tests on a Kubernetes control plane"
+if [ -n "${ARCO_TEST_KUBECONFIG:-}" ]; then
+  cargo test --locked --workspace --test it -- control_plane:: installation::
+elif command -v go >/dev/null; then
+  tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation::
+  echo "SKIPPED: pods that really run; make test-cluster has them"
+else
+  echo "SKIPPED: everything on Kubernetes: Go 1.26 or newer is missing (go.dev), or name a cluster with ARCO_TEST_KUBECONFIG"
+fi
 
 step "acceptance: every example is deployed, asked, scaled, rolled, crashed and deleted"
 if [ -f ../shared/acceptance/spine.py ]; then

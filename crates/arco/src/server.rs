@@ -124,8 +124,7 @@ impl Listeners {
 }
 
 async fn serve(config: Config, began: Instant) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&config.server.data_dir)
-        .with_context(|| format!("failed to make the data dir `{}`", config.server.data_dir.display()))?;
+    files::make_folders(&config.server.data_dir)?;
     let _lock = lock::take(&config.server.data_dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

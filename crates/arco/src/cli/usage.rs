@@ -24,13 +24,33 @@ pub(crate) fn report(name: &str, args: &[OsString], error: &clap::Error) -> Exit
     let body = text.strip_prefix("error: ").unwrap_or(&text);
     let message: Vec<&str> = body.lines().take_while(|it| !it.starts_with("Usage:")).collect();
     let usage = body.lines().find_map(|it| it.strip_prefix("Usage: ")).unwrap_or(name);
-    let command = usage.find(['<', '[']).map_or(usage, |it| usage[..it].trim_end());
-    let advice = format!("usage: {usage} (see `{command} --help`)");
-    Ui::new(format).failure(&Failure::usage("usage", super::text::one_line(&message.join("\n")), advice))
+    Ui::new(format).failure(&Failure::usage("usage", super::text::one_line(&message.join("\n")), advice(usage)))
+}
+
+/// How it is used. The parser counts what came by the environment as given, and would name it.
+fn advice(usage: &str) -> String {
+    let usage = usage.replace(" --context <FILE>", "").replace(" --tenant <NAME>", "");
+    let command: Vec<_> = usage.split(' ').take_while(|it| !it.starts_with(['<', '[', '-'])).collect();
+    format!("usage: {usage} (see `{} --help`)", command.join(" "))
 }
 
 fn wants_json(args: &[OsString]) -> bool {
     let args: Vec<_> = args.iter().take_while(|it| *it != "--").filter_map(|it| it.to_str()).collect();
     args.iter().any(|it| matches!(*it, "-ojson" | "-o=json" | "--output=json"))
         || args.windows(2).any(|it| matches!(it, ["-o" | "--output", "json"]))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_advice_names_the_command_and_nothing_of_the_environment() {
+        for (usage, advice) in [
+            ("arco route list <APP/COMPONENT>", "usage: arco route list <APP/COMPONENT> (see `arco route list --help`)"),
+            ("arco route list --context <FILE> <REF>", "usage: arco route list <REF> (see `arco route list --help`)"),
+            ("arco [OPTIONS] <COMMAND>", "usage: arco [OPTIONS] <COMMAND> (see `arco --help`)"),
+            ("arco deploy --app <APP> <SOURCE>", "usage: arco deploy --app <APP> <SOURCE> (see `arco deploy --help`)"),
+        ] {
+            assert_eq!(super::advice(usage), advice);
+        }
+    }
 }

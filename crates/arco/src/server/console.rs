@@ -12,6 +12,8 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(crate) struct Page {
     pub(crate) health: Health,
+    /// How URLs of applications look.
+    pub(crate) applications: Option<String>,
     pub(crate) gateway: String,
     pub(crate) api: String,
     pub(crate) registry: String,
@@ -59,7 +61,7 @@ table {{ border-collapse: collapse; width: 100%; }} td {{ padding: .35rem .75rem
 pre {{ background: #8881; border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem; overflow-x: auto; font-size: .9rem; }}
 </style>
 <h1>Arco runs on this machine</h1>
-<p class="dim">Version {version}. Applications answer at <code>{gateway}</code>.</p>
+<p class="dim">Version {version}. {applications}</p>
 <h2>Deploy an application</h2>
 <p>In the folder of its source code:</p>
 <pre>arco{context} deploy . --app demo</pre>
@@ -69,11 +71,15 @@ arco{context} logs demo -f</pre>
 <h2>What runs here</h2>
 <table>{roles}</table>
 <h2>Addresses</h2>
-<table><tr><td>Applications</td><td><code>{gateway}</code></td></tr><tr><td>REST API (mutual TLS)</td><td><code>{api}</code></td></tr>
+<table><tr><td>Gateway</td><td><code>{gateway}</code></td></tr><tr><td>REST API (mutual TLS)</td><td><code>{api}</code></td></tr>
 <tr><td>Image registry</td><td><code>{registry}</code></td></tr></table>
 <p class="dim">Machine-readable: <a href="/healthz">/healthz</a>, <a href="/metrics">/metrics</a>.</p></html>
 "#,
         version = env!("CARGO_PKG_VERSION"),
+        applications = page
+            .applications
+            .as_ref()
+            .map_or_else(String::new, |it| format!("Applications answer at <code>{}</code>.", escape(it))),
         gateway = escape(&page.gateway),
         api = escape(&page.api),
         registry = escape(&page.registry),

@@ -8,6 +8,7 @@ use arco_daemon::{OnExit, Supervisor};
 use arco_store::secrets::write_private;
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Addresses as really bound; a role that does not run here has none.
@@ -25,12 +26,36 @@ pub(crate) struct Addresses {
     pub(crate) registry: Option<SocketAddr>,
 }
 
+impl Addresses {
+    /// How URLs of applications look, when the gateway runs here.
+    pub(crate) fn applications(&self, domain: &str) -> Option<String> {
+        let http = self.http?;
+        let port = if http.port() == 80 { String::new() } else { format!(":{}", http.port()) };
+        Some(format!("http://COMPONENT.APPLICATION.{domain}{port}"))
+    }
+}
+
 #[derive(Serialize)]
 struct ServerJson<'a> {
     pid: u32,
     version: &'a str,
     #[serde(flatten)]
     addresses: &'a Addresses,
+}
+
+/// Makes the data dir, and closes its folders with sources, images and volumes to other users of the machine. Those that
+/// instances and builds mount from stay passable.
+pub(crate) fn make_folders(data_dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("failed to make the data dir `{}`", data_dir.display()))?;
+    for (name, mode) in [("blobs", 0o700), ("network", 0o700), ("cache", 0o711), ("volumes", 0o711)] {
+        let folder = data_dir.join(name);
+        let made = std::fs::create_dir_all(&folder);
+        made.and_then(|()| std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("failed to close the folder `{}` to others", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes `server.json`, whole or not at all.
@@ -77,4 +102,33 @@ fn write_admin_context(config: &Config, pki: &Pki, api: SocketAddr, leaf: &Leaf)
     let path = config.server.data_dir.join("admin.toml");
     write_private(&path, toml::to_string(&context)?.as_bytes())
         .with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_applications_name_the_port_unless_it_is_80() {
+        for (http, url) in [
+            (None, None),
+            (Some("0.0.0.0:80"), Some("http://COMPONENT.APPLICATION.example.com")),
+            (Some("127.0.0.1:8080"), Some("http://COMPONENT.APPLICATION.example.com:8080")),
+        ] {
+            let addresses = Addresses { http: http.map(|it| it.parse().unwrap()), ..Addresses::default() };
+            assert_eq!(addresses.applications("example.com").as_deref(), url);
+        }
+    }
+    #[test]
+    fn the_folders_are_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| {
+            let mode = std::fs::metadata(path).unwrap().permissions();
+            std::os::unix::fs::PermissionsExt::mode(&mode) & 0o007
+        };
+        for _ in 0..2 {
+            make_folders(dir.path()).unwrap();
+            assert_eq!(["blobs", "network", "cache", "volumes"].map(|it| mode(&dir.path().join(it))), [0, 0, 1, 1]);
+        }
+    }
 }

@@ -218,6 +218,7 @@ pub(crate) async fn start(
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "does not run here".to_owned(), |it| it.to_string());
         let page = console::Page {
             health: health.clone(),
+            applications: addresses.applications(&config.server.domain),
             gateway: shown(addresses.http),
             api: shown(addresses.api),
             registry: shown(addresses.registry),
@@ -235,8 +236,8 @@ impl Platform {
     pub(crate) fn welcome(&self, config: &Config) -> String {
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "-".to_owned(), |it| it.to_string());
         let mut text = format!(
-            "applications at http://{}, console at http://{}",
-            shown(self.addresses.http),
+            "applications at {}, console at http://{}",
+            self.addresses.applications(&config.server.domain).unwrap_or_else(|| "-".to_owned()),
             shown(self.addresses.console)
         );
         if config.server.domain == "localhost" {

@@ -48,6 +48,7 @@ async fn metadata(config: &StoreConfig, data_dir: &Path) -> anyhow::Result<Share
         _ => {
             let known = "sqlite:PATH, mysql://… or postgres://…";
             let file = local(url, "sqlite", data_dir.join("metadata.db"), "metadata", known)?;
+            keep_private(&file).with_context(|| format!("failed to make `{}` private", file.display()))?;
             Ok(Arc::new(SeaOrmMetadata::open(&file).await?))
         }
     }
@@ -81,6 +82,21 @@ async fn blobs(config: &StoreConfig, data_dir: &Path) -> anyhow::Result<SharedBl
     let credentials = text(&config.blobs_credentials_file, "blobs_credentials_file")?;
     let ca_pem = text(&config.blobs_ca_file, "blobs_ca_file")?;
     Ok(Arc::new(S3Blobs::open(url, &S3Access { credentials, ca_pem }).await?))
+}
+
+/// Rows name variables and hosts: nobody but root reads them. SQLite gives the files beside it the same mode.
+fn keep_private(file: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    std::fs::File::options().append(true).create(true).mode(0o600).open(file)?;
+    for end in ["", "-wal", "-shm"] {
+        let mut path = file.as_os_str().to_owned();
+        path.push(end);
+        match std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn scheme(url: &str) -> &str {

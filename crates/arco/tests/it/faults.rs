@@ -102,13 +102,13 @@ fn faults_a_killed_server_loses_nothing() {
             outcome.status
         );
         until(&what, 120, || open_operations(&platform).is_empty().then_some(()));
-        until("nothing of the busy one is doubled", 30, || {
+        until("nothing of the busy one is doubled", 60, || {
             let status = platform.status("busy/site");
             let instances = status["instances"].as_array().map_or(0, Vec::len) as u64;
             (status["replicas"].as_u64().is_none_or(|it| it == instances) || status["status"] == "undeployed")
                 .then_some(())
         });
-        let now = until("the calm application is as it was", 30, || {
+        let now = until("the calm application is as it was", 60, || {
             let status = platform.status("calm/site");
             (status["status"] == "running").then(|| status["instances"].clone())
         });
@@ -127,9 +127,9 @@ fn faults_a_killed_server_loses_nothing() {
     for application in ["busy", "calm"] {
         let _ = platform.arco(&["delete", application, "--yes"]);
     }
-    until("both applications are gone", 60, || {
+    until("both applications are gone", 120, || {
         (platform.arco(&["status", "calm"]).status == 5 && platform.arco(&["status", "busy"]).status == 5).then_some(())
     });
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

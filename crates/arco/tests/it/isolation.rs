@@ -109,7 +109,7 @@ fn an_instance_reaches_only_what_it_may() {
         }
     }
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }
 
 fn the_machine_is_out_of_reach(platform: &Platform, from: &Inside<'_>) {

@@ -58,7 +58,7 @@ fn applications_that_behave_badly_get_a_reason_and_leave_others_alone() {
             says(&ended["problem"]["message"], reason);
             says(&ended["problem"]["advice"], advice);
         }
-        let now = until(&format!("{way} is {status}"), 20, || {
+        let now = until(&format!("{way} is {status}"), 60, || {
             let now = platform.status(&reference);
             (now["status"] == status).then_some(now)
         });
@@ -83,11 +83,11 @@ fn applications_that_behave_badly_get_a_reason_and_leave_others_alone() {
     good(&platform, &["delete", "mad", "--yes"]);
     let mut platform = platform;
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }
 
 fn binary_output_is_readable(platform: &Platform) {
-    until("the log of binary output is whole", 20, || {
+    until("the log of binary output is whole", 60, || {
         let log = platform.arco(&["logs", "mad/binary"]);
         (log.status == 0 && log.stdout.contains("after it")).then_some(())
     });
@@ -106,7 +106,7 @@ fn floods_fill_nothing(platform: &Platform) {
     assert!(tail.status == 0 && tail.stdout.contains("0123456789"), "{tail:?}");
     let began = std::time::Instant::now();
     assert_eq!(platform.arco(&["list"]).status, 0);
-    assert!(began.elapsed().as_secs() < 5, "the platform answers beside a flood: {:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 20, "the platform answers beside a flood: {:?}", began.elapsed());
 }
 
 /// A size that does not fit: the same revision, so nothing "previous" serves.
@@ -194,7 +194,7 @@ fn a_full_disk_stops_deploys_and_nothing_else() {
     disk.free();
     platform.boot();
     good(&platform, &["deploy", folder, "--app", "full", "--component", "third"]);
-    let now = until("the application is as it was", 30, || {
+    let now = until("the application is as it was", 60, || {
         let now = platform.status("full/web");
         (now["status"] == "running").then(|| now["instances"].clone())
     });
@@ -214,5 +214,5 @@ fn a_full_disk_stops_deploys_and_nothing_else() {
     assert_eq!(asks(&platform), Some(200));
     good(&platform, &["delete", "full", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

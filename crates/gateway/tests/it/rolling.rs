@@ -65,11 +65,17 @@ async fn put_host(store: &Arc<Store>) -> u64 {
     put(store, format!("{HOSTS}web.test"), &HostEntry { host: "web.test".to_owned(), rules }).await
 }
 
-/// Endpoints 127.0.1.N; those in `draining` get nothing new.
+/// All instances have one port, so each has an address of its own; another process of this test has others.
+fn address(number: u8) -> Ipv4Addr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high, low, number)
+}
+
+/// Endpoints at [`address`]; those in `draining` get nothing new.
 async fn put_endpoints(store: &Arc<Store>, ready: &[u8], draining: &[u8], state: UpstreamState) -> u64 {
     let endpoint = |number: u8, draining| Endpoint {
         instance: instance(number),
-        address: Ipv4Addr::new(127, 0, 1, number),
+        address: address(number),
         draining,
     };
     let endpoints = ready.iter().map(|it| endpoint(*it, false)).chain(draining.iter().map(|it| endpoint(*it, true)));
@@ -96,7 +102,7 @@ fn instance_at(number: u8) -> (tokio::task::JoinHandle<()>, Arc<AtomicUsize>) {
     let count = Arc::clone(&served);
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
-    socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 1, number), PORT))).unwrap();
+    socket.bind(SocketAddr::from((address(number), PORT))).unwrap();
     let listener = socket.listen(1024).unwrap();
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
@@ -191,7 +197,7 @@ async fn states_have_pages_and_a_draining_instance_keeps_its_open_request() {
     }
     let (release, arrival) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
     let (held, arrived) = (Arc::clone(&release), Arc::clone(&arrival));
-    origin_at(&format!("127.0.1.100:{PORT}"), move |mut wire| {
+    origin_at(&format!("{}:{PORT}", address(100)), move |mut wire| {
         let (held, arrived) = (Arc::clone(&held), Arc::clone(&arrived));
         async move {
             wire.message().await;

@@ -48,7 +48,7 @@ async fn a_key_is_worked_on_in_order_and_by_one_and_others_beside_it() {
     // A retried job keeps its place, and holds back its own key only.
     let b2 = queue.enqueue(request("b", "b2"), None);
     b2.await.unwrap();
-    assert!(matches!(a2.retry("not yet", Some(Duration::from_millis(600))).await.unwrap(), Fate::Retried(_)));
+    assert!(matches!(a2.retry("not yet", Some(Duration::from_millis(2000))).await.unwrap(), Fate::Retried(_)));
     b1.ack().await.unwrap();
     assert_eq!(take(&queue).await.job().request.dedup_id, "b2");
     assert!(nothing(&queue).await);
@@ -60,7 +60,7 @@ async fn a_key_is_worked_on_in_order_and_by_one_and_others_beside_it() {
 #[tokio::test]
 async fn a_job_for_later_waits_and_holds_back_nobody() {
     let queue = memory();
-    let at = clock::now().plus_ms(700);
+    let at = clock::now().plus_ms(2000);
     queue.enqueue(request("a", "later"), Some(at)).await.unwrap();
     queue.enqueue(request("a", "now"), None).await.unwrap();
     let now = take(&queue).await;

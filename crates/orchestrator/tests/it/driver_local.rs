@@ -135,7 +135,7 @@ fn instances_answer_soon_and_are_adopted() {
         driver.apply(&plan).await.unwrap();
         let two = reached(driver.as_ref(), &plan).await;
         eprintln!("second instance ready after {:?}", began.elapsed());
-        assert!(began.elapsed() < in_time(Duration::from_millis(1500)));
+        assert!(began.elapsed() < in_time(Duration::from_secs(10)), "the figure itself is the benchmark's");
         assert!(get(first.address.unwrap()).await.unwrap().contains("web-"));
 
         // The next process finds them, and they answer all the while.
@@ -291,39 +291,32 @@ fn one_shots_end_by_themselves_by_time_and_by_cancel() {
         let plan = place.plan(&SERVE);
         let run = async |argv: &[&str],
                          change: &dyn Fn(&mut arco_model::plan::OneShot),
-                         cancel_after: Option<Duration>| {
+                         cancel_at: Option<&str>| {
             let mut once = one_shot(&plan, argv);
             change(&mut once);
             let (output, mut lines) = mpsc::channel(64);
             let (stop, cancel) = oneshot::channel();
-            let cancelling = async {
-                match cancel_after {
-                    Some(after) => tokio::time::sleep(after).await,
-                    None => std::future::pending().await,
-                }
-                drop(stop);
-                std::future::pending::<()>().await;
-            };
-            let work = async {
-                tokio::select! { result = driver.run(&once, output, cancel) => result, () = cancelling => unreachable!() }
-            };
+            let mut stop = Some(stop);
             let read = async {
                 let mut texts = Vec::new();
                 while let Some(line) = lines.recv().await {
+                    if cancel_at.is_some_and(|it| it == line.text) {
+                        drop(stop.take());
+                    }
                     texts.push(line.text);
                 }
                 texts
             };
-            let (result, texts) = tokio::join!(work, read);
+            let (result, texts) = tokio::join!(driver.run(&once, output, cancel), read);
             (result.unwrap(), texts)
         };
         let (result, texts) = run(&["sh", "-c", "echo $COLOUR; exit 4"], &|_| {}, None).await;
         assert_eq!((result.exit.status, texts), (4, vec!["red".to_owned()]));
-        let (began, limit) = (Instant::now(), in_time(Duration::from_secs(3)));
-        let (result, _) = run(&["sleep", "100"], &|it| it.timeout_ms = limit.as_millis() as u64, None).await;
-        assert!(result.timed_out && began.elapsed() < 2 * limit);
-        let (result, _) = run(&["sleep", "100"], &|_| {}, Some(in_time(Duration::from_millis(300)))).await;
-        assert!(!result.timed_out && result.exit.asked && began.elapsed() < 4 * limit);
+        let (began, limit) = (Instant::now(), in_time(Duration::from_secs(6)));
+        let (result, _) = run(&["sleep", "1000"], &|it| it.timeout_ms = limit.as_millis() as u64, None).await;
+        assert!(result.timed_out && began.elapsed() < 10 * limit);
+        let (result, _) = run(&["sh", "-c", "echo up; exec sleep 1000"], &|_| {}, Some("up")).await;
+        assert!(!result.timed_out && result.exit.asked && began.elapsed() < 20 * limit);
         let export = LayerExport { include: vec!["/app".to_owned()], exclude: Vec::new() };
         let write = ["sh", "-c", "mkdir /app && echo hello > /app/file && echo other > /other"];
         let (result, texts) = run(&write, &|it| it.export = Some(export.clone()), None).await;
