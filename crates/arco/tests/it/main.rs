@@ -5,8 +5,10 @@
 
 mod behave;
 mod command_line;
+mod data_plane;
 mod fake_api;
 mod faults;
+mod hand_over;
 mod hostile_builds;
 mod isolation;
 mod survive;
