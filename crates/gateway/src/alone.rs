@@ -20,8 +20,9 @@ use std::time::Duration;
 
 /// How often the file's time and size are looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long open requests may finish.
+/// How long open requests may finish: when everything stops, and when another process goes on.
 const GRACE: Duration = Duration::from_secs(10);
+const GRACE_OF_HAND_OVER: Duration = Duration::from_secs(60);
 /// Name of the admin listener among the sockets that are kept; those of the file have names of their own.
 const ADMIN: &str = "admin";
 
@@ -84,7 +85,7 @@ impl Alone {
         let mut hangup = tokio::signal::unix::signal(kind).map_err(system("listen for SIGHUP"))?;
         let mut seen = stamp(&self.path);
         self.sockets.forget_rest();
-        self.sockets.ready(GRACE);
+        self.sockets.ready(GRACE_OF_HAND_OVER);
         let successor = loop {
             let asked = tokio::select! {
                 () = stop.cancelled() => break false,
@@ -105,11 +106,12 @@ impl Alone {
                 self.reload();
             }
         };
+        self.sockets.let_go();
         self.sockets.released();
         let whole = if successor {
             tracing::info!("another process has taken over; what is open here is finished");
             self.over.cancel();
-            self.engine.hand_over(GRACE).await
+            self.engine.hand_over(GRACE_OF_HAND_OVER).await
         } else {
             self.engine.drain(GRACE).await
         };
