@@ -70,7 +70,7 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
     match cli.command {
         Command::Server(args) => return Ok(crate::server::main(&args)),
         Command::Gateway(args) => return Ok(crate::server::gateway(&args)),
-        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(&args.data_dir)),
+        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(&args)),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), name, &mut script);

@@ -1,5 +1,5 @@
 //! The small listener for people and programs that watch the gateway: `/healthz`, `/metrics`, `/status`; on the control
-//! socket also `POST /stop` and `/hold`, an answer that ends only with the process.
+//! socket also `POST /stop`.
 
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use http::{Method, Request, Response, StatusCode, header};
@@ -65,7 +65,7 @@ where
     supervisor.spawn("admin connection", OnExit::Continue, async move {
         let service = service_fn(move |request: Request<Incoming>| {
             let admin = Arc::clone(&admin);
-            async move { Ok::<_, Infallible>(answer(&admin, &request, control).await) }
+            async move { Ok::<_, Infallible>(answer(&admin, &request, control)) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(hyper_util::rt::TokioTimer::new()).half_close(true);
@@ -79,7 +79,7 @@ where
     });
 }
 
-async fn answer(admin: &Admin, request: &Request<Incoming>, control: bool) -> Response<BoxBody<Bytes, Infallible>> {
+fn answer(admin: &Admin, request: &Request<Incoming>, control: bool) -> Response<BoxBody<Bytes, Infallible>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
         (&Method::GET, "/metrics") => {
@@ -90,7 +90,6 @@ async fn answer(admin: &Admin, request: &Request<Incoming>, control: bool) -> Re
             admin.stop.cancel();
             text(StatusCode::ACCEPTED, "text/plain", "stopping\n".to_owned())
         }
-        (&Method::GET, "/hold") if control => std::future::pending().await,
         _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /healthz, /metrics and /status\n".to_owned()),
     }
 }

@@ -20,6 +20,7 @@ pub mod process;
 pub mod protect;
 pub mod snapshot;
 pub mod source;
+pub mod tickets;
 pub mod upstream;
 
 pub use data_plane::{DataPlane, GatewayError};

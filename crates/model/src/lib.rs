@@ -20,5 +20,6 @@ pub mod secret;
 pub mod source;
 pub mod spec;
 pub mod status;
+pub mod ticket;
 pub mod time;
 pub mod traffic;

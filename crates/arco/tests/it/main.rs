@@ -6,8 +6,10 @@
 mod behave;
 mod command_line;
 mod egress;
+mod data_plane;
 mod fake_api;
 mod faults;
+mod hand_over;
 mod hostile_builds;
 mod isolation;
 mod neighbour;
