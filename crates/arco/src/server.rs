@@ -4,6 +4,7 @@
 //! this one. Nothing here decides anything about applications.
 
 mod args;
+mod ask_gateway;
 mod console;
 pub(crate) mod data_plane;
 mod files;
@@ -15,7 +16,7 @@ use anyhow::Context as _;
 use arco_config::{Config, Role};
 use arco_daemon::health::Health;
 use arco_daemon::{Supervisor, listener, telemetry, tls};
-pub(crate) use args::{DataPlaneArgs, GatewayArgs, ServerArgs};
+pub(crate) use args::{DataPlaneArgs, GatewayArgs, GatewayCommand, ServerArgs};
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ pub(crate) fn shim(args: &[OsString]) -> ExitCode {
 /// `arco gateway --config FILE`: the gateway without a control plane.
 pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
     let outcome = if args.check {
-        arco_gateway::alone::check(&args.config).map_err(anyhow::Error::from)
+        arco_gateway::alone::check(args.file()).map_err(anyhow::Error::from)
     } else {
         run_gateway(args)
     };
@@ -49,7 +50,7 @@ fn run_gateway(args: &GatewayArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let supervisor = Supervisor::new();
-        let gateway = arco_gateway::alone::Alone::build(&supervisor, &args.config).await?;
+        let gateway = arco_gateway::alone::Alone::build(&supervisor, args.file()).await?;
         for (name, address) in gateway.addresses() {
             tracing::info!(listener = name, %address, "listening");
         }

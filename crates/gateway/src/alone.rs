@@ -145,6 +145,7 @@ impl Alone {
                     "upstreams": snapshot.upstreams.len(),
                 })
             }),
+            ask: Box::new(|_, _| None),
             stop: CancellationToken::new(),
         };
         supervisor.spawn("admin", OnExit::Shutdown, serve_tcp(Arc::new(admin), listener, supervisor.clone()));

@@ -9,11 +9,15 @@ mod handle;
 
 use crate::admin::{Admin, serve_unix};
 use crate::data_plane::{DataPlane, GatewayError, system};
+use crate::engine::Shared;
+use crate::explain::{Question, steps};
+use crate::rates::Rates;
 use arco_config::GatewayConfig;
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use arco_model::traffic::GATEWAY_PREFIX;
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::Mirror;
+use arco_store::secrets::SecretBox;
 pub use handle::{Handle, adopt, spawn};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -33,7 +37,7 @@ const LOCK: &str = "data-plane.pid";
 const FAILURE: &str = "data-plane.failure";
 
 /// What the process needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DataPlaneArgs {
     /// Everything the platform keeps.
     pub data_dir: PathBuf,
@@ -41,6 +45,8 @@ pub struct DataPlaneArgs {
     pub config: GatewayConfig,
     /// Name of this gateway among others: letters, digits and `-`.
     pub id: String,
+    /// Opens the private keys of certificates.
+    pub keys: Arc<SecretBox>,
 }
 
 /// What the process tells about itself on its control socket.
@@ -88,9 +94,11 @@ impl Process {
         let lock = lock(&run.join(LOCK))?;
         let kept = folder(&args.data_dir.join("data-plane"))?;
         let mirror = Mirror::open(GATEWAY_PREFIX, &kept.join("routes.journal"))?;
-        let plane = DataPlane::build(supervisor, &args.config, Arc::clone(&mirror), &args.id)?;
+        let plane = DataPlane::build(supervisor, &args.config, Arc::clone(&mirror), &args.id, Arc::clone(&args.keys))?;
         let stop = supervisor.token().child_token();
-        let admin = Arc::new(admin(&plane, &mirror, &stop));
+        let rates = Rates::new(plane.shared());
+        supervisor.spawn("rates", OnExit::Continue, Arc::clone(&rates).run(supervisor.token().clone()));
+        let admin = Arc::new(admin(&plane, &mirror, rates, &stop));
         let listener = listen(run).map_err(system("listen on its control socket"))?;
         supervisor.spawn("control socket", OnExit::Shutdown, serve_unix(admin, listener, supervisor.clone()));
         let data_dir = args.data_dir.clone();
@@ -149,10 +157,25 @@ impl Process {
     }
 }
 
-fn admin(plane: &DataPlane, mirror: &Arc<Mirror>, stop: &CancellationToken) -> Admin {
+/// Answers the server's questions about routes.
+fn ask(shared: &Shared, rates: &Rates, path: &str, body: &[u8]) -> Option<Result<serde_json::Value, String>> {
+    fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+        serde_json::from_slice(body).map_err(|it| format!("the question is not as expected: {it}"))
+    }
+    Some(match path {
+        "/rates" => read::<Vec<String>>(body).map(|hosts| serde_json::json!(rates.of(&hosts))),
+        "/explain" => {
+            let question = read(body).and_then(|it| Question::parse(&it));
+            question.map(|it| serde_json::json!(steps(&shared.snapshot.load(), &it)))
+        }
+        _ => return None,
+    })
+}
+
+fn admin(plane: &DataPlane, mirror: &Arc<Mirror>, rates: Arc<Rates>, stop: &CancellationToken) -> Admin {
     let (http, https, applied) = (plane.http(), plane.https(), plane.applied());
     let (shared, mirror) = (plane.shared(), Arc::clone(mirror));
-    let metrics = shared.metrics.clone();
+    let (metrics, asked) = (shared.metrics.clone(), Arc::clone(&shared));
     Admin {
         metrics: Box::new(move || metrics.text()),
         status: Box::new(move || {
@@ -166,6 +189,7 @@ fn admin(plane: &DataPlane, mirror: &Arc<Mirror>, stop: &CancellationToken) -> A
             };
             serde_json::to_value(status).unwrap_or_default()
         }),
+        ask: Box::new(move |path, body| ask(&asked, &rates, path, body)),
         stop: stop.clone(),
     }
 }

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{RouteRow, VolumeRow, row};
+pub use rows::{CertificateRow, RouteRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.
@@ -48,11 +48,13 @@ pub enum Kind {
     Manifest,
     /// A tag of the registry ([`crate::images::TagRow`]).
     Tag,
+    /// A certificate for hosts ([`CertificateRow`]).
+    Certificate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -63,6 +65,7 @@ impl Kind {
         Kind::Volume,
         Kind::Manifest,
         Kind::Tag,
+        Kind::Certificate,
     ];
 
     /// Name of the table.
@@ -78,6 +81,7 @@ impl Kind {
             Kind::Volume => "volumes",
             Kind::Manifest => "manifests",
             Kind::Tag => "tags",
+            Kind::Certificate => "certificates",
         }
     }
 

@@ -1,8 +1,9 @@
 //! What the mutating calls do: each one decision over [`World`](super::world::World), written as one batch.
 
 mod apply;
+mod certificate;
 mod operation;
-mod route;
+pub(super) mod route;
 mod volume;
 
 use super::Api;

@@ -84,7 +84,7 @@ impl Permission {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match route {
             "/healthz" | "/openapi.json" | "/v1/whoami" => Self::Know,
-            "/metrics" => Self::Administer,
+            "/metrics" | "/v1/gateway/explain" => Self::Administer,
             "/v1/tenants" | "/v1/certificates" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,

@@ -10,10 +10,10 @@ use arco_daemon::pki::{Leaf, Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor, telemetry, tls};
 use arco_gateway::process::{self, DataPlaneArgs, Handle, Process};
 use arco_mesh::dns::Dns;
-use arco_model::traffic::{GATEWAY_PREFIX, STATUS_PREFIX};
+use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, STATUS_PREFIX};
 use arco_store::kv::front::{Front, Grant};
 use arco_store::kv::{EtcdKv, EtcdTls, SharedKv, SwapKv};
-use arco_store::secrets::write_private;
+use arco_store::secrets::{SecretBox, write_private};
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ struct Link {
     gateway: GatewayConfig,
     /// Address of the store's etcd interface.
     store: SocketAddr,
+    /// Opens the private keys of certificates ([`GATEWAY_KEYS`]).
+    certificate_keys: String,
     authority_pem: String,
     certificate_pem: String,
     key_pem: String,
@@ -126,7 +128,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -153,11 +155,13 @@ pub(crate) async fn start(
     config: &Config,
     pki: &Arc<Pki>,
     store: SocketAddr,
+    secrets: &SecretBox,
     supervisor: &Supervisor,
 ) -> anyhow::Result<Running> {
     let data_dir = config.server.data_dir.clone();
     let make = {
         let (pki, config) = (pki.clone(), config.clone());
+        let certificate_keys = secrets.derive(GATEWAY_KEYS);
         move |gateway: GatewayConfig| -> anyhow::Result<(Link, Leaf)> {
             let leaf =
                 pki.client(&Subject { name: CLIENT.to_owned(), role: CLIENT.to_owned(), tenants: Vec::new() })?;
@@ -165,6 +169,7 @@ pub(crate) async fn start(
                 log: config.server.log.clone(),
                 gateway,
                 store,
+                certificate_keys: certificate_keys.clone(),
                 authority_pem: pki.authority_pem().to_owned(),
                 certificate_pem: leaf.certificate_pem.clone(),
                 key_pem: leaf.key_pem.clone(),
@@ -293,7 +298,15 @@ fn run(data_dir: &Path) -> anyhow::Result<()> {
         .build()?;
     let outcome = runtime.block_on(async {
         let supervisor = Supervisor::new();
-        let args = DataPlaneArgs { data_dir: data_dir.to_owned(), config: link.gateway.clone(), id: host_name() };
+        let keys = SecretBox::parse(&link.certificate_keys).map_err(|it| {
+            anyhow::anyhow!("failed to read the keys of certificates: {it}; start `arco server` again")
+        })?;
+        let args = DataPlaneArgs {
+            data_dir: data_dir.to_owned(),
+            config: link.gateway.clone(),
+            id: host_name(),
+            keys: Arc::new(keys),
+        };
         let process = Process::start(&supervisor, &args)?;
         let kv = Arc::new(SwapKv::new(link.store().await?));
         let (follow, folder, token) = (kv.clone(), data_dir.to_owned(), supervisor.token().clone());

@@ -9,4 +9,5 @@ mod fake_api;
 mod faults;
 mod hostile_builds;
 mod isolation;
+mod routes;
 mod survive;

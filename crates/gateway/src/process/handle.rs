@@ -2,6 +2,8 @@
 
 use super::{FAILURE, LOCK, SOCKET, Status, folder, short};
 use crate::data_plane::{GatewayError, system};
+use arco_model::traffic::{HostRates, RouteQuestion};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 /// Longest answer that is read from the control socket, in bytes.
-const MAX_ANSWER: u64 = 64 * 1024;
+const MAX_ANSWER: u64 = 16 << 20;
 /// Longest time for such an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a process that starts or ends is looked at.
@@ -60,7 +62,7 @@ pub async fn spawn(
 /// The data plane that serves `data_dir`, if one answers.
 pub async fn adopt(data_dir: &Path) -> Option<Handle> {
     let run = data_dir.join("run");
-    let answer = ask(&run, "GET", "/status").await.ok()?;
+    let answer = ask(&run, "GET", "/status", "").await.ok()?;
     let status = serde_json::from_str(&answer).ok()?;
     Some(Handle { run, status })
 }
@@ -68,12 +70,24 @@ pub async fn adopt(data_dir: &Path) -> Option<Handle> {
 impl Handle {
     /// What it says now.
     pub async fn refresh(&self) -> Option<Status> {
-        serde_json::from_str(&ask(&self.run, "GET", "/status").await.ok()?).ok()
+        serde_json::from_str(&ask(&self.run, "GET", "/status", "").await.ok()?).ok()
     }
 
     /// Counters as text.
     pub async fn metrics(&self) -> Option<String> {
-        ask(&self.run, "GET", "/metrics").await.ok()
+        ask(&self.run, "GET", "/metrics", "").await.ok()
+    }
+
+    /// What passed through `hosts` in the last seconds; those that it does not know are left out.
+    pub async fn rates(&self, hosts: &[String]) -> std::io::Result<BTreeMap<String, HostRates>> {
+        let answer = ask(&self.run, "POST", "/rates", &serde_json::to_string(hosts)?).await?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// The way of a request, a line per decision. `InvalidInput` when the question cannot be understood.
+    pub async fn explain(&self, question: &RouteQuestion) -> std::io::Result<Vec<String>> {
+        let answer = ask(&self.run, "POST", "/explain", &serde_json::to_string(question)?).await?;
+        Ok(serde_json::from_str(&answer)?)
     }
 
     /// Returns when the process has ended, however it did. Children of this process are reaped by the runtime.
@@ -90,7 +104,7 @@ impl Handle {
 
     /// Asks it to drain and stop, waits at most `grace`, then ends it. Returns whether it stopped by itself.
     pub async fn stop(&self, grace: Duration) -> bool {
-        let grace = match ask(&self.run, "POST", "/stop").await {
+        let grace = match ask(&self.run, "POST", "/stop", "").await {
             Ok(_) => grace,
             // It does not answer: it is gone, or it hangs and will not drain either.
             Err(_) => Duration::ZERO,
@@ -126,16 +140,22 @@ async fn connect(run: &Path) -> std::io::Result<UnixStream> {
 }
 
 /// One request on the control socket; the body of its answer.
-async fn ask(run: &Path, method: &str, path: &str) -> std::io::Result<String> {
+async fn ask(run: &Path, method: &str, path: &str, document: &str) -> std::io::Result<String> {
     let exchange = async {
         let mut stream = connect(run).await?;
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: data-plane\r\nConnection: close\r\n\r\n");
+        let length = document.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: data-plane\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{document}"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
-        let good = head.split(' ').nth(1).is_some_and(|it| it.starts_with('2'));
-        if good { Ok(body.to_owned()) } else { Err(std::io::Error::other(head.to_owned())) }
+        match head.split(' ').nth(1) {
+            Some(status) if status.starts_with('2') => Ok(body.to_owned()),
+            Some("400") => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, body.trim().to_owned())),
+            _ => Err(std::io::Error::other(head.to_owned())),
+        }
     };
     tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

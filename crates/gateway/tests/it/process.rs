@@ -18,7 +18,7 @@ async fn a_data_plane_is_found_again_watched_and_stopped() {
         https_listen: "127.0.0.1:0".parse().unwrap(),
         ..GatewayConfig::default()
     };
-    let args = DataPlaneArgs { data_dir: data_dir.clone(), config, id: "gw".to_owned() };
+    let args = DataPlaneArgs { data_dir: data_dir.clone(), config, id: "gw".to_owned(), keys: keys() };
     assert!(adopt(&data_dir).await.is_none());
     let supervisor = Supervisor::new();
     let process = Process::start(&supervisor, &args).unwrap();

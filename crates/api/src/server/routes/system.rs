@@ -103,7 +103,7 @@ pub(super) async fn registry_token(
     Ok(Json(RegistryToken { token: issue(&query.repository)?, repository: query.repository }))
 }
 
-fn not_here(what: &str) -> Problem {
+pub(super) fn not_here(what: &str) -> Problem {
     let message = format!("{what} does not run in this process");
     Problem::new(ErrorKind::Unavailable, "role_missing", message, "ask a server that runs all roles")
 }
