@@ -25,6 +25,7 @@ use arco_daemon::{BoxError, Supervisor};
 use arco_model::application::Tenant;
 use arco_model::error::Problem;
 use arco_model::name::TenantName;
+use arco_model::traffic::{HostRates, RouteQuestion};
 use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::blob::SharedBlobs;
@@ -32,6 +33,7 @@ use arco_store::clock;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{SharedMetadata, SqlError};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -41,6 +43,15 @@ pub use routes::openapi;
 
 /// Gives a token for pulling from and pushing to one repository.
 pub type TokenIssuer = Arc<dyn Fn(&str) -> Result<String, Problem> + Send + Sync>;
+
+/// What the running gateway can be asked.
+#[async_trait::async_trait]
+pub trait AskGateway: Send + Sync {
+    /// What passed through these hosts in the last seconds; hosts that it does not know are left out.
+    async fn rates(&self, hosts: &[String]) -> Result<BTreeMap<String, HostRates>, Problem>;
+    /// The way of a request, a line per decision.
+    async fn explain(&self, question: &RouteQuestion) -> Result<Vec<String>, Problem>;
+}
 
 /// What the API works with.
 #[derive(Clone)]
@@ -65,6 +76,10 @@ pub struct ApiDeps {
     pub eventlog: axum::Router,
     /// Where the gateway really listens for HTTP; `None` while that is not known.
     pub gateway_http: Arc<dyn Fn() -> Option<SocketAddr> + Send + Sync>,
+    /// Where the gateway really listens for HTTPS; `None` while that is not known.
+    pub gateway_https: Arc<dyn Fn() -> Option<SocketAddr> + Send + Sync>,
+    /// The running gateway, when it can be asked from here.
+    pub gateway: Option<Arc<dyn AskGateway>>,
     /// Signs certificates of people; without it `/v1/certificates` is not available here.
     pub pki: Option<Arc<Pki>>,
     /// Readiness of this process.

@@ -5,6 +5,7 @@
 //! knows HTTP, and nothing here decides.
 
 mod application;
+mod certificate;
 mod component;
 mod credential;
 mod error;
@@ -14,11 +15,12 @@ mod page;
 mod patch;
 mod query;
 mod request;
+mod route;
 
 pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
+pub use certificate::{HostCertificateDocument, SetHostCertificate};
 pub use component::{
-    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, RouteDocument, SecretDocument, UsageDocument,
-    VolumeDocument,
+    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, SecretDocument, UsageDocument, VolumeDocument,
 };
 pub use credential::{ContextDocument, CredentialDocument, CredentialQuery, CredentialRequest};
 pub use error::ErrorBody;
@@ -29,5 +31,6 @@ pub use patch::SpecPatch;
 pub use query::{ApplyQuery, DeleteQuery, ExecQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
 pub use request::{
     CertificateAnswer, CertificateRequest, CreateTenant, DeployRequest, LogAnswer, LogQuery, RollbackRequest,
-    RouteRequest, ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
+    ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
 };
+pub use route::{Explanation, RouteDocument, RouteRequest};

@@ -7,6 +7,7 @@
 mod apply;
 mod args;
 mod bind;
+mod certificate;
 mod config;
 mod context;
 mod credential;
@@ -17,6 +18,7 @@ mod doctor;
 mod env;
 mod exec;
 mod failure;
+mod gateway;
 mod list;
 mod logs;
 mod operations;
@@ -34,9 +36,11 @@ mod usage;
 mod volume;
 mod wait;
 
+use crate::server::GatewayCommand;
 use args::{Cli, Command};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use failure::Failure;
+pub(crate) use gateway::ExplainArgs;
 use session::Session;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -67,19 +71,26 @@ fn called_as(args: &[OsString]) -> &'static str {
 }
 
 fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> {
-    match cli.command {
-        Command::Server(args) => return Ok(crate::server::main(&args)),
-        Command::Gateway(args) => return Ok(crate::server::gateway(&args)),
-        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(&args)),
+    match &cli.command {
+        Command::Server(args) => return Ok(crate::server::main(args)),
+        Command::Gateway(args) => match &args.command {
+            None => return Ok(crate::server::gateway(args)),
+            Some(GatewayCommand::Explain(asked)) => {
+                if let Some(file) = &asked.file {
+                    return gateway::explain_file(asked, file, ui).map(|()| ExitCode::SUCCESS);
+                }
+            }
+        },
+        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(args)),
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), name, &mut script);
+            clap_complete::generate(*shell, &mut Cli::command(), name, &mut script);
             ui.bytes(&script);
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Config(command) => return config::run(&command, ui),
+        Command::Config(command) => return config::run(command, ui),
         Command::Doctor => return doctor::run(ui),
-        Command::Detect(args) => return detect::run(&args, ui).map(|()| ExitCode::SUCCESS),
+        Command::Detect(args) => return detect::run(args, ui).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|it| {
@@ -118,11 +129,17 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Bind(args) => bind::bind(&args, session).await?,
         Command::Unbind(args) => bind::unbind(&args, session).await?,
         Command::Route(command) => route::run(&command, session).await?,
+        Command::Certificate(command) => certificate::run(&command, session).await?,
         Command::Delete(args) => delete::run(&args, session).await?,
         Command::Operations(args) => operations::list(&args, session).await?,
         Command::Operation(command) => operations::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
-        Command::Server(_) | Command::Gateway(_) | Command::DataPlane(_) => {}
+        Command::Gateway(args) => {
+            if let Some(GatewayCommand::Explain(asked)) = &args.command {
+                gateway::explain(asked, session).await?;
+            }
+        }
+        Command::Server(_) | Command::DataPlane(_) => {}
         Command::Completion { .. } | Command::Config(_) | Command::Doctor | Command::Detect(_) => {}
     }
     Ok(ExitCode::SUCCESS)

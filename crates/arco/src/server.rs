@@ -4,6 +4,7 @@
 //! this one. Nothing here decides anything about applications.
 
 mod args;
+mod ask_gateway;
 mod console;
 pub(crate) mod data_plane;
 mod files;
@@ -16,7 +17,7 @@ use anyhow::Context as _;
 use arco_config::{Config, Role};
 use arco_daemon::health::Health;
 use arco_daemon::{Supervisor, listener, telemetry, tls};
-pub(crate) use args::{DataPlaneArgs, GatewayArgs, ServerArgs};
+pub(crate) use args::{DataPlaneArgs, GatewayArgs, GatewayCommand, ServerArgs};
 pub(crate) use gateway::gateway;
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -85,7 +85,8 @@ pub struct Controller {
 impl Controller {
     /// A controller; nothing runs yet.
     pub fn new(deps: ControllerDeps) -> Self {
-        let traffic = traffic::Publisher::new(deps.kv.clone(), deps.metadata.clone(), deps.domain.clone());
+        let traffic =
+            traffic::Publisher::new(deps.kv.clone(), deps.metadata.clone(), deps.secrets.clone(), deps.domain.clone());
         Self {
             work: Arc::default(),
             traffic: Arc::new(traffic),

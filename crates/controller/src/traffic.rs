@@ -2,17 +2,24 @@
 //!
 //! Only what changed is written, so that a look at a healthy component costs no write.
 
+use arco_daemon::certificate::covers;
 use arco_model::component::{Component, Revision};
-use arco_model::id::ComponentId;
+use arco_model::id::{ComponentId, RowId};
+use arco_model::name::TenantName;
 use arco_model::observed::{InstancePhase, Observed};
+use arco_model::route::{TLS_AUTO, TLS_OFF, UpstreamTarget};
+use arco_model::spec::Protocol;
 use arco_model::status::Status;
 use arco_model::traffic::{
-    Endpoint, HOSTS, HostEntry, NAMES, NameEntry, PathRule, UPSTREAMS, UpstreamEntry, UpstreamState,
+    CERTIFICATES, CertificateEntry, Endpoint, GATEWAY_KEYS, HOSTS, HostEntry, HostTls, NAMES, NameEntry, UPSTREAMS,
+    UpstreamEntry, UpstreamState, certificate_context,
 };
 use arco_store::kv::{KvError, Operation, Range, SharedKv, Txn};
-use arco_store::sql::{Query, RouteRow, SharedMetadata, SqlError};
+use arco_store::secrets::{Sealed, SecretBox, SecretError};
+use arco_store::sql::{CertificateRow, Query, RouteRow, SharedMetadata, SqlError};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use tokio::sync::Mutex;
 
 /// Why publishing failed.
@@ -24,35 +31,71 @@ pub(crate) enum PublishError {
     Sql(#[from] SqlError),
     #[error("failed to write a routing entry as JSON")]
     Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("failed to make the gateways' keys: {0}")]
+    Keys(&'static str),
 }
 
 #[derive(Default)]
 struct Published {
     /// Every key below `/gateway/` with its value and the revision that it was written at.
     keys: BTreeMap<String, (Vec<u8>, u64)>,
-    /// Hosts that lead to each component, by default host or by a route.
-    default_hosts: BTreeMap<String, PathRule>,
+    /// Hosts that lead to a component by their name.
+    default_hosts: BTreeMap<String, (TenantName, UpstreamTarget)>,
+    /// Hosts whose entry names a component.
+    leads: HashMap<ComponentId, BTreeSet<String>>,
+    /// Hosts that are served with a certificate.
+    serves: HashMap<RowId, BTreeSet<String>>,
+}
+
+impl Published {
+    /// Remembers whom the entry of a host names; `None` when it has none any more.
+    fn note(&mut self, host: &str, entry: Option<&HostEntry>) {
+        self.leads.values_mut().for_each(|it| drop(it.remove(host)));
+        self.leads.retain(|_, hosts| !hosts.is_empty());
+        self.serves.values_mut().for_each(|it| drop(it.remove(host)));
+        if let Some(id) = entry.and_then(|it| it.tls.certificate.as_ref()) {
+            self.serves.entry(id.clone()).or_default().insert(host.to_owned());
+        }
+        for target in entry.iter().flat_map(|it| it.callees()) {
+            self.leads.entry(target.component.clone()).or_default().insert(host.to_owned());
+        }
+    }
 }
 
 /// The only writer of the data plane's keys.
 pub(crate) struct Publisher {
     kv: SharedKv,
     metadata: SharedMetadata,
+    secrets: Arc<SecretBox>,
     domain: String,
     published: Mutex<Published>,
 }
 
 impl Publisher {
-    pub(crate) fn new(kv: SharedKv, metadata: SharedMetadata, domain: String) -> Self {
-        Self { kv, metadata, domain, published: Mutex::default() }
+    pub(crate) fn new(kv: SharedKv, metadata: SharedMetadata, secrets: Arc<SecretBox>, domain: String) -> Self {
+        Self { kv, metadata, secrets, domain, published: Mutex::default() }
     }
 
     /// Reads what was published before this process began.
     pub(crate) async fn load(&self) -> Result<(), PublishError> {
         let mut published = self.published.lock().await;
-        for prefix in [HOSTS, UPSTREAMS, NAMES] {
+        for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES] {
             for item in self.kv.list(prefix).await?.items {
                 let key = String::from_utf8_lossy(&item.key).into_owned();
+                if let Some(host) = key.strip_prefix(HOSTS)
+                    && let Ok(entry) = serde_json::from_slice::<HostEntry>(&item.value)
+                {
+                    published.note(host, Some(&entry));
+                    if let (Some(tenant), Some(target)) = (entry.tenant, entry.default) {
+                        published.default_hosts.insert(host.to_owned(), (tenant, target));
+                    }
+                }
+                // One that no host is served with any more goes with the next change.
+                if let Some(id) = key.strip_prefix(CERTIFICATES).and_then(|it| it.parse::<RowId>().ok()) {
+                    published.serves.entry(id).or_default();
+                }
                 published.keys.insert(key, (item.value, item.mod_revision));
             }
         }
@@ -68,7 +111,7 @@ impl Publisher {
         status: Status,
     ) -> Result<u64, PublishError> {
         let mut published = self.published.lock().await;
-        let upstream = upstream(component, observed, status);
+        let upstream = upstream(component, revision, observed, status);
         let mut newest = self.put(&mut published, format!("{UPSTREAMS}{}", component.id), &upstream).await?;
         let name_key = format!("{NAMES}{}", component.id);
         match observed.address {
@@ -88,12 +131,13 @@ impl Publisher {
         let hosts = component.default_hosts(&self.domain);
         match revision.and_then(|it| it.first_outer_http_port()) {
             Some(port) => {
-                let rule = PathRule { prefix: "/".to_owned(), component: component.id.clone(), port: port.port };
-                published.default_hosts.extend(hosts.iter().map(|it| (it.clone(), rule.clone())));
+                let target = UpstreamTarget { component: component.id.clone(), port: port.port };
+                let target = (component.tenant.clone(), target);
+                published.default_hosts.extend(hosts.iter().map(|it| (it.clone(), target.clone())));
             }
             None => hosts.iter().for_each(|it| drop(published.default_hosts.remove(it))),
         }
-        newest = newest.max(self.hosts(&mut published, &component.id, hosts.into()).await?);
+        newest = newest.max(self.hosts(&mut published, &component.id, hosts.into(), false).await?);
         Ok(newest)
     }
 
@@ -102,54 +146,139 @@ impl Publisher {
         let mut published = self.published.lock().await;
         self.delete(&mut published, &format!("{UPSTREAMS}{component}")).await?;
         self.delete(&mut published, &format!("{NAMES}{component}")).await?;
-        published.default_hosts.retain(|_, rule| rule.component != *component);
-        self.hosts(&mut published, component, Vec::new()).await.map(drop)
+        published.default_hosts.retain(|_, it| it.1.component != *component);
+        self.hosts(&mut published, component, Vec::new(), true).await.map(drop)
     }
 
-    /// Writes every host that leads, or led, to a component.
+    /// Writes every host that leads, or led, to a component. One that is `leaving` counts as gone.
     async fn hosts(
         &self,
         published: &mut Published,
         component: &ComponentId,
         defaults: Vec<String>,
+        leaving: bool,
     ) -> Result<u64, PublishError> {
-        let routes = self.metadata.list::<RouteRow>(&Query::default()).await?.items;
+        let own = self.metadata.list::<RouteRow>(&Query::tag(component.as_str())).await?.items;
         let mut hosts: BTreeSet<String> = defaults.into_iter().collect();
-        hosts.extend(routes.iter().filter(|it| it.value.component_id == *component).map(|it| it.value.host.clone()));
-        for (key, (value, _)) in published.keys.range(HOSTS.to_owned()..).take_while(|(key, _)| key.starts_with(HOSTS))
-        {
-            let names_it = serde_json::from_slice::<HostEntry>(value)
-                .is_ok_and(|it| it.rules.iter().any(|rule| rule.component == *component));
-            if names_it {
-                hosts.insert(key[HOSTS.len()..].to_owned());
-            }
-        }
+        hosts.extend(own.into_iter().map(|it| it.value.host));
+        hosts.extend(published.leads.get(component).into_iter().flatten().cloned());
         let mut newest = 0;
         for host in hosts {
-            let mut rules: Vec<PathRule> = routes
-                .iter()
-                .filter(|it| it.value.host == host)
-                .map(|it| PathRule {
-                    prefix: it.value.prefix.clone(),
-                    component: it.value.component_id.clone(),
-                    port: it.value.port,
-                })
-                .collect();
-            // A route that a person wrote for `/` wins over the default host.
-            if let Some(default) = published.default_hosts.get(&host)
-                && rules.iter().all(|it| it.prefix != "/")
-            {
-                rules.push(default.clone());
+            let (entry, certificate) = self.host(published, host.clone(), leaving.then_some(component)).await?;
+            if let Some(certificate) = certificate {
+                newest = newest.max(self.certificate(published, &certificate).await?);
             }
-            rules.sort_by(|a, b| a.prefix.cmp(&b.prefix));
             let key = format!("{HOSTS}{host}");
-            if rules.is_empty() {
+            if entry.rules.is_empty() && entry.default.is_none() {
+                published.note(&host, None);
                 self.delete(published, &key).await?;
             } else {
-                newest = newest.max(self.put(published, key, &HostEntry { host, rules }).await?);
+                published.note(&host, Some(&entry));
+                newest = newest.max(self.put(published, key, &entry).await?);
             }
         }
+        let unused: Vec<_> = published.serves.iter().filter(|it| it.1.is_empty()).map(|it| it.0.clone()).collect();
+        for id in unused {
+            self.delete(published, &format!("{CERTIFICATES}{id}")).await?;
+            published.serves.remove(&id);
+        }
         Ok(newest)
+    }
+
+    /// Gives the gateways a certificate, its key sealed for them.
+    async fn certificate(&self, published: &mut Published, row: &CertificateRow) -> Result<u64, PublishError> {
+        let key = format!("{CERTIFICATES}{}", row.id);
+        if let Some((value, revision)) = published.keys.get(&key)
+            && serde_json::from_slice::<CertificateEntry>(value).is_ok_and(|it| it.issued_at == row.issued_at)
+        {
+            return Ok(*revision);
+        }
+        let sealed = Sealed { key_id: row.key_id.clone(), text: row.sealed_key.clone() };
+        let plain = self.secrets.unseal(&CertificateRow::key_context(&row.id), &sealed)?;
+        let gateways = SecretBox::parse(&self.secrets.derive(GATEWAY_KEYS)).map_err(PublishError::Keys)?;
+        let sealed = gateways.seal(&certificate_context(row.id.as_str()), &plain)?;
+        let entry = CertificateEntry {
+            issued_at: row.issued_at,
+            chain_pem: row.chain_pem.clone(),
+            key_id: sealed.key_id,
+            sealed_key: sealed.text,
+        };
+        self.put(published, key, &entry).await
+    }
+
+    /// Which certificate serves a host: the one that its routes name, else the best that covers it, of its tenant before
+    /// those of the default tenant, which are the platform's.
+    async fn choose(
+        &self,
+        host: &str,
+        tenant: &TenantName,
+        named: Option<&str>,
+    ) -> Result<Option<CertificateRow>, PublishError> {
+        let named = match named {
+            Some(TLS_OFF) => return Ok(None),
+            Some(TLS_AUTO) => Some(CertificateRow::automatic_name(host)),
+            named => named.map(str::to_owned),
+        };
+        if let Some(name) = named {
+            let found = self.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
+            return Ok(found.into_iter().map(|it| it.value).find(|it| it.name == name));
+        }
+        let platform = TenantName::default_tenant();
+        for tenant in [tenant, &platform] {
+            let query = Query { tags: vec![String::new()], ..Query::parent(tenant.as_str()) };
+            let found = self.metadata.list::<CertificateRow>(&query).await?.items;
+            let covering = found.into_iter().map(|it| it.value).filter(|it| covers(&it.hosts, host));
+            let best = covering.max_by_key(|it| (it.hosts.iter().any(|name| name == host), it.not_after));
+            if best.is_some() {
+                return Ok(best);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entry of a host, from the rows as they are now.
+    async fn host(
+        &self,
+        published: &Published,
+        host: String,
+        leaving: Option<&ComponentId>,
+    ) -> Result<(HostEntry, Option<CertificateRow>), PublishError> {
+        let rows = self.metadata.list::<RouteRow>(&Query::parent(RouteRow::host_parent(&host))).await?.items;
+        let rows = rows.into_iter().map(|it| it.value).filter(|it| it.host == host);
+        let rows: Vec<_> = rows.filter(|it| leaving != Some(&it.component_id)).collect();
+        let default = published.default_hosts.get(&host);
+        let tenant = rows.first().map(|it| it.tenant.clone()).or_else(|| default.map(|it| it.0.clone()));
+        let mut there: HashMap<ComponentId, bool> = HashMap::new();
+        there.extend(rows.iter().map(|it| (it.component_id.clone(), true)));
+        let callees: Vec<_> = rows.iter().flat_map(|it| it.route.callees()).map(|it| it.component.clone()).collect();
+        for id in callees {
+            if !there.contains_key(&id) {
+                let known = self.metadata.get::<Component>(id.as_str()).await?.is_some();
+                there.insert(id, known);
+            }
+        }
+        if let Some(leaving) = leaving {
+            there.insert(leaving.clone(), false);
+        }
+        let named = rows.iter().find_map(|it| it.route.tls.certificate.clone());
+        let client_ca = rows.iter().find_map(|it| it.route.tls.client_ca.clone());
+        let certificate = match &tenant {
+            Some(tenant) => self.choose(&host, tenant, named.as_deref()).await?,
+            None => None,
+        };
+        let tls = HostTls { certificate: certificate.as_ref().map(|it| it.id.clone()), client_ca };
+        let mut rules = Vec::new();
+        for row in rows {
+            let itself = row.route.answers_itself();
+            // A target that is gone gets no share; with its last target a rule goes.
+            let Ok(rule) = row.route.rename(|it| {
+                Ok::<_, std::convert::Infallible>(there.get(&it.component).copied().unwrap_or(false).then_some(it))
+            });
+            if itself || !rule.targets.is_empty() {
+                rules.push(rule);
+            }
+        }
+        Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate))
     }
 
     async fn put(&self, published: &mut Published, key: String, value: &impl Serialize) -> Result<u64, PublishError> {
@@ -175,7 +304,7 @@ impl Publisher {
 }
 
 /// The upstream of a component. Pure.
-fn upstream(component: &Component, observed: &Observed, status: Status) -> UpstreamEntry {
+fn upstream(component: &Component, revision: Option<&Revision>, observed: &Observed, status: Status) -> UpstreamEntry {
     let state = match status {
         Status::Stopped | Status::Stopping => UpstreamState::Stopped,
         Status::Undeployed | Status::Building | Status::Starting => UpstreamState::Starting,
@@ -192,5 +321,13 @@ fn upstream(component: &Component, observed: &Observed, status: Status) -> Upstr
     };
     let mut endpoints: Vec<_> = observed.instances.iter().filter_map(endpoint).collect();
     endpoints.sort_by(|a, b| a.instance.cmp(&b.instance));
-    UpstreamEntry { component: component.id.clone(), reference: component.reference(), state, endpoints }
+    let ports = revision.map(Revision::ports).unwrap_or_default().iter();
+    let http2 = ports.filter(|it| matches!(it.protocol, Protocol::H2c | Protocol::Grpc));
+    UpstreamEntry {
+        component: component.id.clone(),
+        reference: component.reference(),
+        state,
+        endpoints,
+        http2_ports: http2.map(|it| it.port).collect(),
+    }
 }

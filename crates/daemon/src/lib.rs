@@ -3,6 +3,7 @@
 //! Nothing here knows what a role does. A process makes one [`Supervisor`], one [`health::Health`], one
 //! [`metrics::Metrics`] and, where it serves others, one [`pki::Pki`].
 
+pub mod certificate;
 pub mod confine;
 pub mod handover;
 pub mod health;

@@ -1,9 +1,9 @@
 //! The small listener for people and programs that watch the gateway: `/healthz`, `/metrics`, `/status`; on the control
-//! socket also `POST /stop`.
+//! socket also `POST /stop` and questions about routes (`POST /rates`, `POST /explain`).
 
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use http_body_util::{BodyExt as _, Full, Limited, combinators::BoxBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -18,9 +18,18 @@ pub struct Admin {
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     /// The state as a JSON document.
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Answers a question about routes, by its path and JSON document; `None` when there is no such question, the
+    /// reason when it cannot be understood.
+    pub ask: Question,
     /// Cancelled by `POST /stop`.
     pub stop: CancellationToken,
 }
+
+/// See [`Admin::ask`].
+pub type Question = Box<dyn Fn(&str, &[u8]) -> Option<Result<serde_json::Value, String>> + Send + Sync>;
+
+/// Largest document of a question, in bytes.
+const MAX_QUESTION: usize = 4 << 20;
 
 /// Answers on an address: reading only.
 pub async fn serve_tcp(admin: Arc<Admin>, listener: TcpListener, supervisor: Supervisor) -> Result<(), BoxError> {
@@ -65,7 +74,7 @@ where
     supervisor.spawn("admin connection", OnExit::Continue, async move {
         let service = service_fn(move |request: Request<Incoming>| {
             let admin = Arc::clone(&admin);
-            async move { Ok::<_, Infallible>(answer(&admin, &request, control)) }
+            async move { Ok::<_, Infallible>(answer(&admin, request, control).await) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(hyper_util::rt::TokioTimer::new()).half_close(true);
@@ -79,7 +88,19 @@ where
     });
 }
 
-fn answer(admin: &Admin, request: &Request<Incoming>, control: bool) -> Response<BoxBody<Bytes, Infallible>> {
+async fn answer(admin: &Admin, request: Request<Incoming>, control: bool) -> Response<BoxBody<Bytes, Infallible>> {
+    if control && request.method() == Method::POST && request.uri().path() != "/stop" {
+        let path = request.uri().path().to_owned();
+        let body = match Limited::new(request.into_body(), MAX_QUESTION).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
+        };
+        return match (admin.ask)(&path, &body) {
+            Some(Ok(document)) => text(StatusCode::OK, "application/json", format!("{document}\n")),
+            Some(Err(why)) => text(StatusCode::BAD_REQUEST, "text/plain", format!("{why}\n")),
+            None => text(StatusCode::NOT_FOUND, "text/plain", "there is no such question\n".to_owned()),
+        };
+    }
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
         (&Method::GET, "/metrics") => {

@@ -209,6 +209,7 @@ impl Alone {
                     "upstreams": snapshot.upstreams.len(),
                 })
             }),
+            ask: Box::new(|_, _| None),
             stop: CancellationToken::new(),
         };
         let (over, tasks) = (self.over.clone(), supervisor.clone());

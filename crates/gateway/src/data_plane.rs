@@ -14,6 +14,7 @@ use arco_daemon::{CancellationToken, Supervisor};
 use arco_model::traffic::{GatewayStatus, STATUS_PREFIX};
 use arco_store::kv::mirror::Mirror;
 use arco_store::kv::{KvError, LeaseId, SharedKv};
+use arco_store::secrets::SecretBox;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,15 +94,17 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// Binds every address and routes by what `mirror` knows already. `id` names this gateway among others.
+    /// Binds every address and routes by what `mirror` knows already. `id` names this gateway among others; `keys`
+    /// open the private keys of certificates.
     pub fn build(
         supervisor: &Supervisor,
         config: &GatewayConfig,
         mirror: Arc<Mirror>,
         id: &str,
+        keys: Arc<SecretBox>,
     ) -> Result<Self, GatewayError> {
         let listeners = Listeners::bind(config, &Sockets::alone())?;
-        Self::build_on(supervisor, config, mirror, id, listeners)
+        Self::build_on(supervisor, config, mirror, id, keys, listeners)
     }
 
     /// The same on addresses that are bound.
@@ -110,6 +113,7 @@ impl DataPlane {
         config: &GatewayConfig,
         mirror: Arc<Mirror>,
         id: &str,
+        keys: Arc<SecretBox>,
         listeners: Listeners,
     ) -> Result<Self, GatewayError> {
         let millis = Duration::from_millis;
@@ -122,12 +126,13 @@ impl DataPlane {
             ..Timeouts::default()
         };
         let idle = Arc::new(Notify::new());
-        let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle))));
+        let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys)));
         let engine =
             Engine::start(supervisor, Arc::clone(&shared), listeners.cores).map_err(system("start its threads"))?;
         let share = system("share a listener among its threads");
         let http = engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
         let https = engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;
+        source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.address.port());
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
         let this =
@@ -208,7 +213,13 @@ impl DataPlane {
     /// Routes by what the mirror knows now.
     fn apply(&self) {
         let before = self.shared.snapshot.load_full();
-        let snapshot = self.mirror.read(|view| self.source().snapshot(view, &before));
+        let (snapshot, certificates) = self.mirror.read(|view| {
+            let mut source = self.source();
+            (source.snapshot(view, &before), source.certificates(view))
+        });
+        if let Some(certificates) = certificates {
+            self.shared.certificates.store(Arc::new(certificates));
+        }
         let revision = snapshot.revision;
         self.shared.snapshot.store(Arc::new(snapshot));
         drop(before);

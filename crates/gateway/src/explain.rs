@@ -3,8 +3,9 @@
 use crate::data_plane::GatewayError;
 use crate::metrics::Metrics;
 use crate::protect::RateKey;
-use crate::snapshot::{Action, Asked, Policy, Rule, Snapshot, host_key, normal_path};
+use crate::snapshot::{Action, Asked, Policy, Rule, Snapshot, StickyCookie, host_key, normal_path};
 use crate::source::file::FileSource;
+use arco_model::traffic::RouteQuestion;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -30,13 +31,36 @@ impl Question {
     }
 }
 
+impl Question {
+    /// The question of somebody else; the reason when it cannot be understood.
+    pub fn parse(asked: &RouteQuestion) -> Result<Self, String> {
+        let method = asked.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+        let header = |line: &String| {
+            let (name, value) = line.split_once(':')?;
+            Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::try_from(value.trim()).ok()?))
+        };
+        let headers = asked.headers.iter().map(|it| header(it).ok_or_else(|| format!("`{it}` is not `NAME: VALUE`")));
+        Ok(Self {
+            url: asked.url.clone(),
+            method: Method::try_from(method.as_str()).map_err(|_| format!("`{method}` is not a method"))?,
+            headers: headers.collect::<Result<_, _>>()?,
+            client: asked.client.unwrap_or(IpAddr::from([127, 0, 0, 1])),
+        })
+    }
+}
+
+/// The way of a request by the running gateway's table, a line per decision.
+pub(crate) fn steps(snapshot: &Snapshot, question: &Question) -> Vec<String> {
+    let mut out = String::new();
+    // Writing into a string cannot fail.
+    let _ = describe(snapshot, question, &mut out);
+    out.lines().map(str::to_owned).collect()
+}
+
 /// Answers by the file at `path`, in lines for people. What happens at run time (health, open requests) is not known.
 pub fn explain(path: &Path, question: &Question) -> Result<String, GatewayError> {
     let loaded = FileSource::new(path, Metrics::new()).load()?;
-    let mut out = String::new();
-    // Writing into a string cannot fail.
-    let _ = describe(&loaded.snapshot, question, &mut out);
-    Ok(out)
+    Ok(steps(&loaded.snapshot, question).into_iter().map(|it| it + "\n").collect())
 }
 
 fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::fmt::Result {
@@ -81,7 +105,7 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     let Some(rule) = chosen else { return writeln!(out, "route: none; answer 404") };
     if let Some(policy) = rule.policy.as_deref() {
         let written = authority.as_str();
-        if !applied(policy, rule, question, &uri, scheme, written, out)? {
+        if !applied(snapshot, policy, rule, question, (&uri, scheme, written), out)? {
             return Ok(());
         }
     }
@@ -90,14 +114,24 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
 
 /// Writes what the policy does; whether the request goes on to an endpoint.
 fn applied(
+    snapshot: &Snapshot,
     policy: &Policy,
     rule: &Rule,
     question: &Question,
-    uri: &Uri,
-    scheme: &str,
-    written_host: &str,
+    (uri, scheme, written_host): (&Uri, &str, &str),
     out: &mut String,
 ) -> Result<bool, std::fmt::Error> {
+    if let Some(redirect) = policy.https.redirect.as_ref().filter(|_| scheme != "https") {
+        let answer = redirect.answer(&rule.path, scheme, written_host, uri);
+        let location = answer.as_ref().and_then(|it| it.headers().get("location")?.to_str().ok());
+        writeln!(
+            out,
+            "https: plain HTTP is not served; answer {} to {}",
+            redirect.status.as_u16(),
+            location.unwrap_or_default()
+        )?;
+        return Ok(false);
+    }
     let protection = &policy.protection;
     if !protection.admits(question.client) {
         writeln!(out, "address: {} may not come in; answer 403", question.client)?;
@@ -146,7 +180,8 @@ fn applied(
         writeln!(out, "rewrite: Host becomes `{}`", String::from_utf8_lossy(host.as_bytes()))?;
     }
     if let Some(mirror) = &policy.mirror {
-        writeln!(out, "mirror: {} % of the requests also go to `{}`", mirror.percent, mirror.upstream)?;
+        let shown = called(snapshot, &mirror.upstream);
+        writeln!(out, "mirror: {} % of the requests also go to `{shown}`", mirror.percent)?;
     }
     Ok(true)
 }
@@ -160,15 +195,22 @@ fn targets(
 ) -> std::fmt::Result {
     let total: u64 = rule.targets.iter().map(|it| u64::from(it.1)).sum::<u64>().max(1);
     let sticky = rule.policy.as_ref().and_then(|it| it.sticky.as_ref());
-    let (chosen, known) = rule.sticky_target(sticky.and_then(|it| it.value(headers)));
+    // Whoever asks takes nobody's turn.
+    let token = sticky.and_then(|it| it.value(headers));
+    let known = token.and_then(|it| rule.targets.iter().find(|target| StickyCookie::token(&target.0) == it));
+    let chosen = known.map_or_else(|| rule.next_target(), |it| &it.0);
     for (name, weight) in &rule.targets {
+        let name = called(snapshot, name);
         writeln!(out, "target: `{name}` gets {:.1} % of the requests", f64::from(*weight) * 100.0 / total as f64)?;
     }
-    if known {
-        writeln!(out, "target: `{chosen}`, as the cookie says")?;
+    let shown = called(snapshot, chosen);
+    if known.is_some() {
+        writeln!(out, "target: `{shown}`, as the cookie says")?;
+    } else if rule.targets.len() > 1 {
+        writeln!(out, "target: `{shown}` is next")?;
     }
     let Some(upstream) = snapshot.upstreams.get(chosen) else {
-        return writeln!(out, "upstream: `{chosen}` does not exist; answer 503");
+        return writeln!(out, "upstream: `{shown}` does not exist; answer 503");
     };
     let settings = &upstream.settings;
     let choice = settings.balance.choice(headers, question.client);
@@ -177,12 +219,20 @@ fn targets(
             let address = open.endpoint().address;
             writeln!(
                 out,
-                "endpoint: {address} of {} in `{chosen}`, chosen by {:?}",
+                "endpoint: {address} of {} in `{shown}`, chosen by {:?}",
                 upstream.endpoints.len(),
                 settings.balance
             )
         }
-        None => writeln!(out, "endpoint: `{chosen}` has none; answer 503"),
+        None => writeln!(out, "endpoint: `{shown}` has none ({:?}); answer 503", upstream.state),
+    }
+}
+
+/// An upstream's name for people: from the store it is an id and a port.
+fn called(snapshot: &Snapshot, name: &str) -> String {
+    match (snapshot.upstreams.get(name), name.rsplit_once(':')) {
+        (Some(upstream), Some((_, port))) if *upstream.reference != *name => format!("{}:{port}", upstream.reference),
+        _ => name.to_owned(),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod pages;
 pub mod process;
 pub mod protect;
+pub mod rates;
 pub mod snapshot;
 pub mod source;
 pub mod tickets;

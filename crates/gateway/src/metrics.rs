@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use std::time::Duration;
 pub const MAX_SERIES: usize = 2_000;
 
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// Where the rest is counted.
+const OTHER: &str = "other";
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -38,12 +41,23 @@ struct RefusalLabels {
 #[derive(Debug)]
 pub struct RouteMetrics {
     classes: [Counter; 5],
+    own: bool,
 }
 
 impl RouteMetrics {
     /// Counts an answer.
     pub fn answered(&self, status: u16) {
         self.classes[usize::from(status / 100).clamp(1, 5) - 1].inc();
+    }
+
+    /// Answers since the start, and how many of them were 500 and above.
+    pub fn answers(&self) -> (u64, u64) {
+        (self.classes.iter().map(Counter::get).sum(), self.classes[4].get())
+    }
+
+    /// Whether these count one host, not all beyond [`MAX_SERIES`].
+    pub fn is_own(&self) -> bool {
+        self.own
     }
 }
 
@@ -58,12 +72,58 @@ pub struct UpstreamMetrics {
     pub retries: Counter,
     /// Requests that are open.
     pub open: Gauge,
+    /// The same times as `seconds`, finer, to be read here.
+    pub times: Times,
 }
 
 impl UpstreamMetrics {
     /// Counts one finished request.
     pub fn finished(&self, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
+        self.times.add(took);
+    }
+}
+
+/// Times in buckets that grow by the square root of two, from 0.125 ms to about six minutes.
+#[derive(Debug)]
+pub struct Times([AtomicU64; Times::BUCKETS]);
+
+impl Default for Times {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Times {
+    /// How many buckets there are.
+    pub const BUCKETS: usize = 44;
+
+    fn add(&self, took: Duration) {
+        // Bucket `2k` ends at `125 µs · 2^k`, bucket `2k + 1` at √2 of that.
+        let units = took.as_micros().max(1) as f64 / 125.0;
+        let at = (units.log2() * 2.0).ceil().max(0.0) as usize;
+        self.0[at.min(Self::BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What is counted in each bucket.
+    pub fn counts(&self) -> Vec<u64> {
+        self.0.iter().map(|it| it.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The time within which `share` of what is counted was, in ms; `None` when nothing is.
+    pub fn quantile_ms(counts: &[u64], share: f64) -> Option<f64> {
+        let total: u64 = counts.iter().sum();
+        let wanted = (total as f64 * share).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        let end = |at: usize| 0.125 * (at as f64 / 2.0).exp2();
+        for (at, count) in counts.iter().enumerate() {
+            if seen + count >= wanted && *count > 0 {
+                let begin = if at == 0 { 0.0 } else { end(at - 1) };
+                return Some(begin + (end(at) - begin) * (wanted - seen) as f64 / *count as f64);
+            }
+            seen += count;
+        }
+        None
     }
 }
 
@@ -135,7 +195,7 @@ impl Metrics {
         let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
         handle(&mut known.routes, host, |host| {
             let counter = |class| self.inner.requests.get_or_create_owned(&RouteLabels { host: host.clone(), class });
-            RouteMetrics { classes: CLASSES.map(counter) }
+            RouteMetrics { own: host != OTHER, classes: CLASSES.map(counter) }
         })
     }
 
@@ -149,6 +209,7 @@ impl Metrics {
                 failures: self.inner.failures.get_or_create_owned(&labels),
                 retries: self.inner.retries.get_or_create_owned(&labels),
                 open: self.inner.open.get_or_create_owned(&labels),
+                times: Times::default(),
             }
         })
     }
@@ -220,7 +281,7 @@ fn handle<T>(known: &mut HashMap<String, Weak<T>>, name: &str, make: impl FnOnce
     if let Some(found) = known.get(name).and_then(Weak::upgrade) {
         return found;
     }
-    let name = if known.len() >= MAX_SERIES && !known.contains_key(name) { "other" } else { name };
+    let name = if known.len() >= MAX_SERIES && !known.contains_key(name) { OTHER } else { name };
     if let Some(found) = known.get(name).and_then(Weak::upgrade) {
         return found;
     }
@@ -250,5 +311,19 @@ mod tests {
         let text = metrics.text();
         assert!(text.contains("host=\"other\",class=\"2xx\"} 100"));
         assert!(text.lines().count() < MAX_SERIES * 5 + 100);
+    }
+
+    #[test]
+    fn quantiles_of_times() {
+        let times = Times::default();
+        assert_eq!(Times::quantile_ms(&times.counts(), 0.5), None);
+        (0..98).for_each(|_| times.add(Duration::from_millis(3)));
+        times.add(Duration::from_millis(200));
+        times.add(Duration::from_secs(100_000));
+        let counts = times.counts();
+        for (share, from, to) in [(0.5, 2.0, 4.0), (0.99, 140.0, 260.0), (1.0, 200_000.0, 400_000.0)] {
+            let found = Times::quantile_ms(&counts, share).unwrap();
+            assert!((from..to).contains(&found), "{share}: {found}");
+        }
     }
 }

@@ -12,12 +12,16 @@ mod hold;
 
 use crate::admin::{Admin, serve_unix};
 use crate::data_plane::{DataPlane, GatewayError, Listeners, system};
+use crate::engine::Shared;
+use crate::explain::{Question, steps};
+use crate::rates::Rates;
 use arco_config::GatewayConfig;
 use arco_daemon::handover::{Order, Sockets, Start};
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use arco_model::traffic::GATEWAY_PREFIX;
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::Mirror;
+use arco_store::secrets::SecretBox;
 pub use handle::{Handle, adopt, end_mute, spawn};
 pub use hold::{HoldArgs, control, hold, inherited_control};
 use serde::{Deserialize, Serialize};
@@ -37,7 +41,7 @@ const LOCK: &str = "data-plane.pid";
 const FAILURE: &str = "data-plane.failure";
 
 /// What the process needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DataPlaneArgs {
     /// Where the last known routes are kept; its folder is there.
     pub journal: PathBuf,
@@ -49,6 +53,8 @@ pub struct DataPlaneArgs {
     pub build: String,
     /// See [`Status::settings`].
     pub settings: String,
+    /// Opens the private keys of certificates.
+    pub keys: Arc<SecretBox>,
 }
 
 /// What the process tells about itself on its control socket.
@@ -114,14 +120,17 @@ impl Process {
         let mirror = Mirror::open_shared(GATEWAY_PREFIX, &args.journal)?;
         // A worker that serves beside another one has a status of its own.
         let id = if start.slot <= 1 { args.id.clone() } else { format!("{}-{}", args.id, start.slot) };
-        let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, listeners)?;
+        let keys = Arc::clone(&args.keys);
+        let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, keys, listeners)?;
         let leave = Leave {
             asked: supervisor.token().child_token(),
             now: supervisor.token().child_token(),
             over: supervisor.token().child_token(),
             successor: Arc::default(),
         };
-        let admin = Arc::new(admin(args, &plane, &mirror, &leave.asked));
+        let rates = Rates::new(plane.shared());
+        supervisor.spawn("rates", OnExit::Continue, Arc::clone(&rates).run(supervisor.token().clone()));
+        let admin = Arc::new(admin(args, &plane, &mirror, rates, &leave.asked));
         control.set_nonblocking(true).map_err(system("listen on its control socket"))?;
         let control = tokio::net::UnixListener::from_std(control).map_err(system("listen on its control socket"))?;
         let (over, tasks) = (leave.over.clone(), supervisor.clone());
@@ -233,11 +242,32 @@ async fn follow_orders(sockets: Sockets, mirror: Arc<Mirror>, leave: Leave) -> R
     Ok(())
 }
 
-fn admin(args: &DataPlaneArgs, plane: &DataPlane, mirror: &Arc<Mirror>, stop: &CancellationToken) -> Admin {
+/// Answers the server's questions about routes.
+fn ask(shared: &Shared, rates: &Rates, path: &str, body: &[u8]) -> Option<Result<serde_json::Value, String>> {
+    fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+        serde_json::from_slice(body).map_err(|it| format!("the question is not as expected: {it}"))
+    }
+    Some(match path {
+        "/rates" => read::<Vec<String>>(body).map(|hosts| serde_json::json!(rates.of(&hosts))),
+        "/explain" => {
+            let question = read(body).and_then(|it| Question::parse(&it));
+            question.map(|it| serde_json::json!(steps(&shared.snapshot.load(), &it)))
+        }
+        _ => return None,
+    })
+}
+
+fn admin(
+    args: &DataPlaneArgs,
+    plane: &DataPlane,
+    mirror: &Arc<Mirror>,
+    rates: Arc<Rates>,
+    stop: &CancellationToken,
+) -> Admin {
     let (http, https, applied) = (plane.http(), plane.https(), plane.applied());
     let (shared, mirror) = (plane.shared(), Arc::clone(mirror));
     let (build, settings) = (args.build.clone(), args.settings.clone());
-    let metrics = shared.metrics.clone();
+    let (metrics, asked) = (shared.metrics.clone(), Arc::clone(&shared));
     Admin {
         metrics: Box::new(move || metrics.text()),
         status: Box::new(move || {
@@ -254,6 +284,7 @@ fn admin(args: &DataPlaneArgs, plane: &DataPlane, mirror: &Arc<Mirror>, stop: &C
             };
             serde_json::to_value(status).unwrap_or_default()
         }),
+        ask: Box::new(move |path, body| ask(&asked, &rates, path, body)),
         stop: stop.clone(),
     }
 }

@@ -1,4 +1,4 @@
-//! Who may come in, how often, and with what: addresses, rates, passwords, sizes. No I/O but reading a users file.
+//! Who may come in, how often, and with what: addresses, rates, passwords, sizes. No I/O.
 //!
 //! What must hold: memory is bounded whoever asks; no lock on the way of a request that a rate limit looks at.
 
@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -189,15 +188,13 @@ pub enum Login {
 
 impl Users {
     /// Reads lines `name:pbkdf2-sha256$ROUNDS$SALT$HASH`, salt and hash in hexadecimal; `#` begins a comment.
-    pub fn read(path: &Path, realm: &str) -> Result<Self, String> {
-        let shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|it| format!("cannot read the users file {shown}: {it}"))?;
+    pub fn parse(text: &str, realm: &str) -> Result<Self, String> {
         let mut hashes = HashMap::new();
         for (number, line) in text.lines().enumerate().filter(|it| !it.1.trim().is_empty() && !it.1.starts_with('#')) {
             let parsed = line.trim().split_once(':').and_then(|(name, hash)| Some((name, parse(hash)?)));
             let Some((name, hash)) = parsed else {
                 return Err(format!(
-                    "line {} of the users file {shown} is not `name:pbkdf2-sha256$ROUNDS$SALT$HASH` \
+                    "line {} is not `name:pbkdf2-sha256$ROUNDS$SALT$HASH` \
                      (1000 to {MAX_ROUNDS} rounds, salt and hash in hexadecimal)",
                     number + 1
                 ));
@@ -252,6 +249,16 @@ impl Users {
         let right = aws_lc_rs::pbkdf2::verify(algorithm, *rounds, salt, &decoded[at + 1..], hash).is_ok();
         right && known.is_some()
     }
+}
+
+/// The hash of a password as a route or users file keeps it, with fresh salt.
+pub fn password_hash(password: &[u8]) -> Result<String, String> {
+    const ROUNDS: NonZeroU32 = NonZeroU32::new(100_000).unwrap();
+    let (mut salt, mut hash) = ([0u8; 16], [0u8; 32]);
+    aws_lc_rs::rand::fill(&mut salt).map_err(|_| "there is no randomness".to_owned())?;
+    aws_lc_rs::pbkdf2::derive(aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256, ROUNDS, &salt, password, &mut hash);
+    let hex = |bytes: &[u8]| bytes.iter().map(|it| format!("{it:02x}")).collect::<String>();
+    Ok(format!("pbkdf2-sha256${ROUNDS}${}${}", hex(&salt), hex(&hash)))
 }
 
 fn parse(hash: &str) -> Option<(NonZeroU32, Vec<u8>, Vec<u8>)> {
@@ -361,14 +368,12 @@ mod tests {
 
     #[test]
     fn passwords_are_judged_and_guessing_ends() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("users");
         let mut hash = [0u8; 32];
         let rounds = NonZeroU32::new(1000).unwrap();
         aws_lc_rs::pbkdf2::derive(aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256, rounds, b"saltsalt", b"pass:word", &mut hash);
         let hex = |bytes: &[u8]| bytes.iter().map(|it| format!("{it:02x}")).collect::<String>();
-        std::fs::write(&path, format!("# us\nann:pbkdf2-sha256$1000${}${}\n", hex(b"saltsalt"), hex(&hash))).unwrap();
-        let users = Users::read(&path, "r").unwrap();
+        let text = format!("# us\nann:pbkdf2-sha256$1000${}${}\n", hex(b"saltsalt"), hex(&hash));
+        let users = Users::parse(&text, "r").unwrap();
         let judge = |given: Option<&str>, address: [u8; 4]| {
             let mut headers = HeaderMap::new();
             if let Some(given) = given {
@@ -387,7 +392,6 @@ mod tests {
         }
         assert_eq!(judge(Some("ann:guess"), [2; 4]), Login::TooMany);
         assert_eq!(judge(Some("ann:pass:word"), [2; 4]), Login::Welcome, "proven before");
-        std::fs::write(&path, "ann:secret\n").unwrap();
-        assert!(Users::read(&path, "r").unwrap_err().contains("line 1"));
+        assert!(Users::parse("ann:secret\n", "r").unwrap_err().contains("line 1"));
     }
 }

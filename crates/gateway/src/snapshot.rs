@@ -11,7 +11,7 @@ mod tests;
 use crate::metrics::RouteMetrics;
 use crate::protect::Protection;
 use crate::upstream::Upstream;
-pub use action::{Action, Answer, Cors, HeaderEdits, Maintenance, Mirror, PathRewrite, Redirect, Rewrite};
+pub use action::{Action, Answer, Cors, HeaderEdits, Https, Maintenance, Mirror, PathRewrite, Redirect, Rewrite};
 pub use matching::{Asked, Conditions, PathMatch, Pattern, Test, cookies, normal_path};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,6 +47,8 @@ impl Default for Timeouts {
 pub struct Policy {
     /// Who answers.
     pub action: Action,
+    /// What is done with plain HTTP, and told about it.
+    pub https: Https,
     /// Set while nobody but a few may come in.
     pub maintenance: Option<Maintenance>,
     /// What the endpoint is asked instead.
@@ -147,7 +149,16 @@ impl Rule {
         if self.targets.len() == 1 {
             return &self.targets[0].0;
         }
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.total;
+        self.target_of(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The target that the next request will get, without taking its turn.
+    pub fn next_target(&self) -> &Arc<str> {
+        self.target_of(self.next.load(Ordering::Relaxed))
+    }
+
+    fn target_of(&self, turn: usize) -> &Arc<str> {
+        let turn = turn % self.total;
         let mut at = turn * self.step % self.total;
         for (name, share) in &self.targets {
             match at.checked_sub(*share as usize) {

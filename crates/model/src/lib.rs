@@ -16,6 +16,7 @@ pub mod name;
 pub mod observed;
 pub mod operation;
 pub mod plan;
+pub mod route;
 pub mod secret;
 pub mod source;
 pub mod spec;

@@ -2,8 +2,10 @@
 //!
 //! One key per host, per upstream and per name, so that a change touches little. Only the controller writes them.
 
-use crate::id::{ComponentId, InstanceId};
+use crate::id::{ComponentId, InstanceId, RowId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
+use crate::route::{Route, UpstreamTarget};
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -13,6 +15,10 @@ pub const GATEWAY_PREFIX: &str = "/gateway/";
 pub const HOSTS: &str = "/gateway/hosts/";
 /// `/gateway/upstreams/<component id>` → [`UpstreamEntry`].
 pub const UPSTREAMS: &str = "/gateway/upstreams/";
+/// `/gateway/certificates/<row id>` → [`CertificateEntry`].
+pub const CERTIFICATES: &str = "/gateway/certificates/";
+/// `/gateway/challenges/<host>` → [`CertificateEntry`]: answers to ACME's TLS-ALPN-01, sealed as for the host's name.
+pub const CHALLENGES: &str = "/gateway/challenges/";
 /// `/gateway/names/<component id>` → [`NameEntry`].
 pub const NAMES: &str = "/gateway/names/";
 /// `/gateway/settings` → [`DataPlaneSettings`].
@@ -21,23 +27,68 @@ pub const SETTINGS: &str = "/gateway/settings";
 pub const STATUS_PREFIX: &str = "/gateway-status/";
 
 /// Where requests for one host go.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct HostEntry {
     /// Host in lower case, without port; `*.suffix` for a wildcard.
     pub host: String,
-    /// Rules; the longest matching path prefix wins.
-    pub rules: Vec<PathRule>,
+    /// Its routes, oldest first; which of them is for a request is the gateway's business (`snapshot`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Route<UpstreamTarget>>,
+    /// Whose host it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantName>,
+    /// Who answers what no rule is for: the component that has its name from this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<UpstreamTarget>,
+    /// How it is served over TLS.
+    #[serde(default, skip_serializing_if = "HostTls::is_off")]
+    pub tls: HostTls,
 }
 
-/// One rule of a host.
+impl HostEntry {
+    /// Everything that its rules call.
+    pub fn callees(&self) -> impl Iterator<Item = &UpstreamTarget> {
+        self.rules.iter().flat_map(Route::callees).chain(&self.default)
+    }
+}
+
+/// How a host is served over TLS.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct HostTls {
+    /// Which certificate ([`CERTIFICATES`]); without one, the host is not served over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<RowId>,
+    /// Clients must show a certificate of one of these authorities (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<String>,
+}
+
+impl HostTls {
+    /// Whether the host is not served over TLS.
+    pub fn is_off(&self) -> bool {
+        self.certificate.is_none()
+    }
+}
+
+/// A certificate for clients, its key sealed for the gateways.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-pub struct PathRule {
-    /// Path prefix, matched by whole segments; `/` matches all.
-    pub prefix: String,
-    /// The component that answers.
-    pub component: ComponentId,
-    /// Its inner port.
-    pub port: u16,
+pub struct CertificateEntry {
+    /// When chain and key came; a republished one is told apart by it.
+    pub issued_at: Timestamp,
+    /// Its chain (PEM), the certificate of the host first.
+    pub chain_pem: String,
+    /// Which key sealed the private key.
+    pub key_id: String,
+    /// The sealed private key (PEM); its context is [`certificate_context`].
+    pub sealed_key: String,
+}
+
+/// Purpose of the keys that seal private keys for gateways.
+pub const GATEWAY_KEYS: &str = "gateways";
+
+/// The context that a certificate's private key is sealed in for the gateways.
+pub fn certificate_context(id: &str) -> String {
+    format!("gateway certificate {id}")
 }
 
 /// The instances of a component that may get requests.
@@ -51,6 +102,9 @@ pub struct UpstreamEntry {
     pub state: UpstreamState,
     /// Instances, ready and draining.
     pub endpoints: Vec<Endpoint>,
+    /// Inner ports that speak HTTP/2 without TLS (h2c, gRPC).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http2_ports: Vec<u16>,
 }
 
 /// Whether a component is meant to answer.
@@ -114,4 +168,33 @@ pub struct GatewayStatus {
     pub applied_revision: u64,
     /// Instances that are draining and have open requests here.
     pub busy_draining: Vec<InstanceId>,
+}
+
+/// What passed through one host in the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostRates {
+    /// Answered requests per second.
+    pub requests_per_s: f64,
+    /// Of these, answered with 500 or above, per second.
+    pub errors_per_s: f64,
+    /// Half of the requests were answered within so many ms; absent without requests.
+    pub p50_ms: Option<f64>,
+    /// 99 of 100 requests were answered within so many ms.
+    pub p99_ms: Option<f64>,
+}
+
+/// A request that nobody sends: which route would it take?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteQuestion {
+    /// `http://…` or `https://…`.
+    pub url: String,
+    /// Method; `GET` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Header fields as `NAME: VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Address of who asks; this machine when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<std::net::IpAddr>,
 }

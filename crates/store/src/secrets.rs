@@ -47,7 +47,14 @@ pub struct Sealed {
 
 /// Seals and opens values.
 pub struct SecretBox {
-    keys: Vec<(String, LessSafeKey)>,
+    keys: Vec<SealKey>,
+}
+
+struct SealKey {
+    id: String,
+    /// For [`SecretBox::derive`].
+    raw: [u8; 32],
+    key: LessSafeKey,
 }
 
 impl SecretBox {
@@ -65,20 +72,35 @@ impl SecretBox {
             }
             Err(error) => return Err(fail("read")(error)),
         };
-        let format = |why| SecretError::KeyFormat { path: path.to_owned(), why };
+        Self::parse(&text).map_err(|why| SecretError::KeyFormat { path: path.to_owned(), why })
+    }
+
+    /// Keys from their text, a line each as in the key file.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         let mut keys = Vec::new();
         for line in text.lines().filter(|it| !it.trim().is_empty()) {
-            let (id, key) = line.trim().split_once(' ').ok_or_else(|| format("a line is not `<id> <hex>`"))?;
-            let key = unhex(key).filter(|it| it.len() == 32).ok_or_else(|| format("a key is not 64 hex digits"))?;
-            let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| format("a key is refused"))?;
-            keys.push((id.to_owned(), LessSafeKey::new(key)));
+            let (id, key) = line.trim().split_once(' ').ok_or("a line is not `<id> <hex>`")?;
+            let raw = unhex(key).and_then(|it| <[u8; 32]>::try_from(it).ok()).ok_or("a key is not 64 hex digits")?;
+            let key = UnboundKey::new(&AES_256_GCM, &raw).map_err(|_| "a key is refused")?;
+            keys.push(SealKey { id: id.to_owned(), raw, key: LessSafeKey::new(key) });
         }
-        if keys.is_empty() { Err(format("it holds no key")) } else { Ok(Self { keys }) }
+        if keys.is_empty() { Err("it holds no key") } else { Ok(Self { keys }) }
+    }
+
+    /// The text of keys for one purpose, for [`SecretBox::parse`]: made of ours (HMAC-SHA-256), telling nothing about
+    /// them. Whoever gets it can open only what was sealed for that purpose.
+    pub fn derive(&self, purpose: &str) -> String {
+        let derived = self.keys.iter().map(|it| {
+            let own = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &it.raw);
+            let tag = aws_lc_rs::hmac::sign(&own, format!("arco keys for {purpose}").as_bytes());
+            format!("{} {}\n", it.id, hex(tag.as_ref()))
+        });
+        derived.collect()
     }
 
     /// Seals `value`; `context` (whose secret it is) must be the same when it is opened.
     pub fn seal(&self, context: &str, value: &[u8]) -> Result<Sealed, SecretError> {
-        let (id, key) = &self.keys[0];
+        let SealKey { id, key, .. } = &self.keys[0];
         let mut nonce = [0u8; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SecretError::Broken)?;
         let mut sealed = value.to_vec();
@@ -90,7 +112,7 @@ impl SecretBox {
     /// Opens what [`SecretBox::seal`] made.
     pub fn unseal(&self, context: &str, sealed: &Sealed) -> Result<Vec<u8>, SecretError> {
         let unknown = || SecretError::UnknownKey(sealed.key_id.clone());
-        let (_, key) = self.keys.iter().find(|(id, _)| *id == sealed.key_id).ok_or_else(unknown)?;
+        let key = &self.keys.iter().find(|it| it.id == sealed.key_id).ok_or_else(unknown)?.key;
         let bytes = unhex(&sealed.text).filter(|it| it.len() > NONCE_LEN).ok_or(SecretError::Broken)?;
         let (nonce, text) = bytes.split_at(NONCE_LEN);
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SecretError::Broken)?;
@@ -135,6 +157,11 @@ mod tests {
         assert_eq!(again.unseal("c/A", &sealed).unwrap(), b"value");
         assert!(again.unseal("c/B", &sealed).is_err());
         assert!(!sealed.text.contains(&hex(b"value")));
+        let derived = SecretBox::parse(&again.derive("a")).unwrap();
+        let for_a = derived.seal("c", b"value").unwrap();
+        assert_eq!(SecretBox::parse(&again.derive("a")).unwrap().unseal("c", &for_a).unwrap(), b"value");
+        assert!(SecretBox::parse(&again.derive("b")).unwrap().unseal("c", &for_a).is_err());
+        assert!(again.unseal("c", &for_a).is_err() && derived.unseal("c/A", &sealed).is_err());
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }

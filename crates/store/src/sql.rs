@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{ContextRow, RouteRow, VolumeRow, row};
+pub use rows::{CertificateRow, ContextRow, RouteRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.
@@ -52,11 +52,13 @@ pub enum Kind {
     Credential,
     /// A context that was made for a person ([`ContextRow`]).
     Context,
+    /// A certificate for hosts ([`CertificateRow`]).
+    Certificate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -69,6 +71,7 @@ impl Kind {
         Kind::Tag,
         Kind::Credential,
         Kind::Context,
+        Kind::Certificate,
     ];
 
     /// Name of the table.
@@ -86,6 +89,7 @@ impl Kind {
             Kind::Tag => "tags",
             Kind::Credential => "credentials",
             Kind::Context => "contexts",
+            Kind::Certificate => "certificates",
         }
     }
 

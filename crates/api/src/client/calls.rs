@@ -3,9 +3,10 @@
 use super::{CALL_TIMEOUT, Client, ClientError, encode, path};
 use crate::wire::{
     ApplicationDocument, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
-    ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest,
-    InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument, RollbackRequest, RouteDocument,
-    RouteRequest, ScaleRequest, SecretDocument, SpecPatch, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
+    HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
+    RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
+    TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
 use http::Method;
 use serde::de::DeserializeOwned;
@@ -247,31 +248,69 @@ impl Client {
         self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
     }
 
-    /// Hosts that lead to a component.
+    /// Every route of a tenant, with rates.
+    pub async fn tenant_routes(&self, tenant: &str) -> Result<Vec<RouteDocument>, ClientError> {
+        self.all(&of_tenant(tenant, &["routes"])).await
+    }
+
+    /// Routes of a component, with rates.
     pub async fn routes(&self, tenant: &str, name: ComponentName<'_>) -> Result<Vec<RouteDocument>, ClientError> {
         self.all(&of_component(tenant, name, &["routes"])).await
     }
 
-    /// Adds a host (or changes its port, when it is there).
+    /// Adds a route to each of its hosts.
     pub async fn add_route(
         &self,
         tenant: &str,
         name: ComponentName<'_>,
         request: &RouteRequest,
-    ) -> Result<RouteDocument, ClientError> {
-        self.call(Method::POST, &of_component(tenant, name, &["routes"]), request).await
+    ) -> Result<Vec<RouteDocument>, ClientError> {
+        let page: Page<RouteDocument> =
+            self.call(Method::POST, &of_component(tenant, name, &["routes"]), request).await?;
+        Ok(page.items)
     }
 
-    /// Deletes a host.
-    pub async fn delete_route(
+    /// Makes a route say something else.
+    pub async fn set_route(
         &self,
         tenant: &str,
         name: ComponentName<'_>,
-        host: &str,
-        prefix: &str,
-    ) -> Result<(), ClientError> {
-        let path = format!("{}?host={}&path={}", of_component(tenant, name, &["routes"]), encode(host), encode(prefix));
-        self.send(self.request(Method::DELETE, &path).timeout(CALL_TIMEOUT)).await.map(drop)
+        id: &str,
+        request: &RouteRequest,
+    ) -> Result<RouteDocument, ClientError> {
+        self.call(Method::PUT, &of_component(tenant, name, &["routes", id]), request).await
+    }
+
+    /// Deletes a route.
+    pub async fn delete_route(&self, tenant: &str, name: ComponentName<'_>, id: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &of_component(tenant, name, &["routes", id]));
+        self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
+    }
+
+    /// Certificates of a tenant's hosts.
+    pub async fn certificates(&self, tenant: &str) -> Result<Vec<HostCertificateDocument>, ClientError> {
+        self.all(&of_tenant(tenant, &["certificates"])).await
+    }
+
+    /// Keeps a certificate under a name.
+    pub async fn set_certificate(
+        &self,
+        tenant: &str,
+        name: &str,
+        request: &SetHostCertificate,
+    ) -> Result<HostCertificateDocument, ClientError> {
+        self.call(Method::PUT, &of_tenant(tenant, &["certificates", name]), request).await
+    }
+
+    /// Deletes a certificate.
+    pub async fn delete_certificate(&self, tenant: &str, name: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &of_tenant(tenant, &["certificates", name]));
+        self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
+    }
+
+    /// Which route a request would take.
+    pub async fn explain(&self, question: &RouteQuestion) -> Result<Explanation, ClientError> {
+        self.call(Method::POST, &path(&["v1", "gateway", "explain"]), question).await
     }
 
     /// Names and versions of secrets.

@@ -1,10 +1,11 @@
 //! What the mutating calls do: each one decision over [`World`](super::world::World), written as one batch.
 
 mod apply;
+mod certificate;
 mod context;
 mod credential;
 mod operation;
-mod route;
+pub(super) mod route;
 mod volume;
 
 pub(super) use context::Revoked;

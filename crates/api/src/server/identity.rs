@@ -84,7 +84,7 @@ impl Permission {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match route {
             "/healthz" | "/openapi.json" | "/v1/whoami" => Self::Know,
-            "/metrics" | "/v1/certificates" | "/v1/certificates/{name}" => Self::Administer,
+            "/metrics" | "/v1/gateway/explain" | "/v1/certificates" | "/v1/certificates/{name}" => Self::Administer,
             "/v1/tenants" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,

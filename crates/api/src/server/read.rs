@@ -2,6 +2,7 @@
 
 use super::Api;
 use super::act::Target;
+use super::act::route::HIDDEN;
 use super::error::ApiError;
 use super::world::not_deleting;
 use crate::wire::{
@@ -15,6 +16,7 @@ use arco_model::id::{ComponentId, RevisionId};
 use arco_model::name::{ApplicationName, TenantName};
 use arco_model::observed::InstancePhase;
 use arco_model::operation::{Operation, OperationStatus};
+use arco_model::route::{ComponentTarget, Route, Target as RouteTarget};
 use arco_model::secret::SecretVersion;
 use arco_model::spec::{Port, VolumeKind};
 use arco_model::time::Timestamp;
@@ -108,18 +110,36 @@ impl Api {
     }
 
     fn url(&self, host: &str, prefix: &str) -> String {
-        let deps = &self.deps;
-        let port = (deps.gateway_http)().map_or(deps.config.gateway.http_listen.port(), |it| it.port());
+        let config = self.deps.config.gateway.http_listen;
+        let port = (self.deps.gateway_http)().unwrap_or(config).port();
         let port = if port == 80 { String::new() } else { format!(":{port}") };
         format!("http://{host}{port}{}", if prefix == "/" { "" } else { prefix })
+    }
+
+    /// Where people begin with a route: over HTTPS when plain HTTP only leads there.
+    fn url_of(&self, row: &RouteRow) -> String {
+        let path = path_of(&row.route);
+        if !row.route.tls.redirect {
+            return self.url(&row.host, path);
+        }
+        let port = (self.deps.gateway_https)().unwrap_or(self.deps.config.gateway.https_listen).port();
+        let port = if port == 443 { String::new() } else { format!(":{port}") };
+        format!("https://{}{port}{}", row.host, if path == "/" { "" } else { path })
     }
 
     async fn urls(&self, component: &Component, routes: &[RouteRow]) -> Result<Vec<String>, ApiError> {
         let outer = self.ports(component).await?.iter().any(|it| it.outer && it.protocol.is_http());
         let own = routes.iter().filter(|it| it.component_id == component.id && !it.host.starts_with('*'));
+        let own = own.map(|it| self.url_of(it));
         let hosts = component.default_hosts(&self.deps.config.server.domain);
         let defaults = hosts.iter().filter(|_| outer).map(|it| self.url(it, "/"));
-        Ok(defaults.chain(own.map(|it| self.url(&it.host, &it.prefix))).collect())
+        let mut urls: Vec<String> = Vec::new();
+        for url in defaults.chain(own) {
+            if !urls.contains(&url) {
+                urls.push(url);
+            }
+        }
+        Ok(urls)
     }
 
     async fn routes_of(&self, component: &ComponentId) -> Result<Vec<RouteRow>, ApiError> {
@@ -312,18 +332,96 @@ impl Api {
         })
     }
 
-    pub(super) fn route_document(&self, host: &str, prefix: &str, port: u16, default: bool) -> RouteDocument {
-        RouteDocument { host: host.to_owned(), path: prefix.to_owned(), port, default, url: self.url(host, prefix) }
-    }
-
+    /// Routes of a component, its default hosts first.
     pub(super) async fn routes(&self, component: &Component) -> Result<Vec<RouteDocument>, ApiError> {
         let port = self.ports(component).await?.into_iter().find(|it| it.outer && it.protocol.is_http());
         let hosts = component.default_hosts(&self.deps.config.server.domain);
-        let defaults = port.into_iter().flat_map(|port| hosts.iter().map(move |it| (it, port.port)));
-        let mut items: Vec<_> = defaults.map(|(host, port)| self.route_document(host, "/", port, true)).collect();
-        let added = self.routes_of(&component.id).await?;
-        items.extend(added.iter().map(|it| self.route_document(&it.host, &it.prefix, it.port, false)));
+        let default = |host: &String, port: Port| RouteDocument {
+            id: None,
+            application: component.application.to_string(),
+            component: component.name.to_string(),
+            host: host.clone(),
+            path: "/".to_owned(),
+            port: Some(port.port),
+            default: true,
+            url: self.url(host, "/"),
+            route: Route {
+                hosts: vec![host.clone()],
+                targets: vec![RouteTarget { to: named(component, Some(port.port)), weight: 100 }],
+                ..Route::default()
+            },
+            rates: None,
+        };
+        let mut items: Vec<_> =
+            port.into_iter().flat_map(|port| hosts.iter().map(move |it| default(it, port))).collect();
+        items.extend(self.route_documents(component, &self.routes_of(&component.id).await?).await?);
         Ok(items)
+    }
+
+    /// Added routes of a component as people see them.
+    pub(super) async fn route_documents(
+        &self,
+        component: &Component,
+        rows: &[RouteRow],
+    ) -> Result<Vec<RouteDocument>, ApiError> {
+        let mut known: HashMap<ComponentId, Option<ComponentTarget>> = HashMap::new();
+        known.insert(component.id.clone(), Some(named(component, None)));
+        let mut items = Vec::new();
+        for row in rows {
+            for callee in row.route.callees() {
+                if !known.contains_key(&callee.component) {
+                    let found = self.deps.metadata.get::<Component>(callee.component.as_str()).await?;
+                    known.insert(callee.component.clone(), found.map(|it| named(&it.value, None)));
+                }
+            }
+            let name = |it: arco_model::route::UpstreamTarget| {
+                let known = known.get(&it.component).cloned().flatten();
+                Ok::<_, ApiError>(known.map(|known| ComponentTarget { port: Some(it.port), ..known }))
+            };
+            let mut route = row.route.clone().rename(name)?;
+            route.hosts = vec![row.host.clone()];
+            if let Some(auth) = &mut route.basic_auth {
+                auth.users.values_mut().for_each(|it| HIDDEN.clone_into(it));
+            }
+            items.push(RouteDocument {
+                id: Some(row.id.to_string()),
+                application: row.application.to_string(),
+                component: row.component.to_string(),
+                host: row.host.clone(),
+                path: path_of(&row.route).to_owned(),
+                port: row.route.targets.first().map(|it| it.to.port),
+                default: false,
+                url: self.url_of(row),
+                route,
+                rates: None,
+            });
+        }
+        Ok(items)
+    }
+
+    /// Every route of a tenant.
+    pub(super) async fn tenant_routes(&self, tenant: &TenantName) -> Result<Vec<RouteDocument>, ApiError> {
+        self.tenant_exists(tenant).await?;
+        let mut components = self.deps.metadata.list::<Component>(&Query::tag(tenant.as_str())).await?.items;
+        components.sort_by_key(|it| it.value.reference());
+        let mut items = Vec::new();
+        for component in components {
+            items.extend(self.routes(&component.value).await?);
+        }
+        Ok(items)
+    }
+
+    /// Says what passed through the hosts of `routes`, when the gateway answers.
+    pub(super) async fn with_rates(&self, mut routes: Vec<RouteDocument>) -> Vec<RouteDocument> {
+        let Some(gateway) = &self.deps.gateway else { return routes };
+        let mut hosts: Vec<String> = routes.iter().map(|it| it.host.clone()).collect();
+        hosts.sort();
+        hosts.dedup();
+        match gateway.rates(&hosts).await {
+            Ok(rates) => routes.iter_mut().for_each(|it| it.rates = rates.get(&it.host).copied()),
+            Err(problem) => tracing::debug!(%problem, "the gateway does not tell its rates"),
+        }
+        routes
     }
 
     pub(super) async fn secrets(&self, component: &Component) -> Result<Vec<SecretDocument>, ApiError> {
@@ -395,6 +493,16 @@ pub(super) fn matches(
         && application.is_none_or(|it| operation.application.as_str() == it)
         && component.is_none_or(|it| operation.component.as_str() == it)
         && (!failed || operation.status == OperationStatus::Failed)
+}
+
+fn named(component: &Component, port: Option<u16>) -> ComponentTarget {
+    ComponentTarget { application: component.application.clone(), component: component.name.clone(), port }
+}
+
+/// Where people begin: the first path of a route that is one.
+fn path_of<T>(route: &Route<T>) -> &str {
+    let path = route.paths.iter().find_map(|it| it.prefix.as_deref().or(it.exact.as_deref()));
+    path.unwrap_or("/")
 }
 
 fn volume(row: &VolumeRow, owner: Option<&Component>) -> VolumeDocument {

@@ -3,10 +3,12 @@
 //! A handler parses, calls one function and answers. Who may call is decided before it ([`super::identity`]).
 
 mod application;
+mod certificate;
 mod component;
 mod context;
 mod credential;
 mod operation;
+mod route;
 mod setting;
 mod stream;
 mod system;
@@ -57,6 +59,8 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(tenant::volumes))
         .routes(routes!(tenant::delete_volume))
         .routes(routes!(credential::list, credential::set, credential::delete))
+        .routes(routes!(certificate::list))
+        .routes(routes!(certificate::set, certificate::delete))
         .routes(routes!(application::list))
         .routes(routes!(application::get, application::apply, application::delete))
         .routes(routes!(component::get, component::patch, component::delete))
@@ -69,7 +73,10 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(component::revisions))
         .routes(routes!(component::instances))
         .routes(routes!(setting::volumes))
-        .routes(routes!(setting::routes, setting::add_route, setting::delete_route))
+        .routes(routes!(route::of_tenant))
+        .routes(routes!(route::of_component, route::add))
+        .routes(routes!(route::set, route::delete))
+        .routes(routes!(route::explain))
         .routes(routes!(setting::secrets))
         .routes(routes!(setting::set_secret, setting::delete_secret))
         .routes(routes!(stream::component_log))

@@ -209,22 +209,6 @@ pub struct VolumeDocument {
     pub created_at: String,
 }
 
-/// A host that leads to a component.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct RouteDocument {
-    /// Host in lower case.
-    pub host: String,
-    /// Path prefix.
-    pub path: String,
-    /// Inner port.
-    pub port: u16,
-    /// Whether this is the default host, which cannot be deleted.
-    #[serde(default)]
-    pub default: bool,
-    /// Full URL.
-    pub url: String,
-}
-
 /// A secret without its value.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SecretDocument {

@@ -65,21 +65,6 @@ pub struct SetSecret {
     pub value: SecretText,
 }
 
-/// A further host of a component.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema, IntoParams)]
-#[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct RouteRequest {
-    /// Host; `*.suffix` for a wildcard.
-    pub host: String,
-    /// Path prefix; `/` when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Inner port; the first outer HTTP port when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-}
-
 /// A new tenant.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -28,20 +28,24 @@ GET /v1/tenants/{tenant}/applications/{application}/components/{component}/route
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/run
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/volumes
+GET /v1/tenants/{tenant}/certificates
 GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
+GET /v1/tenants/{tenant}/routes
 GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
 DELETE /v1/tenants/{tenant}/applications/{application}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}
-DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes
+DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
+DELETE /v1/tenants/{tenant}/certificates/{name}
 DELETE /v1/tenants/{tenant}/credentials
 DELETE /v1/tenants/{tenant}/volumes/{id}
 HEAD /v1/tenants/{tenant}/uploads/{digest}
 PATCH /v1/tenants/{tenant}/applications/{application}/components/{component}
 POST /v1/certificates
+POST /v1/gateway/explain
 POST /v1/operations/{id}/cancel
 POST /v1/tenants
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/deploy
@@ -53,7 +57,9 @@ POST /v1/tenants/{tenant}/applications/{application}/components/{component}/star
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/stop
 POST /v1/tenants/{tenant}/uploads
 PUT /v1/tenants/{tenant}/applications/{application}
+PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
+PUT /v1/tenants/{tenant}/certificates/{name}
 PUT /v1/tenants/{tenant}/credentials
 ";
 

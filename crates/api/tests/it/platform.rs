@@ -86,6 +86,8 @@ impl Platform {
             logs,
             eventlog: eventlog(),
             gateway_http: Arc::new(|| Some("127.0.0.1:8080".parse().unwrap())),
+            gateway_https: Arc::new(|| Some("127.0.0.1:8443".parse().unwrap())),
+            gateway: None,
             pki: Some(pki.clone()),
             health: Health::new(),
             metrics: Metrics::new(),

@@ -7,10 +7,13 @@ use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::spec::{VolumeKind, VolumeSpec};
 use arco_store::clock;
-use arco_store::sql::{Query, VolumeRow};
+use arco_store::sql::{Query, RouteRow, VolumeRow};
+use serde_json::json;
 
-fn route(host: &str, path: Option<&str>, port: Option<u16>) -> RouteRequest {
-    RouteRequest { host: host.to_owned(), path: path.map(str::to_owned), port }
+fn route(host: &str, more: serde_json::Value) -> RouteRequest {
+    let mut document = serde_json::json!({"hosts": [host]});
+    document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(document).unwrap()
 }
 
 #[tokio::test]
@@ -41,13 +44,16 @@ async fn secrets_are_sealed_versioned_and_never_shown() {
 }
 
 #[tokio::test]
-async fn hosts_are_added_and_belong_to_one_component() {
+async fn routes_are_added_changed_and_belong_to_one_component() {
     let platform = Platform::start().await;
     platform.deploy(("other", "web"), SpecPatch::default()).await.unwrap();
     platform.running(WEB, SpecPatch::default()).await;
+    platform.running(("shop", "canary"), SpecPatch::default()).await;
     let add = async |request: &RouteRequest| platform.client.add_route("default", WEB, request).await;
-    let added = add(&route("WWW.example.com", Some("/api/"), None)).await.unwrap();
-    assert_eq!((added.host.as_str(), added.path.as_str(), added.port), ("www.example.com", "/api", 8080));
+    let plain = |host: &str| route(host, json!({}));
+    let at = |host: &str, path: &str| route(host, json!({"paths": [{"prefix": path}]}));
+    let added = add(&at("WWW.example.com", "/api/")).await.unwrap().remove(0);
+    assert_eq!((added.host.as_str(), added.path.as_str(), added.port), ("www.example.com", "/api", Some(8080)));
     assert_eq!(added.url, "http://www.example.com:8080/api");
     let shown = platform.client.routes("default", WEB).await.unwrap();
     assert_eq!(shown.iter().map(|it| it.default).collect::<Vec<_>>(), [true, true, false]);
@@ -55,18 +61,86 @@ async fn hosts_are_added_and_belong_to_one_component() {
     let [default, short] = platform.component(WEB).await.default_hosts("example.test");
     assert_eq!(urls, [format!("http://{default}:8080"), format!("http://{short}:8080"), added.url.clone()]);
     let [other, _] = platform.component(("other", "web")).await.default_hosts("example.test");
-    assert_eq!(code(add(&route(&other, None, None)).await), "host_taken");
-    assert_eq!(code(add(&route("a b", None, None)).await), "host_invalid");
-    assert_eq!(code(add(&route("a.test", Some("x"), None)).await), "path_invalid");
-    assert_eq!(code(add(&route("a.test", None, Some(9))).await), "port_not_routable");
-    assert_eq!(
-        code(platform.client.add_route("default", ("other", "web"), &route("b.test", None, None)).await),
-        "port_not_routable"
+    assert_eq!(code(add(&plain(&other)).await), "host_taken");
+    for (request, expected) in [
+        (plain("a b"), "host_invalid"),
+        (at("a.test", "x"), "path_invalid"),
+        (route("a.test", json!({"targets": [{"to": "shop/web:9"}]})), "port_not_routable"),
+        (route("a.test", json!({"targets": [{"to": "shop/gone"}]})), "not_found"),
+        (route("a.test", json!({"redirect": {"status": 302}})), "route_invalid"),
+        (route("a.test", json!({"basic_auth": {"users_file": "/etc/passwd"}})), "route_invalid"),
+    ] {
+        assert_eq!(code(add(&request).await), expected, "{request:?}");
+    }
+    let other = platform.client.add_route("default", ("other", "web"), &plain("b.test")).await;
+    assert_eq!(code(other), "port_not_routable");
+    // The same requests again: the route is replaced and stays the same one.
+    let again = add(&route(
+        "www.example.com",
+        json!({"paths": [{"prefix": "/api"}], "targets": [{"to": "shop/web", "weight": 9}, {"to": "shop/canary", "weight": 1}]}),
+    ));
+    let again = again.await.unwrap().remove(0);
+    assert_eq!(again.id, added.id);
+    assert_eq!(again.route.targets[1].to.to_string(), "shop/canary:8080");
+    let canary = ("shop", "canary");
+    assert_eq!(code(platform.client.add_route("default", canary, &at("www.example.com", "/api")).await), "host_taken");
+    // Other requests of the same host.
+    let posts = route(
+        "www.example.com",
+        json!({"paths": [{"prefix": "/api"}], "methods": ["POST"], "answer": {"status": 405}}),
     );
-    add(&route("www.example.com", Some("/api"), Some(8080))).await.unwrap();
-    assert_eq!(code(platform.client.delete_route("default", WEB, &default, "/").await), "route_is_default");
-    platform.client.delete_route("default", WEB, "www.example.com", "/api").await.unwrap();
-    assert_eq!(code(platform.client.delete_route("default", WEB, "www.example.com", "/api").await), "not_found");
+    add(&posts).await.unwrap();
+    // The default host takes routes of its own component.
+    let hash = format!("pbkdf2-sha256$1000${}${}", "0".repeat(16), "0".repeat(64));
+    let own = add(&route(&default, json!({"basic_auth": {"users": {"ann": hash}}}))).await.unwrap().remove(0);
+    assert_eq!(own.route.basic_auth.as_ref().unwrap().users["ann"], "…");
+    let mut changed = own.route.clone();
+    changed.max_body_bytes = Some(7);
+    let id = own.id.clone().unwrap();
+    platform.client.set_route("default", WEB, &id, &changed).await.unwrap();
+    let row = platform.metadata.get::<RouteRow>(&id).await.unwrap().unwrap().value;
+    assert_eq!(
+        (row.route.basic_auth.unwrap().users["ann"].as_str(), row.route.max_body_bytes),
+        (hash.as_str(), Some(7))
+    );
+    assert_eq!(code(platform.client.set_route("default", canary, &id, &changed).await), "not_found");
+    platform.client.delete_route("default", WEB, &id).await.unwrap();
+    assert_eq!(code(platform.client.delete_route("default", WEB, &id).await), "not_found");
+    assert_eq!(platform.client.tenant_routes("default").await.unwrap().len(), 2 + 2 + 2);
+}
+
+#[tokio::test]
+async fn a_host_belongs_to_one_tenant() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let add = async |host: &str| platform.client.add_route("default", WEB, &route(host, json!({}))).await;
+    let stranger = platform.component(WEB).await;
+    for host in ["*.theirs.test", "one.test"] {
+        let theirs = RouteRow {
+            id: clock::fresh(),
+            tenant: "theirs".parse().unwrap(),
+            application: stranger.application.clone(),
+            component: stranger.name.clone(),
+            component_id: clock::fresh(),
+            host: host.to_owned(),
+            route: arco_model::route::Route::default(),
+            created_at: clock::now(),
+        };
+        platform.metadata.insert(&theirs).await.unwrap();
+    }
+    for host in ["*.theirs.test", "a.theirs.test", "*.b.theirs.test", "one.test"] {
+        assert_eq!(code(add(host).await), "host_taken", "{host}");
+    }
+    for host in ["theirs.test", "*.one.test"] {
+        add(host).await.unwrap();
+    }
+    let developer = platform.client_of("ada", "developer", &["default"]);
+    assert_eq!(code(developer.add_route("default", WEB, &route("*", json!({}))).await), "host_invalid");
+    add("*").await.unwrap();
+    let question =
+        arco_model::traffic::RouteQuestion { url: "http://a/".into(), method: None, headers: vec![], client: None };
+    assert_eq!(code(developer.explain(&question).await), "role_denied");
+    assert_eq!(code(platform.client.explain(&question).await), "role_missing");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power, revisions,
+    apply, bind, certificate, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power, revisions,
     route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
@@ -42,9 +42,9 @@ pub(crate) enum Command {
     /// Run the platform on this machine
     #[command(after_help = "Example:\n  arco server --domain apps.example.com")]
     Server(crate::server::ServerArgs),
-    /// Run only the gateway, from a file
+    /// Run only the gateway, from a file; or explain where a request goes
     #[command(
-        after_help = "Example:\n  arco gateway --config gateway.yaml --check\n  arco gateway --config gateway.yaml"
+        after_help = "Examples:\n  arco gateway --config gateway.yaml --check\n  arco gateway --config gateway.yaml\n  arco gateway explain https://shop.example.com/api"
     )]
     Gateway(crate::server::GatewayArgs),
     /// Gateway and DNS of a server (started by it)
@@ -143,9 +143,15 @@ pub(crate) enum Command {
     /// Take a binding away
     #[command(after_help = "Example:\n  arco unbind demo/web STORE")]
     Unbind(bind::UnbindArgs),
-    /// Add, change, delete and list hosts of a component
+    /// Add, change, delete and list routes
     #[command(subcommand, after_help = "Example:\n  arco route add demo/web shop.example.com")]
     Route(route::RouteCommand),
+    /// Add, replace, delete and list certificates of hosts
+    #[command(
+        subcommand,
+        after_help = "Example:\n  arco certificate add example --cert @fullchain.pem --key @privkey.pem"
+    )]
+    Certificate(certificate::CertificateCommand),
     /// Delete a component or a whole application
     #[command(after_help = "Examples:\n  arco delete demo/web\n  arco delete demo --yes --keep-volumes")]
     Delete(delete::DeleteArgs),

@@ -1,83 +1,289 @@
-//! `arco route`: hosts that lead to a component.
+//! `arco route`: which requests lead to a component, and what is done with them on the way.
 
-use super::failure::Failure;
-use super::reference::Reference;
+mod flags;
+
+use super::failure::{Failure, exit};
+use super::reference::{Named, Reference};
 use super::session::Session;
 use arco_api::wire::{RouteDocument, RouteRequest};
 use clap::{Args, Subcommand};
+use flags::RouteFlags;
+use std::path::PathBuf;
 
 /// What to do with routes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RouteCommand {
-    /// List hosts
-    #[command(after_help = "Example:\n  arco route list demo/web")]
+    /// List routes with what passes through their hosts just now
+    #[command(after_help = "Examples:\n  arco route list\n  arco route list demo/web -o json")]
     List {
-        /// APP/COMPONENT
-        #[arg(value_name = "APP/COMPONENT")]
-        reference: Reference,
+        /// APP or APP/COMPONENT [default: all]
+        #[arg(value_name = "APP[/COMPONENT]")]
+        reference: Option<Reference>,
     },
-    /// Add a host
+    /// Add a route; one for the same requests is replaced
     #[command(
-        after_help = "Examples:\n  arco route add demo/web shop.example.com\n  arco route add demo/api shop.example.com --path /api --port 9000"
+        after_help = "Examples:\n  arco route add demo/web shop.example.com --tls auto --redirect-https\n  arco route add demo/api shop.example.com --path /api --rewrite-prefix / --port 9000\n  arco route add demo/web shop.example.com --weight 90 --target demo/canary=10 --sticky side\n  arco route add demo/beta shop.example.com --cookie beta=yes\n  arco route add demo/web -f route.yaml\n\ndocs/guides/routing.md has an example for everything."
     )]
-    Add(RouteArgs),
-    /// Change the port of a host
-    #[command(after_help = "Example:\n  arco route set demo/web shop.example.com --port 9000")]
-    Set(RouteArgs),
-    /// Delete a host
-    #[command(visible_alias = "remove", after_help = "Example:\n  arco route delete demo/web shop.example.com")]
-    Delete {
-        /// APP/COMPONENT
-        #[arg(value_name = "APP/COMPONENT")]
-        reference: Reference,
-        /// Host
-        host: String,
-        /// Path prefix
-        #[arg(long, default_value = "/")]
-        path: String,
-    },
+    Add(Box<AddArgs>),
+    /// Change a route: what is given takes the place of what was there
+    #[command(
+        after_help = "Examples:\n  arco route set demo/web shop.example.com --weight 50 --target demo/canary=50\n  arco route set demo/web shop.example.com --maintenance 'Back at noon.'\n  arco route set demo/web shop.example.com --unset maintenance"
+    )]
+    Set(Box<SetArgs>),
+    /// Delete a route
+    #[command(
+        visible_alias = "remove",
+        after_help = "Example:\n  arco route delete demo/web shop.example.com --path /api"
+    )]
+    Delete(Which),
 }
 
-/// A host, a path and a port.
+/// A component and its new route.
 #[derive(Args, Debug)]
-pub(crate) struct RouteArgs {
+pub(crate) struct AddArgs {
     /// APP/COMPONENT
     #[arg(value_name = "APP/COMPONENT")]
     reference: Reference,
     /// Host; `*.example.com` for all below it
-    host: String,
-    /// Path prefix
-    #[arg(long, default_value = "/")]
-    path: String,
-    /// Inner port [default: the first outer HTTP port]
-    #[arg(long, value_name = "PORT")]
-    port: Option<u16>,
+    #[arg(value_name = "DOMAIN")]
+    host: Option<String>,
+    /// A further host (repeatable)
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Vec<String>,
+    /// The route as a YAML or JSON file, or a list of them; `-` reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Paths below this (repeatable) [default: /]
+    #[arg(long, value_name = "PATH")]
+    path: Vec<String>,
+    /// The path itself, nothing below it
+    #[arg(long, requires = "path", conflicts_with = "regex")]
+    exact: bool,
+    /// The path is a regular expression; anchor it with ^ and $
+    #[arg(long, requires = "path")]
+    regex: bool,
+    #[command(flatten)]
+    flags: RouteFlags,
+}
+
+/// A route and its changes.
+#[derive(Args, Debug)]
+pub(crate) struct SetArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Take a part away: methods, headers, cookies, query, sticky, mirror, rewrite, redirect, answer, maintenance,
+    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, max_body_bytes, timeouts, tls
+    #[arg(long, value_name = "PART")]
+    unset: Vec<String>,
+    #[command(flatten)]
+    flags: RouteFlags,
+}
+
+/// One route of a component.
+#[derive(Args, Debug)]
+pub(crate) struct Which {
+    /// APP/COMPONENT
+    #[arg(value_name = "APP/COMPONENT")]
+    reference: Reference,
+    /// Its host
+    #[arg(value_name = "DOMAIN", required_unless_present_any = ["domain", "id"])]
+    host: Option<String>,
+    /// Its host
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "host")]
+    domain: Option<String>,
+    /// Its path, when the host has several routes
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// Its id, as `arco route list -o json` shows it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["host", "domain", "path"])]
+    id: Option<String>,
 }
 
 /// Runs.
 pub(crate) async fn run(command: &RouteCommand, session: &Session<'_>) -> Result<(), Failure> {
     match command {
-        RouteCommand::List { reference } => {
-            let named = session.component(reference).await?;
-            let routes = session.client.routes(&session.tenant, named.pair()).await?;
-            session.ui.list(&routes, |ui| ui.table(&["HOST", "PATH", "PORT", "URL"], routes.iter().map(row)));
-        }
-        RouteCommand::Add(args) | RouteCommand::Set(args) => {
-            let named = session.component(&args.reference).await?;
-            let request = RouteRequest { host: args.host.clone(), path: Some(args.path.clone()), port: args.port };
-            let route = session.client.add_route(&session.tenant, named.pair(), &request).await?;
-            session.ui.document(&route, |ui| ui.line(&format!("{} leads to {named}", route.url)));
-        }
-        RouteCommand::Delete { reference, host, path } => {
-            let named = session.component(reference).await?;
-            session.client.delete_route(&session.tenant, named.pair(), host, path).await?;
-            let document = serde_json::json!({"deleted": host, "path": path});
-            session.ui.document(&document, |ui| ui.line(&format!("{host} does not lead to {named} any more")));
+        RouteCommand::List { reference } => list(reference.as_ref(), session).await,
+        RouteCommand::Add(args) => add(args, session).await,
+        RouteCommand::Set(args) => set(args, session).await,
+        RouteCommand::Delete(which) => {
+            let named = session.component(&which.reference).await?;
+            let (id, route) = find(which, &named, session).await?;
+            session.client.delete_route(&session.tenant, named.pair(), &id).await?;
+            let document = serde_json::json!({"deleted": route.host, "path": route.path, "id": id});
+            let shown = format!("{} ({}) does not lead to {named} any more", route.host, route.route.meaning());
+            session.ui.document(&document, |ui| ui.line(&shown));
+            Ok(())
         }
     }
+}
+
+async fn list(reference: Option<&Reference>, session: &Session<'_>) -> Result<(), Failure> {
+    let routes = match reference {
+        None => session.client.tenant_routes(&session.tenant).await?,
+        Some(reference) => {
+            let mut routes = Vec::new();
+            for named in session.components(reference).await? {
+                routes.extend(session.client.routes(&session.tenant, named.pair()).await?);
+            }
+            routes
+        }
+    };
+    let header = ["COMPONENT", "HOST", "REQUESTS", "ANSWER", "TLS", "REQ/S", "ERR/S", "P50 MS", "P99 MS"];
+    session.ui.list(&routes, |ui| ui.table(&header, routes.iter().map(row)));
     Ok(())
 }
 
+async fn add(args: &AddArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let named = session.component(&args.reference).await?;
+    let mut requests = match &args.file {
+        Some(path) => read(path)?,
+        None => vec![RouteRequest::default()],
+    };
+    for request in &mut requests {
+        request.hosts.extend(args.host.iter().chain(&args.domain).cloned());
+        if !args.path.is_empty() {
+            request.paths = args.path.iter().map(|it| flags::path(it, args.exact, args.regex)).collect();
+        }
+        args.flags.apply(request, &named, session.ui)?;
+        if request.hosts.is_empty() {
+            let advice = "give one, as `arco route add APP/COMPONENT shop.example.com`";
+            return Err(Failure::usage("host_missing", "no host is given", advice));
+        }
+    }
+    let mut added = Vec::new();
+    for request in &requests {
+        added.extend(session.client.add_route(&session.tenant, named.pair(), request).await?);
+    }
+    session.ui.list(&added, |ui| added.iter().for_each(|it| ui.line(&format!("{} leads to {}", it.url, answer(it)))));
+    Ok(())
+}
+
+async fn set(args: &SetArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let named = session.component(&args.which.reference).await?;
+    let (id, mut document) = find(&args.which, &named, session).await?;
+    flags::unset(&mut document.route, &args.unset)?;
+    args.flags.apply(&mut document.route, &named, session.ui)?;
+    let route = session.client.set_route(&session.tenant, named.pair(), &id, &document.route).await?;
+    session.ui.document(&route, |ui| ui.line(&format!("{} leads to {}", route.url, answer(&route))));
+    Ok(())
+}
+
+/// The one route that is meant.
+async fn find(which: &Which, named: &Named, session: &Session<'_>) -> Result<(String, RouteDocument), Failure> {
+    let host = which.host.as_deref().or(which.domain.as_deref()).map(str::to_ascii_lowercase);
+    let path = which.path.as_deref().map(|it| if it.len() > 1 { it.trim_end_matches('/') } else { it });
+    let routes = session.client.routes(&session.tenant, named.pair()).await?;
+    let meant = |it: &RouteDocument| match (&which.id, &host) {
+        (Some(id), _) => it.id.as_ref() == Some(id),
+        (None, Some(host)) => {
+            let paths = || it.route.paths.iter().map(|it| it.text());
+            it.host == *host
+                && path.is_none_or(|path| if path == "/" { it.path == "/" } else { paths().any(|it| it == path) })
+        }
+        (None, None) => false,
+    };
+    let (added, default): (Vec<_>, Vec<_>) = routes.into_iter().filter(meant).partition(|it| it.id.is_some());
+    let shown = which.id.clone().or(host).unwrap_or_default();
+    let mut added = added.into_iter();
+    match (added.next(), added.next()) {
+        (Some(one), None) => Ok((one.id.clone().unwrap_or_default(), one)),
+        (Some(one), Some(two)) => {
+            let shown: Vec<_> = [one, two]
+                .into_iter()
+                .chain(added)
+                .map(|it| format!("{} ({})", it.id.unwrap_or_default(), it.route.meaning()))
+                .collect();
+            Err(Failure::usage(
+                "route_ambiguous",
+                format!("several routes are meant: {}", shown.join(", ")),
+                "name one by `--path`, or by `--id`",
+            ))
+        }
+        _ if !default.is_empty() => Err(Failure::new(
+            exit::CONFLICT,
+            "route_is_default",
+            format!("`{shown}` is the default host of `{named}`, it has no route of its own"),
+            "it goes with the component (`arco stop` ends what answers there); `arco route add` with this host makes a route for it",
+        )),
+        _ => Err(Failure::new(
+            exit::NOT_FOUND,
+            "not_found",
+            format!("`{named}` has no route for `{shown}`"),
+            format!("`arco route list {named}` shows which there are"),
+        )),
+    }
+}
+
+/// Routes of a file: one, or a list.
+fn read(path: &std::path::Path) -> Result<Vec<RouteRequest>, Failure> {
+    let shown = path.display();
+    let fail = |why: String| {
+        Failure::usage(
+            "route_invalid",
+            format!("`{shown}` is not a route: {why}"),
+            "docs/guides/routing.md describes the file",
+        )
+    };
+    let text = match path.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(path),
+    };
+    let text = text.map_err(|it| fail(it.to_string()))?;
+    let one_or_more: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).map_err(|it| fail(it.to_string()))?;
+    // Read again from the text, so that an error has its line.
+    let routes: Result<Vec<RouteRequest>, _> = match one_or_more {
+        serde_yaml_ng::Value::Sequence(_) => serde_yaml_ng::from_str(&text),
+        _ => serde_yaml_ng::from_str(&text).map(|it| vec![it]),
+    };
+    routes.map_err(|it| fail(it.to_string()))
+}
+
+/// Who or what answers, in a few words.
+fn answer(document: &RouteDocument) -> String {
+    let route = &document.route;
+    if let Some(it) = &route.maintenance {
+        return format!("maintenance: {}", it.message);
+    }
+    match (&route.redirect, &route.answer) {
+        (Some(it), _) => {
+            let status = it.status.unwrap_or(302);
+            let parts = [it.scheme.as_deref(), it.host.as_deref(), it.path.as_deref().or(it.prefix.as_deref())];
+            return format!("redirect {status} {}", parts.into_iter().flatten().collect::<Vec<_>>().join(" "));
+        }
+        (_, Some(it)) => return format!("answer {}", it.status),
+        _ => {}
+    }
+    let total: u64 = route.targets.iter().map(|it| u64::from(it.weight)).sum();
+    let share = |weight: u32| {
+        if total == 0 { 100.0 / route.targets.len() as f64 } else { f64::from(weight) * 100.0 / total as f64 }
+    };
+    let shown: Vec<_> = match &route.targets[..] {
+        [] => vec!["nothing: its target is gone".to_owned()],
+        [one] => vec![one.to.to_string()],
+        several => several.iter().map(|it| format!("{} {:.0}%", it.to, share(it.weight))).collect(),
+    };
+    shown.join(", ")
+}
+
 fn row(route: &RouteDocument) -> Vec<String> {
-    vec![route.host.clone(), route.path.clone(), route.port.to_string(), route.url.clone()]
+    let requests = if route.default { "all that no route is for".to_owned() } else { route.route.meaning() };
+    let tls = match (&route.route.tls.certificate, route.route.tls.redirect) {
+        (Some(it), true) => format!("{it}, only"),
+        (None, true) => "only".to_owned(),
+        (Some(it), false) => it.clone(),
+        (None, false) => String::new(),
+    };
+    let number = |it: Option<f64>| it.map_or_else(|| "-".to_owned(), |it| format!("{it:.1}"));
+    let rates = route.rates;
+    vec![
+        format!("{}/{}", route.application, route.component),
+        route.host.clone(),
+        requests,
+        answer(route),
+        tls,
+        number(rates.map(|it| it.requests_per_s)),
+        number(rates.map(|it| it.errors_per_s)),
+        number(rates.and_then(|it| it.p50_ms)),
+        number(rates.and_then(|it| it.p99_ms)),
+    ]
 }

@@ -1,9 +1,9 @@
 //! Flags of `arco server`, and how they become settings.
 
 use arco_config::Config;
-use clap::Args;
+use clap::{Args, Subcommand};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use toml::Value;
 
 /// Runs the platform on this machine.
@@ -89,10 +89,11 @@ impl ServerArgs {
 
 /// The gateway without a control plane, from one YAML file.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct GatewayArgs {
     /// Listeners, certificates, upstreams and routes (YAML); read again on SIGHUP and when it changes
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Only check the file
     #[arg(long)]
     pub(crate) check: bool,
@@ -100,6 +101,23 @@ pub(crate) struct GatewayArgs {
     pub(crate) worker: bool,
     #[arg(long, hide = true)]
     pub(crate) resumed: bool,
+    /// Something else than to run it
+    #[command(subcommand)]
+    pub(crate) command: Option<GatewayCommand>,
+}
+
+impl GatewayArgs {
+    /// The file.
+    pub(crate) fn file(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+/// What to do with a gateway beside running it.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum GatewayCommand {
+    /// Say which route, change and instance a request would take, and why
+    Explain(crate::cli::ExplainArgs),
 }
 
 /// Gateway and DNS of a server; started by it.

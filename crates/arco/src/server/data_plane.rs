@@ -16,9 +16,10 @@ use arco_daemon::pki::{Leaf, Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_gateway::bind::answers;
 use arco_gateway::process::{self as plane, Handle, PATIENCE, build_of};
-use arco_model::traffic::{GATEWAY_PREFIX, STATUS_PREFIX};
+use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, STATUS_PREFIX};
 use arco_store::kv::front::{Front, Grant};
 use arco_store::kv::{EtcdTls, SharedKv};
+use arco_store::secrets::SecretBox;
 use link::Link;
 pub(crate) use process::main;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -87,7 +88,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -114,12 +115,14 @@ pub(crate) async fn start(
     config: &Config,
     pki: &Arc<Pki>,
     store: SocketAddr,
+    secrets: &SecretBox,
     supervisor: &Supervisor,
 ) -> anyhow::Result<Running> {
     let data_dir = config.server.data_dir.clone();
     let executable = std::env::current_exe().context("failed to find this executable")?;
     let make = {
         let (pki, config, executable) = (pki.clone(), config.clone(), executable.clone());
+        let certificate_keys = secrets.derive(GATEWAY_KEYS);
         move |gateway: GatewayConfig| -> anyhow::Result<(Link, Leaf)> {
             let leaf =
                 pki.client(&Subject { name: CLIENT.to_owned(), role: CLIENT.to_owned(), tenants: Vec::new() })?;
@@ -128,6 +131,7 @@ pub(crate) async fn start(
                 gateway,
                 executable: executable.clone(),
                 store,
+                certificate_keys: certificate_keys.clone(),
                 authority_pem: pki.authority_pem().to_owned(),
                 certificate_pem: leaf.certificate_pem.clone(),
                 key_pem: leaf.key_pem.clone(),

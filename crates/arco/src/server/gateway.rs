@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
     let outcome = match args {
-        GatewayArgs { check: true, .. } => check(&args.config).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
-        GatewayArgs { worker: true, .. } => worker(&args.config).map(|()| ExitCode::SUCCESS),
+        GatewayArgs { check: true, .. } => check(args.file()).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
+        GatewayArgs { worker: true, .. } => worker(args.file()).map(|()| ExitCode::SUCCESS),
         _ => keep(args),
     };
     outcome.unwrap_or_else(|error| {
@@ -34,7 +34,7 @@ fn keep(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
     telemetry::init("info", telemetry::LogFormat::Text)?;
     // Where this executable is now; a newer one will be at the same place.
     let executable: PathBuf = std::env::current_exe().context("failed to find this executable")?;
-    let (workers, renewed) = (args.config.clone(), args.config.clone());
+    let (workers, renewed) = (args.file().to_owned(), args.file().to_owned());
     let holding = Holding {
         worker: Box::new(move |executable| command(executable, &workers, "--worker")),
         renewed: Box::new(move |executable| command(executable, &renewed, "--resumed")),

@@ -8,7 +8,7 @@ use super::files::{self, Addresses};
 use super::stores::Stores;
 use super::{Listeners, console};
 use anyhow::Context as _;
-use arco_api::server::{ApiDeps, TokenIssuer};
+use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
 use arco_builder::{BuildProxy, Builder, BuilderDeps};
 use arco_config::{Config, Egress, Role};
 use arco_controller::{Controller, ControllerDeps, Gone, Retention};
@@ -119,7 +119,7 @@ pub(crate) async fn start(
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
         publish_settings(config, &stores, dns_address).await?;
-        let running = data_plane::start(config, &pki, store, supervisor).await?;
+        let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
         let published = [running.http().port(), running.https().port()].into();
         local.publish_ports(published).await.context("failed to let instances reach the gateway")?;
@@ -189,7 +189,7 @@ pub(crate) async fn start(
             let scope = Scope::repository(repository, &[Action::Pull, Action::Push]);
             Ok(issuer.tokens().issue(&scope, TOKEN_LIFE))
         });
-        let http = data_plane.clone();
+        let (http, https) = (data_plane.clone(), data_plane.clone());
         let role = arco_api::server::build(ApiDeps {
             config: config.clone(),
             metadata: stores.metadata.clone(),
@@ -201,6 +201,8 @@ pub(crate) async fn start(
             logs: logs.clone(),
             eventlog: eventlog.router(),
             gateway_http: Arc::new(move || http.as_ref().map(Running::http)),
+            gateway_https: Arc::new(move || https.as_ref().map(Running::https)),
+            gateway: data_plane.clone().map(|it| Arc::new(it) as Arc<dyn AskGateway>),
             pki: Some(pki.clone()),
             health: health.clone(),
             metrics: metrics.clone(),

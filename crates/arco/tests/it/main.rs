@@ -15,4 +15,5 @@ mod isolation;
 mod neighbour;
 mod one_off;
 mod private_git;
+mod routes;
 mod survive;

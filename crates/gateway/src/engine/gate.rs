@@ -26,6 +26,11 @@ pub(super) fn answer<B>(
 ) -> Option<Response<String>> {
     let headers = request.headers();
     let protection = &policy.protection;
+    // Before anything secret is asked for.
+    if let Some(redirect) = policy.https.redirect.as_ref().filter(|_| origin.scheme != "https") {
+        let answer = redirect.answer(&rule.path, origin.scheme, origin.host, request.uri());
+        return Some(answer.unwrap_or_else(|| Page::bad_path().render(headers)));
+    }
     if !protection.admits(origin.client) {
         let (message, advice) = ("You may not come in from this address.", "Ask whoever runs this application.");
         return Some(Page::refused(StatusCode::FORBIDDEN, "forbidden", message, advice).render(headers));
@@ -90,16 +95,17 @@ pub(super) struct Outgoing<'a> {
     policy: &'a Policy,
     origin: HeaderMap,
     cookie: Option<HeaderValue>,
+    secure: bool,
 }
 
 impl<'a> Outgoing<'a> {
     /// For a request with these fields.
-    pub(super) fn new(policy: &'a Policy, request: &HeaderMap) -> Self {
+    pub(super) fn new(policy: &'a Policy, request: &HeaderMap, scheme: &str) -> Self {
         let mut origin = HeaderMap::new();
         if let Some(value) = policy.cors.as_ref().and_then(|_| request.get(header::ORIGIN)) {
             origin.insert(header::ORIGIN, value.clone());
         }
-        Self { policy, origin, cookie: None }
+        Self { policy, origin, cookie: None, secure: scheme == "https" }
     }
 
     /// Lets the client come back to the target `name`.
@@ -117,6 +123,9 @@ impl<'a> Outgoing<'a> {
             response.append(header::SET_COOKIE, cookie);
         }
         self.policy.response_headers.apply(response);
+        if let Some(hsts) = self.policy.https.hsts.as_ref().filter(|_| self.secure) {
+            response.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
     }
 }
 

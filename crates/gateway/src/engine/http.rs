@@ -216,7 +216,7 @@ async fn handle(
         fresh_id: core.fresh_id(),
     };
     let policy = rule.policy.as_deref();
-    let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers()));
+    let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers(), origin.scheme));
     if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {
         metrics.answered(answer.status().as_u16());
         let mut response = answer.map(|it| ResponseBody::own(it, in_flight));

@@ -1,10 +1,11 @@
-//! TLS of clients: certificates by SNI, exact before wildcard; an unknown name gets the alert.
+//! TLS of clients: certificates by SNI, exact before wildcard; an unknown name gets the alert; ACME's challenges.
 
 use crate::snapshot::lookup_wildcard;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,46 +26,86 @@ pub struct CertificateError {
     cause: String,
 }
 
-/// A certificate, and the hosts that connections made with it may ask for.
+/// Protocol of ACME's TLS-ALPN-01 challenge (RFC 8737).
+const CHALLENGE: &[u8] = b"acme-tls/1";
+
+/// A certificate as it is served, and the policy of connections made with it.
 #[derive(Debug)]
 pub struct CertificateEntry {
+    /// Two hosts with the same policy may share a connection.
+    policy: Arc<str>,
     hosts: Vec<Arc<str>>,
     config: Arc<ServerConfig>,
 }
 
 impl CertificateEntry {
-    /// Reads a chain and its key from PEM files.
-    pub fn read(hosts: &[String], certificate: &Path, key: &Path) -> Result<Self, CertificateError> {
+    /// Reads a chain and its key from PEM files, and the authorities of clients when these must show a certificate.
+    pub fn read(
+        hosts: &[String],
+        certificate: &Path,
+        key: &Path,
+        client_ca: Option<&Path>,
+    ) -> Result<Self, CertificateError> {
         let fail = |step, path: &Path, cause: String| {
             let (hosts, path) = (hosts.join(", "), path.display().to_string());
             CertificateError { hosts, step, path, cause }
         };
-        let chain = CertificateDer::pem_file_iter(certificate)
-            .and_then(|it| it.collect::<Result<Vec<_>, _>>())
-            .map_err(|it| fail("cannot read", certificate, it.to_string()))?;
-        if chain.is_empty() {
-            return Err(fail("no certificate in", certificate, "the file holds no `BEGIN CERTIFICATE`".to_owned()));
-        }
-        let key_der = PrivateKeyDer::from_pem_file(key).map_err(|it| fail("cannot read", key, it.to_string()))?;
-        let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|it| fail("no TLS version for", certificate, it.to_string()))?
-            .with_no_client_auth()
-            .with_single_cert(chain, key_der)
-            .map_err(|it| fail("does not fit the key", certificate, it.to_string()))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        config.max_early_data_size = 0;
-        let hosts = hosts.iter().map(|it| it.to_ascii_lowercase().into()).collect();
-        Ok(Self { hosts, config: Arc::new(config) })
+        let text = |path: &Path| std::fs::read_to_string(path).map_err(|it| fail("cannot read", path, it.to_string()));
+        let (chain, key_pem) = (text(certificate)?, text(key)?);
+        let client_ca = client_ca.map(text).transpose()?;
+        let hosts: Vec<String> = hosts.iter().map(|it| it.to_ascii_lowercase()).collect();
+        let policy = format!("{} {}", hosts.join(","), client_ca.as_deref().unwrap_or_default());
+        let mut entry = Self::new(&policy, &chain, &key_pem, client_ca.as_deref())
+            .map_err(|it| fail("cannot serve", certificate, it))?;
+        entry.hosts = hosts.into_iter().map(Arc::from).collect();
+        Ok(entry)
     }
+
+    /// A chain and its key (PEM); with `client_ca` (PEM), clients must show a certificate of one of these authorities.
+    pub fn new(policy: &str, chain_pem: &str, key_pem: &str, client_ca: Option<&str>) -> Result<Self, String> {
+        let mut config = config(chain_pem, key_pem, client_ca)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self { policy: policy.into(), hosts: Vec::new(), config: Arc::new(config) })
+    }
+}
+
+fn config(chain_pem: &str, key_pem: &str, client_ca: Option<&str>) -> Result<ServerConfig, String> {
+    let certificates = |pem: &str| {
+        let all = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+        match all {
+            Ok(all) if all.is_empty() => Err("there is no `BEGIN CERTIFICATE` in it".to_owned()),
+            Ok(all) => Ok(all),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let chain = certificates(chain_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|it| format!("its key is not one: {it}"))?;
+    let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|it| it.to_string())?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for authority in certificates(pem).map_err(|it| format!("the authorities of clients: {it}"))? {
+                roots.add(authority).map_err(|it| format!("an authority of clients cannot be used: {it}"))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|it| it.to_string())?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|it| format!("it does not fit its key: {it}"))?;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(config)
 }
 
 /// All certificates, by host.
 #[derive(Debug, Default)]
 pub struct Certificates {
     by_host: HashMap<Arc<str>, Arc<CertificateEntry>>,
+    challenges: HashMap<Arc<str>, Arc<ServerConfig>>,
 }
 
 impl Certificates {
@@ -76,16 +117,29 @@ impl Certificates {
                 by_host.entry(Arc::clone(host)).or_insert_with(|| Arc::clone(&entry));
             }
         }
-        Self { by_host }
+        Self { by_host, challenges: HashMap::new() }
+    }
+
+    /// The table, by hosts.
+    pub fn by_host(by_host: HashMap<Arc<str>, Arc<CertificateEntry>>) -> Self {
+        Self { by_host, challenges: HashMap::new() }
+    }
+
+    /// Proves `host` to an authority that asks by TLS-ALPN-01.
+    pub fn challenge(&mut self, host: &str, chain_pem: &str, key_pem: &str) -> Result<(), String> {
+        let mut config = config(chain_pem, key_pem, None)?;
+        config.alpn_protocols = vec![CHALLENGE.to_vec()];
+        self.challenges.insert(host.into(), Arc::new(config));
+        Ok(())
     }
 
     fn find(&self, host: &str) -> Option<&Arc<CertificateEntry>> {
         self.by_host.get(host).or_else(|| lookup_wildcard(&self.by_host, host))
     }
 
-    /// Whether a connection made with `entry` may ask for `host`: the certificate for that host is for the same hosts.
+    /// Whether a connection made with `entry` may ask for `host`.
     pub(super) fn same_policy(&self, entry: &Arc<CertificateEntry>, host: &str) -> bool {
-        self.find(host).is_some_and(|it| it.hosts == entry.hosts)
+        self.find(host).is_some_and(|it| it.policy == entry.policy)
     }
 }
 
@@ -105,6 +159,14 @@ where
         }
     };
     let name = start.client_hello().server_name().map(|it| it.trim_end_matches('.').to_ascii_lowercase());
+    let challenged = start.client_hello().alpn().is_some_and(|mut it| it.any(|it| it == CHALLENGE));
+    if let Some(config) = name.as_deref().filter(|_| challenged).and_then(|it| certificates.challenges.get(it)) {
+        // The handshake is the whole answer.
+        if let Ok(mut stream) = start.into_stream(Arc::clone(config)).await {
+            let _ = stream.shutdown().await;
+        }
+        return None;
+    }
     let Some(entry) = name.as_deref().and_then(|it| certificates.find(it)).cloned() else {
         tracing::debug!(name, "no certificate for this name");
         let mut stream = start.io;

@@ -3,7 +3,9 @@
 use super::hold::{folder, holder, short};
 use super::{FAILURE, SOCKET, Status};
 use crate::data_plane::{GatewayError, system};
+use arco_model::traffic::{HostRates, RouteQuestion};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 /// Longest answer that is read from the control socket, in bytes.
-const MAX_ANSWER: u64 = 64 * 1024;
+const MAX_ANSWER: u64 = 16 << 20;
 /// Longest time for such an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a process that starts or ends is looked at.
@@ -66,7 +68,7 @@ pub async fn spawn(
 /// The data plane that serves `data_dir`, if one answers.
 pub async fn adopt(data_dir: &Path) -> Option<Handle> {
     let run = data_dir.join("run");
-    let answer = ask(&run, "GET", "/status").await.ok()?;
+    let answer = ask(&run, "GET", "/status", "").await.ok()?;
     let status = serde_json::from_str(&answer).ok()?;
     Some(Handle { run, status })
 }
@@ -83,12 +85,24 @@ pub async fn end_mute(data_dir: &Path) {
 impl Handle {
     /// What it says now.
     pub async fn refresh(&self) -> Option<Status> {
-        serde_json::from_str(&ask(&self.run, "GET", "/status").await.ok()?).ok()
+        serde_json::from_str(&ask(&self.run, "GET", "/status", "").await.ok()?).ok()
     }
 
     /// Counters as text.
     pub async fn metrics(&self) -> Option<String> {
-        ask(&self.run, "GET", "/metrics").await.ok()
+        ask(&self.run, "GET", "/metrics", "").await.ok()
+    }
+
+    /// What passed through `hosts` in the last seconds; those that it does not know are left out.
+    pub async fn rates(&self, hosts: &[String]) -> std::io::Result<BTreeMap<String, HostRates>> {
+        let answer = ask(&self.run, "POST", "/rates", &serde_json::to_string(hosts)?).await?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// The way of a request, a line per decision. `InvalidInput` when the question cannot be understood.
+    pub async fn explain(&self, question: &RouteQuestion) -> std::io::Result<Vec<String>> {
+        let answer = ask(&self.run, "POST", "/explain", &serde_json::to_string(question)?).await?;
+        Ok(serde_json::from_str(&answer)?)
     }
 
     /// Returns when the data plane has ended, however it did; a worker that is replaced is no end.
@@ -183,16 +197,22 @@ async fn connect(run: &Path) -> std::io::Result<UnixStream> {
 }
 
 /// One request on the control socket; the body of its answer.
-async fn ask(run: &Path, method: &str, path: &str) -> std::io::Result<String> {
+async fn ask(run: &Path, method: &str, path: &str, document: &str) -> std::io::Result<String> {
     let exchange = async {
         let mut stream = connect(run).await?;
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: data-plane\r\nConnection: close\r\n\r\n");
+        let length = document.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: data-plane\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{document}"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
-        let good = head.split(' ').nth(1).is_some_and(|it| it.starts_with('2'));
-        if good { Ok(body.to_owned()) } else { Err(std::io::Error::other(head.to_owned())) }
+        match head.split(' ').nth(1) {
+            Some(status) if status.starts_with('2') => Ok(body.to_owned()),
+            Some("400") => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, body.trim().to_owned())),
+            _ => Err(std::io::Error::other(head.to_owned())),
+        }
     };
     tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

@@ -18,8 +18,17 @@ pub enum Action {
     Answer(Answer),
 }
 
+/// What is done with plain HTTP, and told about it.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub struct Https {
+    /// Where requests by plain HTTP go.
+    pub redirect: Option<Redirect>,
+    /// `Strict-Transport-Security` of answers over TLS (RFC 6797 §7: never over plain HTTP).
+    pub hsts: Option<HeaderValue>,
+}
+
 /// A new path, host and port for the client to ask.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub struct Redirect {
     /// `http` or `https`; `None` keeps the request's.
     pub scheme: Option<&'static str>,
@@ -92,7 +101,7 @@ pub struct Maintenance {
 }
 
 /// How a path is changed; the query stays.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum PathRewrite {
     /// All of it.
     Full(String),

@@ -1,15 +1,14 @@
 //! The gateway's own file (YAML): everything that it needs without a control plane. Unknown keys are errors.
 
-mod route;
 mod upstream;
 
+use super::route::{Kept, Prepared};
 use crate::engine::{CertificateEntry, Certificates, Limits, Protocol};
 use crate::metrics::Metrics;
-use crate::protect::RateLimit;
 use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
+use arco_model::route::{Route, check_host};
 use arco_model::traffic::UpstreamState;
-use route::{Checked, RouteFile};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -50,7 +49,7 @@ struct File {
     listeners: Vec<ListenerFile>,
     certificates: Vec<CertificateFile>,
     upstreams: Vec<UpstreamFile>,
-    routes: Vec<RouteFile>,
+    routes: Vec<Route<String>>,
     timeouts: TimeoutsFile,
     limits: LimitsFile,
     trusted_proxies: Vec<ipnet::IpNet>,
@@ -83,18 +82,7 @@ struct CertificateFile {
     hosts: Vec<String>,
     certificate_file: PathBuf,
     key_file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TargetFile {
-    upstream: String,
-    #[serde(default = "full_weight")]
-    weight: u32,
-}
-
-fn full_weight() -> u32 {
-    100
+    client_ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
@@ -169,7 +157,7 @@ pub struct FileSource {
     revision: u64,
     states: HashMap<(String, SocketAddr), Arc<EndpointState>>,
     turns: HashMap<String, Arc<AtomicUsize>>,
-    rates: HashMap<String, Arc<RateLimit>>,
+    kept: Kept,
 }
 
 impl FileSource {
@@ -181,7 +169,7 @@ impl FileSource {
             revision: 0,
             states: HashMap::new(),
             turns: HashMap::new(),
-            rates: HashMap::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -195,11 +183,15 @@ impl FileSource {
             Err(error) => return Err(syntax(error.to_string())),
         };
         let folder = path.parent().unwrap_or(Path::new("."));
-        let parts = check(&file, folder, &self.rates).map_err(syntax)?;
+        let parts = check(&file, folder, &self.kept).map_err(syntax)?;
         let entries = file
             .certificates
             .iter()
-            .map(|it| CertificateEntry::read(&it.hosts, &folder.join(&it.certificate_file), &folder.join(&it.key_file)))
+            .map(|it| {
+                let client_ca = it.client_ca_file.as_ref().map(|it| folder.join(it));
+                let (certificate, key) = (folder.join(&it.certificate_file), folder.join(&it.key_file));
+                CertificateEntry::read(&it.hosts, &certificate, &key, client_ca.as_deref())
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let base = merged(Timeouts::default(), &file.timeouts);
         let snapshot = self.snapshot(&file, base, parts);
@@ -268,13 +260,15 @@ impl FileSource {
         }
         (self.states, self.turns) = (states, turns);
         let mut hosts: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
-        self.rates = parts.routes.iter().flat_map(Checked::kept_rates).collect();
-        for (route, checked) in file.routes.iter().zip(&parts.routes) {
+        for (route, prepared) in file.routes.iter().zip(&parts.routes) {
+            self.kept.keep(prepared);
+            let limits = |name: &str| snapshot.upstreams.get(name).map(|it| it.timeouts).unwrap_or(base);
             for host in &route.hosts {
                 let rules = hosts.entry(host.to_ascii_lowercase()).or_default();
-                rules.extend(route.rules(checked, &snapshot));
+                rules.extend(prepared.rules(route, limits));
             }
         }
+        self.kept.prune();
         for (name, rules) in hosts {
             snapshot.wildcards |= name.starts_with('*');
             let metrics = self.metrics.route(&name);
@@ -300,11 +294,11 @@ struct Parts {
     /// In the order of the upstreams.
     settings: Vec<UpstreamSettings>,
     /// In the order of the routes.
-    routes: Vec<Checked>,
+    routes: Vec<Prepared>,
 }
 
 /// What the types cannot say.
-fn check(file: &File, folder: &Path, rates: &HashMap<String, Arc<RateLimit>>) -> Result<Parts, String> {
+fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
     let mut parts = Parts { settings: Vec::new(), routes: Vec::new() };
     let mut upstreams = HashSet::new();
     for it in &file.upstreams {
@@ -345,37 +339,37 @@ fn check(file: &File, folder: &Path, rates: &HashMap<String, Arc<RateLimit>>) ->
         if certificate.hosts.is_empty() {
             return Err(format!("the certificate {} names no `hosts`", certificate.certificate_file.display()));
         }
-        certificate.hosts.iter().try_for_each(|it| check_host(it))?;
+        certificate.hosts.iter().try_for_each(|it| check_host(it)).map_err(|it| it.to_string())?;
     }
     let mut rules = HashSet::new();
+    let https = file.listeners.iter().find(|it| it.protocol == ProtocolFile::Https).map(|it| it.address.port());
     for (number, route) in file.routes.iter().enumerate() {
-        let checked = route.check(&upstreams, folder, rates).map_err(|it| format!("route {}: {it}", number + 1))?;
+        let fail = |it: String| format!("route {}: {it}", number + 1);
+        if route.hosts.is_empty() {
+            return Err(fail("it needs `hosts`".to_owned()));
+        }
+        if route.tls.certificate.is_some() || route.tls.client_ca.is_some() {
+            return Err(fail(
+                "`tls` takes `redirect` and `hsts_max_age_s` here; the rest is in `certificates`".to_owned(),
+            ));
+        }
+        if let Some(name) = route.callees().find(|it| !upstreams.contains(it.as_str())) {
+            return Err(fail(format!("it names the upstream `{name}`, which does not exist")));
+        }
+        let prepared = Prepared::new(route, &route.hosts, Some(folder), https, kept).map_err(fail)?;
         for host in &route.hosts {
-            for path in &checked.paths {
-                if !rules.insert((host.to_ascii_lowercase(), format!("{path} {:?}", checked.conditions))) {
-                    return Err(format!("the host `{host}` has two routes for {path} with the same conditions"));
+            for meaning in prepared.meanings() {
+                if !rules.insert((host.to_ascii_lowercase(), meaning.clone())) {
+                    return Err(format!("the host `{host}` has two routes for {meaning} with the same conditions"));
                 }
             }
         }
-        parts.routes.push(checked);
+        parts.routes.push(prepared);
     }
     if file.limits.max_header_bytes < 1024 {
         return Err("`limits.max_header_bytes` is below 1024".to_owned());
     }
     Ok(parts)
-}
-
-fn check_host(host: &str) -> Result<(), String> {
-    let name = if host == "*" { return Ok(()) } else { host.strip_prefix("*.").unwrap_or(host) };
-    let label = |it: &str| {
-        (1..=63).contains(&it.len()) && it.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(&it))
-    };
-    let address = host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[');
-    if address || (name.len() <= 253 && name.split('.').all(label)) {
-        Ok(())
-    } else {
-        Err(format!("`{host}` is not a host: write `name.example.com`, `*.example.com` or `*`, without a port"))
-    }
 }
 
 fn check_timeouts(whose: &str, timeouts: &TimeoutsFile) -> Result<(), String> {

@@ -1,11 +1,16 @@
 //! The routing table from the coordination store: decodes what changed since the last time, keeps the rest.
 
+use super::certificate::CertificateSource;
+use super::route::{Kept, Prepared};
+use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
-use crate::upstream::{Endpoint, EndpointState, Upstream};
+use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::route::UpstreamTarget;
 use arco_model::traffic::{HOSTS, HostEntry, UPSTREAMS, UpstreamEntry};
 use arco_store::kv::mirror::{Entry, View};
+use arco_store::secrets::SecretBox;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +21,9 @@ use tokio::sync::Notify;
 pub struct StoreSource {
     metrics: Metrics,
     timeouts: Timeouts,
+    https_port: Option<u16>,
+    kept: Kept,
+    certificates: CertificateSource,
     /// Rung when a draining instance has no open request any more.
     idle: Arc<Notify>,
     hosts: BTreeMap<Vec<u8>, (u64, HostEntry, Arc<Host>)>,
@@ -25,17 +33,25 @@ pub struct StoreSource {
 }
 
 impl StoreSource {
-    /// A source that knows nothing yet.
-    pub fn new(metrics: Metrics, timeouts: Timeouts, idle: Arc<Notify>) -> Self {
+    /// A source that knows nothing yet. `keys` open the private keys of certificates.
+    pub fn new(metrics: Metrics, timeouts: Timeouts, idle: Arc<Notify>, keys: Arc<SecretBox>) -> Self {
         Self {
             metrics,
             timeouts,
+            https_port: None,
+            kept: Kept::default(),
+            certificates: CertificateSource::new(keys),
             idle,
             hosts: BTreeMap::new(),
             components: HashMap::new(),
             instances: HashMap::new(),
             turns: HashMap::new(),
         }
+    }
+
+    /// Where HTTPS is served: redirects lead there.
+    pub fn serve_https_on(&mut self, port: u16) {
+        self.https_port = Some(port);
     }
 
     /// The routing table for `view`, made on the one before.
@@ -47,25 +63,33 @@ impl StoreSource {
         for (_, entry, host) in self.hosts.values() {
             snapshot.wildcards |= host.name.starts_with('*');
             snapshot.hosts.insert(Arc::clone(&host.name), Arc::clone(host));
-            for rule in &entry.rules {
-                let name = upstream_name(&rule.component, rule.port);
+            for target in entry.callees() {
+                let name = target.to_string();
                 if snapshot.upstreams.contains_key(name.as_str()) {
                     continue;
                 }
-                let Some((_, component)) = self.components.get(&rule.component) else { continue };
-                let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&rule.component));
+                let Some((_, component)) = self.components.get(&target.component) else { continue };
+                let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&target.component));
                 let name: Arc<str> = name.into();
                 let turn = self.turns.get(&name).cloned().unwrap_or_default();
                 turns.insert(Arc::clone(&name), Arc::clone(&turn));
                 let upstream = match known {
                     Some(known) => Arc::clone(known),
-                    None => Arc::new(self.upstream(&name, component, rule.port, turn)),
+                    None => Arc::new(self.upstream(&name, component, target.port, turn)),
                 };
                 snapshot.upstreams.insert(name, upstream);
             }
         }
         self.turns = turns;
+        self.kept.prune();
         snapshot
+    }
+
+    /// The certificates for `view`, after [`StoreSource::snapshot`]; `None` while they are as before.
+    pub fn certificates(&mut self, view: &View) -> Option<Certificates> {
+        let served = self.hosts.iter().filter(|(_, it)| !it.1.tls.is_off());
+        let served = served.map(|(key, (revision, entry, host))| (key.as_slice(), *revision, &host.name, &entry.tls));
+        self.certificates.table(view, served)
     }
 
     /// Instances that are draining and have open requests.
@@ -147,16 +171,22 @@ impl StoreSource {
         self.hosts = hosts;
     }
 
-    fn host(&self, entry: &HostEntry) -> Host {
-        let rules = entry
-            .rules
-            .iter()
-            .map(|rule| {
-                let target = vec![(upstream_name(&rule.component, rule.port).into(), 1)];
-                Rule::new(PathMatch::Prefix(rule.prefix.clone()), target, None)
-            })
-            .collect();
+    fn host(&mut self, entry: &HostEntry) -> Host {
         let name = entry.host.to_ascii_lowercase();
+        let mut rules = Vec::new();
+        for route in &entry.rules {
+            match Prepared::new(route, std::slice::from_ref(&name), None, self.https_port, &self.kept) {
+                Ok(prepared) => {
+                    self.kept.keep(&prepared);
+                    rules.extend(prepared.rules(route, |_| self.timeouts));
+                }
+                Err(why) => tracing::error!(host = name, why, "a route cannot be served; the others of its host can"),
+            }
+        }
+        // Last, so that a route for all paths wins over it.
+        rules.extend(entry.default.as_ref().map(|it: &UpstreamTarget| {
+            Rule::new(PathMatch::Prefix("/".to_owned()), vec![(it.to_string().into(), 1)], None)
+        }));
         let metrics = self.metrics.route(&name);
         Host::new(name.into(), rules, metrics)
     }
@@ -166,24 +196,23 @@ impl StoreSource {
             let state = Arc::clone(self.instances.get(&it.instance)?);
             Some(Endpoint { address: SocketAddr::from((it.address, port)), state, weight: 1 })
         });
+        let http2 = entry.http2_ports.contains(&port);
+        let transport = Transport { id: u64::from(http2), http2, tls: None };
+        let settings = Arc::new(UpstreamSettings { transport, ..UpstreamSettings::default() });
         Upstream {
             name: Arc::clone(name),
             reference: entry.reference.as_str().into(),
             state: entry.state,
             endpoints: endpoints.collect(),
             timeouts: self.timeouts,
-            settings: Arc::default(),
+            settings,
             metrics: self.metrics.upstream(&entry.reference),
             turn,
         }
     }
 }
 
-fn upstream_name(component: &ComponentId, port: u16) -> String {
-    format!("{component}:{port}")
-}
-
-fn below<'a>(view: &'a View, prefix: &'static str) -> impl Iterator<Item = (&'a Vec<u8>, &'a Entry)> {
+pub(super) fn below<'a>(view: &'a View, prefix: &'static str) -> impl Iterator<Item = (&'a Vec<u8>, &'a Entry)> {
     view.entries.range(prefix.as_bytes().to_vec()..).take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
 }
 

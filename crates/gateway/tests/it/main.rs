@@ -8,4 +8,5 @@ mod process;
 mod protection;
 mod rolling;
 mod routing;
+mod stored;
 mod traffic;

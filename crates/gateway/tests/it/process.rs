@@ -25,6 +25,7 @@ async fn a_data_plane_answers_on_its_control_socket_and_stops() {
         id: "gw".to_owned(),
         build: "b".to_owned(),
         settings: "s".to_owned(),
+        keys: keys(),
     };
     assert!(adopt(&data_dir).await.is_none());
     let supervisor = Supervisor::new();

@@ -5,6 +5,7 @@ use arco_config::GatewayConfig;
 use arco_daemon::{CancellationToken, Supervisor};
 use arco_gateway::DataPlane;
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::route::UpstreamTarget;
 use arco_model::traffic::*;
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::Mirror;
@@ -16,14 +17,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const PORT: u16 = 18_080;
 const STATUS: &str = "/gateway-status/gw";
 
-struct Plane {
+pub(crate) struct Plane {
     supervisor: Supervisor,
     stop: CancellationToken,
-    http: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
 }
 
 impl Plane {
-    fn start(store: &Arc<Store>, path: &Path) -> Self {
+    pub(crate) fn start(store: &Arc<Store>, path: &Path) -> Self {
         let supervisor = Supervisor::new();
         let mirror = Mirror::open(GATEWAY_PREFIX, path).unwrap();
         let config = GatewayConfig {
@@ -31,12 +33,12 @@ impl Plane {
             https_listen: "127.0.0.1:0".parse().unwrap(),
             ..GatewayConfig::default()
         };
-        let plane = DataPlane::build(&supervisor, &config, Arc::clone(&mirror), "gw").unwrap();
-        let (http, stop) = (plane.http(), CancellationToken::new());
+        let plane = DataPlane::build(&supervisor, &config, Arc::clone(&mirror), "gw", keys()).unwrap();
+        let (http, https, stop) = (plane.http(), plane.https(), CancellationToken::new());
         let kv: SharedKv = Arc::clone(store) as SharedKv;
         tokio::spawn(mirror.run(Arc::clone(&kv), supervisor.token().clone()));
         tokio::spawn(plane.run(kv, stop.clone()));
-        Self { supervisor, stop, http }
+        Self { supervisor, stop, http, https }
     }
 }
 
@@ -55,14 +57,15 @@ fn instance(number: u8) -> InstanceId {
     InstanceId::from_parts(2, number.into())
 }
 
-async fn put<T: serde::Serialize>(store: &Arc<Store>, key: String, value: &T) -> u64 {
+pub(crate) async fn put<T: serde::Serialize>(store: &Arc<Store>, key: String, value: &T) -> u64 {
     let kv: SharedKv = Arc::clone(store) as SharedKv;
     kv.put(&key, serde_json::to_vec(value).unwrap(), None).await.unwrap()
 }
 
 async fn put_host(store: &Arc<Store>) -> u64 {
-    let rules = vec![PathRule { prefix: "/".to_owned(), component: component(), port: PORT }];
-    put(store, format!("{HOSTS}web.test"), &HostEntry { host: "web.test".to_owned(), rules }).await
+    let default = Some(UpstreamTarget { component: component(), port: PORT });
+    put(store, format!("{HOSTS}web.test"), &HostEntry { host: "web.test".to_owned(), default, ..HostEntry::default() })
+        .await
 }
 
 /// All instances have one port, so each has an address of its own; another process of this test has others.
@@ -84,11 +87,12 @@ async fn put_endpoints(store: &Arc<Store>, ready: &[u8], draining: &[u8], state:
         reference: "demo/web".to_owned(),
         state,
         endpoints: endpoints.collect(),
+        http2_ports: Vec::new(),
     };
     put(store, format!("{UPSTREAMS}{}", component()), &entry).await
 }
 
-async fn acknowledged(store: &Arc<Store>, revision: u64) -> GatewayStatus {
+pub(crate) async fn acknowledged(store: &Arc<Store>, revision: u64) -> GatewayStatus {
     eventually("the acknowledgement", || async {
         store.value::<GatewayStatus>(STATUS).await.is_some_and(|it| it.applied_revision >= revision)
     })

@@ -19,7 +19,22 @@ use std::time::Duration;
 const TRIES: u32 = 20;
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 2] = [Step::Tables(&Kind::ALL), Step::Tables(&[Kind::Credential, Kind::Context])];
+const STEPS: [Step; 2] =
+    [Step::Tables(&FIRST), Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate])];
+
+/// The kinds of the first schema.
+const FIRST: [Kind; 10] = [
+    Kind::Tenant,
+    Kind::Application,
+    Kind::Component,
+    Kind::Revision,
+    Kind::Operation,
+    Kind::Secret,
+    Kind::Route,
+    Kind::Volume,
+    Kind::Manifest,
+    Kind::Tag,
+];
 
 /// One step.
 enum Step {

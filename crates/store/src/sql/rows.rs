@@ -7,6 +7,7 @@ use arco_model::credential::GitCredential;
 use arco_model::id::{ApplicationId, ComponentId, RowId};
 use arco_model::name::{ApplicationName, ComponentName, TenantName, VolumeName};
 use arco_model::operation::Operation;
+use arco_model::route::{Route, UpstreamTarget};
 use arco_model::secret::SecretVersion;
 use arco_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,7 @@ impl Entity for SecretVersion {
     }
 }
 
-/// A host that a person added to a component. (The default host is derived, it has no row.)
+/// A route that a person added for one host. (The default host is derived, it has no row.)
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct RouteRow {
     /// Id.
@@ -135,18 +136,23 @@ pub struct RouteRow {
     pub tenant: TenantName,
     /// Application.
     pub application: ApplicationName,
-    /// Component.
+    /// Component that it belongs to, and goes with.
     pub component: ComponentName,
     /// Its id.
     pub component_id: ComponentId,
-    /// Host in lower case; `*.suffix` for a wildcard. Unique with `prefix` on the whole platform.
+    /// Host in lower case; `*.suffix` for a wildcard.
     pub host: String,
-    /// Path prefix; `/` for all.
-    pub prefix: String,
-    /// Inner port.
-    pub port: u16,
+    /// Everything else; its `hosts` are empty. Its meaning is unique among the routes of the host.
+    pub route: Route<UpstreamTarget>,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+impl RouteRow {
+    /// What rows of one host have as parent.
+    pub fn host_parent(host: &str) -> String {
+        crate::images::short_hash(host)
+    }
 }
 
 impl Entity for RouteRow {
@@ -155,13 +161,81 @@ impl Entity for RouteRow {
         self.id.to_string()
     }
     fn parent(&self) -> String {
-        String::new()
+        Self::host_parent(&self.host)
     }
     fn name(&self) -> String {
-        crate::images::short_hash(&format!("{}{}", self.host, self.prefix))
+        crate::images::short_hash(&self.route.meaning())
     }
     fn tag(&self) -> String {
         self.component_id.to_string()
+    }
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+}
+
+/// A certificate for hosts, with its sealed key.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct CertificateRow {
+    /// Id.
+    pub id: RowId,
+    /// Tenant.
+    pub tenant: TenantName,
+    /// Name in its tenant; [`CertificateRow::automatic_name`] for one that is issued automatically.
+    pub name: String,
+    /// Whether it is issued and renewed automatically.
+    #[serde(default)]
+    pub automatic: bool,
+    /// DNS names that it is for.
+    pub hosts: Vec<String>,
+    /// Who signed it.
+    pub issuer: String,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid until.
+    pub not_after: Timestamp,
+    /// The chain (PEM).
+    pub chain_pem: String,
+    /// Which key sealed the private key.
+    pub key_id: String,
+    /// The sealed private key (PEM); its context is [`CertificateRow::key_context`].
+    pub sealed_key: String,
+    /// When it was first made.
+    pub created_at: Timestamp,
+    /// When chain and key came; tells two of one id apart.
+    pub issued_at: Timestamp,
+}
+
+impl CertificateRow {
+    /// Name of the certificate that is issued automatically for a host. No person can choose it.
+    pub fn automatic_name(host: &str) -> String {
+        format!("auto:{host}")
+    }
+
+    /// The context that the private key of a row is sealed in.
+    pub fn key_context(id: &RowId) -> String {
+        format!("certificate {id}")
+    }
+}
+
+impl Entity for CertificateRow {
+    const KIND: Kind = Kind::Certificate;
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+    fn parent(&self) -> String {
+        self.tenant.to_string()
+    }
+    /// Hosts can be longer than a column; what is too long is hashed.
+    fn name(&self) -> String {
+        if self.name.len() <= 100 {
+            self.name.clone()
+        } else {
+            format!("auto#{}", crate::images::short_hash(&self.name))
+        }
+    }
+    fn tag(&self) -> String {
+        if self.automatic { "automatic".to_owned() } else { String::new() }
     }
     fn created_at(&self) -> Timestamp {
         self.created_at

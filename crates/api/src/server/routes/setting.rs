@@ -1,13 +1,11 @@
-//! What belongs to one component: volumes, routes, secrets.
+//! What belongs to one component: volumes, secrets.
 
 use super::super::Api;
 use super::super::act::Target;
 use super::super::error::ApiError;
-use super::super::extract::{Asked, Body, ComponentPath, Named};
+use super::super::extract::{Body, ComponentPath, Named};
 use super::super::identity::Caller;
-use crate::wire::{
-    ErrorBody, OperationDocument, Page, RouteDocument, RouteRequest, SecretDocument, SetSecret, VolumeDocument,
-};
+use crate::wire::{ErrorBody, OperationDocument, Page, SecretDocument, SetSecret, VolumeDocument};
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -24,42 +22,6 @@ pub(super) async fn volumes(
 ) -> Result<Json<Page<VolumeDocument>>, ApiError> {
     let component = api.component(&Target::from(path)).await?;
     Ok(Json(Page::whole(api.volumes(&component).await?)))
-}
-
-/// Hosts that lead to a component, the default one first.
-#[utoipa::path(get, path = "/v1/tenants/{tenant}/applications/{application}/components/{component}/routes", tag = "settings", params(("tenant" = String, Path), ("application" = String, Path), ("component" = String, Path)),
-    responses((status = 200, body = Page<RouteDocument>), (status = 404, body = ErrorBody)))]
-pub(super) async fn routes(
-    State(api): State<Api>,
-    Named(path): ComponentPath,
-) -> Result<Json<Page<RouteDocument>>, ApiError> {
-    let component = api.component(&Target::from(path)).await?;
-    Ok(Json(Page::whole(api.routes(&component).await?)))
-}
-
-/// Adds a host, or changes the port of one that is there.
-#[utoipa::path(post, path = "/v1/tenants/{tenant}/applications/{application}/components/{component}/routes", tag = "settings",
-    params(("tenant" = String, Path), ("application" = String, Path), ("component" = String, Path)), request_body = RouteRequest,
-    responses((status = 201, body = RouteDocument), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub(super) async fn add_route(
-    State(api): State<Api>,
-    Named(path): ComponentPath,
-    Body(request): Body<RouteRequest>,
-) -> Result<(StatusCode, Json<RouteDocument>), ApiError> {
-    Ok((StatusCode::CREATED, Json(api.add_route(&Target::from(path), &request).await?)))
-}
-
-/// Takes a host away.
-#[utoipa::path(delete, path = "/v1/tenants/{tenant}/applications/{application}/components/{component}/routes", tag = "settings",
-    params(("tenant" = String, Path), ("application" = String, Path), ("component" = String, Path), RouteRequest),
-    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub(super) async fn delete_route(
-    State(api): State<Api>,
-    Named(path): ComponentPath,
-    Asked(request): Asked<RouteRequest>,
-) -> Result<StatusCode, ApiError> {
-    api.delete_route(&Target::from(path), &request).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Names and versions of secrets; values never come back.

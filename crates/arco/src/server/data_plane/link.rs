@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) executable: PathBuf,
     /// Address of the store's etcd interface.
     pub(super) store: SocketAddr,
+    /// Opens the private keys of certificates ([`arco_model::traffic::GATEWAY_KEYS`]).
+    pub(super) certificate_keys: String,
     pub(super) authority_pem: String,
     pub(super) certificate_pem: String,
     pub(super) key_pem: String,

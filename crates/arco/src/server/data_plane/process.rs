@@ -13,6 +13,7 @@ use arco_gateway::data_plane::Listeners;
 use arco_gateway::process::{self, HoldArgs, Process};
 use arco_mesh::dns::Dns;
 use arco_store::kv::SwapKv;
+use arco_store::secrets::SecretBox;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -112,7 +113,11 @@ fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()>
         .build()?;
     let outcome = runtime.block_on(async {
         let supervisor = Supervisor::new();
+        let keys = SecretBox::parse(&link.certificate_keys).map_err(|it| {
+            anyhow::anyhow!("failed to read the keys of certificates: {it}; start `arco server` again")
+        })?;
         let args = process::DataPlaneArgs {
+            keys: Arc::new(keys),
             journal: link::journal(&folder),
             config: link.gateway.clone(),
             id: host_name(),

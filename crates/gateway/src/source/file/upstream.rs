@@ -1,9 +1,10 @@
 //! Upstreams as they are written in the file.
 
-use super::route::StickyFile;
+use super::super::route::sticky;
 use super::{TimeoutsFile, check_timeouts};
 use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey, hash};
 use crate::upstream::{Transport, UpstreamSettings, UpstreamTls};
+use arco_model::route::Sticky;
 use http::{HeaderName, HeaderValue};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -23,7 +24,7 @@ pub(super) struct UpstreamFile {
     #[serde(default)]
     balance: BalanceFile,
     hash_by: Option<HashByFile>,
-    sticky: Option<StickyFile>,
+    sticky: Option<Sticky>,
     check: Option<CheckFile>,
     ejection: Option<EjectionFile>,
     max_open: Option<usize>,
@@ -144,7 +145,10 @@ impl UpstreamFile {
             BalanceFile::LeastRequests => Balance::LeastRequests,
             BalanceFile::Ewma => Balance::Ewma,
             BalanceFile::Sticky => {
-                Balance::Sticky(self.sticky.as_ref().map(StickyFile::cookie).transpose()?.ok_or("no `sticky`")?)
+                let written = self.sticky.as_ref().ok_or("no `sticky`")?;
+                HeaderName::try_from(written.cookie.as_str())
+                    .map_err(|_| format!("`{}` is not a name for a cookie", written.cookie))?;
+                Balance::Sticky(sticky(written))
             }
             BalanceFile::ConsistentHash => Balance::Hash(match &self.hash_by {
                 None | Some(HashByFile { cookie: None, header: None }) => HashKey::Source,

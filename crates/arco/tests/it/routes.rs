@@ -1,0 +1,166 @@
+//! Routes and certificates of a whole platform: grey release, redirects, certificates by SNI, why a request goes where
+//! it goes.
+
+use crate::behave::{EXECUTABLE, good};
+use arco_testkit::{Platform, until};
+use rcgen::{CertificateParams, KeyPair};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const DOCKERFILE: &str = "FROM debian:12\nCOPY who.pl /who.pl\nEXPOSE 8080\nCMD [\"perl\", \"/who.pl\"]\n";
+/// Answers with the name of its component and the first line of the request.
+const PROGRAM: &str = r#"use strict; use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => $ENV{PORT} // 8080, Listen => 128, ReuseAddr => 1) or die "listen: $!";
+for (;;) {
+  my $client = $server->accept or next;
+  sysread($client, my $request, 8192);
+  my ($line) = $request =~ /^([^\r\n]*)/;
+  my $body = "$ENV{ARCO_COMPONENT} $line";
+  print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
+  close $client;
+}
+"#;
+
+/// The body that `host` answers with once it answers well.
+fn body(platform: &Platform, host: &str, path: &str) -> String {
+    until(&format!("an answer of {host}{path}"), 30, || {
+        platform.get(host, path).ok().filter(|it| it.status == 200).map(|it| it.body)
+    })
+}
+
+/// Chain and key of a self-signed certificate, as files of the platform's folder.
+fn certificate(platform: &Platform, name: &str, hosts: &[&str]) -> (PathBuf, PathBuf, String) {
+    let key = KeyPair::generate().unwrap();
+    let hosts: Vec<String> = hosts.iter().map(|it| (*it).to_owned()).collect();
+    let made = CertificateParams::new(hosts).unwrap().self_signed(&key).unwrap().pem();
+    let folder = platform.folder(name, &[("cert.pem", &made), ("key.pem", &key.serialize_pem())]);
+    (folder.join("cert.pem"), folder.join("key.pem"), made)
+}
+
+/// The answer to a GET over TLS; the certificate must be signed by `root`.
+pub(crate) fn get_over_tls(
+    address: SocketAddr,
+    sni: &str,
+    host: &str,
+    path: &str,
+    root: &str,
+) -> Result<String, String> {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = sni.to_owned().try_into().unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|it| it.to_string())?;
+    let socket = TcpStream::connect(address).map_err(|it| it.to_string())?;
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(|it| it.to_string())?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(error.to_string()),
+        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+    }
+}
+
+fn secure(platform: &Platform, sni: &str, host: &str, root: &str) -> Result<String, String> {
+    get_over_tls(platform.address("https").unwrap(), sni, host, "/", root)
+}
+
+/// The folder with the program.
+pub(crate) fn who(platform: &Platform) -> PathBuf {
+    platform.folder("who", &[("Dockerfile", DOCKERFILE), ("who.pl", PROGRAM)])
+}
+
+#[test]
+fn routes_and_certificates_end_to_end() {
+    if !arco_testkit::is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let platform = Platform::start(EXECUTABLE);
+    let source = who(&platform);
+    let source = source.to_str().unwrap();
+    for component in ["web", "canary"] {
+        good(&platform, &["deploy", source, "--app", "shop", "--component", component]);
+    }
+
+    // Grey release: exact shares, and the whole way is explained.
+    good(&platform, &["route", "add", "shop/web", "w.test", "--weight", "90", "--target", "shop/canary=10"]);
+    body(&platform, "w.test", "/");
+    let answers: Vec<String> = (0..100).map(|_| platform.get("w.test", "/").unwrap().body).collect();
+    assert_eq!(answers.iter().filter(|it| it.starts_with("canary ")).count(), 10, "{answers:?}");
+    let told = good(&platform, &["gateway", "explain", "http://w.test/x", "--header", "a=b"]);
+    let steps = told["steps"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect::<Vec<_>>().join("\n");
+    for part in ["`shop/web:8080` gets 90.0 %", "`shop/canary:8080` gets 10.0 %", "endpoint: "] {
+        assert!(steps.contains(part), "{part}: {steps}");
+    }
+    let listed = good(&platform, &["route", "list"]);
+    let shown = listed["items"].as_array().unwrap().iter().find(|it| it["host"] == "w.test").unwrap().clone();
+    assert!(shown["rates"]["requests_per_s"].as_f64().unwrap() > 1.0, "{shown}");
+    assert!(shown["rates"]["p99_ms"].as_f64().unwrap() > 0.0, "{shown}");
+
+    // Conditions, rewrites and answers.
+    good(&platform, &["route", "add", "shop/canary", "w.test", "--path", "/api", "--rewrite-prefix", "/"]);
+    assert_eq!(
+        until("the rewrite", 30, || {
+            platform.get("w.test", "/api/x").ok().map(|it| it.body).filter(|it| it.starts_with("canary "))
+        }),
+        "canary GET /x HTTP/1.1"
+    );
+    let routes = good(&platform, &["route", "list", "shop/web"]);
+    let id = routes["items"].as_array().unwrap().iter().find(|it| it["host"] == "w.test").unwrap()["id"].clone();
+    good(&platform, &["route", "set", "shop/web", "w.test", "--maintenance", "Back at noon."]);
+    until("the maintenance", 30, || platform.get("w.test", "/").ok().filter(|it| it.status == 503));
+    assert!(platform.get("w.test", "/").unwrap().body.contains("Back at noon."));
+    let again = good(&platform, &["route", "set", "shop/web", "w.test", "--unset", "maintenance"]);
+    assert_eq!(again["id"], id);
+    body(&platform, "w.test", "/");
+
+    // A certificate: refused when it cannot serve, then by SNI, then renewed for all of its hosts.
+    let (cert, key, root) = certificate(&platform, "one", &["*.tls.test"]);
+    let (_, other_key, _) = certificate(&platform, "other", &["x.test"]);
+    let at = |it: &PathBuf| format!("@{}", it.display());
+    let add = |cert: &PathBuf, key: &PathBuf| {
+        platform.arco(&["certificate", "add", "one", "--cert", &at(cert), "--key", &at(key), "-o", "json"])
+    };
+    let refused = add(&cert, &other_key);
+    assert_eq!(refused.status, 2, "{refused:?}");
+    assert!(refused.stdout.contains("key_mismatch"), "{refused:?}");
+    assert_eq!(add(&cert, &key).status, 0);
+    let unserved = platform.arco(&["route", "add", "shop/web", "plain.test", "--redirect-https", "-o", "json"]);
+    assert!(unserved.status == 2 && unserved.stdout.contains("certificate_missing"), "{unserved:?}");
+    for host in ["a.tls.test", "b.tls.test"] {
+        good(&platform, &["route", "add", "shop/web", host, "--redirect-https", "--hsts", "60"]);
+    }
+    let answer = until("an answer over TLS", 30, || secure(&platform, "b.tls.test", "b.tls.test", &root).ok());
+    assert!(answer.contains(" 200 ") && answer.contains("web GET /"), "{answer}");
+    assert!(answer.to_lowercase().contains("strict-transport-security: max-age=60"), "{answer}");
+    assert!(secure(&platform, "a.tls.test", "w.test", &root).unwrap().contains(" 421 "));
+    assert!(secure(&platform, "c.tls.test", "c.tls.test", &root).is_err(), "no route names it");
+    let moved = platform.get("a.tls.test", "/x").unwrap();
+    assert_eq!(moved.status, 308);
+    let list = good(&platform, &["certificate", "list"]);
+    assert_eq!(list["items"][0]["used_by"], serde_json::json!(["a.tls.test", "b.tls.test"]));
+    let (cert, key, renewed) = certificate(&platform, "two", &["*.tls.test"]);
+    assert_eq!(add(&cert, &key).status, 0);
+    for host in ["a.tls.test", "b.tls.test"] {
+        until("the renewed certificate", 30, || secure(&platform, host, host, &renewed).ok());
+    }
+    good(&platform, &["certificate", "delete", "one"]);
+    until("the alert", 30, || secure(&platform, "a.tls.test", "a.tls.test", &renewed).err());
+
+    // A target that is gone gets nothing; its own routes go with it.
+    good(&platform, &["delete", "shop/canary", "--yes"]);
+    until("only one target", 30, || {
+        let all = (0..20).all(|_| platform.get("w.test", "/").is_ok_and(|it| it.body.starts_with("web ")));
+        all.then_some(())
+    });
+    assert_eq!(body(&platform, "w.test", "/api/x"), "web GET /api/x HTTP/1.1");
+}

@@ -1,0 +1,268 @@
+//! Routes and certificates as the control plane writes them into the store.
+
+use crate::kit::*;
+use crate::rolling::{Plane, acknowledged, put};
+use arco_model::id::{ComponentId, InstanceId, RowId};
+use arco_model::route::{Route, UpstreamTarget};
+use arco_model::time::Timestamp;
+use arco_model::traffic::*;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::client::TlsStream;
+
+const PORT: u16 = 18_081;
+
+fn component(number: u64) -> ComponentId {
+    ComponentId::from_parts(3, number)
+}
+
+/// A component with one instance at 127.0.2.N that answers with its number.
+async fn component_at(store: &Arc<Store>, number: u8) -> u64 {
+    let address = Ipv4Addr::new(127, 0, 2, number);
+    origin_at(&format!("{address}:{PORT}"), move |mut wire: Wire| async move {
+        while let Some(message) = wire.message().await {
+            let seen = message.head.lines().next().unwrap_or_default().to_owned();
+            let body = format!("{number} {seen}");
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+        }
+    })
+    .await;
+    let entry = UpstreamEntry {
+        component: component(number.into()),
+        reference: format!("demo/c{number}"),
+        state: UpstreamState::Up,
+        endpoints: vec![Endpoint { instance: InstanceId::from_parts(4, number.into()), address, draining: false }],
+        http2_ports: Vec::new(),
+    };
+    put(store, format!("{UPSTREAMS}{}", component(number.into())), &entry).await
+}
+
+fn target(number: u64) -> UpstreamTarget {
+    UpstreamTarget { component: component(number), port: PORT }
+}
+
+fn rule(number: u64, more: serde_json::Value) -> Route<UpstreamTarget> {
+    let mut document = serde_json::json!({"targets": [{"to": target(number)}]});
+    document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(document).unwrap()
+}
+
+async fn put_host(store: &Arc<Store>, entry: HostEntry) -> u64 {
+    put(store, format!("{HOSTS}{}", entry.host), &entry).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_of_the_store_do_what_routes_of_the_file_do() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    for number in 1..=2 {
+        component_at(&store, number).await;
+    }
+    let shares = serde_json::json!({"paths": [{"prefix": "/ab"}], "targets": [{"to": target(1), "weight": 9}, {"to": target(2), "weight": 1}], "sticky": {"cookie": "side"}});
+    let rules = vec![
+        rule(1, shares),
+        rule(2, serde_json::json!({"cookies": [{"name": "beta", "equals": "yes"}]})),
+        rule(2, serde_json::json!({"paths": [{"prefix": "/api"}], "methods": ["GET"], "rewrite": {"prefix": "/"}})),
+        rule(
+            1,
+            serde_json::json!({"paths": [{"exact": "/gone"}], "targets": [], "redirect": {"path": "/new", "status": 308}}),
+        ),
+        rule(1, serde_json::json!({"paths": [{"exact": "/old"}], "tls": {"redirect": true}})),
+    ];
+    let entry = HostEntry { host: "web.test".to_owned(), rules, default: Some(target(1)), ..HostEntry::default() };
+    let revision = put_host(&store, entry).await;
+    acknowledged(&store, revision).await;
+    let mut wire = Wire::connect(plane.http).await;
+    let mut ask = async |head: &str| wire.ask(&format!("{head}\r\nHost: web.test\r\n\r\n")).await;
+    assert_eq!(ask("GET / HTTP/1.1").await.text(), "1 GET / HTTP/1.1", "the default answers last");
+    assert_eq!(ask("GET / HTTP/1.1\r\nCookie: beta=yes").await.text(), "2 GET / HTTP/1.1");
+    assert_eq!(ask("GET /api/x?q HTTP/1.1").await.text(), "2 GET /x?q HTTP/1.1");
+    assert_eq!(ask("PUT /api/x HTTP/1.1\r\nContent-Length: 0").await.text(), "1 PUT /api/x HTTP/1.1");
+    let moved = ask("GET /gone?q HTTP/1.1").await;
+    assert_eq!((moved.status(), moved.header("location")), (308, Some("http://web.test/new?q")));
+    let secure = ask("GET /old HTTP/1.1").await;
+    let location = format!("https://web.test:{}/old", plane.https.port());
+    assert_eq!((secure.status(), secure.header("location")), (308, Some(location.as_str())));
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let mut cookies: HashMap<String, String> = HashMap::new();
+    for _ in 0..200 {
+        let answer = ask("GET /ab HTTP/1.1").await;
+        let who = answer.text().chars().next().unwrap().to_string();
+        let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        assert_eq!(cookies.entry(who.clone()).or_insert_with(|| cookie.clone()), &cookie);
+        *counts.entry(who).or_default() += 1;
+    }
+    assert_eq!((counts["1"], counts["2"]), (180, 20), "shares are exact");
+    for (who, cookie) in &cookies {
+        for _ in 0..10 {
+            assert!(ask(&format!("GET /ab HTTP/1.1\r\nCookie: {cookie}")).await.text().starts_with(who.as_str()));
+        }
+    }
+    // A value that cannot be served takes nothing else away.
+    let rules = vec![rule(2, serde_json::json!({"paths": [{"regex": "("}]})), rule(2, serde_json::json!({}))];
+    let entry = HostEntry { host: "web.test".to_owned(), rules, ..HostEntry::default() };
+    let revision = put_host(&store, entry).await;
+    acknowledged(&store, revision).await;
+    assert_eq!(ask("GET / HTTP/1.1").await.text(), "2 GET / HTTP/1.1");
+}
+
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    /// Chain and key in PEM.
+    fn leaf(&self, hosts: &[&str]) -> (String, String) {
+        let hosts: Vec<String> = hosts.iter().map(|it| (*it).to_owned()).collect();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(hosts).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (leaf.pem(), key.serialize_pem())
+    }
+}
+
+async fn put_certificate(store: &Arc<Store>, id: &RowId, (chain_pem, key): &(String, String)) -> u64 {
+    let sealed = keys().seal(&certificate_context(id.as_str()), key.as_bytes()).unwrap();
+    let entry = CertificateEntry {
+        issued_at: Timestamp(1),
+        chain_pem: chain_pem.clone(),
+        key_id: sealed.key_id,
+        sealed_key: sealed.text,
+    };
+    put(store, format!("{CERTIFICATES}{id}"), &entry).await
+}
+
+/// Connects with a server name, and with a certificate when one is given.
+async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    sni: &str,
+    own: Option<&(String, String)>,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.issuer.der().clone()).unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap();
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(sni.to_owned().try_into().unwrap(), stream).await
+}
+
+/// One exchange on a connection that goes on.
+async fn ask(stream: &mut TlsStream<tokio::net::TcpStream>, host: &str) -> std::io::Result<String> {
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
+    let mut answer = vec![0u8; 16 * 1024];
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.expect("an answer in time")?;
+    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+}
+
+fn shown(stream: &TlsStream<tokio::net::TcpStream>) -> CertificateDer<'static> {
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let journal = folder.path().join("routes.journal");
+    let plane = Plane::start(&store, &journal);
+    component_at(&store, 3).await;
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let ids = [RowId::from_parts(1, 1), RowId::from_parts(1, 2)];
+    let first = ours.leaf(&["*.one.test"]);
+    put_certificate(&store, &ids[0], &first).await;
+    put_certificate(&store, &ids[1], &ours.leaf(&["two.test", "closed.test"])).await;
+    let host = |host: &str, id: &RowId, client_ca: Option<String>| HostEntry {
+        host: host.to_owned(),
+        rules: vec![rule(3, serde_json::json!({"tls": {"hsts_max_age_s": 60}}))],
+        tls: HostTls { certificate: Some(id.clone()), client_ca },
+        ..HostEntry::default()
+    };
+    put_host(&store, host("a.one.test", &ids[0], None)).await;
+    put_host(&store, host("b.one.test", &ids[0], None)).await;
+    put_host(&store, host("two.test", &ids[1], None)).await;
+    put_host(&store, HostEntry { tls: HostTls::default(), ..host("plain.test", &ids[1], None) }).await;
+    let revision = put_host(&store, host("closed.test", &ids[1], Some(theirs.issuer.pem()))).await;
+    acknowledged(&store, revision).await;
+    let h1 = b"http/1.1";
+    let mut old = connect(plane.https, &ours, "a.one.test", None, h1).await.unwrap();
+    let answer = ask(&mut old, "a.one.test").await.unwrap().to_ascii_lowercase();
+    assert!(
+        answer.starts_with("http/1.1 200 ") && answer.contains("strict-transport-security: max-age=60"),
+        "{answer}"
+    );
+    assert!(!get(plane.http, "a.one.test", "/").await.head.to_ascii_lowercase().contains("strict-transport"));
+    // Another host of the same certificate may share the connection; others, and those without TLS, may not.
+    for (host, status) in [("b.one.test", 200), ("two.test", 421), ("plain.test", 421), ("nobody.test", 421)] {
+        let answer = ask(&mut old, host).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
+    }
+    for unknown in ["nobody.test", "plain.test", "c.one.test"] {
+        let error = connect(plane.https, &ours, unknown, None, h1).await.unwrap_err().to_string();
+        assert!(error.contains("UnrecognisedName") || error.contains("nrecogni"), "{unknown}: {error}");
+    }
+    // A host that asks for client certificates: none, a stranger's, a good one; never by a connection of another host.
+    let (stranger, known) = (ours.leaf(&["c"]), theirs.leaf(&["c"]));
+    for own in [None, Some(&stranger)] {
+        let refused = match connect(plane.https, &ours, "closed.test", own, h1).await {
+            Err(_) => true,
+            // In TLS 1.3 the client learns of it only after its part of the handshake.
+            Ok(mut stream) => ask(&mut stream, "closed.test").await.map_or(true, |it| it.is_empty()),
+        };
+        assert!(refused);
+    }
+    let mut closed = connect(plane.https, &ours, "closed.test", Some(&known), h1).await.unwrap();
+    assert!(ask(&mut closed, "closed.test").await.unwrap().starts_with("HTTP/1.1 200 "));
+    let mut two = connect(plane.https, &ours, "two.test", None, h1).await.unwrap();
+    assert!(ask(&mut two, "closed.test").await.unwrap().starts_with("HTTP/1.1 421 "));
+    // Renewed: new connections see it, the old one goes on.
+    let before = shown(&old);
+    let revision = put_certificate(&store, &ids[0], &ours.leaf(&["*.one.test"])).await;
+    acknowledged(&store, revision).await;
+    let renewed = connect(plane.https, &ours, "b.one.test", None, h1).await.unwrap();
+    assert_ne!(shown(&renewed), before);
+    assert!(ask(&mut old, "a.one.test").await.unwrap().starts_with("HTTP/1.1 200 "));
+    // ACME's question by TLS-ALPN is answered with the challenge's certificate, and with nothing else.
+    let proof = ours.leaf(&["a.one.test"]);
+    let sealed = keys().seal(&certificate_context("a.one.test"), proof.1.as_bytes()).unwrap();
+    let entry = CertificateEntry {
+        issued_at: Timestamp(1),
+        chain_pem: proof.0,
+        key_id: sealed.key_id,
+        sealed_key: sealed.text,
+    };
+    let revision = put(&store, format!("{CHALLENGES}a.one.test"), &entry).await;
+    acknowledged(&store, revision).await;
+    let asked = connect(plane.https, &ours, "a.one.test", None, b"acme-tls/1").await.unwrap();
+    assert_ne!(shown(&asked), shown(&renewed));
+    // A key that cannot be opened leaves what was there.
+    let mut broken: CertificateEntry = store.value(&format!("{CERTIFICATES}{}", ids[0])).await.unwrap();
+    broken.sealed_key = "00".repeat(40);
+    let revision = put(&store, format!("{CERTIFICATES}{}", ids[0]), &broken).await;
+    acknowledged(&store, revision).await;
+    assert_eq!(shown(&connect(plane.https, &ours, "b.one.test", None, h1).await.unwrap()), shown(&renewed));
+    // The private key lies nowhere in clear.
+    drop(plane);
+    let kept = std::fs::read(&journal).unwrap();
+    let secret = first.1.lines().nth(1).unwrap().as_bytes().to_vec();
+    assert!(!kept.windows(secret.len()).any(|it| it == secret));
+}
