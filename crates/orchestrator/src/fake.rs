@@ -289,14 +289,16 @@ impl Orchestrator for FakeOrchestrator {
     }
 
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
-        {
+        let known = {
             let mut state = self.lock();
-            state.components.remove(component);
             if !keep_volumes {
                 state.volumes.remove(component);
             }
+            state.components.remove(component).is_some()
+        };
+        if known {
+            let _ = self.bell.send(component.clone()); // nobody may listen
         }
-        let _ = self.bell.send(component.clone());
         Ok(())
     }
 

@@ -110,6 +110,7 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends everything of a component; returns when nothing is left but (if asked) its volumes.
+    /// Rings only when something was there.
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error>;
     /// Deletes one volume with its content. No instance may use it; no error when it is not there.
     async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {

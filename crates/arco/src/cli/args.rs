@@ -3,8 +3,8 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, certificate, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power, revisions,
-    route, secret, volume,
+    apply, bind, certificate, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power,
+    revisions, route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

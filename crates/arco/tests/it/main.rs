@@ -5,8 +5,8 @@
 
 mod behave;
 mod command_line;
-mod egress;
 mod data_plane;
+mod egress;
 mod fake_api;
 mod faults;
 mod hand_over;

@@ -261,11 +261,12 @@ impl Orchestrator for LocalOrchestrator {
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
         let inner = &self.inner;
         let (ended, done) = oneshot::channel();
-        if inner.tell(component, Event::Remove { ended }) && done.await.is_err() {
+        let ran = inner.tell(component, Event::Remove { ended });
+        if ran && done.await.is_err() {
             return Err(Error::failed(format!("end the instances of {component}"), "the server stops"));
         }
         lock(&inner.tasks).remove(component);
-        lock(&inner.facts).remove(component);
+        let known = lock(&inner.facts).remove(component).is_some();
         record::remove(&inner.dir, component);
         inner
             .network
@@ -275,7 +276,9 @@ impl Orchestrator for LocalOrchestrator {
         if !keep_volumes {
             inner.volumes.remove(component).await?;
         }
-        let _ = inner.bell.send(component.clone());
+        if ran || known {
+            let _ = inner.bell.send(component.clone()); // nobody may listen
+        }
         Ok(())
     }
 
