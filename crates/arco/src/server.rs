@@ -12,6 +12,7 @@ mod gateway;
 mod lock;
 mod roles;
 mod stores;
+mod tickets;
 
 use anyhow::Context as _;
 use arco_config::{Config, Role};

@@ -106,8 +106,9 @@ impl Alone {
                 self.reload();
             }
         };
-        self.sockets.let_go();
         self.sockets.released();
+        // Whoever connects from now on is a successor's, or refused.
+        self.listening.clear();
         let whole = if successor {
             tracing::info!("another process has taken over; what is open here is finished");
             self.over.cancel();

@@ -88,8 +88,10 @@ pub struct DataPlane {
     source: Arc<Mutex<StoreSource>>,
     idle: Arc<Notify>,
     applied: watch::Sender<u64>,
-    http: Listening,
-    https: Listening,
+    http: SocketAddr,
+    https: SocketAddr,
+    /// Closed when this process leaves.
+    listening: Mutex<Vec<Listening>>,
     drain_timeout: Duration,
 }
 
@@ -135,20 +137,31 @@ impl DataPlane {
         source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.address.port());
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
-        let this =
-            Self { id: id.to_owned(), engine, shared, mirror, source, idle, applied, http, https, drain_timeout };
+        let this = Self {
+            id: id.to_owned(),
+            engine,
+            shared,
+            mirror,
+            source,
+            idle,
+            applied,
+            http: http.address,
+            https: https.address,
+            listening: Mutex::new(vec![http, https]),
+            drain_timeout,
+        };
         this.apply();
         Ok(this)
     }
 
     /// Where plain HTTP is served, as really bound.
     pub fn http(&self) -> SocketAddr {
-        self.http.address
+        self.http
     }
 
     /// Where HTTPS is served, as really bound.
     pub fn https(&self) -> SocketAddr {
-        self.https.address
+        self.https
     }
 
     /// Revision of the snapshot that requests are routed by.
@@ -188,7 +201,10 @@ impl DataPlane {
             }
         };
         let drained = async {
-            match leave.await {
+            let successor = leave.await;
+            // Whoever connects from now on is a successor's, or refused.
+            self.listening.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            match successor {
                 true => self.engine.hand_over(self.drain_timeout).await,
                 false => self.engine.drain(self.drain_timeout).await,
             }

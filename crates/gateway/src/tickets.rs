@@ -7,8 +7,10 @@
 //! A certificate's TLS settings take [`Tickets::for_clients`] once; when keys change they need no change.
 
 use arc_swap::ArcSwap;
-use arco_model::ticket::{TICKET_PERIOD_MS, TicketRing};
+use arco_model::ticket::{SealedRing, TICKET_PERIOD_MS, TICKETS, TICKETS_CONTEXT, TicketRing};
 use arco_model::time::Timestamp;
+use arco_store::kv::mirror::View;
+use arco_store::secrets::{Sealed, SecretBox};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use rustls::server::ProducesTickets;
@@ -42,6 +44,25 @@ impl Tickets {
     pub fn set(&self, ring: &TicketRing) {
         let key = |it: &arco_model::ticket::TicketKey| Some((bytes(&it.id)?, bytes(&it.secret)?, it.from.0));
         self.ring.store(Arc::new(Secrets { keys: ring.keys.iter().filter_map(key).collect() }));
+    }
+
+    /// Takes the keys from the store when they are other ones than at `seen`; returns what to remember as seen.
+    pub fn follow(&self, view: &View, keys: &SecretBox, seen: u64) -> u64 {
+        let Some(entry) = view.entries.get(TICKETS.as_bytes()) else { return seen };
+        if entry.mod_revision == seen {
+            return seen;
+        }
+        let opened = || -> Result<TicketRing, String> {
+            let sealed: SealedRing = serde_json::from_slice(&entry.value).map_err(|it| it.to_string())?;
+            let sealed = Sealed { key_id: sealed.key_id, text: sealed.text };
+            let text = keys.unseal(TICKETS_CONTEXT, &sealed).map_err(|it| it.to_string())?;
+            serde_json::from_slice(&text).map_err(|it| it.to_string())
+        };
+        match opened() {
+            Ok(ring) => self.set(&ring),
+            Err(why) => tracing::error!(why, "the keys of session tickets cannot be used; those before stay"),
+        }
+        entry.mod_revision
     }
 
     /// Tickets for connections whose clients must show a certificate of one of `authorities` (DER; none: they need not).

@@ -5,7 +5,7 @@
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// `/gateway/tickets` → the sealed [`TicketRing`].
+/// `/gateway/tickets` → [`SealedRing`].
 pub const TICKETS: &str = "/gateway/tickets";
 /// The context that the ring is sealed in for the gateways.
 pub const TICKETS_CONTEXT: &str = "gateway tickets";
@@ -13,6 +13,15 @@ pub const TICKETS_CONTEXT: &str = "gateway tickets";
 pub const TICKET_PERIOD_MS: u64 = 12 * 3600 * 1000;
 /// How long before its time a key is told to everybody, in ms.
 const LEAD_MS: u64 = 10 * 60 * 1000;
+
+/// A ring on its way to the gateways, sealed with their keys ([`crate::traffic::GATEWAY_KEYS`]).
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct SealedRing {
+    /// Which key sealed it.
+    pub key_id: String,
+    /// The sealed [`TicketRing`] (JSON); its context is [`TICKETS_CONTEXT`].
+    pub text: String,
+}
 
 /// One key. Its secret is in no log: [`std::fmt::Debug`] leaves it out.
 #[derive(Clone, Eq, PartialEq, Serialize, Deserialize)]

@@ -119,6 +119,7 @@ pub(crate) async fn start(
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
         publish_settings(config, &stores, dns_address).await?;
+        super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
         let published = [running.http().port(), running.https().port()].into();

@@ -83,6 +83,8 @@ struct Loop {
     children: HashMap<u32, Child>,
     /// What the last upgrade started.
     next: Option<PathBuf>,
+    /// It serves, so this process is to become it.
+    renews: bool,
 }
 
 /// Keeps sockets and starts workers on them until everything is stopped; returns the exit status. SIGTERM and SIGINT
@@ -90,7 +92,7 @@ struct Loop {
 pub fn hold(holding: Holding) -> Result<u8, HoldError> {
     let mut holding = holding;
     let kept = holding.sockets.drain(..).map(|(name, socket)| (name, (0, vec![socket]))).collect();
-    Loop { holding, plan: Plan::default(), kept, children: HashMap::new(), next: None }.run()
+    Loop { holding, plan: Plan::default(), kept, children: HashMap::new(), next: None, renews: false }.run()
 }
 
 /// Goes on where the holder before stopped; its words wait on standard input.
@@ -102,7 +104,7 @@ pub fn resume(holding: Holding) -> Result<u8, HoldError> {
     let plan = Plan::resumed(inherited.workers.iter().map(|it| (it.0, it.2, it.3)), now);
     let child = |(slot, pid, _, _, link)| (slot, Child::new(pid, link));
     let children = inherited.workers.into_iter().map(child).collect();
-    Loop { holding, plan, kept: inherited.kept, children, next: None }.run()
+    Loop { holding, plan, kept: inherited.kept, children, next: None, renews: false }.run()
 }
 
 /// The two ends of a link.
@@ -147,6 +149,11 @@ impl Loop {
                 if let Some(status) = self.happened(event) {
                     return Ok(status);
                 }
+            }
+            // Only now: what else happened would be forgotten.
+            if std::mem::take(&mut self.renews) && !self.plan.is_stopping() {
+                let error = self.next.take().and_then(|it| self.renew(&it).err());
+                tracing::error!(?error, "the keeper of the sockets stays the old one; its worker is new");
             }
             self.wait(&signals).map_err(fail("wait"))?;
             while let Ok(Some(signal)) = signals.read_signal() {
@@ -232,7 +239,13 @@ impl Loop {
         }
         let mut events = Vec::new();
         for (slot, status) in ended {
-            let Some(child) = self.children.remove(&slot) else { continue };
+            let Some(mut child) = self.children.remove(&slot) else { continue };
+            // Its last words may have come after the others were heard.
+            while let Ok(Some((message, _))) = receive(child.link.as_fd()) {
+                if let Message::Failed { why } = message {
+                    child.said = Some(why);
+                }
+            }
             let pid = child.pid.as_raw_nonzero().get();
             let how = match status {
                 Some(it) if it.exit_status() == Some(0) => "done".to_owned(),
@@ -274,11 +287,7 @@ impl Loop {
                         }
                     }
                     Action::UpgradeFailed => tracing::error!("the upgrade failed; everything is as before"),
-                    Action::Renew => {
-                        if let Some(error) = self.next.take().and_then(|it| self.renew(&it).err()) {
-                            tracing::error!(%error, "the keeper of the sockets stays the old one; its worker is new");
-                        }
-                    }
+                    Action::Renew => self.renews = true,
                     Action::Exit { status } => return Some(status),
                 }
             }

@@ -106,6 +106,11 @@ impl Plan {
         !self.served
     }
 
+    /// Whether everything ends.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Whether this worker does not serve yet.
     pub(super) fn is_starting(&self, slot: u32) -> bool {
         self.workers.iter().any(|it| it.slot == slot && it.phase == Phase::Starting)

@@ -162,7 +162,7 @@ impl Sockets {
                 Ok(Ok(Some((Message::Drain { successor }, _)))) => Order::Drain { successor },
                 Ok(Ok(Some(_))) => continue,
             };
-            if order != Order::Own {
+            if matches!(order, Order::Alone | Order::Drain { successor: true }) {
                 self.let_go();
             }
             return order;

@@ -139,6 +139,7 @@ mod tests {
             gateway: GatewayConfig::default(),
             executable: PathBuf::from("/usr/bin/arco"),
             store: SocketAddr::from(([127, 0, 0, 1], 1)),
+            certificate_keys: String::new(),
             authority_pem: String::new(),
             certificate_pem: String::new(),
             key_pem: "key".to_owned(),
