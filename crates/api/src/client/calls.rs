@@ -7,6 +7,7 @@ use crate::wire::{
     OperationDocument, Page, RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest,
     SecretDocument, SetHostCertificate, SpecPatch, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
+use arco_model::traffic::RouteQuestion;
 use http::Method;
 use serde::de::DeserializeOwned;
 
