@@ -331,3 +331,6 @@ fn upstream(component: &Component, revision: Option<&Revision>, observed: &Obser
         http2_ports: http2.map(|it| it.port).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

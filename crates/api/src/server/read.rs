@@ -368,10 +368,11 @@ impl Api {
         known.insert(component.id.clone(), Some(named(component, None)));
         let mut items = Vec::new();
         for row in rows {
-            for callee in row.route.callees() {
-                if !known.contains_key(&callee.component) {
-                    let found = self.deps.metadata.get::<Component>(callee.component.as_str()).await?;
-                    known.insert(callee.component.clone(), found.map(|it| named(&it.value, None)));
+            let callees: Vec<ComponentId> = row.route.callees().map(|it| it.component.clone()).collect();
+            for id in callees {
+                if !known.contains_key(&id) {
+                    let found = self.deps.metadata.get::<Component>(id.as_str()).await?;
+                    known.insert(id, found.map(|it| named(&it.value, None)));
                 }
             }
             let name = |it: arco_model::route::UpstreamTarget| {

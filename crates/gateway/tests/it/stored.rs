@@ -171,9 +171,22 @@ async fn connect(
 /// One exchange on a connection that goes on.
 async fn ask(stream: &mut TlsStream<tokio::net::TcpStream>, host: &str) -> std::io::Result<String> {
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
-    let mut answer = vec![0u8; 16 * 1024];
-    let read = tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.expect("an answer in time")?;
-    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let fields = head.lines().filter_map(|it| it.split_once(": "));
+            let length =
+                fields.filter(|it| it.0.eq_ignore_ascii_case("content-length")).find_map(|it| it.1.parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return Ok(text);
+            }
+        }
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer in time")?;
+        if read == 0 {
+            return Ok(text);
+        }
+    }
 }
 
 fn shown(stream: &TlsStream<tokio::net::TcpStream>) -> CertificateDer<'static> {

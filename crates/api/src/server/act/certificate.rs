@@ -166,18 +166,17 @@ impl Api {
         // Certificates of the default tenant are the platform's: they serve everybody's hosts.
         let everybody = *tenant == TenantName::default_tenant();
         let routes = self.deps.metadata.list::<RouteRow>(&Query::default()).await?.items;
-        let named = |it: &RouteRow| it.tenant == *tenant && it.route.tls.certificate.as_deref() == Some(name);
-        for component in self.deps.metadata.list::<Component>(&Query::default()).await?.items {
-            let component = component.value;
-            if !everybody && component.tenant != *tenant {
-                continue;
-            }
+        let components = self.deps.metadata.list::<Component>(&Query::default()).await?.items;
+        let affected = |component: &Component| {
             let mut own = routes.iter().map(|it| &it.value).filter(|it| it.component_id == component.id);
-            let affected = own.any(|it| named(it) || covers(hosts, &it.host))
-                || component.default_hosts(domain).iter().any(|it| covers(hosts, it));
-            if affected {
-                self.wake(&component.id).await?;
-            }
+            let named = |it: &RouteRow| it.tenant == *tenant && it.route.tls.certificate.as_deref() == Some(name);
+            (everybody || component.tenant == *tenant)
+                && (own.any(|it| named(it) || covers(hosts, &it.host))
+                    || component.default_hosts(domain).iter().any(|it| covers(hosts, it)))
+        };
+        let affected: Vec<_> = components.into_iter().filter(|it| affected(&it.value)).map(|it| it.value.id).collect();
+        for component in &affected {
+            self.wake(component).await?;
         }
         Ok(())
     }

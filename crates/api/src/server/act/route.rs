@@ -126,8 +126,9 @@ impl Api {
             );
         }
         let mut named = HashMap::new();
-        for callee in request.callees() {
-            named.insert(callee.to_string(), self.upstream(component, callee).await?);
+        let callees: Vec<ComponentTarget> = request.callees().cloned().collect();
+        for callee in callees {
+            named.insert(callee.to_string(), self.upstream(component, &callee).await?);
         }
         let route = request.rename(|it| Ok::<_, ApiError>(named.get(&it.to_string()).cloned()))?;
         Ok((hosts, route))

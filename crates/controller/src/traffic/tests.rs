@@ -1,0 +1,200 @@
+//! What gateways read after components, routes and certificates changed.
+
+use super::*;
+use arco_model::artifact::{Digest, ImageRef};
+use arco_model::component::{ObservedState, Power, RunDefaults};
+use arco_model::id::{ApplicationId, OperationId, RevisionId, RowId};
+use arco_model::name::{ApplicationName, ComponentName};
+use arco_model::route::{Route, Target};
+use arco_model::source::Source;
+use arco_model::spec::{ComponentSpec, Port};
+use arco_model::time::Timestamp;
+use arco_store::clock;
+use arco_store::kv::MemoryKv;
+use arco_store::sql::MemoryMetadata;
+
+struct World {
+    publisher: Publisher,
+    secrets: Arc<SecretBox>,
+}
+
+impl World {
+    fn new() -> Self {
+        let secrets = Arc::new(SecretBox::parse(&format!("k {}", "22".repeat(32))).unwrap());
+        let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let publisher = Publisher::new(kv, metadata, secrets.clone(), "test".to_owned());
+        Self { publisher, secrets }
+    }
+
+    /// A component with an HTTP port, kept and published.
+    async fn component(&self, number: u64, name: &str) -> Component {
+        let id = ComponentId::from_parts(1, number);
+        let component = Component {
+            id: id.clone(),
+            tenant: TenantName::default_tenant(),
+            application_id: ApplicationId::from_parts(1, 1),
+            application: ApplicationName::new("shop").unwrap(),
+            name: ComponentName::new(name).unwrap(),
+            spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
+            generation: 1,
+            power: Power::On,
+            restarts_asked: 0,
+            desired_revision: None,
+            last_revision_number: 1,
+            observed: ObservedState::default(),
+            created_at: Timestamp(number),
+        };
+        self.publisher.metadata.insert(&component).await.unwrap();
+        self.publish(&component).await;
+        component
+    }
+
+    async fn publish(&self, component: &Component) {
+        let port = |port, protocol| Port { port, protocol, outer: true };
+        let revision = Revision {
+            id: RevisionId::from_parts(1, 1),
+            component_id: component.id.clone(),
+            number: 1,
+            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
+            defaults: RunDefaults {
+                ports: vec![port(8080, Protocol::Http), port(9090, Protocol::Grpc)],
+                ..RunDefaults::default()
+            },
+            spec: component.spec.clone(),
+            build_key: "key".to_owned(),
+            commit: None,
+            cause: "deploy".to_owned(),
+            operation_id: OperationId::from_parts(1, 1),
+            created_at: Timestamp(0),
+        };
+        let published = self.publisher.publish(component, Some(&revision), &Observed::default(), Status::Running).await;
+        assert!(published.unwrap() > 0);
+    }
+
+    async fn route(&self, of: &Component, host: &str, targets: &[&Component], tls: Option<&str>) -> RowId {
+        let target =
+            |it: &&Component| Target { to: UpstreamTarget { component: it.id.clone(), port: 8080 }, weight: 100 };
+        let mut route = Route { targets: targets.iter().map(target).collect(), ..Route::default() };
+        route.tls.certificate = tls.map(str::to_owned);
+        let row = RouteRow {
+            id: clock::fresh(),
+            tenant: of.tenant.clone(),
+            application: of.application.clone(),
+            component: of.name.clone(),
+            component_id: of.id.clone(),
+            host: host.to_owned(),
+            route,
+            created_at: clock::now(),
+        };
+        self.publisher.metadata.insert(&row).await.unwrap();
+        row.id
+    }
+
+    async fn entry(&self, host: &str) -> Option<HostEntry> {
+        let found = self.publisher.kv.get(&format!("{HOSTS}{host}")).await.unwrap()?;
+        Some(serde_json::from_slice(&found.value).unwrap())
+    }
+
+    async fn names(&self, host: &str) -> Vec<u64> {
+        let callees: Vec<_> = self.entry(host).await.unwrap().callees().map(|it| it.component.clone()).collect();
+        callees.iter().map(|it| (1..9).find(|n| ComponentId::from_parts(1, *n) == *it).unwrap()).collect()
+    }
+}
+
+#[tokio::test]
+async fn hosts_follow_routes_and_components() {
+    let world = World::new();
+    let web = world.component(1, "web").await;
+    let other = world.component(2, "other").await;
+    assert_eq!(world.names("web.shop.test").await, [1]);
+    let upstream = world.publisher.kv.get(&format!("{UPSTREAMS}{}", web.id)).await.unwrap().unwrap();
+    let upstream: UpstreamEntry = serde_json::from_slice(&upstream.value).unwrap();
+    assert_eq!(upstream.http2_ports, [9090]);
+    world.route(&web, "w.test", &[&web, &other], None).await;
+    let id = world.route(&web, "web.shop.test", &[&other], None).await;
+    world.publish(&web).await;
+    assert_eq!(world.names("w.test").await, [1, 2]);
+    assert_eq!(world.names("web.shop.test").await, [2, 1], "the route before the default");
+    // A second process knows what the first one published.
+    let again = Publisher::new(
+        world.publisher.kv.clone(),
+        world.publisher.metadata.clone(),
+        world.secrets.clone(),
+        "test".to_owned(),
+    );
+    let world = World { publisher: again, secrets: world.secrets };
+    world.publisher.load().await.unwrap();
+    let revision = world.publisher.kv.list(HOSTS).await.unwrap().revision;
+    world.publish(&other).await;
+    assert_eq!(world.names("web.shop.test").await, [2, 1], "the default of another component stays");
+    assert_eq!(world.publisher.kv.list(HOSTS).await.unwrap().revision, revision, "nothing is written anew");
+    // A target that leaves takes its share with it; the last one takes the rule.
+    world.publisher.withdraw(&other.id).await.unwrap();
+    assert_eq!(world.names("w.test").await, [1]);
+    assert_eq!(world.names("web.shop.test").await, [1]);
+    let row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+    let mut batch = arco_store::sql::Batch::default();
+    batch.delete(&row);
+    world.publisher.metadata.commit(batch).await.unwrap();
+    world.publisher.withdraw(&web.id).await.unwrap();
+    assert!(world.entry("w.test").await.is_none() && world.entry("web.shop.test").await.is_none());
+}
+
+async fn certificate(world: &World, number: u64, name: &str, hosts: &[&str], not_after: u64) -> RowId {
+    let id = RowId::from_parts(5, number);
+    let sealed = world.secrets.seal(&CertificateRow::key_context(&id), format!("key of {name}").as_bytes()).unwrap();
+    let row = CertificateRow {
+        id: id.clone(),
+        tenant: TenantName::default_tenant(),
+        name: name.to_owned(),
+        automatic: false,
+        hosts: hosts.iter().map(|it| (*it).to_owned()).collect(),
+        issuer: String::new(),
+        not_before: Timestamp(0),
+        not_after: Timestamp(not_after),
+        chain_pem: format!("chain of {name}"),
+        key_id: sealed.key_id,
+        sealed_key: sealed.text,
+        created_at: Timestamp(number),
+        issued_at: Timestamp(number),
+    };
+    world.publisher.metadata.insert(&row).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn certificates_are_chosen_sealed_for_gateways_and_taken_away() {
+    let world = World::new();
+    let wide = certificate(&world, 1, "wide", &["*.a.test"], 900).await;
+    let exact = certificate(&world, 2, "exact", &["x.a.test"], 500).await;
+    certificate(&world, 3, "old", &["x.a.test"], 100).await;
+    let web = world.component(1, "web").await;
+    for (host, tls) in [("x.a.test", None), ("y.a.test", None), ("z.a.test", Some("off")), ("v.a.test", Some("wide"))] {
+        world.route(&web, host, &[&web], tls).await;
+    }
+    world.route(&web, "b.test", &[&web], None).await;
+    world.publish(&web).await;
+    for (host, expected) in [
+        ("x.a.test", Some(&exact)),
+        ("y.a.test", Some(&wide)),
+        ("z.a.test", None),
+        ("v.a.test", Some(&wide)),
+        ("b.test", None),
+    ] {
+        assert_eq!(world.entry(host).await.unwrap().tls.certificate.as_ref(), expected, "{host}");
+    }
+    let key = format!("{CERTIFICATES}{wide}");
+    let found = world.publisher.kv.get(&key).await.unwrap().unwrap();
+    let entry: CertificateEntry = serde_json::from_slice(&found.value).unwrap();
+    assert!(!String::from_utf8_lossy(&found.value).contains("key of"));
+    let gateways = SecretBox::parse(&world.secrets.derive(GATEWAY_KEYS)).unwrap();
+    let sealed = Sealed { key_id: entry.key_id, text: entry.sealed_key };
+    assert_eq!(gateways.unseal(&certificate_context(wide.as_str()), &sealed).unwrap(), b"key of wide");
+    assert!(world.secrets.unseal(&certificate_context(wide.as_str()), &sealed).is_err());
+    // Looked at again, nothing is sealed anew; what serves nobody goes.
+    world.publish(&web).await;
+    assert_eq!(world.publisher.kv.get(&key).await.unwrap().unwrap().mod_revision, found.mod_revision);
+    world.publisher.withdraw(&web.id).await.unwrap();
+    assert!(world.publisher.kv.get(&key).await.unwrap().is_none());
+}
