@@ -277,6 +277,7 @@ def main():
     if os.geteuid() != 0:
         raise SystemExit("containers need root: sudo make bench")
     parts = {"start": start_part, "idle": idle_part, "deploy": deploy_part, "answer": answer_part, "many": many_part}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what was started is removed
     platform = Platform()
     try:
         platform.start()
