@@ -45,7 +45,10 @@ mod tests {
     #[test]
     fn the_advice_names_the_command_and_nothing_of_the_environment() {
         for (usage, advice) in [
-            ("arco route list <APP/COMPONENT>", "usage: arco route list <APP/COMPONENT> (see `arco route list --help`)"),
+            (
+                "arco route list <APP/COMPONENT>",
+                "usage: arco route list <APP/COMPONENT> (see `arco route list --help`)",
+            ),
             ("arco route list --context <FILE> <REF>", "usage: arco route list <REF> (see `arco route list --help`)"),
             ("arco [OPTIONS] <COMMAND>", "usage: arco [OPTIONS] <COMMAND> (see `arco --help`)"),
             ("arco deploy --app <APP> <SOURCE>", "usage: arco deploy --app <APP> <SOURCE> (see `arco deploy --help`)"),

@@ -288,9 +288,7 @@ fn one_shots_end_by_themselves_by_time_and_by_cancel() {
     on_a_machine(|place| async move {
         let driver = place.driver().await;
         let plan = place.plan(&SERVE);
-        let run = async |argv: &[&str],
-                         change: &dyn Fn(&mut arco_model::plan::OneShot),
-                         cancel_at: Option<&str>| {
+        let run = async |argv: &[&str], change: &dyn Fn(&mut arco_model::plan::OneShot), cancel_at: Option<&str>| {
             let mut once = one_shot(&plan, argv);
             change(&mut once);
             let (output, mut lines) = mpsc::channel(64);
