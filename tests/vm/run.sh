@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 limit_s=${ARCO_VM_LIMIT_S:-1200}
+mirror=${ARCO_VM_MIRROR:-http://deb.debian.org/debian}
 kept=${ARCO_VM_CACHE:-/var/cache/arco/test-vm}
 stacks=${ARCO_VM_STACKS:-/var/cache/arco/stacks}
 say() { printf '== %s (%s s)\n' "$*" "$SECONDS"; }
@@ -37,16 +38,15 @@ trap 'exit 143' TERM HUP
 # What the platform needs to run, a kernel, systemd, and what the tests call.
 root_recipe() {
   cat <<'RECIPE'
-edition 1
+edition 2
 suite bookworm
-packages ca-certificates,curl,debootstrap,e2fsprogs,git,iproute2,libseccomp2,nftables,busybox-static,iputils-ping,procps,kmod,udev,systemd-sysv,initramfs-tools,linux-image-cloud-amd64
+packages ca-certificates,conntrack,curl,debootstrap,e2fsprogs,git,iproute2,libseccomp2,nftables,busybox-static,iputils-ping,procps,kmod,udev,systemd-sysv,initramfs-tools,linux-image-cloud-amd64
 RECIPE
 }
 
 make_root() {
-  local root=$work/root packages mirror
+  local root=$work/root packages
   packages=$(root_recipe | sed -n 's/^packages //p')
-  mirror=${ARCO_VM_MIRROR:-http://deb.debian.org/debian}
   say "making the machine's root disk from $mirror (once per machine)"
   debootstrap --variant=minbase --include="$packages" bookworm "$root" "$mirror" >"$work/debootstrap.log" 2>&1 \
     || { tail -20 "$work/debootstrap.log" >&2; give_up "debootstrap failed"; }

@@ -98,6 +98,7 @@ pub(crate) struct Shared {
     deps: ApiDeps,
     revisions: read::RevisionCache,
     requests: identity::Requests,
+    revoked: act::Revoked,
     /// Held from reading to writing: rules that span rows (hosts, quotas, bindings) are checked by nothing else.
     changing: tokio::sync::Mutex<()>,
 }
@@ -117,8 +118,13 @@ pub struct ApiRole {
 /// The role over its parts; nothing runs yet.
 pub fn build(deps: ApiDeps) -> ApiRole {
     let requests = identity::Requests::new(&deps.metrics);
-    let shared =
-        Shared { deps, revisions: read::RevisionCache::default(), requests, changing: tokio::sync::Mutex::default() };
+    let shared = Shared {
+        deps,
+        revisions: read::RevisionCache::default(),
+        requests,
+        revoked: act::Revoked::default(),
+        changing: tokio::sync::Mutex::default(),
+    };
     ApiRole { api: Api(Arc::new(shared)) }
 }
 

@@ -7,6 +7,7 @@
 mod application;
 mod certificate;
 mod component;
+mod credential;
 mod error;
 mod exec;
 mod operation;
@@ -21,6 +22,7 @@ pub use certificate::{HostCertificateDocument, SetHostCertificate};
 pub use component::{
     ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, SecretDocument, UsageDocument, VolumeDocument,
 };
+pub use credential::{ContextDocument, CredentialDocument, CredentialQuery, CredentialRequest};
 pub use error::ErrorBody;
 pub use exec::{Channel, ExecControl, Frame, FrameError};
 pub use operation::OperationDocument;

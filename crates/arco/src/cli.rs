@@ -10,6 +10,7 @@ mod bind;
 mod certificate;
 mod config;
 mod context;
+mod credential;
 mod delete;
 mod deploy;
 mod detect;
@@ -80,7 +81,7 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
                 }
             }
         },
-        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(&args.data_dir)),
+        Command::DataPlane(args) => return Ok(crate::server::data_plane::main(args)),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), name, &mut script);
@@ -123,6 +124,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Rollback(args) => revisions::rollback(&args, session).await?,
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
+        Command::Credential(command) => credential::run(&command, session).await?,
         Command::Volume(command) => volume::run(&command, session).await?,
         Command::Bind(args) => bind::bind(&args, session).await?,
         Command::Unbind(args) => bind::unbind(&args, session).await?,

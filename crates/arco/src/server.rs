@@ -8,15 +8,18 @@ mod ask_gateway;
 mod console;
 pub(crate) mod data_plane;
 mod files;
+mod gateway;
 mod lock;
 mod roles;
 mod stores;
+mod tickets;
 
 use anyhow::Context as _;
 use arco_config::{Config, Role};
 use arco_daemon::health::Health;
 use arco_daemon::{Supervisor, listener, telemetry, tls};
 pub(crate) use args::{DataPlaneArgs, GatewayArgs, GatewayCommand, ServerArgs};
+pub(crate) use gateway::gateway;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -26,48 +29,6 @@ use tokio::signal::unix::{SignalKind, signal};
 /// `arco shim …`: owns one instance. Called before any thread exists.
 pub(crate) fn shim(args: &[OsString]) -> ExitCode {
     ExitCode::from(u8::try_from(arco_orchestrator::local::shim_main(args)).unwrap_or(1))
-}
-
-/// `arco gateway --config FILE`: the gateway without a control plane.
-pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
-    let outcome = if args.check {
-        arco_gateway::alone::check(args.file()).map_err(anyhow::Error::from)
-    } else {
-        run_gateway(args)
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run_gateway(args: &GatewayArgs) -> anyhow::Result<()> {
-    telemetry::init("info", telemetry::LogFormat::Text)?;
-    tls::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(async {
-        let supervisor = Supervisor::new();
-        let gateway = arco_gateway::alone::Alone::build(&supervisor, args.file()).await?;
-        for (name, address) in gateway.addresses() {
-            tracing::info!(listener = name, %address, "listening");
-        }
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = arco_daemon::CancellationToken::new();
-        let served = gateway.run(stop.clone());
-        tokio::pin!(served);
-        tokio::select! {
-            outcome = &mut served => return Ok(outcome?),
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stop.cancel();
-        served.await?;
-        anyhow::Ok(())
-    })
 }
 
 /// Runs the server until it is told to stop.

@@ -3,7 +3,7 @@
 //! Certificates and apt settings are files of one folder that steps see read-only at [`INSIDE`]; the rest are
 //! variables of the step. Neither becomes a part of an image, and values are never logged.
 
-use arco_config::BuilderConfig;
+use arco_config::{BuilderConfig, Egress};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,9 @@ use std::process::Stdio;
 
 /// Where steps see the folder.
 pub(crate) const INSIDE: &str = "/run/arco-access";
+
+/// How what our proxy says about a refused host begins.
+pub(crate) const PROXY: &str = "refused by builder.allowed_hosts";
 
 /// Variables of the platform's own environment that package clients know.
 const PASSED: [&str; 26] = [
@@ -73,7 +76,11 @@ impl Access {
         tokio::fs::create_dir_all(folder).await?;
         let mut env = BTreeMap::new();
         for name in PASSED {
-            if let Ok(value) = std::env::var(name) {
+            // With an allow-list there is one way out, and each build has its own pass for it.
+            let way_out = name.to_ascii_lowercase().ends_with("_proxy");
+            if let Ok(value) = std::env::var(name)
+                && !(way_out && config.egress == Egress::Allowlist)
+            {
                 env.insert(name.to_owned(), value);
             }
         }
@@ -83,14 +90,14 @@ impl Access {
             tokio::fs::copy(bundle, folder.join("ca.crt")).await?;
             env.extend(CERTIFICATES.iter().map(|it| ((*it).to_owned(), format!("{INSIDE}/ca.crt"))));
         }
-        tokio::fs::write(folder.join("apt.conf"), apt_settings().await).await?;
+        tokio::fs::write(folder.join("apt.conf"), apt_settings(config.egress).await).await?;
         env.insert("APT_CONFIG".to_owned(), format!("{INSIDE}/apt.conf"));
         env.insert("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned());
         env.insert("PIP_DISABLE_PIP_VERSION_CHECK".to_owned(), "1".to_owned());
         env.insert("PIP_ROOT_USER_ACTION".to_owned(), "ignore".to_owned());
         env.insert("npm_config_update_notifier".to_owned(), "false".to_owned());
         // Where the checksum database cannot be reached, Go would fail for a module that go.sum does not list yet.
-        if !env.contains_key("GOSUMDB") && !resolves("sum.golang.org:443").await {
+        if !env.contains_key("GOSUMDB") && config.egress == Egress::Public && !resolves("sum.golang.org:443").await {
             env.insert("GOSUMDB".to_owned(), "off".to_owned());
         }
         env.extend(config.env.clone());
@@ -104,7 +111,7 @@ async fn resolves(host: &str) -> bool {
 }
 
 /// The machine's apt settings that say how archives are reached.
-async fn apt_settings() -> String {
+async fn apt_settings(egress: Egress) -> String {
     // apt's own sandbox user cannot be used in every user namespace; the step is the sandbox.
     let mut settings = "APT::Sandbox::User \"root\";\n".to_owned();
     let dump = tokio::process::Command::new("apt-config")
@@ -115,7 +122,13 @@ async fn apt_settings() -> String {
         .await;
     let text = dump.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default();
     let wanted = ["Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::ForceIPv", "Acquire::Retries"];
-    for line in text.lines().filter(|line| wanted.iter().any(|it| line.starts_with(it))) {
+    let only = egress == Egress::Allowlist;
+    if only {
+        settings.push_str("Acquire::http::Pipeline-Depth \"0\";\n");
+    }
+    let is_proxy = |line: &str| line.to_ascii_lowercase().contains("proxy");
+    let lines = text.lines().filter(|line| wanted.iter().any(|it| line.starts_with(it)));
+    for line in lines.filter(|it| !(only && is_proxy(it))) {
         settings.push_str(line);
         settings.push('\n');
     }

@@ -9,6 +9,7 @@ mod access;
 mod cache;
 pub mod detect;
 mod dockerfile;
+mod egress;
 mod layer;
 mod names;
 mod pipeline;
@@ -18,6 +19,7 @@ mod source;
 mod stack;
 pub mod tree;
 
+pub use egress::BuildProxy;
 pub use role::{Builder, BuilderDeps};
 
 use arco_model::error::Problem;

@@ -54,7 +54,7 @@ pub(crate) async fn prepare(runner: &Runner<'_>, component: &Component) -> Resul
             Ok((Subject::Files(Box::new(prepared)), key))
         }
         Source::Git { url, reference, dir } => {
-            let (fetched, commit) = source::fetch(runner, url, reference).await?;
+            let (fetched, commit) = source::fetch(runner, component, url, reference).await?;
             let file = layer::open_blob(&runner.inner.images, &fetched.blob.digest, &runner.inner.work)
                 .await
                 .map_err(|it| storage("read the fetched source")(&it))?;

@@ -8,23 +8,28 @@ mod letters;
 
 use crate::access::Access;
 use crate::cache::Cache;
+use crate::egress::{BuildProxy, Proxy};
 use crate::pipeline::{self, Built};
 use crate::runner::Runner;
 use crate::stack::Stacks;
-use arco_config::BuilderConfig;
+use arco_config::{BuilderConfig, Egress};
 use arco_daemon::BoxError;
 use arco_model::component::{Component, Power, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::job::{JobRequest, Topic};
+use arco_model::log::LogStream;
 use arco_model::operation::{Operation, OperationStatus};
 use arco_mq::{Fate, Leased, Queue};
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::logs::LogSink;
+use arco_store::secrets::SecretBox;
 use arco_store::sql::{Batch, Query, SharedMetadata, SqlError, Versioned};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// What the role needs.
@@ -43,8 +48,12 @@ pub struct BuilderDeps {
     pub orchestrator: SharedOrchestrator,
     /// Jobs.
     pub queue: Queue,
+    /// Opens credentials for private repositories.
+    pub secrets: Arc<SecretBox>,
     /// Logs of operations.
     pub logs: LogSink,
+    /// Where builds reach out; needed when `builder.egress` is an allow-list.
+    pub proxy: Option<BuildProxy>,
 }
 
 /// What every build shares.
@@ -56,9 +65,12 @@ pub(crate) struct Inner {
     pub(crate) images: Images,
     pub(crate) orchestrator: SharedOrchestrator,
     pub(crate) logs: LogSink,
+    /// With an allow-list: the only way out of builds.
+    pub(crate) proxy: Option<Proxy>,
     access: tokio::sync::OnceCell<Access>,
     pub(crate) stacks: Stacks,
-    metadata: SharedMetadata,
+    pub(crate) metadata: SharedMetadata,
+    pub(crate) secrets: Arc<SecretBox>,
     queue: Queue,
     /// Rings when a job was given up.
     given_up: tokio::sync::Notify,
@@ -67,6 +79,7 @@ pub(crate) struct Inner {
 /// The role.
 pub struct Builder {
     inner: Inner,
+    listener: Option<TcpListener>,
 }
 
 /// How handling a job ended.
@@ -103,8 +116,18 @@ impl Builder {
             tokio::fs::set_permissions(&builds, std::fs::Permissions::from_mode(0o711)).await?;
         }
         let stacks = Stacks::new(&deps.cache_dir, deps.config.clone());
-        let BuilderDeps { config, data_dir, metadata, images, orchestrator, queue, logs, .. } = deps;
+        let BuilderDeps { config, data_dir, metadata, images, orchestrator, queue, logs, secrets, proxy, .. } = deps;
+        let (proxy, listener) = match (config.egress, proxy) {
+            (Egress::Public, _) => (None, None),
+            (Egress::Allowlist, Some(place)) => {
+                (Some(Proxy::new(&place, &config, logs.clone())?), Some(place.listener))
+            }
+            (Egress::Allowlist, None) => {
+                return Err("`builder.egress = \"allowlist\"` needs the local orchestrator: elsewhere the platform has no firewall around builds".into());
+            }
+        };
         Ok(Self {
+            listener,
             inner: Inner {
                 config,
                 data_dir,
@@ -112,9 +135,11 @@ impl Builder {
                 images,
                 orchestrator,
                 logs,
+                proxy,
                 access: tokio::sync::OnceCell::new(),
                 stacks,
                 metadata,
+                secrets,
                 queue,
                 given_up: tokio::sync::Notify::new(),
             },
@@ -122,12 +147,18 @@ impl Builder {
     }
 
     /// Works until `token` fires; what is being built then is given up and taken up again after the next start.
-    pub async fn run(self, token: CancellationToken) -> Result<(), BoxError> {
+    pub async fn run(mut self, token: CancellationToken) -> Result<(), BoxError> {
+        let listener = self.listener.take();
         let asked = self.inner.config.concurrency;
         let workers = if asked > 0 { asked } else { std::thread::available_parallelism().map_or(2, usize::from) };
         let all = (0..workers).map(|number| self.worker(number, &token));
         let work = futures_util::future::join_all(all);
-        futures_util::future::join(work, self.inner.read_letters(&token)).await;
+        let proxy = async {
+            if let (Some(proxy), Some(listener)) = (&self.inner.proxy, listener) {
+                proxy.run(listener, &token).await;
+            }
+        };
+        tokio::join!(work, self.inner.read_letters(&token), proxy);
         Ok(())
     }
 
@@ -239,6 +270,7 @@ impl Inner {
             stop: stop.clone(),
             ends: began + left,
             cache: Cache::new(&self.data_dir, &component.id),
+            pass: self.proxy.as_ref().map(|it| it.pass(LogStream::Operation { id: operation.id.clone() })),
         };
         let work = self.build(&runner, &component, &operation);
         tokio::pin!(work);

@@ -3,6 +3,7 @@
 use crate::access::INSIDE;
 use crate::cache::Cache;
 use crate::detect::Stack;
+use crate::egress::{self, Pass};
 use crate::role::Inner;
 use crate::stack::StackImage;
 use arco_model::artifact::{ImageRef, Layer};
@@ -85,6 +86,8 @@ pub(crate) struct Runner<'a> {
     pub(crate) stop: CancellationToken,
     pub(crate) ends: tokio::time::Instant,
     pub(crate) cache: Cache,
+    /// The way out, with an allow-list.
+    pub(crate) pass: Option<Pass>,
 }
 
 impl Runner<'_> {
@@ -143,6 +146,9 @@ impl Runner<'_> {
         let mut env = step.env;
         let mut mounts = step.mounts;
         if step.network == OneShotNetwork::Build {
+            if let Some(pass) = &self.pass {
+                env.extend(egress::variables(pass));
+            }
             let access = self.inner.access().await.map_err(bare)?;
             for (name, value) in &access.env {
                 env.entry(name.clone()).or_insert_with(|| value.clone());
@@ -260,7 +266,15 @@ impl Runner<'_> {
     fn explain(&self, title: &str, result: &arco_orchestrator::OneShotResult, last: &[String]) -> Problem {
         let config = &self.inner.config;
         let exit = &result.exit;
-        let (code, why, advice) = if result.timed_out {
+        let refused = self.pass.as_ref().map(Pass::refused).unwrap_or_default();
+        let (code, why, advice) = if !refused.is_empty() && exit.signal.is_none() && !result.timed_out {
+            let hosts: Vec<&str> = refused.iter().map(String::as_str).collect();
+            (
+                "egress_refused",
+                format!("ended with status {}, and builds may not reach {}", exit.status, hosts.join(", ")),
+                "if they may, add the host to the setting `builder.allowed_hosts` and start the server again",
+            )
+        } else if result.timed_out {
             let why = format!("took longer than the {} s that a build may take", config.timeout_ms / 1000);
             ("build_timeout", why, "make the build shorter, or raise `builder.timeout_ms`")
         } else if exit.out_of_memory {

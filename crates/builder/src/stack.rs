@@ -7,7 +7,7 @@
 
 mod debian;
 mod download;
-mod golang;
+pub(crate) mod golang;
 mod node;
 mod web;
 
@@ -24,8 +24,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Raised when stacks are made in another way; older ones are then left alone and new ones made.
-const EDITION: u32 = 1;
+/// Raised when a stack is made in another way; older ones are then left alone and new ones made.
+fn edition(stack: &Stack) -> u32 {
+    match stack {
+        Stack::Go(_) => 2,
+        Stack::Compilers(inner) => edition(inner),
+        _ => 1,
+    }
+}
 
 /// Says a line to whoever watches.
 pub(crate) type Say<'a> = &'a (dyn Fn(String) + Send + Sync);
@@ -101,7 +107,7 @@ impl Stacks {
     }
 
     fn read(&self, stack: &Stack) -> Option<Stored> {
-        let text = std::fs::read(self.folder.join(format!("{}-{EDITION}.json", stack.name()))).ok()?;
+        let text = std::fs::read(self.folder.join(format!("{}-{}.json", stack.name(), edition(stack)))).ok()?;
         let stored: Stored = serde_json::from_slice(&text).ok()?;
         let whole = |it: &Layer| std::fs::metadata(self.blob(it)).is_ok_and(|found| found.len() == it.blob.size);
         stored.layers.iter().all(whole).then_some(stored)
@@ -144,7 +150,7 @@ impl Stacks {
         let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(fail("describe"))?;
         std::io::Write::write_all(&mut file, &text).map_err(fail("describe"))?;
         file.as_file().sync_all().map_err(fail("describe"))?;
-        file.persist(self.folder.join(format!("{}-{EDITION}.json", stack.name())))
+        file.persist(self.folder.join(format!("{}-{}.json", stack.name(), edition(stack))))
             .map_err(|it| failed("describe", stack, it.error))?;
         say(format!("made the stack `{}` in {:.1} s", stack.name(), began.elapsed().as_secs_f64()));
         Ok(stored)
@@ -207,11 +213,11 @@ impl Stacks {
                 Ok(vec![apt(packages).layer(stack, below, work, say).await?])
             }
             Stack::Node(major) => {
-                Ok(vec![node::layer(*major, work, say).await.map_err(|it| failed("make", stack, it))?])
+                Ok(vec![node::layer(*major, &self.config, work, say).await.map_err(|it| failed("make", stack, it))?])
             }
-            Stack::Go(minor) => {
-                Ok(vec![golang::layer(*minor, access, work, say).await.map_err(|it| failed("make", stack, it))?])
-            }
+            Stack::Go(minor) => Ok(vec![
+                golang::layer(*minor, &self.config, access, work, say).await.map_err(|it| failed("make", stack, it))?,
+            ]),
         }
     }
 }

@@ -11,7 +11,10 @@ pub struct GatewayConfig {
     pub http_listen: SocketAddr,
     /// Address for HTTPS. Port 0 picks a free port.
     pub https_listen: SocketAddr,
-    /// How long open requests may finish after a stop is asked for, in ms.
+    /// User and group that gateway and DNS run as, by number; no account is needed. 0: a number of its own from the range of
+    /// systemd's dynamic users, by the data dir.
+    pub user_id: u32,
+    /// How long open requests may finish after a stop or an upgrade is asked for, in ms.
     pub drain_timeout_ms: u64,
     /// Largest accepted request header, in bytes.
     pub max_header_bytes: usize,
@@ -31,6 +34,7 @@ impl Default for GatewayConfig {
         Self {
             http_listen: SocketAddr::new(any, 80),
             https_listen: SocketAddr::new(any, 443),
+            user_id: 0,
             drain_timeout_ms: 10_000,
             max_header_bytes: 65_536,
             request_header_ms: 10_000,

@@ -12,7 +12,7 @@ mod orchestrator;
 mod server;
 mod store;
 
-pub use builder::BuilderConfig;
+pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS};
 pub use eventlog::EventlogConfig;
 pub use gateway::GatewayConfig;
 pub use load::{ConfigError, from_sources, template};

@@ -1,6 +1,6 @@
 //! Takes a component away: instances, keys, rows, and the application with its last component.
 
-use crate::{Controller, ReconcileError};
+use crate::{Controller, Gone, ReconcileError};
 use arco_model::application::Application;
 use arco_model::component::{Component, Revision};
 use arco_model::id::ComponentId;
@@ -54,7 +54,7 @@ impl Controller {
             batch.delete(&application);
         }
         self.deps.metadata.commit(batch).await?;
-        let _ = self.deps.deleted.try_send(component.value.clone());
+        let _ = self.deps.gone.try_send(Gone::Component(Box::new(component.value.clone())));
         self.wake_callers(&component.value).await
     }
 

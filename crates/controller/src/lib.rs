@@ -11,13 +11,14 @@ mod delete;
 mod gateways;
 mod gather;
 mod reconcile;
+mod retention;
 mod settle;
 mod traffic;
 mod work;
 
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use arco_model::component::Component;
-use arco_model::id::ComponentId;
+use arco_model::id::{ComponentId, OperationId};
 use arco_model::job::Topic;
 use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 
 pub use reconcile::ReconcileError;
+pub use retention::Retention;
 
 /// How often everything is looked at although nothing rang.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -54,8 +56,19 @@ pub struct ControllerDeps {
     pub logs: LogSink,
     /// Suffix of default hosts.
     pub domain: String,
-    /// Told about each component that is gone, so that others can clean up after it.
-    pub deleted: mpsc::Sender<Component>,
+    /// How long ended operations are kept.
+    pub retention: Retention,
+    /// Told what is gone, so that others can clean up after it.
+    pub gone: mpsc::Sender<Gone>,
+}
+
+/// What is gone.
+#[derive(Clone, Debug)]
+pub enum Gone {
+    /// A component was deleted.
+    Component(Box<Component>),
+    /// An operation is not kept any more.
+    Operation(OperationId),
 }
 
 /// The role.
@@ -94,6 +107,7 @@ impl Controller {
         }
         supervisor.spawn("controller bell", OnExit::Shutdown, self.clone().bell(token.clone()));
         supervisor.spawn("controller period", OnExit::Shutdown, self.clone().period(token.clone()));
+        supervisor.spawn("controller retention", OnExit::Continue, self.clone().forget_operations(token.clone()));
         supervisor.spawn("controller gateways", OnExit::Shutdown, self.clone().follow_gateways(token.clone()));
         supervisor.spawn("controller cron", OnExit::Shutdown, self.clone().cron(token, supervisor.clone()));
         Ok(())

@@ -4,6 +4,8 @@
 //! [`metrics::Metrics`] and, where it serves others, one [`pki::Pki`].
 
 pub mod certificate;
+pub mod confine;
+pub mod handover;
 pub mod health;
 pub mod listener;
 pub mod metrics;

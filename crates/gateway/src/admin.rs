@@ -1,6 +1,5 @@
 //! The small listener for people and programs that watch the gateway: `/healthz`, `/metrics`, `/status`; on the control
-//! socket also `POST /stop`, questions about routes (`POST /rates`, `POST /explain`), and `/hold`, an answer that ends
-//! only with the process.
+//! socket also `POST /stop` and questions about routes (`POST /rates`, `POST /explain`).
 
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use http::{Method, Request, Response, StatusCode, header};
@@ -112,7 +111,6 @@ async fn answer(admin: &Admin, request: Request<Incoming>, control: bool) -> Res
             admin.stop.cancel();
             text(StatusCode::ACCEPTED, "text/plain", "stopping\n".to_owned())
         }
-        (&Method::GET, "/hold") if control => std::future::pending().await,
         _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /healthz, /metrics and /status\n".to_owned()),
     }
 }

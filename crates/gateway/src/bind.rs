@@ -1,10 +1,13 @@
 //! Opens listening addresses: finds conflicts before sharing an address among cores, and says who holds it.
 //!
 //! What must hold: two gateways never share an address by accident. Each address is bound once without `SO_REUSEPORT`,
-//! and a lock per address (an abstract socket, gone with the process, one name space per network namespace) is held.
+//! and a lock per address (an abstract socket, gone with the process, one name space per network namespace) is held. With
+//! a holder ([`bind_kept`]), sockets and lock outlive this process.
 
+use arco_daemon::handover::{Claim, Sockets};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::UnixListener;
 
@@ -25,7 +28,7 @@ pub struct BindError {
 }
 
 impl BindError {
-    fn new(address: SocketAddr, error: &std::io::Error) -> Self {
+    pub(crate) fn new(address: SocketAddr, error: &std::io::Error) -> Self {
         let holder = if error.kind() == std::io::ErrorKind::AddrInUse { holder(address) } else { None };
         let advice = match error.kind() {
             std::io::ErrorKind::AddrInUse => "stop it, or choose another address",
@@ -52,7 +55,9 @@ pub struct Bound {
 /// Keeps other gateways of this machine from sharing an address.
 #[derive(Debug)]
 pub struct AddressLock {
-    _socket: UnixListener,
+    socket: UnixListener,
+    /// Keeps sockets and lock beyond this process.
+    _claim: Option<Claim>,
 }
 
 /// Binds `address` for `cores` cores. Port 0 picks a free port.
@@ -70,6 +75,34 @@ pub fn bind(address: SocketAddr, cores: usize) -> Result<Bound, BindError> {
     Err(fail(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
 }
 
+/// The same with sockets that outlive this process: takes what is kept under `name` if it is for `address`, else binds and
+/// asks to keep it. What is kept may be for another number of cores.
+pub fn bind_kept(sockets: &Sockets, name: &str, address: SocketAddr, cores: usize) -> Result<Bound, BindError> {
+    let bound_to = |it: &OwnedFd| socket2::SockRef::from(it).local_addr().ok().and_then(|it| it.as_socket());
+    let fits = |kept: &[OwnedFd]| {
+        // The lock is the last one.
+        kept.len() >= 2 && kept.first().and_then(bound_to).is_some_and(|it| answers(address, it))
+    };
+    if let Some((mut kept, claim)) = sockets.take(name, fits)
+        && let Some(lock) = kept.pop()
+        && let Some(address) = kept.first().and_then(bound_to)
+    {
+        let lock = AddressLock { socket: lock.into(), _claim: Some(claim) };
+        return Ok(Bound { address, listeners: kept.into_iter().map(TcpListener::from).collect(), lock });
+    }
+    let mut bound = bind(address, cores)?;
+    let mut all: Vec<BorrowedFd<'_>> = bound.listeners.iter().map(|it| it.as_fd()).collect();
+    all.push(bound.lock.socket.as_fd());
+    let claim = sockets.keep(name, &all);
+    bound.lock._claim = Some(claim);
+    Ok(bound)
+}
+
+/// Whether a listener on `bound` is what was asked for with `asked`.
+pub fn answers(asked: SocketAddr, bound: SocketAddr) -> bool {
+    asked == bound || asked.port() == 0 && asked.ip() == bound.ip()
+}
+
 /// Binds alone, so that whoever is there already is found, and lets go again.
 fn probe(address: SocketAddr) -> std::io::Result<SocketAddr> {
     let socket = open(address, false)?;
@@ -80,7 +113,7 @@ fn probe(address: SocketAddr) -> std::io::Result<SocketAddr> {
 fn share(address: SocketAddr, cores: usize) -> std::io::Result<Bound> {
     let name = format!("arco-listen-{address}");
     let name = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-    let lock = AddressLock { _socket: UnixListener::bind_addr(&name)? };
+    let lock = AddressLock { socket: UnixListener::bind_addr(&name)?, _claim: None };
     let listeners = (0..cores.max(1))
         .map(|_| {
             let socket = open(address, true)?;

@@ -3,11 +3,13 @@
 //! What must hold: a revision is acknowledged only after every new request is routed by it; instances that drain and
 //! still have open requests are named with it.
 
-use crate::engine::{Engine, Limits, Listening, Protocol, Shared};
+use crate::bind::{BindError, Bound, bind_kept};
+use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
 use crate::metrics::Metrics;
 use crate::snapshot::Timeouts;
 use crate::source::store::StoreSource;
 use arco_config::GatewayConfig;
+use arco_daemon::handover::{HoldError, Sockets};
 use arco_daemon::{CancellationToken, Supervisor};
 use arco_model::traffic::{GatewayStatus, STATUS_PREFIX};
 use arco_store::kv::mirror::Mirror;
@@ -29,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub enum GatewayError {
     /// An address cannot be listened on.
     #[error(transparent)]
-    Bind(#[from] crate::bind::BindError),
+    Bind(#[from] BindError),
     /// The file of `--config` is not valid.
     #[error(transparent)]
     File(#[from] crate::source::file::FileError),
@@ -47,6 +49,9 @@ pub enum GatewayError {
     /// Another process serves this data directory.
     #[error("another data plane (pid {0}) serves this data directory; stop it, or give another `--data-dir`")]
     Running(String),
+    /// The process that keeps the sockets cannot go on.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
     /// The process ended before it was ready.
     #[error("the data plane did not start: {0}")]
     NotStarted(String),
@@ -54,6 +59,24 @@ pub enum GatewayError {
 
 pub(crate) fn system(step: &'static str) -> impl Fn(std::io::Error) -> GatewayError {
     move |cause| GatewayError::System { step, cause }
+}
+
+/// Addresses that a gateway listens on, bound before it gives up the right to.
+#[derive(Debug)]
+pub struct Listeners {
+    http: Bound,
+    https: Bound,
+    cores: usize,
+}
+
+impl Listeners {
+    /// Takes them from those that are kept, or binds them.
+    pub fn bind(config: &GatewayConfig, sockets: &Sockets) -> Result<Self, BindError> {
+        let cores = threads(0);
+        let http = bind_kept(sockets, "http", config.http_listen, cores)?;
+        let https = bind_kept(sockets, "https", config.https_listen, cores)?;
+        Ok(Self { http, https, cores })
+    }
 }
 
 /// A gateway that listens, and routes by the last known state from the start.
@@ -65,8 +88,10 @@ pub struct DataPlane {
     source: Arc<Mutex<StoreSource>>,
     idle: Arc<Notify>,
     applied: watch::Sender<u64>,
-    http: Listening,
-    https: Listening,
+    http: SocketAddr,
+    https: SocketAddr,
+    /// Closed when this process leaves.
+    listening: Mutex<Vec<Listening>>,
     drain_timeout: Duration,
 }
 
@@ -80,6 +105,19 @@ impl DataPlane {
         id: &str,
         keys: Arc<SecretBox>,
     ) -> Result<Self, GatewayError> {
+        let listeners = Listeners::bind(config, &Sockets::alone())?;
+        Self::build_on(supervisor, config, mirror, id, keys, listeners)
+    }
+
+    /// The same on addresses that are bound.
+    pub fn build_on(
+        supervisor: &Supervisor,
+        config: &GatewayConfig,
+        mirror: Arc<Mirror>,
+        id: &str,
+        keys: Arc<SecretBox>,
+        listeners: Listeners,
+    ) -> Result<Self, GatewayError> {
         let millis = Duration::from_millis;
         let metrics = Metrics::new();
         let limits = Limits::new(config.max_header_bytes, millis(config.request_header_ms), millis(config.idle_ms));
@@ -91,31 +129,49 @@ impl DataPlane {
         };
         let idle = Arc::new(Notify::new());
         let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys)));
-        let engine = Engine::start(supervisor, Arc::clone(&shared), 0).map_err(system("start its threads"))?;
-        let http = engine.listen(config.http_listen, &Protocol::Http)?;
-        let https = engine.listen(config.https_listen, &Protocol::Https)?;
+        let engine =
+            Engine::start(supervisor, Arc::clone(&shared), listeners.cores).map_err(system("start its threads"))?;
+        let share = system("share a listener among its threads");
+        let http = engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
+        let https = engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;
         source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.address.port());
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
-        let this =
-            Self { id: id.to_owned(), engine, shared, mirror, source, idle, applied, http, https, drain_timeout };
+        let this = Self {
+            id: id.to_owned(),
+            engine,
+            shared,
+            mirror,
+            source,
+            idle,
+            applied,
+            http: http.address,
+            https: https.address,
+            listening: Mutex::new(vec![http, https]),
+            drain_timeout,
+        };
         this.apply();
         Ok(this)
     }
 
     /// Where plain HTTP is served, as really bound.
     pub fn http(&self) -> SocketAddr {
-        self.http.address
+        self.http
     }
 
     /// Where HTTPS is served, as really bound.
     pub fn https(&self) -> SocketAddr {
-        self.https.address
+        self.https
     }
 
     /// Revision of the snapshot that requests are routed by.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
+    }
+
+    /// How long open requests may finish.
+    pub fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
     }
 
     /// What the traffic path shares: for `/metrics`.
@@ -125,6 +181,16 @@ impl DataPlane {
 
     /// Follows the mirror and tells the store what is applied, until `stop`; then drains.
     pub async fn run(self, kv: SharedKv, stop: CancellationToken) {
+        let asked = async {
+            stop.cancelled().await;
+            false
+        };
+        self.run_until(kv, asked).await;
+    }
+
+    /// The same until `leave`, which says whether a successor accepts on the same sockets. Whoever ends instances still
+    /// hears about the requests that are open here.
+    pub async fn run_until(self, kv: SharedKv, leave: impl Future<Output = bool>) {
         let mut changed = self.mirror.changed();
         let follow = async {
             loop {
@@ -134,12 +200,20 @@ impl DataPlane {
                 }
             }
         };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = follow => {}
-            () = self.acknowledge(&kv) => {}
-        }
-        let whole = self.engine.drain(self.drain_timeout).await;
+        let drained = async {
+            let successor = leave.await;
+            // Whoever connects from now on is a successor's, or refused.
+            self.listening.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            match successor {
+                true => self.engine.hand_over(self.drain_timeout).await,
+                false => self.engine.drain(self.drain_timeout).await,
+            }
+        };
+        let whole = tokio::select! {
+            whole = drained => whole,
+            () = follow => true,
+            () = self.acknowledge(&kv) => true,
+        };
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");
         }

@@ -17,7 +17,7 @@ mod tcp;
 mod tls;
 mod transport;
 
-use crate::bind::{AddressLock, BindError, bind};
+use crate::bind::{AddressLock, BindError, Bound, bind};
 use crate::metrics::Metrics;
 use crate::protect::{ConnectionCounts, Counting};
 use crate::snapshot::Snapshot;
@@ -37,6 +37,8 @@ use tokio::sync::{Notify, mpsc};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A peer that is gone without a word is noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long a connection without a request is left to its client after another process has taken over.
+const IDLE_PATIENCE: Duration = Duration::from_secs(3);
 /// Most threads: beyond that, one machine's network is the limit.
 const MAX_CORES: usize = 16;
 
@@ -110,7 +112,9 @@ pub struct Listening {
     /// As really bound.
     pub address: SocketAddr,
     stop: CancellationToken,
-    _lock: AddressLock,
+    /// The same sockets that the cores accept on.
+    listeners: Vec<std::net::TcpListener>,
+    lock: Option<AddressLock>,
 }
 
 impl Drop for Listening {
@@ -130,7 +134,10 @@ struct Core {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     supervisor: Supervisor,
+    /// No more requests on a connection than the one it is in.
     drain: CancellationToken,
+    /// No more waiting for one, either.
+    end_idle: CancellationToken,
     id_high: u64,
     id_low: AtomicU64,
 }
@@ -142,19 +149,25 @@ impl Core {
     }
 }
 
+/// How many threads serve when `wanted` are wanted (0: one per processor).
+pub fn threads(wanted: usize) -> usize {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    if wanted == 0 { available } else { wanted }.min(MAX_CORES)
+}
+
 /// The threads that serve traffic.
 pub struct Engine {
     shared: Arc<Shared>,
     cores: Vec<mpsc::UnboundedSender<Listen>>,
     drain: CancellationToken,
+    end_idle: CancellationToken,
 }
 
 impl Engine {
     /// Starts `cores` threads (0: one per processor); they end with the supervisor.
     pub fn start(supervisor: &Supervisor, shared: Arc<Shared>, cores: usize) -> std::io::Result<Self> {
-        let available = std::thread::available_parallelism().map_or(1, usize::from);
-        let cores = if cores == 0 { available } else { cores }.min(MAX_CORES);
-        let drain = CancellationToken::new();
+        let cores = threads(cores);
+        let (drain, end_idle) = (CancellationToken::new(), CancellationToken::new());
         let mut senders = Vec::new();
         for number in 0..cores {
             let (sender, mut listens) = mpsc::unbounded_channel::<Listen>();
@@ -168,6 +181,7 @@ impl Engine {
                 pool: Arc::default(),
                 supervisor: supervisor.clone(),
                 drain: drain.clone(),
+                end_idle: end_idle.clone(),
                 id_high: number_of(high),
                 id_low: AtomicU64::new(number_of(low)),
             });
@@ -190,22 +204,62 @@ impl Engine {
             })?;
         }
         supervisor.spawn("health checks", OnExit::Shutdown, check::run(Arc::clone(&shared), supervisor.clone()));
-        Ok(Self { shared, cores: senders, drain })
+        Ok(Self { shared, cores: senders, drain, end_idle })
+    }
+
+    /// Threads that serve.
+    pub fn cores(&self) -> usize {
+        self.cores.len()
     }
 
     /// Listens on `address` on every core. Port 0 picks a free port.
     pub fn listen(&self, address: SocketAddr, protocol: &Protocol) -> Result<Listening, BindError> {
         let bound = bind(address, self.cores.len())?;
+        self.listen_on(bound, protocol).map_err(|it| BindError::new(address, &it))
+    }
+
+    /// Listens on sockets that are bound already, however many there are.
+    pub fn listen_on(&self, bound: Bound, protocol: &Protocol) -> std::io::Result<Listening> {
         let stop = self.drain.child_token();
-        for (core, listener) in self.cores.iter().zip(bound.listeners) {
+        for (core, listener) in self.cores.iter().cycle().zip(&bound.listeners) {
+            let (listener, protocol, stop) = (listener.try_clone()?, protocol.clone(), stop.clone());
             // A core that has ended stops the process; nobody is left to tell.
-            let _ = core.send(Listen { listener, protocol: protocol.clone(), stop: stop.clone() });
+            let _ = core.send(Listen { listener, protocol, stop });
         }
-        Ok(Listening { address: bound.address, stop, _lock: bound.lock })
+        Ok(Listening { address: bound.address, stop, listeners: bound.listeners, lock: Some(bound.lock) })
+    }
+
+    /// Speaks another protocol on the same sockets: whoever connects meanwhile waits.
+    pub fn switch(&self, mut listening: Listening, protocol: &Protocol) -> std::io::Result<Listening> {
+        let listeners = std::mem::take(&mut listening.listeners);
+        let Some(lock) = listening.lock.take() else { return Err(std::io::ErrorKind::NotConnected.into()) };
+        let address = listening.address;
+        drop(listening);
+        self.listen_on(Bound { address, listeners, lock }, protocol)
     }
 
     /// Stops accepting, ends idle connections, and waits at most `grace` for open requests. Returns whether all ended.
     pub async fn drain(&self, grace: Duration) -> bool {
+        self.end_idle.cancel();
+        self.drained(grace).await
+    }
+
+    /// The same while a successor accepts on the same sockets. Clients are told with their next answer to connect anew;
+    /// a connection is closed on them only when none came for a while: a request that was on its way would be lost.
+    pub async fn hand_over(&self, grace: Duration) -> bool {
+        let patience = IDLE_PATIENCE.min(grace / 2);
+        let ending = async {
+            tokio::time::sleep(patience).await;
+            self.end_idle.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            whole = self.drained(grace) => whole,
+            never = ending => never,
+        }
+    }
+
+    async fn drained(&self, grace: Duration) -> bool {
         self.drain.cancel();
         let all_ended = async {
             loop {

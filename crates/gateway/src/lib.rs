@@ -21,6 +21,7 @@ pub mod protect;
 pub mod rates;
 pub mod snapshot;
 pub mod source;
+pub mod tickets;
 pub mod upstream;
 
 pub use data_plane::{DataPlane, GatewayError};

@@ -1,37 +1,41 @@
-//! The data plane as a process of its own, and how the server starts, adopts, watches and stops it.
+//! The data plane as a process of its own: the worker that serves, the holder that keeps its sockets, and the server's
+//! hand on both.
 //!
-//! What must hold: one data plane per data directory (a lock, gone with the process); it lives in its own session, so
-//! that it outlives the server; it serves the last known routes before the store answers.
+//! What must hold: one data plane per data directory (a lock, gone with the holder); it lives in its own session, so
+//! that it outlives the server; it serves the last known routes before the store answers; of two workers, only the one
+//! that owns it writes the last known routes to disk.
 //!
 //! The executable composes it with DNS: [`Process::start`], then DNS on [`Process::mirror`], then [`Process::run`].
 
 mod handle;
+mod hold;
 
 use crate::admin::{Admin, serve_unix};
-use crate::data_plane::{DataPlane, GatewayError, system};
+use crate::data_plane::{DataPlane, GatewayError, Listeners, system};
 use crate::engine::Shared;
 use crate::explain::{Question, steps};
 use crate::rates::Rates;
 use arco_config::GatewayConfig;
+use arco_daemon::handover::{Order, Sockets, Start};
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use arco_model::traffic::GATEWAY_PREFIX;
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::Mirror;
 use arco_store::secrets::SecretBox;
-pub use handle::{Handle, adopt, spawn};
-use nix::fcntl::{Flock, FlockArg};
+pub use handle::{Handle, adopt, end_mute, spawn};
+pub use hold::{HoldArgs, control, hold, inherited_control};
 use serde::{Deserialize, Serialize};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Name of the control socket in `<data-dir>/run/`.
 const SOCKET: &str = "data-plane.sock";
-/// Name of the lock, which holds the process id.
+/// Name of the lock, which holds the holder's process id.
 const LOCK: &str = "data-plane.pid";
 /// Where a start that failed says why.
 const FAILURE: &str = "data-plane.failure";
@@ -39,12 +43,16 @@ const FAILURE: &str = "data-plane.failure";
 /// What the process needs to know.
 #[derive(Clone)]
 pub struct DataPlaneArgs {
-    /// Everything the platform keeps.
-    pub data_dir: PathBuf,
+    /// Where the last known routes are kept; its folder is there.
+    pub journal: PathBuf,
     /// Listeners and limits.
     pub config: GatewayConfig,
-    /// Name of this gateway among others: letters, digits and `-`.
+    /// Name of this machine's gateway among others: letters, digits and `-`.
     pub id: String,
+    /// See [`Status::build`].
+    pub build: String,
+    /// See [`Status::settings`].
+    pub settings: String,
     /// Opens the private keys of certificates.
     pub keys: Arc<SecretBox>,
 }
@@ -52,10 +60,16 @@ pub struct DataPlaneArgs {
 /// What the process tells about itself on its control socket.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Process id.
+    /// Process id of the worker, which serves.
     pub pid: u32,
+    /// Process id of the holder, which keeps the sockets.
+    pub holder: u32,
     /// Version of the executable.
     pub version: String,
+    /// Which file the executable is ([`build_of`]).
+    pub build: String,
+    /// Stands for the settings that it runs with.
+    pub settings: String,
     /// Where plain HTTP is served.
     pub http: SocketAddr,
     /// Where HTTPS is served.
@@ -66,43 +80,69 @@ pub struct Status {
     pub live: bool,
 }
 
+/// Tells executables apart, also of one version: changes when the file is replaced.
+pub fn build_of(executable: &Path) -> String {
+    let stamp = |it: std::fs::Metadata| format!("{:x}-{:x}-{:x}.{:x}", it.dev(), it.ino(), it.mtime(), it.mtime_nsec());
+    std::fs::metadata(executable).map(stamp).unwrap_or_default()
+}
+
 /// A data plane that listens.
 pub struct Process {
     supervisor: Supervisor,
+    sockets: Sockets,
     mirror: Arc<Mirror>,
     plane: DataPlane,
-    stop: CancellationToken,
-    data_dir: PathBuf,
-    _lock: Flock<File>,
+    leave: Leave,
+}
+
+/// How this process was asked to leave.
+#[derive(Clone)]
+struct Leave {
+    /// Somebody asked at the control socket or by a signal.
+    asked: CancellationToken,
+    /// No new requests from now on.
+    now: CancellationToken,
+    /// Another process has taken over.
+    over: CancellationToken,
+    successor: Arc<AtomicBool>,
 }
 
 impl Process {
-    /// Takes the data directory, begins a session of its own, binds every address and serves the last known routes.
-    pub fn start(supervisor: &Supervisor, args: &DataPlaneArgs) -> Result<Self, GatewayError> {
-        let run = folder(&args.data_dir.join("run"))?;
-        let started = Self::start_in(supervisor, args, &run);
-        if let Err(error) = &started {
-            // The starter reads it; the log has it as well.
-            let _ = std::fs::write(run.join(FAILURE), error.to_string());
-        }
-        started
-    }
-
-    fn start_in(supervisor: &Supervisor, args: &DataPlaneArgs, run: &Path) -> Result<Self, GatewayError> {
-        // Fails only for the leader of a group: then it has a session of its own already, or a terminal that ends it.
-        let _ = nix::unistd::setsid();
-        let lock = lock(&run.join(LOCK))?;
-        let kept = folder(&args.data_dir.join("data-plane"))?;
-        let mirror = Mirror::open(GATEWAY_PREFIX, &kept.join("routes.journal"))?;
-        let plane = DataPlane::build(supervisor, &args.config, Arc::clone(&mirror), &args.id, Arc::clone(&args.keys))?;
-        let stop = supervisor.token().child_token();
+    /// Serves the last known routes on `listeners`. `control` is where it answers the server.
+    pub fn start(
+        supervisor: &Supervisor,
+        args: &DataPlaneArgs,
+        listeners: Listeners,
+        control: UnixListener,
+        sockets: &Sockets,
+        start: Start,
+    ) -> Result<Self, GatewayError> {
+        let mirror = Mirror::open_shared(GATEWAY_PREFIX, &args.journal)?;
+        // A worker that serves beside another one has a status of its own.
+        let id = if start.slot <= 1 { args.id.clone() } else { format!("{}-{}", args.id, start.slot) };
+        let keys = Arc::clone(&args.keys);
+        let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, keys, listeners)?;
+        let leave = Leave {
+            asked: supervisor.token().child_token(),
+            now: supervisor.token().child_token(),
+            over: supervisor.token().child_token(),
+            successor: Arc::default(),
+        };
         let rates = Rates::new(plane.shared());
         supervisor.spawn("rates", OnExit::Continue, Arc::clone(&rates).run(supervisor.token().clone()));
-        let admin = Arc::new(admin(&plane, &mirror, rates, &stop));
-        let listener = listen(run).map_err(system("listen on its control socket"))?;
-        supervisor.spawn("control socket", OnExit::Shutdown, serve_unix(admin, listener, supervisor.clone()));
-        let data_dir = args.data_dir.clone();
-        Ok(Self { supervisor: supervisor.clone(), mirror, plane, stop, data_dir, _lock: lock })
+        let admin = Arc::new(admin(args, &plane, &mirror, rates, &leave.asked));
+        control.set_nonblocking(true).map_err(system("listen on its control socket"))?;
+        let control = tokio::net::UnixListener::from_std(control).map_err(system("listen on its control socket"))?;
+        let (over, tasks) = (leave.over.clone(), supervisor.clone());
+        supervisor.spawn("control socket", OnExit::Shutdown, async move {
+            let ended = tasks.token().clone();
+            tokio::select! {
+                served = serve_unix(admin, control, tasks) => served,
+                // The successor answers there.
+                () = over.cancelled() => { ended.cancelled().await; Ok(()) }
+            }
+        });
+        Ok(Self { supervisor: supervisor.clone(), sockets: sockets.clone(), mirror, plane, leave })
     }
 
     /// Everything below `/gateway/`, kept on disk: DNS is fed from it as well.
@@ -110,9 +150,14 @@ impl Process {
         Arc::clone(&self.mirror)
     }
 
-    /// Cancelled when the process is asked to stop; open requests still go on then.
+    /// Cancel it to drain and stop.
     pub fn stop(&self) -> CancellationToken {
-        self.stop.clone()
+        self.leave.asked.clone()
+    }
+
+    /// Cancelled when another process has taken over, or everything ends: names are not this process's any more.
+    pub fn over(&self) -> CancellationToken {
+        self.leave.over.clone()
     }
 
     /// Where plain HTTP is served, as really bound.
@@ -125,36 +170,76 @@ impl Process {
         self.plane.https()
     }
 
-    /// Serves until SIGTERM, SIGINT or `POST /stop`, then drains. The caller shuts the supervisor down afterwards.
+    /// Serves until it is told to leave, then drains. The caller shuts the supervisor down afterwards.
     pub async fn run(self, kv: SharedKv) -> Result<(), GatewayError> {
-        let signal = |kind| tokio::signal::unix::signal(kind).map_err(system("listen for signals"));
-        let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
-        let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
-        let (stop, ended) = (self.stop.clone(), self.supervisor.token().clone());
-        self.supervisor.spawn("stop signals", OnExit::Continue, async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = stop.cancelled() => return Ok(()),
-            }
-            stop.cancel();
-            // A second signal is impatience.
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = ended.cancelled() => return Ok(()),
-            }
-            std::process::exit(1);
-        });
+        // The holder decides when a worker ends; a signal to the whole group (Ctrl-C) goes to the holder as well.
+        let ignored = |kind| tokio::signal::unix::signal(kind).map_err(system("listen for signals"));
+        let _ignored = (
+            ignored(tokio::signal::unix::SignalKind::terminate())?,
+            ignored(tokio::signal::unix::SignalKind::interrupt())?,
+            ignored(tokio::signal::unix::SignalKind::hangup())?,
+        );
         let (mirror, token, followed) = (Arc::clone(&self.mirror), self.supervisor.token().clone(), Arc::clone(&kv));
         self.supervisor.spawn("store mirror", OnExit::Continue, async move {
             mirror.run(followed, token).await;
             Ok(())
         });
-        self.plane.run(kv, self.stop).await;
-        let _ = std::fs::remove_file(self.data_dir.join("run").join(SOCKET));
+        let orders = follow_orders(self.sockets.clone(), Arc::clone(&self.mirror), self.leave.clone());
+        self.supervisor.spawn("orders", OnExit::Continue, orders);
+        self.sockets.forget_rest();
+        self.sockets.ready(self.plane.drain_timeout());
+        let leave = self.leave;
+        self.plane
+            .run_until(kv, async {
+                leave.now.cancelled().await;
+                leave.successor.load(Ordering::SeqCst)
+            })
+            .await;
         Ok(())
     }
+}
+
+/// Does what the holder says; without one, what was asked here.
+async fn follow_orders(sockets: Sockets, mirror: Arc<Mirror>, leave: Leave) -> Result<(), arco_daemon::BoxError> {
+    let mut asked = false;
+    loop {
+        let order = tokio::select! {
+            order = sockets.order() => order,
+            () = leave.asked.cancelled(), if !asked => {
+                asked = true;
+                if sockets.stop() {
+                    continue; // the holder says so to every worker
+                }
+                Order::Drain { successor: false }
+            }
+            () = leave.now.cancelled() => {
+                // A part of this process ended: another one is needed.
+                sockets.let_go();
+                Order::Drain { successor: false }
+            }
+        };
+        match order {
+            Order::Own => mirror.own().await,
+            Order::Drain { successor } => {
+                mirror.release().await;
+                sockets.released();
+                leave.successor.store(successor, Ordering::SeqCst);
+                if successor {
+                    tracing::info!("another process has taken over; what is open here is finished");
+                    leave.over.cancel();
+                }
+                break;
+            }
+            Order::Alone => {
+                tracing::error!("the process that keeps the sockets is gone; what is open is finished");
+                mirror.release().await;
+                leave.over.cancel();
+                break;
+            }
+        }
+    }
+    leave.now.cancel();
+    Ok(())
 }
 
 /// Answers the server's questions about routes.
@@ -172,16 +257,26 @@ fn ask(shared: &Shared, rates: &Rates, path: &str, body: &[u8]) -> Option<Result
     })
 }
 
-fn admin(plane: &DataPlane, mirror: &Arc<Mirror>, rates: Arc<Rates>, stop: &CancellationToken) -> Admin {
+fn admin(
+    args: &DataPlaneArgs,
+    plane: &DataPlane,
+    mirror: &Arc<Mirror>,
+    rates: Arc<Rates>,
+    stop: &CancellationToken,
+) -> Admin {
     let (http, https, applied) = (plane.http(), plane.https(), plane.applied());
     let (shared, mirror) = (plane.shared(), Arc::clone(mirror));
+    let (build, settings) = (args.build.clone(), args.settings.clone());
     let (metrics, asked) = (shared.metrics.clone(), Arc::clone(&shared));
     Admin {
         metrics: Box::new(move || metrics.text()),
         status: Box::new(move || {
             let status = Status {
                 pid: std::process::id(),
+                holder: std::os::unix::process::parent_id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                build: build.clone(),
+                settings: settings.clone(),
                 http,
                 https,
                 applied_revision: *applied.borrow(),
@@ -194,46 +289,5 @@ fn admin(plane: &DataPlane, mirror: &Arc<Mirror>, rates: Arc<Rates>, stop: &Canc
     }
 }
 
-/// Makes a folder that only its owner may enter.
-fn folder(path: &Path) -> Result<PathBuf, GatewayError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(system("make a folder in its data directory"))?;
-    Ok(path.to_owned())
-}
-
-/// Takes the lock and writes the process id into it.
-fn lock(path: &Path) -> Result<Flock<File>, GatewayError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(path).map_err(system("open its lock"))?;
-    let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
-        let mut pid = String::new();
-        // The number is only for the message.
-        let _ = file.read_to_string(&mut pid);
-        GatewayError::Running(pid.trim().to_owned())
-    })?;
-    let written = lock.set_len(0).and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()));
-    written.map_err(system("write its process id"))?;
-    Ok(lock)
-}
-
-/// A path to `name` in `folder` that fits into a socket address (107 bytes), however deep the folder is; it is valid
-/// while the file lives.
-fn short(folder: &Path, name: &str) -> std::io::Result<(File, PathBuf)> {
-    let mut options = OpenOptions::new();
-    let folder = options.read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(folder)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()));
-    Ok((folder, path))
-}
-
-/// Listens on the control socket; the lock is held, so what is there is a left-over.
-fn listen(run: &Path) -> std::io::Result<tokio::net::UnixListener> {
-    let (_folder, path) = short(run, SOCKET)?;
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = tokio::net::UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
+/// How long the server waits for a data plane that starts.
+pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,6 +7,7 @@ mod forward;
 pub mod table;
 
 use arc_swap::ArcSwap;
+use arco_daemon::handover::{Claim, Sockets};
 use arco_daemon::{BoxError, CancellationToken};
 use arco_store::kv::mirror::Mirror;
 use async_trait::async_trait;
@@ -18,7 +19,9 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use table::{Decision, Table};
 use tokio::net::{TcpListener, UdpSocket};
@@ -32,25 +35,43 @@ const TCP_IDLE: Duration = Duration::from_secs(10);
 const TCP_ANSWERS: usize = 32;
 /// Pause between attempts to bind an address that is not free yet.
 const REBIND: Duration = Duration::from_millis(500);
+/// Longest time for questions that are under way when the sockets go to a successor.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Name of the sockets among those that outlive this process.
+const KEPT: &str = "dns";
 
 /// The name server of this machine's instances.
 pub struct Dns {
     mirror: Arc<Mirror>,
+    sockets: Sockets,
+    /// What was kept, until it is known whether it fits.
+    kept: Option<(Vec<OwnedFd>, Claim)>,
     table: Arc<ArcSwap<Table>>,
     forwarder: Arc<Forwarder>,
     bound: watch::Sender<Option<SocketAddr>>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// What listens, for as long as it is kept.
+struct Serving {
+    asked: SocketAddrV4,
+    server: Server<Answering>,
+    _claim: Claim,
 }
 
 impl Dns {
-    /// A name server fed by `mirror`; nothing is bound yet.
-    pub fn build(mirror: Arc<Mirror>) -> Self {
-        Self::with_forward_port(mirror, 53)
+    /// A name server fed by `mirror`, on `sockets` that outlive this process; nothing is bound yet.
+    pub fn build(mirror: Arc<Mirror>, sockets: Sockets) -> Self {
+        Self::with_forward_port(mirror, sockets, 53)
     }
 
     /// The same with another port of the forwarders: for tests.
-    pub fn with_forward_port(mirror: Arc<Mirror>, port: u16) -> Self {
+    pub fn with_forward_port(mirror: Arc<Mirror>, sockets: Sockets, port: u16) -> Self {
         let table = Arc::new(ArcSwap::from_pointee(mirror.read(Table::read)));
-        Self { mirror, table, forwarder: Arc::new(Forwarder::new(port)), bound: watch::Sender::new(None) }
+        let (forwarder, bound) = (Arc::new(Forwarder::new(port)), watch::Sender::new(None));
+        // At once: what nobody takes at the start is closed.
+        let kept = sockets.take(KEPT, |_| true);
+        Self { mirror, sockets, kept, table, forwarder, bound, under_way: Arc::default() }
     }
 
     /// Where it listens now.
@@ -59,18 +80,18 @@ impl Dns {
     }
 
     /// Listens where the settings say, and moves when they change, until `stop`.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), BoxError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), BoxError> {
         let mut changed = self.mirror.changed();
-        let mut serving: Option<(SocketAddrV4, Server<Answering>)> = None;
+        let mut serving: Option<Serving> = None;
         let mut complained = false;
         loop {
             self.table.store(Arc::new(self.mirror.read(Table::read)));
             let wanted = self.table.load().listen;
-            if serving.as_ref().map(|it| it.0) != wanted {
+            if serving.as_ref().map(|it| it.asked) != wanted {
                 // The old sockets close before the new ones are bound: they may share a port.
                 serving = None;
                 self.bound.send_replace(None);
-                match wanted.map(|it| self.listen(it).map(|server| (it, server))) {
+                match wanted.map(|it| self.listen(it)) {
                     Some(Ok(it)) => {
                         complained = false;
                         serving = Some(it);
@@ -83,27 +104,64 @@ impl Dns {
             }
             let missing = wanted.is_some() && serving.is_none();
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => {
+                    if let Some(serving) = serving {
+                        self.leave(serving).await;
+                    }
+                    return Ok(());
+                }
                 ended = changed.changed() => if ended.is_err() { stop.cancelled().await },
                 () = tokio::time::sleep(REBIND), if missing => {}
             }
         }
     }
 
-    fn listen(&self, address: SocketAddrV4) -> std::io::Result<Server<Answering>> {
-        let udp = UdpSocket::from_std(socket(address, Type::DGRAM, Protocol::UDP)?.into())?;
+    fn listen(&mut self, address: SocketAddrV4) -> std::io::Result<Serving> {
+        let bound_to = |it: &OwnedFd| socket2::SockRef::from(it).local_addr().ok()?.as_socket_ipv4();
+        let fits = |it: SocketAddrV4| it == address || address.port() == 0 && it.ip() == address.ip();
+        let kept = self.kept.take().filter(|(them, _)| them.first().and_then(bound_to).is_some_and(fits));
+        let kept = kept.and_then(|(them, claim)| Some((<[OwnedFd; 2]>::try_from(them).ok()?, claim)));
+        let (udp, tcp, claim): (std::net::UdpSocket, std::net::TcpListener, Claim) = match kept {
+            Some(([udp, tcp], claim)) => (udp.into(), tcp.into(), claim),
+            None => {
+                let udp = socket(address, Type::DGRAM, Protocol::UDP)?;
+                let bound = udp.local_addr()?.as_socket_ipv4().ok_or(std::io::ErrorKind::Unsupported)?;
+                let tcp = socket(bound, Type::STREAM, Protocol::TCP)?;
+                tcp.listen(128)?;
+                let claim = self.sockets.keep(KEPT, &[udp.as_fd(), tcp.as_fd()]);
+                (udp.into(), tcp.into(), claim)
+            }
+        };
         let bound = udp.local_addr()?;
-        let SocketAddr::V4(tcp_address) = bound else { return Err(std::io::ErrorKind::Unsupported.into()) };
-        let tcp = socket(tcp_address, Type::STREAM, Protocol::TCP)?;
-        tcp.listen(128)?;
-        let tcp = TcpListener::from_std(tcp.into())?;
-        let answering = Answering { table: Arc::clone(&self.table), forwarder: Arc::clone(&self.forwarder) };
+        let answering = Answering {
+            table: Arc::clone(&self.table),
+            forwarder: Arc::clone(&self.forwarder),
+            under_way: Arc::clone(&self.under_way),
+        };
         let mut server = Server::new(answering);
-        server.register_socket(udp);
-        server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
+        server.register_socket(UdpSocket::from_std(udp)?);
+        server.register_listener(TcpListener::from_std(tcp)?, TCP_IDLE, TCP_ANSWERS);
         self.bound.send_replace(Some(bound));
         tracing::info!(address = %bound, "DNS listens");
-        Ok(server)
+        Ok(Serving { asked: address, server, _claim: claim })
+    }
+
+    /// Stops listening in a moment when no question is under way: what is read later is the successor's.
+    async fn leave(&self, mut serving: Serving) {
+        let quiet = async {
+            loop {
+                if self.under_way.load(Ordering::SeqCst) == 0 {
+                    // The last answers are on their way out of this process.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    if self.under_way.load(Ordering::SeqCst) == 0 {
+                        return;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, quiet).await;
+        let _ = tokio::time::timeout(FAREWELL, serving.server.shutdown_gracefully()).await;
     }
 }
 
@@ -122,6 +180,23 @@ fn socket(address: SocketAddrV4, kind: Type, protocol: Protocol) -> std::io::Res
 struct Answering {
     table: Arc<ArcSwap<Table>>,
     forwarder: Arc<Forwarder>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// Counts a question as long as it is not answered.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What is sent back.
@@ -177,6 +252,7 @@ impl Answering {
 #[async_trait]
 impl RequestHandler for Answering {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut response: R) -> ResponseInfo {
+        let _under_way = UnderWay::new(&self.under_way);
         let outcome = self.outcome(request).await;
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = outcome.code;

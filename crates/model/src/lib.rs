@@ -6,6 +6,7 @@
 pub mod application;
 pub mod artifact;
 pub mod component;
+pub mod credential;
 pub mod error;
 pub mod id;
 pub mod job;
@@ -20,5 +21,6 @@ pub mod secret;
 pub mod source;
 pub mod spec;
 pub mod status;
+pub mod ticket;
 pub mod time;
 pub mod traffic;

@@ -52,7 +52,7 @@ pub struct GitUrlError {
 /// `ext::` and other remote helpers run commands (gitremote-helpers(7)), a leading `-` becomes an option of `git`,
 /// and `file:` reads the server. Which *addresses* may be reached is decided by the firewall of the build network.
 pub fn git_url(url: &str) -> Result<(), GitUrlError> {
-    let fail = |why| Err(GitUrlError { url: url.chars().take(200).collect(), why });
+    let fail = |why| Err(GitUrlError { url: crate::credential::without_user(url).chars().take(200).collect(), why });
     if url.starts_with('-') {
         return fail("it begins with `-`");
     }
@@ -80,8 +80,13 @@ pub fn git_url(url: &str) -> Result<(), GitUrlError> {
         "file" => return fail("the server does not read its own files; `arco deploy file:…` uploads from the client"),
         _ => return fail("only https, http, ssh and git are allowed"),
     }
-    let host = rest.split('/').next().unwrap_or("").rsplit('@').next().unwrap_or("");
-    if host.is_empty() {
+    let authority = rest.split('/').next().unwrap_or("");
+    let (user, host) = authority.rsplit_once('@').map_or(("", authority), |it| it);
+    if user.contains(':') || !user.is_empty() && matches!(scheme, "http" | "https") {
+        fail(
+            "it holds a user or a password, which would be kept with every revision; leave them out and keep them with `arco credential set`",
+        )
+    } else if host.is_empty() {
         fail("it names no host")
     } else if host.starts_with('-') {
         fail("its host begins with `-`")
@@ -115,9 +120,13 @@ mod tests {
             "fd::7",
             "https:///x",
             "http://a\n/b",
+            "https://user:hunter2@h/x",
+            "https://token@h/x",
+            "ssh://git:hunter2@h/x",
             "../x",
         ] {
-            assert!(git_url(bad).is_err(), "{bad}");
+            let refused = git_url(bad).unwrap_err().to_string();
+            assert!(!refused.contains("hunter2"), "{refused}");
         }
     }
 }

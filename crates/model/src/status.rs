@@ -92,7 +92,19 @@ pub struct StatusContext {
 }
 
 /// Decides the status. No other code sets it.
+///
+/// What was not well stays that until it is seen to be: when a server starts again, the facts that made it so are not
+/// judged yet, and instances that are on their way for the same generation are no news.
 pub fn decide(component: &Component, observed: &Observed, context: &StatusContext) -> StatusReport {
+    let now = judge(component, observed, context);
+    let before = &component.observed;
+    let was_bad = before.observed_generation == component.generation
+        && matches!(before.report.status, Status::Abnormal | Status::Degraded);
+    let on_its_way = matches!(now.status, Status::Starting | Status::Upgrading) && now.advice.is_empty();
+    if was_bad && on_its_way { before.report.clone() } else { now }
+}
+
+fn judge(component: &Component, observed: &Observed, context: &StatusContext) -> StatusReport {
     let instances = &observed.instances;
     let present = instances.iter().filter(|it| it.phase != InstancePhase::Ended).count();
     let ready = instances.iter().filter(|it| it.phase == InstancePhase::Ready).count();

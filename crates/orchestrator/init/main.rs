@@ -1,6 +1,8 @@
 //! PID 1 of every container: starts the program, hands signals on, reaps what nobody waits for, and ends with the
 //! program's status (128 + signal when a signal ended it).
 //!
+//! Without a program it holds the container open until SIGTERM or SIGINT comes, for programs that are run in it.
+//!
 //! Built static by `build.rs` and embedded, so that it runs in empty and musl images. What must hold: no allocation,
 //! no files, nothing but this. Statuses as a shell gives them: 127 not found, 126 not executable.
 
@@ -28,6 +30,8 @@ unsafe extern "C" {
 }
 
 const SIG_SETMASK: c_int = 2;
+const SIGINT: c_int = 2;
+const SIGTERM: c_int = 15;
 const SIGCHLD: c_int = 17;
 const SIGTSTP: c_int = 20;
 const SIGTTIN: c_int = 21;
@@ -62,12 +66,17 @@ fn length(text: *const c_char) -> usize {
 /// Called once by the C start code with the arguments of the process.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
-    if argc < 2 {
-        say(b"arco: no program given\n");
-        return 127;
-    }
     let mut all = SigSet([0; 16]);
     let mut before = SigSet([0; 16]);
+    if argc < 2 {
+        // SAFETY: plain calls with pointers to live values.
+        unsafe {
+            sigfillset(&mut all);
+            sigprocmask(SIG_SETMASK, &all, &mut before);
+            while !matches!(sigwaitinfo(&all, core::ptr::null_mut()), SIGTERM | SIGINT) {}
+        }
+        return 0;
+    }
     // SAFETY: plain calls with pointers to live values; `argv` ends with a null pointer.
     unsafe {
         sigfillset(&mut all);

@@ -6,6 +6,7 @@
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
@@ -288,15 +289,21 @@ impl Orchestrator for FakeOrchestrator {
     }
 
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
-        {
+        let known = {
             let mut state = self.lock();
-            state.components.remove(component);
             if !keep_volumes {
                 state.volumes.remove(component);
             }
+            state.components.remove(component).is_some()
+        };
+        if known {
+            let _ = self.bell.send(component.clone()); // nobody may listen
         }
-        let _ = self.bell.send(component.clone());
         Ok(())
+    }
+
+    async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {
+        Ok(()) // it keeps no content
     }
 
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error> {

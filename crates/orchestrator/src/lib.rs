@@ -8,6 +8,7 @@ pub mod local;
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, Observed};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use async_trait::async_trait;
@@ -27,6 +28,9 @@ pub enum Error {
     /// The machine or cluster cannot do it; the text says what to do.
     #[error("{0}")]
     Refused(String),
+    /// This driver has no such ability.
+    #[error("the orchestrator cannot {0}")]
+    Unsupported(&'static str),
     /// A step failed.
     #[error("failed to {step}: {cause}")]
     Failed {
@@ -106,7 +110,12 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends everything of a component; returns when nothing is left but (if asked) its volumes.
+    /// Rings only when something was there.
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error>;
+    /// Deletes one volume with its content. No instance may use it; no error when it is not there.
+    async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {
+        Err(Error::Unsupported("delete one volume of several that a component left"))
+    }
     /// Facts about one component; empty facts when it is not known.
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error>;
     /// Every component of which something exists.
@@ -122,6 +131,12 @@ pub trait Orchestrator: Send + Sync + 'static {
         output: mpsc::Sender<OutputLine>,
         cancel: oneshot::Receiver<()>,
     ) -> Result<OneShotResult, Error>;
+    /// Runs a workload with its input and output connected, at a terminal (columns, rows) when one is given; neither
+    /// `export` nor the lines of [`Orchestrator::run`]. Dropping the session ends it; its exit is told when nothing of it
+    /// is left.
+    async fn attach(&self, _workload: &OneShot, _terminal: Option<(u16, u16)>) -> Result<ExecSession, Error> {
+        Err(Error::Unsupported("connect the input of a program that runs in an instance of its own"))
+    }
     /// Runs a program inside an instance.
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error>;
     /// What an instance uses now.

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{CertificateRow, RouteRow, VolumeRow, row};
+pub use rows::{CertificateRow, ContextRow, RouteRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.
@@ -48,13 +48,17 @@ pub enum Kind {
     Manifest,
     /// A tag of the registry ([`crate::images::TagRow`]).
     Tag,
+    /// `arco_model::credential::GitCredential`
+    Credential,
+    /// A context that was made for a person ([`ContextRow`]).
+    Context,
     /// A certificate for hosts ([`CertificateRow`]).
     Certificate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -65,6 +69,8 @@ impl Kind {
         Kind::Volume,
         Kind::Manifest,
         Kind::Tag,
+        Kind::Credential,
+        Kind::Context,
         Kind::Certificate,
     ];
 
@@ -81,6 +87,8 @@ impl Kind {
             Kind::Volume => "volumes",
             Kind::Manifest => "manifests",
             Kind::Tag => "tags",
+            Kind::Credential => "credentials",
+            Kind::Context => "contexts",
             Kind::Certificate => "certificates",
         }
     }

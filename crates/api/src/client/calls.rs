@@ -3,9 +3,10 @@
 use super::{CALL_TIMEOUT, Client, ClientError, encode, path};
 use crate::wire::{
     ApplicationDocument, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
-    CreateTenant, DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery,
-    OperationDocument, Page, RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest,
-    SecretDocument, SetHostCertificate, SpecPatch, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
+    HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
+    RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
+    TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -58,6 +59,40 @@ impl Client {
     /// A client certificate for a person.
     pub async fn create_certificate(&self, request: &CertificateRequest) -> Result<CertificateAnswer, ClientError> {
         self.call(Method::POST, "/v1/certificates", request).await
+    }
+
+    /// Certificates that were made for people.
+    pub async fn contexts(&self) -> Result<Vec<ContextDocument>, ClientError> {
+        self.all("/v1/certificates").await
+    }
+
+    /// Revokes every certificate of a person.
+    pub async fn revoke_context(&self, name: &str) -> Result<Vec<ContextDocument>, ClientError> {
+        let page: Page<ContextDocument> =
+            self.json(self.request(Method::DELETE, &path(&["v1", "certificates", name]))).await?;
+        Ok(page.items)
+    }
+
+    /// Where credentials for Git repositories hold.
+    pub async fn credentials(&self, tenant: &str) -> Result<Vec<CredentialDocument>, ClientError> {
+        self.all(&of_tenant(tenant, &["credentials"])).await
+    }
+
+    /// Keeps a credential.
+    pub async fn set_credential(
+        &self,
+        tenant: &str,
+        request: &CredentialRequest,
+    ) -> Result<CredentialDocument, ClientError> {
+        self.call(Method::PUT, &of_tenant(tenant, &["credentials"]), request).await
+    }
+
+    /// Forgets a credential.
+    pub async fn delete_credential(&self, tenant: &str, query: &CredentialQuery) -> Result<(), ClientError> {
+        let application = query.application.as_deref().map(|it| format!("&application={}", encode(it)));
+        let (place, more) = (encode(&query.url), application.unwrap_or_default());
+        let path = format!("{}?url={place}{more}", of_tenant(tenant, &["credentials"]));
+        self.send(self.request(Method::DELETE, &path).timeout(CALL_TIMEOUT)).await.map(drop)
     }
 
     /// Whether an archive is there already.
@@ -357,6 +392,8 @@ pub struct ExecCall<'a> {
     pub argv: &'a [String],
     /// Whether it gets a terminal, and its size (columns, rows).
     pub terminal: Option<(u16, u16)>,
+    /// Whether standard input is sent.
+    pub input: bool,
     /// A certain instance.
     pub instance: Option<&'a str>,
 }
@@ -375,6 +412,9 @@ impl ExecCall<'_> {
             add("tty", "true");
             add("columns", &columns.to_string());
             add("rows", &rows.to_string());
+        }
+        if !self.input {
+            add("input", "false");
         }
         if let Some(instance) = self.instance {
             add("instance", instance);

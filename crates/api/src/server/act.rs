@@ -2,9 +2,13 @@
 
 mod apply;
 mod certificate;
+mod context;
+mod credential;
 mod operation;
 pub(super) mod route;
 mod volume;
+
+pub(super) use context::Revoked;
 
 use super::Api;
 use super::change::SecretEdits;

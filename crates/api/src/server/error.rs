@@ -121,6 +121,13 @@ impl From<arco_orchestrator::Error> for ApiError {
             Error::Refused(why) => {
                 Problem::new(ErrorKind::Conflict, "refused", why, "`arco doctor` checks the machine").into()
             }
+            unsupported @ Error::Unsupported(_) => Problem::new(
+                ErrorKind::Conflict,
+                "not_supported",
+                unsupported.to_string(),
+                "leave `-i` and `-t` out, or use `arco exec`",
+            )
+            .into(),
             failed @ Error::Failed { .. } => {
                 Self::unavailable("orchestrator_failed", &failed.to_string(), failed.to_string())
             }

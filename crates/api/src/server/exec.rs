@@ -36,20 +36,35 @@ const ARGV_MAX: (usize, usize) = (1024, 65_536);
 pub(super) struct ExecAsked {
     argv: Vec<String>,
     terminal: Option<(u16, u16)>,
+    input: bool,
     instance: Option<InstanceId>,
 }
 
+/// How a one-off instance is connected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    terminal: Option<(u16, u16)>,
+    input: bool,
+}
+
 impl ExecAsked {
+    /// How its program is connected.
+    pub(super) fn how(&self) -> How {
+        How { terminal: self.terminal, input: self.input }
+    }
+
     /// `argv` repeats; all else stands once.
     pub(super) fn parse(query: Vec<(String, String)>) -> Result<Self, Problem> {
         let bad = |message: String| Problem::invalid("exec_invalid", message, "name a program after `--`");
-        let (mut argv, mut tty, mut columns, mut rows, mut instance) = (Vec::new(), false, 80, 24, None);
+        let (mut argv, mut tty, mut input, mut columns, mut rows, mut instance) =
+            (Vec::new(), false, true, 80, 24, None);
         for (key, value) in query {
             let size =
                 |value: &str| value.parse::<u16>().map_err(|_| bad(format!("`{key}` is not a number up to 65535")));
             match key.as_str() {
                 "argv" => argv.push(value),
                 "tty" => tty = value == "true",
+                "input" => input = value == "true",
                 "columns" => columns = size(&value)?,
                 "rows" => rows = size(&value)?,
                 "instance" => {
@@ -65,7 +80,7 @@ impl ExecAsked {
         if argv.len() > ARGV_MAX.0 || bytes > ARGV_MAX.1 || argv.iter().any(|it| it.contains('\0')) {
             return Err(bad("the arguments are too many, too long, or hold a NUL".to_owned()));
         }
-        Ok(Self { argv, terminal: tty.then_some((columns, rows)), instance })
+        Ok(Self { argv, terminal: tty.then_some((columns, rows)), input, instance })
     }
 }
 
@@ -155,8 +170,23 @@ impl Api {
         Ok(values)
     }
 
+    /// Runs a workload in the socket: attached, or by its lines of output where the driver cannot and no input is sent.
+    pub(super) async fn run(self, workload: OneShot, asked: How, socket: WebSocket) {
+        match self.deps.orchestrator.attach(&workload, asked.terminal).await {
+            Ok(session) => carry(session, socket).await,
+            Err(arco_orchestrator::Error::Unsupported(_)) if asked.terminal.is_none() && !asked.input => {
+                self.run_lines(workload, socket).await;
+            }
+            Err(error) => {
+                let (mut sink, _) = socket.split();
+                send(&mut sink, Frame::Control(ExecControl::Error(ApiError::from(error).body()))).await;
+                let _ = sink.close().await;
+            }
+        }
+    }
+
     /// Runs a workload to its end, its output going to the socket. Standard input is not connected.
-    pub(super) async fn run(self, workload: OneShot, socket: WebSocket) {
+    async fn run_lines(self, workload: OneShot, socket: WebSocket) {
         let (mut sink, mut stream) = socket.split();
         let (lines, mut output) = mpsc::channel::<OutputLine>(64);
         let (cancel, cancelled) = oneshot::channel();

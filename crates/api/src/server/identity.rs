@@ -84,8 +84,8 @@ impl Permission {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match route {
             "/healthz" | "/openapi.json" | "/v1/whoami" => Self::Know,
-            "/metrics" | "/v1/gateway/explain" => Self::Administer,
-            "/v1/tenants" | "/v1/certificates" if !reads => Self::Administer,
+            "/metrics" | "/v1/gateway/explain" | "/v1/certificates" | "/v1/certificates/{name}" => Self::Administer,
+            "/v1/tenants" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,
             _ if route.ends_with("/exec") || route.ends_with("/run") => Self::Change,
@@ -158,13 +158,17 @@ pub(crate) async fn authorize(
     let tenant = params.iter().find(|(key, _)| *key == "tenant").map(|(_, value)| value.to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let permission = Permission::of(&method, route.as_str());
-    let (who, response) = match admit(&peer, permission, tenant.as_deref()) {
+    let admitted = match refuse_revoked(&api, &peer).await {
+        Ok(()) => admit(&peer, permission, tenant.as_deref()).map_err(ApiError::from),
+        Err(error) => Err(error),
+    };
+    let (who, response) = match admitted {
         Ok(caller) => {
             let who = format!("{} ({})", caller.name, caller.role.as_str());
             request.extensions_mut().insert(caller);
             (who, next.run(request).await)
         }
-        Err(problem) => (peer.address.to_string(), ApiError::from(problem).into_response()),
+        Err(error) => (peer.address.to_string(), error.into_response()),
     };
     let status = response.status().as_u16();
     if !matches!(permission, Permission::Know | Permission::View) {
@@ -172,6 +176,15 @@ pub(crate) async fn authorize(
     }
     api.requests.0.get_or_create(&vec![("status".to_owned(), status.to_string())]).inc();
     response
+}
+
+async fn refuse_revoked(api: &Api, peer: &Peer) -> Result<(), ApiError> {
+    let Some(certificate) = &peer.certificate else { return Ok(()) };
+    if !api.revoked.holds(certificate, &api.deps.metadata).await? {
+        return Ok(());
+    }
+    let advice = "ask an administrator for a new context: `arco context create --name YOU`";
+    Err(Problem::new(ErrorKind::Denied, "certificate_revoked", "the client certificate was revoked", advice).into())
 }
 
 fn admit(peer: &Peer, permission: Permission, tenant: Option<&str>) -> Result<Caller, Problem> {
@@ -228,6 +241,10 @@ mod tests {
             (Method::DELETE, APPLICATION.to_owned(), Permission::Operate),
             (Method::POST, "/v1/tenants".to_owned(), Permission::Administer),
             (Method::POST, "/v1/certificates".to_owned(), Permission::Administer),
+            (Method::GET, "/v1/certificates".to_owned(), Permission::Administer),
+            (Method::DELETE, "/v1/certificates/{name}".to_owned(), Permission::Administer),
+            (Method::GET, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::View),
+            (Method::PUT, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::Change),
         ];
         for (method, route, permission) in rows {
             assert_eq!(Permission::of(&method, &route), permission, "{method} {route}");

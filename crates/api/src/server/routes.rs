@@ -5,12 +5,16 @@
 mod application;
 mod certificate;
 mod component;
+mod context;
+mod credential;
 mod operation;
 mod route;
 mod setting;
 mod stream;
 mod system;
 mod tenant;
+
+pub(super) use system::not_here;
 
 use super::Api;
 use super::error::ApiError;
@@ -46,13 +50,15 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(system::metrics))
         .routes(routes!(system::document))
         .routes(routes!(system::whoami))
-        .routes(routes!(system::create_certificate))
+        .routes(routes!(context::list, context::create))
+        .routes(routes!(context::revoke))
         .routes(routes!(system::registry_token))
         .routes(routes!(tenant::list, tenant::create))
         .routes(routes!(tenant::upload))
         .routes(routes!(tenant::has_upload))
         .routes(routes!(tenant::volumes))
         .routes(routes!(tenant::delete_volume))
+        .routes(routes!(credential::list, credential::set, credential::delete))
         .routes(routes!(certificate::list))
         .routes(routes!(certificate::set, certificate::delete))
         .routes(routes!(application::list))

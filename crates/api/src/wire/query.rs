@@ -43,6 +43,8 @@ pub struct ExecQuery {
     pub argv: Vec<String>,
     /// Whether it gets a terminal.
     pub tty: bool,
+    /// Whether standard input is sent; true when absent.
+    pub input: Option<bool>,
     /// Characters in a line of the terminal; 80 when absent.
     pub columns: Option<u16>,
     /// Lines of the terminal; 24 when absent.

@@ -12,6 +12,7 @@ const CALLS: &str = "
 GET /healthz
 GET /metrics
 GET /openapi.json
+GET /v1/certificates
 GET /v1/operations/{id}
 GET /v1/operations/{id}/log
 GET /v1/registry/token
@@ -28,15 +29,18 @@ GET /v1/tenants/{tenant}/applications/{application}/components/{component}/run
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/volumes
 GET /v1/tenants/{tenant}/certificates
+GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
 GET /v1/tenants/{tenant}/routes
 GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
+DELETE /v1/certificates/{name}
 DELETE /v1/tenants/{tenant}/applications/{application}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
 DELETE /v1/tenants/{tenant}/certificates/{name}
+DELETE /v1/tenants/{tenant}/credentials
 DELETE /v1/tenants/{tenant}/volumes/{id}
 HEAD /v1/tenants/{tenant}/uploads/{digest}
 PATCH /v1/tenants/{tenant}/applications/{application}/components/{component}
@@ -56,6 +60,7 @@ PUT /v1/tenants/{tenant}/applications/{application}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
 PUT /v1/tenants/{tenant}/certificates/{name}
+PUT /v1/tenants/{tenant}/credentials
 ";
 
 fn document() -> serde_json::Value {

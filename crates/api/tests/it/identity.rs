@@ -77,6 +77,36 @@ async fn an_administrator_makes_contexts_for_others() {
 }
 
 #[tokio::test]
+async fn a_revoked_context_is_refused_at_once_and_a_new_one_is_not() {
+    let platform = Platform::start().await;
+    let make = async || {
+        let request =
+            CertificateRequest { name: "ann".into(), role: "viewer".into(), tenants: vec!["default".to_owned()] };
+        let answer = platform.client.create_certificate(&request).await.unwrap();
+        let (api, tenant) = (platform.api.clone(), None);
+        let context = Context { api, tenant, ca: answer.ca, certificate: answer.certificate, key: answer.key };
+        Client::new(&context).unwrap()
+    };
+    let (first, second) = (make().await, make().await);
+    first.whoami().await.unwrap();
+    assert_eq!(code(first.contexts().await), "role_denied");
+    assert_eq!(code(platform.client.revoke_context("bob").await), "not_found");
+
+    let revoked = platform.client.revoke_context("ann").await.unwrap();
+    assert_eq!((revoked.len(), revoked[0].revoked_at.is_some()), (2, true));
+    for client in [&first, &second] {
+        // The connection that is open and a new one.
+        assert_eq!(code(client.whoami().await), "certificate_revoked");
+    }
+    let third = make().await;
+    third.whoami().await.unwrap();
+    platform.client.whoami().await.unwrap();
+    let listed = platform.client.contexts().await.unwrap();
+    assert_eq!(listed.iter().filter(|it| it.revoked_at.is_none()).count(), 1);
+    assert!(listed.iter().all(|it| it.name == "ann" && it.fingerprint.len() == 64), "{listed:?}");
+}
+
+#[tokio::test]
 async fn a_quota_is_kept() {
     let platform = Platform::start().await;
     platform.client.create_tenant(&CreateTenant { name: "small".into(), memory_quota_mb: 600 }).await.unwrap();

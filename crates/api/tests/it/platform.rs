@@ -12,6 +12,7 @@ use arco_daemon::{OnExit, Supervisor, listener};
 use arco_model::artifact::{Digest, ImageRef};
 use arco_model::component::{Component, Revision, RunDefaults};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};
@@ -232,11 +233,17 @@ pub(crate) struct Pretender {
     changes: broadcast::Sender<ComponentId>,
     pub(crate) ran: Mutex<Vec<OneShot>>,
     pub(crate) removed: Mutex<Vec<(ComponentId, bool)>>,
+    pub(crate) removed_volumes: Mutex<Vec<(ComponentId, String)>>,
 }
 
 impl Pretender {
     fn new() -> Self {
-        Self { changes: broadcast::channel(1).0, ran: Mutex::default(), removed: Mutex::default() }
+        Self {
+            changes: broadcast::channel(1).0,
+            ran: Mutex::default(),
+            removed: Mutex::default(),
+            removed_volumes: Mutex::default(),
+        }
     }
 }
 
@@ -250,6 +257,10 @@ impl Orchestrator for Pretender {
     }
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
         self.removed.lock().unwrap().push((component.clone(), keep_volumes));
+        Ok(())
+    }
+    async fn remove_volume(&self, component: &ComponentId, volume: &VolumeName) -> Result<(), Error> {
+        self.removed_volumes.lock().unwrap().push((component.clone(), volume.to_string()));
         Ok(())
     }
     async fn observe(&self, _component: &ComponentId) -> Result<Observed, Error> {

@@ -1,8 +1,9 @@
 //! Secrets, routes, volumes, operations, pages.
 
 use crate::platform::{Platform, WEB, code};
-use arco_api::wire::{RouteRequest, SecretText, SetSecret, SpecPatch};
+use arco_api::wire::{CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch};
 use arco_model::id::RowId;
+use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::spec::{VolumeKind, VolumeSpec};
 use arco_store::clock;
@@ -174,6 +175,82 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
     assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), false)]);
     assert_eq!(code(platform.client.delete_volume("default", row.id.as_str()).await), "not_found");
+}
+
+#[tokio::test]
+async fn one_of_several_kept_volumes_goes_alone() {
+    let platform = Platform::start().await;
+    let row = |name: &str, component_id: &arco_model::id::ComponentId| VolumeRow {
+        id: clock::fresh(),
+        tenant: TenantName::default_tenant(),
+        application_id: clock::fresh(),
+        application: "shop".parse().unwrap(),
+        component: "web".parse().unwrap(),
+        component_id: component_id.clone(),
+        name: name.parse().unwrap(),
+        size_mb: 10,
+        created_at: clock::now(),
+    };
+    let owner = clock::fresh();
+    let (files, rest) = (row("files", &owner), row("rest", &owner));
+    platform.metadata.insert(&files).await.unwrap();
+    platform.metadata.insert(&rest).await.unwrap();
+    platform.client.delete_volume("default", files.id.as_str()).await.unwrap();
+    assert_eq!(*platform.orchestrator.removed_volumes.lock().unwrap(), [(owner.clone(), "files".to_owned())]);
+    assert!(platform.orchestrator.removed.lock().unwrap().is_empty());
+    platform.client.delete_volume("default", rest.id.as_str()).await.unwrap();
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(owner, false)]);
+}
+
+#[tokio::test]
+async fn credentials_are_kept_sealed_by_their_scope() {
+    let platform = Platform::start().await;
+    let request = |url: &str| CredentialRequest {
+        url: url.to_owned(),
+        application: None,
+        user: None,
+        token: Some(SecretText("hunter2".into())),
+        ssh_key: None,
+        host_keys: None,
+    };
+    let kept = platform.client.set_credential("default", &request("https://Git.example.com:443/team/")).await.unwrap();
+    assert_eq!((kept.scope.as_str(), kept.user.as_str()), ("https://git.example.com/team", "git"));
+    // The same place again replaces; another application's is another one.
+    let again = CredentialRequest { user: Some("ada".into()), ..request("https://git.example.com/team") };
+    platform.client.set_credential("default", &again).await.unwrap();
+    let own = CredentialRequest { application: Some("shop".into()), ..again.clone() };
+    platform.client.set_credential("default", &own).await.unwrap();
+    let listed = platform.client.credentials("default").await.unwrap();
+    assert_eq!(
+        listed.iter().map(|it| (it.user.as_str(), it.application.as_deref())).collect::<Vec<_>>(),
+        [("ada", None), ("ada", Some("shop"))]
+    );
+    let rows = platform.metadata.list_rows(arco_store::sql::Kind::Credential, &Default::default()).await.unwrap();
+    assert!(rows.items.iter().all(|it| !it.body.contains("hunter2")), "{rows:?}");
+
+    let key = CredentialRequest {
+        token: None,
+        ssh_key: Some(SecretText("hunter2".into())),
+        ..request("git@git.example.com:a")
+    };
+    for bad in [
+        request("http://git.example.com/team"),
+        request("git@git.example.com:team"),
+        CredentialRequest { token: Some(SecretText("a b".into())), ..again.clone() },
+        CredentialRequest { user: Some("a\nProxyCommand x".into()), ..again.clone() },
+        CredentialRequest { token: None, ..again.clone() },
+        key.clone(),
+    ] {
+        let error = platform.client.set_credential("default", &bad).await.unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+        assert_eq!(code(platform.client.set_credential("default", &bad).await), "credential_invalid", "{bad:?}");
+    }
+    assert_eq!(code(platform.client.set_credential("default", &request("team")).await), "git_url_refused");
+    assert_eq!(code(platform.client.set_credential("none", &again).await), "not_found");
+    let query = CredentialQuery { url: "https://git.example.com/team".into(), application: None };
+    platform.client.delete_credential("default", &query).await.unwrap();
+    assert_eq!(code(platform.client.delete_credential("default", &query).await), "not_found");
+    assert_eq!(platform.client.credentials("default").await.unwrap().len(), 1);
 }
 
 #[tokio::test]

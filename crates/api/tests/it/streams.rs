@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn call<'a>(argv: &'a [String], one_off: bool, terminal: Option<(u16, u16)>) -> ExecCall<'a> {
-    ExecCall { tenant: "default", name: WEB, one_off, argv, terminal, instance: None }
+    ExecCall { tenant: "default", name: WEB, one_off, argv, terminal, input: !one_off, instance: None }
 }
 
 #[tokio::test]
@@ -93,6 +93,17 @@ async fn a_one_off_runs_what_serves_with_its_variables() {
     let ran = platform.orchestrator.ran.lock().unwrap().remove(0);
     assert_eq!((ran.component, ran.network), (component.id, OneShotNetwork::Instance));
     assert_eq!((ran.env["A"].as_str(), ran.env["S"].as_str(), ran.env["PORT"].as_str()), ("1", "sealed", "8080"));
+}
+
+#[tokio::test]
+async fn a_driver_that_cannot_connect_input_says_so() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let argv = ["sh".to_owned()];
+    for asked in [call(&argv, true, Some((80, 24))), ExecCall { input: true, ..call(&argv, true, None) }] {
+        let (_, _, control) = collect(&platform, &asked, &[]).await;
+        assert!(matches!(control, ExecControl::Error(body) if body.code == "not_supported"));
+    }
 }
 
 #[tokio::test]

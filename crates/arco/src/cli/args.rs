@@ -3,8 +3,8 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, certificate, config, context, delete, deploy, detect, env, exec, logs, operations, power, revisions,
-    route, secret, volume,
+    apply, bind, certificate, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power,
+    revisions, route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ pub(crate) enum Command {
     Exec(exec::ExecArgs),
     /// Run a program in an instance of its own
     #[command(
-        after_help = "Example:\n  arco run demo/web -- ./manage.py migrate\n\nEnds with the exit status of the program."
+        after_help = "Examples:\n  arco run demo/web -- ./manage.py migrate\n  arco run demo/web -it -- /bin/sh\n  arco run demo/db -i -- psql < dump.sql\n\nThe instance has the variables and volumes of what serves, and is gone when the program ended. Ends with the exit status of the program."
     )]
     Run(exec::RunArgs),
     /// Let a stopped component run
@@ -126,6 +126,12 @@ pub(crate) enum Command {
         after_help = "Examples:\n  arco secret set demo/web TOKEN=@token.txt\n  pass show token | arco secret set demo/web TOKEN=-"
     )]
     Secret(secret::SecretCommand),
+    /// Set, unset and list credentials for private Git repositories
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  arco credential set https://git.example.com/team --token @token.txt\n  arco credential set git@git.example.com:team --ssh-key @deploy_key"
+    )]
+    Credential(credential::CredentialCommand),
     /// Add, remove and list volumes
     #[command(subcommand, after_help = "Example:\n  arco volume add demo/web files:/data:2048")]
     Volume(volume::VolumeCommand),
@@ -155,7 +161,7 @@ pub(crate) enum Command {
     /// Show or cancel one operation
     #[command(subcommand, after_help = "Example:\n  arco operation cancel 01jz0000000000000000")]
     Operation(operations::OperationCommand),
-    /// Show the context, or make one for another person
+    /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
     /// Print or check the server's configuration

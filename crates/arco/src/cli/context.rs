@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use super::session::Session;
+use super::text;
 use arco_api::client::Context;
 use arco_api::wire::CertificateRequest;
 use clap::{Subcommand, ValueEnum};
@@ -56,6 +57,17 @@ pub(crate) enum ContextCommand {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// List the contexts that were made for people
+    #[command(visible_alias = "ls", after_help = "Example:\n  arco context list")]
+    List,
+    /// Refuse a person's contexts from now on
+    #[command(
+        after_help = "Example:\n  arco context revoke ada\n\nEvery context made for that name so far is refused at once; a new one can be made."
+    )]
+    Revoke {
+        /// Name of the person
+        name: String,
+    },
     /// Show who we are, and where
     #[command(after_help = "Example:\n  arco context show")]
     Show,
@@ -88,6 +100,26 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
                 ui.line(&format!("{} ({}) at {}, tenant {}", here.name, here.role, here.api, here.tenant));
                 ui.line(&format!("platform {}, domain {}", here.version, here.domain));
             });
+        }
+        ContextCommand::List => {
+            let found = session.client.contexts().await?;
+            session.ui.list(&found, |ui| {
+                let rows = found.iter().map(|it| {
+                    let state = match &it.revoked_at {
+                        Some(at) => format!("revoked {} ago", text::age(Some(at))),
+                        None if arco_store::clock::now().rfc3339() >= it.expires_at => "expired".to_owned(),
+                        None => format!("until {}", it.expires_at),
+                    };
+                    vec![it.name.clone(), it.role.clone(), it.tenants.join(","), state, it.fingerprint[..12].to_owned()]
+                });
+                ui.table(&["NAME", "ROLE", "TENANTS", "STATE", "FINGERPRINT"], rows);
+            });
+        }
+        ContextCommand::Revoke { name } => {
+            let revoked = session.client.revoke_context(name).await?;
+            session
+                .ui
+                .list(&revoked, |ui| ui.line(&format!("{} contexts of {name} are refused from now on", revoked.len())));
         }
         ContextCommand::Create { name, role, tenants, file } => {
             let file = file.clone().unwrap_or_else(|| {

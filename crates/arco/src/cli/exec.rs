@@ -32,12 +32,18 @@ pub(crate) struct ExecArgs {
     command: Vec<String>,
 }
 
-/// Flags of `run`. Its program gets no input: it is for what runs to its end by itself.
+/// Flags of `run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     /// APP/COMPONENT
     #[arg(value_name = "APP/COMPONENT")]
     reference: Reference,
+    /// Send standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    tty: bool,
     /// Program and arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -46,8 +52,8 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     /// The same call with an instance of its own.
     pub(crate) fn call(self) -> ExecArgs {
-        let Self { reference, command } = self;
-        ExecArgs { reference, interactive: false, tty: false, instance: None, command }
+        let Self { reference, interactive, tty, command } = self;
+        ExecArgs { reference, interactive, tty, instance: None, command }
     }
 }
 
@@ -65,6 +71,7 @@ pub(crate) async fn run(args: &ExecArgs, one_off: bool, session: &Session<'_>) -
         one_off,
         argv: &args.command,
         terminal,
+        input: args.interactive,
         instance: args.instance.as_deref(),
     };
     let (sender, receiver) = session.client.exec(&call).await?;

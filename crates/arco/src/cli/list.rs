@@ -7,6 +7,7 @@ use super::text;
 use super::ui::Ui;
 use arco_api::wire::{ComponentDocument, InstanceUsage};
 use arco_model::source::Source;
+use arco_model::status::Status;
 use serde::Serialize;
 
 /// Lists applications and components.
@@ -76,12 +77,7 @@ fn show(component: &ComponentDocument, ui: &Ui) {
         }
     }
     field("ready", &format!("{} of {}", component.ready_replicas, component.replicas));
-    match (component.revision, component.desired_revision) {
-        (Some(now), Some(next)) if now != next => field("revision", &format!("{now}, {next} is wanted")),
-        (Some(now), _) => field("revision", &now.to_string()),
-        (None, Some(next)) => field("revision", &format!("none, {next} is wanted")),
-        (None, None) => field("revision", "none"),
-    }
+    field("revision", &revision(component.status, component.revision, component.desired_revision));
     field("source", &source(&component.spec.source));
     component.urls.iter().for_each(|it| field("url", it));
     if !component.instances.is_empty() {
@@ -95,6 +91,20 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             row
         });
         ui.table(&["INSTANCE", "STATUS", "RESTARTS", "ADDRESS", "NODE", "AGE", "REASON"], rows);
+    }
+}
+
+/// Which revision answers, and which one is to.
+fn revision(status: Status, now: Option<u64>, next: Option<u64>) -> String {
+    match (now, next) {
+        (Some(now), Some(next)) if now != next => format!("{now} serves, {next} is to"),
+        (Some(now), _) => now.to_string(),
+        (None, Some(next)) => match status {
+            Status::Stopped | Status::Stopping => format!("{next}, when it is started"),
+            Status::Succeeded | Status::Running => next.to_string(),
+            _ => format!("{next}, not ready"),
+        },
+        (None, None) => "none yet".to_owned(),
     }
 }
 
@@ -154,4 +164,24 @@ fn process_row(process: &Process) -> Vec<String> {
         memory,
         text::age(instance.started_at.as_deref()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revisions_say_what_serves_and_what_is_to() {
+        for (status, now, next, text) in [
+            (Status::Running, Some(3), Some(3), "3"),
+            (Status::Degraded, Some(2), Some(3), "2 serves, 3 is to"),
+            (Status::Stopped, None, Some(3), "3, when it is started"),
+            (Status::Abnormal, None, Some(3), "3, not ready"),
+            (Status::Succeeded, None, Some(3), "3"),
+            (Status::Undeployed, None, None, "none yet"),
+            (Status::BuildFailed, None, None, "none yet"),
+        ] {
+            assert_eq!(revision(status, now, next), text, "{status:?}");
+        }
+    }
 }

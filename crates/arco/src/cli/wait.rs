@@ -41,14 +41,14 @@ pub(crate) async fn operation(
         ));
         return Ok(started);
     }
-    let id = started.id.clone();
+    let (id, hint) = (started.id.clone(), how_to_end(&started));
     let limit = args.timeout.map(Duration::from_secs);
     let ended = {
         let waiting = until_end(started, show, session);
         tokio::select! {
             ended = waiting => ended,
-            () = after(limit) => Err(timed_out(&id, limit)),
-            _ = tokio::signal::ctrl_c() => Err(interrupted(&id)),
+            () = after(limit) => Err(timed_out(&id, &hint, limit)),
+            _ = tokio::signal::ctrl_c() => Err(interrupted(&id, &hint)),
         }
     };
     session.ui.progress_done();
@@ -63,16 +63,29 @@ async fn after(limit: Option<Duration>) {
     }
 }
 
-fn timed_out(id: &str, limit: Option<Duration>) -> Failure {
+/// Only a build can be called off; what is being rolled out is taken back by going to the revision before.
+fn how_to_end(operation: &OperationDocument) -> String {
+    let OperationDocument { id, application, component, kind, .. } = operation;
+    match kind {
+        OperationKind::Deploy => format!(
+            "; `arco operation cancel {id}` ends it while it is built, `arco rollback {application}/{component}` when it is rolled out"
+        ),
+        OperationKind::Configure | OperationKind::Rollback => {
+            format!("; `arco rollback {application}/{component}` takes it back")
+        }
+        _ => String::new(),
+    }
+}
+
+fn timed_out(id: &str, hint: &str, limit: Option<Duration>) -> Failure {
     let seconds = limit.unwrap_or_default().as_secs();
-    let advice =
-        format!("it goes on: follow it with `arco logs --operation {id} -f`, end it with `arco operation cancel {id}`");
+    let advice = format!("it goes on: follow it with `arco logs --operation {id} -f`{hint}");
     Failure::new(exit::FAILED, "timeout", format!("the operation did not end within {seconds} s"), advice)
         .of_operation(id)
 }
 
-fn interrupted(id: &str) -> Failure {
-    let advice = format!("follow it with `arco logs --operation {id} -f`, end it with `arco operation cancel {id}`");
+fn interrupted(id: &str, hint: &str) -> Failure {
+    let advice = format!("follow it with `arco logs --operation {id} -f`{hint}");
     Failure::new(exit::INTERRUPTED, "detached", "let go; the operation goes on", advice).of_operation(id)
 }
 

@@ -97,6 +97,10 @@ pub(crate) struct GatewayArgs {
     /// Only check the file
     #[arg(long)]
     pub(crate) check: bool,
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
+    #[arg(long, hide = true)]
+    pub(crate) resumed: bool,
     /// Something else than to run it
     #[command(subcommand)]
     pub(crate) command: Option<GatewayCommand>,
@@ -122,4 +126,11 @@ pub(crate) struct DataPlaneArgs {
     /// The server's data dir
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// Let this executable take over from the one that runs; what is open there is finished
+    #[arg(long)]
+    pub(crate) hand_over: bool,
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
+    #[arg(long, hide = true)]
+    pub(crate) resumed: bool,
 }

@@ -1,77 +1,37 @@
 //! The data plane: how the server starts, adopts and watches it, and `arco data-plane`, which it is.
 //!
-//! The two meet in a private file, `<data-dir>/data-plane/link.json`: the server writes it at each start and when the
+//! The two meet in a file, `<data-dir>/data-plane/link.json` ([`link`]): the server writes it at each start and when the
 //! client certificate is renewed, the data plane reads it again when it changes. Routes travel through the coordination
 //! store's etcd interface; the last known ones are on the data plane's own disk.
+//!
+//! What must hold: a data plane that can go on is never stopped first: another executable or other settings take over
+//! from it with both alive.
+
+mod link;
+mod process;
 
 use anyhow::Context as _;
 use arco_config::{Config, GatewayConfig};
 use arco_daemon::pki::{Leaf, Pki, Subject};
-use arco_daemon::{BoxError, OnExit, Supervisor, telemetry, tls};
-use arco_gateway::process::{self, DataPlaneArgs, Handle, Process};
-use arco_mesh::dns::Dns;
+use arco_daemon::{BoxError, OnExit, Supervisor};
+use arco_gateway::bind::answers;
+use arco_gateway::process::{self as plane, Handle, PATIENCE, build_of};
 use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, STATUS_PREFIX};
 use arco_store::kv::front::{Front, Grant};
-use arco_store::kv::{EtcdKv, EtcdTls, SharedKv, SwapKv};
-use arco_store::secrets::{SecretBox, write_private};
-use serde::{Deserialize, Serialize};
+use arco_store::kv::{EtcdTls, SharedKv};
+use arco_store::secrets::SecretBox;
+use link::Link;
+pub(crate) use process::main;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Common name of the data plane's certificate.
 const CLIENT: &str = "gateway";
-/// How long a data plane may take to serve.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How often the data plane looks at the link.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// What the server tells the data plane.
-#[derive(Serialize, Deserialize)]
-struct Link {
-    /// Log filter.
-    log: String,
-    /// Listeners and limits.
-    gateway: GatewayConfig,
-    /// Address of the store's etcd interface.
-    store: SocketAddr,
-    /// Opens the private keys of certificates ([`GATEWAY_KEYS`]).
-    certificate_keys: String,
-    authority_pem: String,
-    certificate_pem: String,
-    key_pem: String,
-}
-
-impl Link {
-    fn path(data_dir: &Path) -> PathBuf {
-        data_dir.join("data-plane").join("link.json")
-    }
-
-    fn read(data_dir: &Path) -> anyhow::Result<Self> {
-        let path = Self::path(data_dir);
-        let text = std::fs::read(&path)
-            .with_context(|| format!("failed to read `{}`; `arco server` writes it", path.display()))?;
-        Ok(serde_json::from_slice(&text)?)
-    }
-
-    fn write(&self, data_dir: &Path) -> anyhow::Result<()> {
-        let path = Self::path(data_dir);
-        std::fs::create_dir_all(path.parent().unwrap_or(data_dir))?;
-        write_private(&path, &serde_json::to_vec(self)?)
-            .with_context(|| format!("failed to write `{}`", path.display()))
-    }
-
-    async fn store(&self) -> anyhow::Result<SharedKv> {
-        let tls = EtcdTls {
-            ca_pem: self.authority_pem.clone(),
-            cert_pem: self.certificate_pem.clone(),
-            key_pem: self.key_pem.clone(),
-        };
-        Ok(Arc::new(EtcdKv::connect(&[format!("https://{}", self.store)], Some(&tls)).await?))
-    }
-}
+/// Pause before another attempt to start a data plane that ended: the first and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The store's etcd interface on loopback, on the port that it had before, if that is free.
 pub(crate) async fn front(
@@ -88,7 +48,7 @@ pub(crate) async fn front(
         key_pem: leaf.key_pem.clone(),
     };
     let grants = || vec![Grant::new(CLIENT, &[GATEWAY_PREFIX], &[STATUS_PREFIX]), Grant::all(Subject::admin().name)];
-    let before = Link::read(&config.server.data_dir).map(|it| it.store.port()).unwrap_or(0);
+    let before = Link::read(&link::folder(&config.server.data_dir)).map(|it| it.store.port()).unwrap_or(0);
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let front = match Front::bind(address(before), kv.clone(), &etcd_tls(&leaf), grants()).await {
         Ok(front) => front,
@@ -159,8 +119,9 @@ pub(crate) async fn start(
     supervisor: &Supervisor,
 ) -> anyhow::Result<Running> {
     let data_dir = config.server.data_dir.clone();
+    let executable = std::env::current_exe().context("failed to find this executable")?;
     let make = {
-        let (pki, config) = (pki.clone(), config.clone());
+        let (pki, config, executable) = (pki.clone(), config.clone(), executable.clone());
         let certificate_keys = secrets.derive(GATEWAY_KEYS);
         move |gateway: GatewayConfig| -> anyhow::Result<(Link, Leaf)> {
             let leaf =
@@ -168,6 +129,7 @@ pub(crate) async fn start(
             let link = Link {
                 log: config.server.log.clone(),
                 gateway,
+                executable: executable.clone(),
                 store,
                 certificate_keys: certificate_keys.clone(),
                 authority_pem: pki.authority_pem().to_owned(),
@@ -179,27 +141,18 @@ pub(crate) async fn start(
     };
     let (link, leaf) = make(config.gateway.clone())?;
     link.write(&data_dir)?;
-    let wanted = |asked: SocketAddr, bound: SocketAddr| asked.port() == 0 && asked.ip() == bound.ip() || asked == bound;
-    let handle = match process::adopt(&data_dir).await {
-        Some(found)
-            if found.status.version == env!("CARGO_PKG_VERSION")
-                && wanted(config.gateway.http_listen, found.status.http)
-                && wanted(config.gateway.https_listen, found.status.https) =>
-        {
-            tracing::info!(pid = found.status.pid, "the data plane runs already, it is adopted");
-            found
-        }
-        Some(other) => {
-            tracing::info!(pid = other.status.pid, "the data plane is of another version or address, it is replaced");
-            other.stop(Duration::from_millis(config.gateway.drain_timeout_ms)).await;
+    let handle = match plane::adopt(&data_dir).await {
+        Some(found) => take_over(found, &link, &executable).await?,
+        None => {
+            plane::end_mute(&data_dir).await;
             spawn(&data_dir).await?
         }
-        None => spawn(&data_dir).await?,
     };
     let running = Running { handle: Arc::new(Mutex::new(handle)) };
     let token = supervisor.token().clone();
     let (watched, keep, folder) = (running.clone(), make.clone(), data_dir.clone());
     supervisor.spawn("data plane watch", OnExit::Continue, async move {
+        let mut pause = PAUSE.0;
         loop {
             let handle = watched.handle();
             tokio::select! {
@@ -221,6 +174,7 @@ pub(crate) async fn start(
             };
             match again.await {
                 Ok(fresh) => {
+                    pause = PAUSE.0;
                     *watched.handle.lock().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
                     if token.is_cancelled() {
                         // The server stops and did not know of this one.
@@ -230,9 +184,10 @@ pub(crate) async fn start(
                 Err(error) => {
                     tracing::error!(
                         error = format!("{error:#}"),
-                        "the data plane could not be started, next attempt in 1 s"
+                        "the data plane could not be started, it is tried again"
                     );
-                    let _ = tokio::time::timeout(Duration::from_secs(1), token.cancelled()).await;
+                    let _ = tokio::time::timeout(pause, token.cancelled()).await;
+                    pause = (pause * 2).min(PAUSE.1);
                 }
             }
         }
@@ -258,9 +213,29 @@ pub(crate) async fn start(
     Ok(running)
 }
 
+/// Goes on with the data plane that runs if it is this executable's with these settings; else lets it hand over.
+async fn take_over(found: Handle, link: &Link, executable: &Path) -> anyhow::Result<Handle> {
+    let status = &found.status;
+    let stays = answers(link.gateway.http_listen, status.http) && answers(link.gateway.https_listen, status.https);
+    let build = build_of(executable);
+    if stays && status.build == build && status.settings == link.settings() {
+        tracing::info!(pid = status.pid, "the data plane runs already, it is adopted");
+        return Ok(found);
+    }
+    tracing::info!(pid = status.pid, "the data plane is of another build or has other settings, it hands over");
+    match found.hand_over(&build, PATIENCE).await {
+        Ok(fresh) => Ok(fresh),
+        Err(error) if stays => {
+            tracing::error!(%error, "the new data plane does not serve; the one before goes on");
+            Ok(found)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The gateway's settings as last written.
 fn keep_config(data_dir: &Path) -> GatewayConfig {
-    Link::read(data_dir).map(|it| it.gateway).unwrap_or_default()
+    Link::read(&link::folder(data_dir)).map(|it| it.gateway).unwrap_or_default()
 }
 
 async fn spawn(data_dir: &Path) -> anyhow::Result<Handle> {
@@ -272,85 +247,5 @@ async fn spawn(data_dir: &Path) -> anyhow::Result<Handle> {
         .with_context(|| format!("failed to open `{}`", path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("failed to find this executable")?);
     command.arg("data-plane").arg("--data-dir").arg(data_dir);
-    Ok(process::spawn(command, data_dir, log, PATIENCE).await?)
-}
-
-/// `arco data-plane --data-dir DIR`: gateway and DNS; started by the server.
-pub(crate) fn main(data_dir: &Path) -> ExitCode {
-    match run(data_dir) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(data_dir: &Path) -> anyhow::Result<()> {
-    let link = Link::read(data_dir)?;
-    telemetry::init(&link.log, telemetry::LogFormat::Text)?;
-    tls::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .max_blocking_threads(4)
-        .thread_stack_size(1 << 20)
-        .enable_all()
-        .build()?;
-    let outcome = runtime.block_on(async {
-        let supervisor = Supervisor::new();
-        let keys = SecretBox::parse(&link.certificate_keys).map_err(|it| {
-            anyhow::anyhow!("failed to read the keys of certificates: {it}; start `arco server` again")
-        })?;
-        let args = DataPlaneArgs {
-            data_dir: data_dir.to_owned(),
-            config: link.gateway.clone(),
-            id: host_name(),
-            keys: Arc::new(keys),
-        };
-        let process = Process::start(&supervisor, &args)?;
-        let kv = Arc::new(SwapKv::new(link.store().await?));
-        let (follow, folder, token) = (kv.clone(), data_dir.to_owned(), supervisor.token().clone());
-        supervisor.spawn("store link", OnExit::Continue, async move {
-            follow_link(&follow, &folder, token).await;
-            Ok(())
-        });
-        let dns = Dns::build(process.mirror());
-        // Names resolve as long as requests are open: DNS ends after the drain.
-        let token = supervisor.token().clone();
-        supervisor.spawn("dns", OnExit::Continue, async move { dns.run(token).await });
-        process.run(kv).await?;
-        supervisor.shutdown(Duration::from_secs(2)).await;
-        anyhow::Ok(())
-    });
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
-}
-
-/// Exchanges the store's client whenever the link is written anew.
-async fn follow_link(kv: &SwapKv, data_dir: &Path, token: arco_daemon::CancellationToken) {
-    let written = |path: &Path| std::fs::metadata(path).and_then(|it| it.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let path = Link::path(data_dir);
-    let mut seen = written(&path);
-    while tokio::time::timeout(LOOK, token.cancelled()).await.is_err() {
-        let now = written(&path);
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        let fresh = async { Link::read(data_dir)?.store().await };
-        match fresh.await {
-            Ok(fresh) => kv.swap(fresh),
-            Err(error) => tracing::warn!(
-                error = format!("{error:#}"),
-                "the new link to the store is not usable, the old one stays"
-            ),
-        }
-    }
-}
-
-/// This gateway's name among others.
-fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok()).unwrap_or_default();
-    let name: String = name.chars().filter(|it| it.is_ascii_alphanumeric() || *it == '-').collect();
-    if name.is_empty() { "gateway".to_owned() } else { name }
+    Ok(plane::spawn(command, data_dir, log, PATIENCE).await?)
 }

@@ -9,16 +9,15 @@ use super::stores::Stores;
 use super::{Listeners, console};
 use anyhow::Context as _;
 use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
-use arco_builder::{Builder, BuilderDeps};
-use arco_config::{Config, Role};
-use arco_controller::{Controller, ControllerDeps};
+use arco_builder::{BuildProxy, Builder, BuilderDeps};
+use arco_config::{Config, Egress, Role};
+use arco_controller::{Controller, ControllerDeps, Gone, Retention};
 use arco_daemon::health::Health;
 use arco_daemon::metrics::Metrics;
 use arco_daemon::pki::{Leaf, Pki, keep_fresh};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{BoxError, OnExit, Supervisor, listener};
 use arco_eventlog::Eventlog;
-use arco_model::component::Component;
 use arco_model::log::LogStream;
 use arco_model::traffic::{DataPlaneSettings, SETTINGS};
 use arco_mq::Queue;
@@ -89,6 +88,7 @@ pub(crate) async fn start(
         cache_dir: config.server.cache_dir.clone(),
         network: config.network.clone(),
         allowed_networks: config.builder.allowed_networks.clone(),
+        egress: config.builder.egress,
         instance_log_mb: config.orchestrator.instance_log_mb,
         executable: std::env::current_exe().context("failed to find this executable")?,
     };
@@ -119,6 +119,7 @@ pub(crate) async fn start(
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
         publish_settings(config, &stores, dns_address).await?;
+        super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
         let published = [running.http().port(), running.https().port()].into();
@@ -127,7 +128,7 @@ pub(crate) async fn start(
         health.role("gateway").ready();
     }
 
-    let (deleted, gone) = mpsc::channel(1024);
+    let (gone, left) = mpsc::channel(1024);
     if config.server.has(Role::Controller) {
         let controller = Controller::new(ControllerDeps {
             metadata: stores.metadata.clone(),
@@ -137,12 +138,13 @@ pub(crate) async fn start(
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
             domain: config.server.domain.clone(),
-            deleted,
+            retention: Retention { days: config.eventlog.operation_days, count: config.eventlog.operations },
+            gone,
         });
         controller.start(supervisor).await.map_err(|it| anyhow::anyhow!("failed to start the controller: {it}"))?;
         health.role("controller").ready();
     }
-    clean_up_after(gone, eventlog.clone(), stores.images.clone(), data_dir.join("cache").join("builds"), supervisor);
+    clean_up_after(left, eventlog.clone(), stores.images.clone(), data_dir.join("cache").join("builds"), supervisor);
 
     if config.server.has(Role::Builder) {
         let builder = Builder::new(BuilderDeps {
@@ -153,7 +155,9 @@ pub(crate) async fn start(
             images: stores.images.clone(),
             orchestrator: orchestrator.clone(),
             queue: queue.clone(),
+            secrets: stores.secrets.clone(),
             logs: logs.clone(),
+            proxy: build_proxy(config, &local).await?,
         });
         let builder = builder.await.map_err(|it| anyhow::anyhow!("failed to start the builder: {it}"))?;
         let token = token.clone();
@@ -264,6 +268,17 @@ impl Platform {
     }
 }
 
+/// Where builds reach out, when a list says which hosts they may reach.
+async fn build_proxy(config: &Config, local: &LocalOrchestrator) -> anyhow::Result<Option<BuildProxy>> {
+    if config.builder.egress != Egress::Allowlist {
+        return Ok(None);
+    }
+    let listener = tokio::net::TcpListener::bind((local.dns_address(), 0)).await;
+    let listener = listener.context("failed to open the proxy of builds on the instances' network")?;
+    let endpoints = local.open_build_proxy(listener.local_addr()?.port()).await?;
+    Ok(Some(BuildProxy { listener, endpoints }))
+}
+
 /// What DNS needs.
 async fn publish_settings(config: &Config, stores: &Stores, dns: Ipv4Addr) -> anyhow::Result<()> {
     let forwarders = match config.network.forwarders.is_empty() {
@@ -319,9 +334,9 @@ fn interface_addresses() -> Vec<String> {
     found
 }
 
-/// Removes what components leave with others: logs, images, build caches.
+/// Removes what components and operations leave with others: logs, images, build caches.
 fn clean_up_after(
-    mut gone: mpsc::Receiver<Component>,
+    mut gone: mpsc::Receiver<Gone>,
     eventlog: Eventlog,
     images: Images,
     caches: PathBuf,
@@ -330,11 +345,20 @@ fn clean_up_after(
     let token = supervisor.token().clone();
     supervisor.spawn("clean up after components", OnExit::Continue, async move {
         loop {
-            let component = tokio::select! {
+            let found = tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                component = gone.recv() => component,
+                found = gone.recv() => found,
             };
-            let Some(component) = component else { return Ok(()) };
+            let component = match found {
+                Some(Gone::Component(component)) => component,
+                Some(Gone::Operation(id)) => {
+                    if let Err(error) = eventlog.remove(&LogStream::Operation { id: id.clone() }).await {
+                        tracing::warn!(operation = %id, %error, "the log of an old operation stays until it is too old");
+                    }
+                    continue;
+                }
+                None => return Ok(()),
+            };
             let (id, shown) = (component.id.clone(), component.reference());
             if let Err(error) = eventlog.remove(&LogStream::Component { id: id.clone() }).await {
                 tracing::warn!(component = shown, %error, "the log of a deleted component stays");

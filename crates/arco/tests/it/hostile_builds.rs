@@ -1,6 +1,7 @@
 //! Builds and sources that mean harm: a clear error each, nothing escapes, others are built and served all the while.
 
 use crate::behave::{EXECUTABLE, dockerfile, good, says, source};
+use crate::neighbour::Neighbour;
 use arco_api::client::{Client, Context};
 use arco_api::wire::DeployRequest;
 use arco_testkit::{Options, Platform, is_root, until};
@@ -354,4 +355,69 @@ fn addresses_are_out_of_reach(platform: &Platform) {
         assert_ne!(ended["problem"]["advice"], "", "{url}: {ended}");
     }
     assert!(here.accept().is_err(), "somebody came");
+}
+
+#[test]
+fn a_huge_repository_is_refused_and_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let neighbour = Neighbour::new();
+    let mut noise = vec![0; 96 << 20];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
+    neighbour.repository_of("team/huge.git", &[("index.html", b"hello"), ("noise", &noise)]);
+    let (port, _) = neighbour.https("ada", "token");
+    let env = vec![
+        ("ARCO_BUILDER__ALLOWED_NETWORKS", neighbour.network()),
+        ("ARCO_BUILDER__DISK_MB", "64".to_owned()),
+        ("SSL_CERT_FILE", neighbour.trust().display().to_string()),
+    ];
+    let mut platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
+    let page = platform.folder("page", &[("index.html", "calm")]);
+    good(&platform, &["deploy", page.to_str().unwrap(), "--app", "calm", "--component", "web"]);
+    let host = format!("https://{}:{port}", neighbour.address);
+    let token = neighbour.folder.path().join("token");
+    std::fs::write(&token, "token").unwrap();
+    good(&platform, &["credential", "set", &host, "--user", "ada", "--token", &format!("@{}", token.display())]);
+    let before = std::fs::read_dir(platform.data_dir().join("instances")).unwrap().count();
+    let failed = platform.json(&["deploy", &format!("{host}/team/huge.git"), "--app", "huge", "--component", "web"]);
+    assert_eq!(failed["code"], "source_too_large", "{failed}");
+    says(&failed["message"], &["too large", "64 MB"]);
+    says(&failed["advice"], &["builder.disk_mb"]);
+    assert_eq!(platform.status("huge/web")["status"], "build_failed");
+    assert_eq!(std::fs::read_dir(platform.data_dir().join("instances")).unwrap().count(), before);
+    assert_eq!(platform.get("web-calm.test.localhost", "/").unwrap().body, "calm");
+    for app in ["calm", "huge"] {
+        good(&platform, &["delete", app, "--yes"]);
+    }
+    assert!(platform.stop(), "the server stops by itself");
+    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_long_build_whose_server_is_killed_is_done_again() {
+    if !is_root() {
+        return;
+    }
+    let mut platform = Platform::start(EXECUTABLE);
+    let lines = "RUN echo first > /first\nRUN echo begun; sleep 7.31; echo over > /second";
+    let operation = begin(&platform, &dockerfile(&platform, "long", lines), "long");
+    until("the build runs", 300, || build_log(&platform, &operation).lines().any(|it| it == "begun").then_some(()));
+    platform.kill();
+    platform.boot();
+    let ended = platform.ended(&operation, 120);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    let log = build_log(&platform, &operation);
+    // What was finished before is found again; what was cut off is done again, once.
+    assert_eq!(log.lines().filter(|it| *it == "begun").count(), 2, "{log}");
+    let revisions = platform.json(&["revisions", "bad/long"]);
+    assert_eq!(revisions["items"].as_array().unwrap().len(), 1, "{revisions}");
+    assert_eq!(platform.arco(&["exec", "bad/long", "--", "cat", "/first", "/second"]).stdout, "first\nover\n");
+    until("no process of the first build is left", 60, || {
+        let shown = std::process::Command::new("pgrep").args(["-f", "^sleep 7.31"]).output().unwrap();
+        shown.stdout.is_empty().then_some(())
+    });
+    good(&platform, &["delete", "bad", "--yes"]);
+    assert!(platform.stop(), "the server stops by itself");
+    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
 }

@@ -5,9 +5,15 @@
 
 mod behave;
 mod command_line;
+mod data_plane;
+mod egress;
 mod fake_api;
 mod faults;
+mod hand_over;
 mod hostile_builds;
 mod isolation;
+mod neighbour;
+mod one_off;
+mod private_git;
 mod routes;
 mod survive;

@@ -10,8 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The oldest Go that we build with; older modules build with it as well.
 const OLDEST: u32 = 26;
 
-/// Builds the packages `"$@"` into `/app/bin`.
-const BUILD: &str = "cd /app; mkdir -p /app/bin; go build -trimpath -ldflags='-s -w' -o /app/bin/ \"$@\"; ls /app/bin";
+/// Builds the packages `"$@"` into `/app/bin`. The component's cache begins with links to the compiled standard library
+/// of the stack, which is read only and the same for all; links that an older stack left go first.
+const BUILD: &str = "if [ -d \"$ARCO_GO_CACHE\" ]; then find \"$GOCACHE\" -xtype l -delete; \
+    cp -rsn \"$ARCO_GO_CACHE/.\" \"$GOCACHE/\" || :; fi; \
+    cd /app; mkdir -p /app/bin; go build -trimpath -ldflags='-s -w' -o /app/bin/ \"$@\"; ls /app/bin";
 
 pub(super) fn score(tree: &Tree) -> u32 {
     u32::from(tree.has("go.mod")) * 38
@@ -102,6 +105,7 @@ pub(super) fn detect(tree: &Tree, asked: &Hints) -> Result<Detection, Problem> {
         ("GOTOOLCHAIN", "local".to_owned()),
         ("GOMODCACHE", "/cache/go-mod".to_owned()),
         ("GOCACHE", "/cache/go-build".to_owned()),
+        ("ARCO_GO_CACHE", crate::stack::golang::CACHE.to_owned()),
         ("GOFLAGS", "-buildvcs=false".to_owned()),
     ];
     let mut hints = Vec::new();

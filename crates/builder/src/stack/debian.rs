@@ -16,8 +16,6 @@ use tokio::process::Command;
 
 /// Release that stacks are made of.
 const RELEASE: &str = "bookworm";
-/// Mirror where nothing is configured.
-const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// `$1` lower, `$2` upper, `$3` work, `$4` merged, `$5` apt settings, `$6…` packages.
 const INSTALL: &str = "\
@@ -149,7 +147,7 @@ pub(super) async fn base(
     let mirror = Some(config.debian_mirror.clone())
         .filter(|it| !it.is_empty())
         .or_else(machine_mirror)
-        .unwrap_or_else(|| MIRROR.to_owned());
+        .unwrap_or_else(|| config.debian_default_mirror.trim_end_matches('/').to_owned());
     let root = work.join("root");
     let mut command = Command::new("debootstrap");
     command
@@ -185,7 +183,7 @@ pub(super) async fn base(
     let security = if mirror.ends_with("/debian") {
         format!("{}/debian-security", mirror.trim_end_matches("/debian"))
     } else {
-        format!("{MIRROR}-security")
+        format!("{}-security", config.debian_default_mirror.trim_end_matches('/'))
     };
     let lists = format!(
         "deb {mirror} {RELEASE} main\ndeb {mirror} {RELEASE}-updates main\ndeb {security} {RELEASE}-security main\n"

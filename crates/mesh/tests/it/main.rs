@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
 use arco_daemon::CancellationToken;
+use arco_daemon::handover::Sockets;
 use arco_mesh::dns::{Dns, TTL_S};
 use arco_model::id::ComponentId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
@@ -152,7 +153,7 @@ async fn askers_learn_what_is_theirs_and_foreign_names_are_forwarded() {
     let mirror = Mirror::in_memory(GATEWAY_PREFIX);
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
-    let dns = Dns::with_forward_port(Arc::clone(&mirror), port);
+    let dns = Dns::with_forward_port(Arc::clone(&mirror), Sockets::alone(), port);
     let mut bound = dns.bound();
     let follow = CancellationToken::new();
     tokio::spawn(mirror.run(Arc::clone(&kv), follow.clone()));
@@ -195,7 +196,7 @@ async fn an_address_that_is_taken_or_absent_is_waited_for() {
     let holder = UdpSocket::bind((ip, 0)).await.unwrap();
     put(&kv, SETTINGS, &settings(holder.local_addr().unwrap(), ip)).await;
     let mirror = Mirror::in_memory(GATEWAY_PREFIX);
-    let dns = Dns::build(Arc::clone(&mirror));
+    let dns = Dns::build(Arc::clone(&mirror), Sockets::alone());
     let mut bound = dns.bound();
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();

@@ -11,11 +11,13 @@ mod record;
 mod run_once;
 
 use super::container::{Containers, ContainersConfig};
+use super::network::rules::BuildWay;
 use super::network::{Network, NetworkOptions, egress};
 use super::volumes::Volumes;
 use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
-use arco_config::NetworkConfig;
+use arco_config::{Egress, NetworkConfig};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_store::images::Images;
@@ -24,7 +26,7 @@ use async_trait::async_trait;
 use component::Event;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,6 +45,8 @@ pub struct LocalConfig {
     pub network: NetworkConfig,
     /// `builder.allowed_networks`.
     pub allowed_networks: Vec<Ipv4Net>,
+    /// `builder.egress`; with an allow-list builds reach nothing until [`LocalOrchestrator::open_build_proxy`].
+    pub egress: Egress,
     /// Largest log of one instance on disk, in MiB.
     pub instance_log_mb: u32,
     /// The program that is run as `shim`; usually ourselves.
@@ -118,7 +122,7 @@ impl LocalOrchestrator {
             containers.remove(&it.id).await?;
         }
         let alive: BTreeSet<_> = adopted.iter().map(|it| it.id.clone()).collect();
-        let network = network(&config.network, config.allowed_networks, &dir, &alive).await?;
+        let network = network(&config.network, config.allowed_networks, config.egress, &dir, &alive).await?;
         let used = adopted.iter().map(|it| (it.id.clone(), instance::volume_paths(&it.labels))).collect();
         let volumes = Volumes::open(dir.join("volumes"), used).await?;
         let mut by_component: BTreeMap<ComponentId, Vec<_>> = BTreeMap::new();
@@ -173,6 +177,14 @@ impl LocalOrchestrator {
         self.inner.network.publish(ports).await.map_err(|it| Error::failed("publish ports to instances", it))
     }
 
+    /// Lets builds reach a proxy on this port of [`LocalOrchestrator::dns_address`], and nothing else. Returns the single
+    /// private addresses that the machine's own settings let builds reach.
+    pub async fn open_build_proxy(&self, port: u16) -> Result<Vec<SocketAddrV4>, Error> {
+        let network = &self.inner.network;
+        network.set_build_proxy(port).await.map_err(|it| Error::failed("let builds reach their proxy", it))?;
+        Ok(network.allowed_endpoints().await)
+    }
+
     /// Hands the bell of the containers on to the components' tasks.
     fn watch_containers(&self) {
         let inner = self.inner.clone();
@@ -202,6 +214,7 @@ impl LocalOrchestrator {
 async fn network(
     config: &NetworkConfig,
     allowed_networks: Vec<Ipv4Net>,
+    egress: Egress,
     dir: &std::path::Path,
     alive: &BTreeSet<InstanceId>,
 ) -> Result<Network, Error> {
@@ -221,6 +234,7 @@ async fn network(
         allowed_networks,
         allowed_endpoints: endpoints,
         resolvers,
+        build_way: if egress == Egress::Allowlist { BuildWay::Closed } else { BuildWay::Direct },
     };
     Network::open(options, alive).await.map_err(|it| Error::failed("set up the instances' network", it))
 }
@@ -247,11 +261,12 @@ impl Orchestrator for LocalOrchestrator {
     async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
         let inner = &self.inner;
         let (ended, done) = oneshot::channel();
-        if inner.tell(component, Event::Remove { ended }) && done.await.is_err() {
+        let ran = inner.tell(component, Event::Remove { ended });
+        if ran && done.await.is_err() {
             return Err(Error::failed(format!("end the instances of {component}"), "the server stops"));
         }
         lock(&inner.tasks).remove(component);
-        lock(&inner.facts).remove(component);
+        let known = lock(&inner.facts).remove(component).is_some();
         record::remove(&inner.dir, component);
         inner
             .network
@@ -261,8 +276,14 @@ impl Orchestrator for LocalOrchestrator {
         if !keep_volumes {
             inner.volumes.remove(component).await?;
         }
-        let _ = inner.bell.send(component.clone());
+        if ran || known {
+            let _ = inner.bell.send(component.clone()); // nobody may listen
+        }
         Ok(())
+    }
+
+    async fn remove_volume(&self, component: &ComponentId, volume: &VolumeName) -> Result<(), Error> {
+        self.inner.volumes.remove_one(component, volume).await
     }
 
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error> {
@@ -298,6 +319,12 @@ impl Orchestrator for LocalOrchestrator {
         let task = run_once::run(self.inner.clone(), workload.clone(), output, cancel);
         let task = self.inner.tracker.spawn(task);
         task.await.unwrap_or_else(|it| Err(Error::failed("run a one-shot workload", it)))
+    }
+
+    async fn attach(&self, workload: &OneShot, terminal: Option<(u16, u16)>) -> Result<ExecSession, Error> {
+        // A task of its own, so that it is cleaned up also when the caller is dropped.
+        let task = self.inner.tracker.spawn(run_once::attach(self.inner.clone(), workload.clone(), terminal));
+        task.await.unwrap_or_else(|it| Err(Error::failed("run a one-off instance", it)))
     }
 
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {

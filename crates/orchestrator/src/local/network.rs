@@ -18,7 +18,7 @@ pub mod rules;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::name::{ApplicationName, TenantName};
 use ipnet::Ipv4Net;
-use rules::{ComponentNet, InstanceNet, InstanceRole, State};
+use rules::{BuildWay, ComponentNet, InstanceNet, InstanceRole, State};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -63,6 +63,8 @@ pub struct NetworkOptions {
     pub allowed_endpoints: Vec<SocketAddrV4>,
     /// Name servers that builds may ask while ours does not answer.
     pub resolvers: Vec<Ipv4Addr>,
+    /// How builds reach what lies outside.
+    pub build_way: BuildWay,
 }
 
 /// What one instance got.
@@ -119,6 +121,7 @@ impl Network {
         state.allowed_networks = options.allowed_networks;
         state.allowed_endpoints = options.allowed_endpoints;
         state.resolvers = options.resolvers;
+        state.build_way = options.build_way;
         let mtu = pool::default_mtu(&routes);
         let links = links::Links::open()?;
         links.ensure_bridge(&state.bridge, state.gateway(), pool.prefix_len(), mtu).await?;
@@ -312,6 +315,17 @@ impl Network {
         self.flush().await
     }
 
+    /// From now on builds reach a proxy on this port of the gateway's address, and nothing else.
+    pub async fn set_build_proxy(&self, port: u16) -> Result<(), NetworkError> {
+        self.state.lock().await.build_way = BuildWay::Proxy(port);
+        self.flush().await
+    }
+
+    /// Single private addresses and ports that builds may reach.
+    pub async fn allowed_endpoints(&self) -> Vec<SocketAddrV4> {
+        self.state.lock().await.allowed_endpoints.clone()
+    }
+
     /// Removes namespace, link and address of an instance. Unknown ones are fine.
     pub async fn detach(&self, id: &InstanceId) -> Result<(), NetworkError> {
         let known = self.state.lock().await.instances.remove(id);
@@ -320,6 +334,9 @@ impl Network {
         self.links.delete(&veth_name(&prefix, id)).await?;
         let path = self.netns_path(id);
         netns::remove(&path).map_err(|it| NetworkError::step("remove a network namespace", it))?;
+        if let Some(known) = known {
+            firewall::forget_connections(known.address).await;
+        }
         flushed
     }
 

@@ -17,6 +17,7 @@ mod surroundings;
 mod user;
 
 pub(super) use exec::ExecOrder;
+pub(super) use rootfs::INIT_PATH;
 use std::ffi::OsString;
 use std::path::Path;
 

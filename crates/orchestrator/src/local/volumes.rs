@@ -5,6 +5,7 @@
 
 use crate::Error;
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::VolumeName;
 use arco_model::plan::HostMount;
 use arco_model::spec::{VolumeKind, VolumeSpec};
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,6 +102,30 @@ impl Volumes {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed("remove volumes", error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes one volume of a component with its content, at every place. No instance may use it.
+    pub async fn remove_one(&self, component: &ComponentId, volume: &VolumeName) -> Result<(), Error> {
+        let dir = self.dir.join(component.as_str());
+        let users = self.users.lock().await;
+        // `<name>`, `<name>.<place>` and their images; names hold no dot.
+        let is_it = |path: &Path| {
+            let name = path.strip_prefix(&dir).ok().and_then(|it| it.iter().next()).and_then(OsStr::to_str);
+            name.is_some_and(|it| it.split('.').next() == Some(volume.as_str()))
+        };
+        if users.keys().any(|it| is_it(it)) {
+            return Err(Error::Refused(format!("the volume `{volume}` is in use; end the instances first")));
+        }
+        for mounted in mounts_below(&dir).into_iter().filter(|it| is_it(it)) {
+            unmount(&mounted)?;
+        }
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten().filter(|it| is_it(&it.path())) {
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(|it| Error::failed(format!("remove the volume `{volume}`"), it))?;
+        }
+        let _ = std::fs::remove_dir(&dir); // not empty while there are others
+        Ok(())
     }
 
     /// Components that have a volume.

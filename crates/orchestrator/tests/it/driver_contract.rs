@@ -155,7 +155,10 @@ pub(crate) async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan)
     driver.remove(&id, false).await.unwrap();
     assert_eq!(driver.observe(&id).await.unwrap(), Observed::default());
     assert!(driver.components().await.unwrap().is_empty());
+    // A bell for what is not there would make whoever listens ask for its removal for ever.
+    let mut bell = driver.changes();
     driver.remove(&id, false).await.unwrap();
+    assert!(bell.try_recv().is_err(), "nothing was there, so nothing changed");
     driver.shutdown(true).await.unwrap();
 }
 

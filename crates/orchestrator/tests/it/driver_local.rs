@@ -2,7 +2,7 @@
 
 use crate::driver_contract::{contract, one_shot, plan, reached, ready, until};
 use crate::host_root::{in_time, put_layer};
-use arco_config::NetworkConfig;
+use arco_config::{Egress, NetworkConfig};
 use arco_model::artifact::{ImageConfig, ImageRef};
 use arco_model::observed::{InstancePhase, RolloutFacts};
 use arco_model::plan::{LayerExport, OneShotNetwork, WorkloadPlan};
@@ -83,6 +83,7 @@ impl Place {
             cache_dir: self.folder.path().join("cache"),
             network: NetworkConfig::default(),
             allowed_networks: Vec::new(),
+            egress: Egress::Public,
             instance_log_mb: 1,
             executable: std::env::current_exe().unwrap(),
         };

@@ -2,7 +2,7 @@
 
 use crate::host_root::in_time;
 use arco_model::id::{ComponentId, InstanceId};
-use arco_orchestrator::local::network::rules::InstanceRole;
+use arco_orchestrator::local::network::rules::{BuildWay, InstanceRole};
 use arco_orchestrator::local::network::{Network, NetworkOptions};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -72,6 +72,7 @@ impl Machine {
             allowed_networks: vec!["192.168.77.0/24".parse().unwrap()],
             allowed_endpoints: vec!["10.200.0.1:3128".parse().unwrap()],
             resolvers: Vec::new(),
+            build_way: BuildWay::Direct,
         };
         Network::open(options, alive).await.unwrap()
     }
@@ -287,6 +288,72 @@ fn a_stable_address_leads_to_ready_instances_only() {
 }
 
 #[test]
+fn builds_behind_a_proxy_reach_nothing_else() {
+    on_a_machine(|machine| async move {
+        let network = machine.network(&BTreeSet::new()).await;
+        let here = File::open("/proc/thread-self/ns/net").unwrap();
+        known(&network, 1, "shop", &[]).await;
+        let web = attach(&network, 1, 51, InstanceRole::Service).await;
+        let build = attach(&network, 1, 52, InstanceRole::Build).await;
+        let gateway = network.gateway().await;
+        for port in [53, 3100, 7070] {
+            serve(&here, &format!("{gateway}:{port}"), "machine");
+        }
+        for address in ["0.0.0.0:443", "0.0.0.0:3128"] {
+            serve(&machine.world, address, "world");
+        }
+        network.set_build_proxy(3100).await.unwrap();
+        let to = |text: &str| text.parse::<SocketAddrV4>().unwrap();
+        for (what, from, to, reached) in [
+            ("build: the proxy", &build, at(gateway, 3100), true),
+            ("build: another port", &build, at(gateway, 7070), false),
+            ("build: DNS", &build, at(gateway, 53), false),
+            ("build: public", &build, to("203.0.113.80:443"), false),
+            ("build: allowed network", &build, to("192.168.77.1:443"), false),
+            ("build: allowed endpoint", &build, to("10.200.0.1:3128"), false),
+            ("an instance: the proxy", &web, at(gateway, 3100), false),
+            ("an instance: DNS", &web, at(gateway, 53), true),
+            ("an instance: public", &web, to("203.0.113.80:443"), true),
+        ] {
+            let found = connect(&from.ns(), to);
+            assert_eq!(found.is_ok(), reached, "{what}: {found:?}");
+        }
+        close(network, &[&web, &build]).await;
+    });
+}
+
+#[test]
+fn connections_of_an_instance_that_ended_are_forgotten() {
+    if Command::new("conntrack").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: needs conntrack");
+        return;
+    }
+    on_a_machine(|machine| async move {
+        let network = machine.network(&BTreeSet::new()).await;
+        let stable = known(&network, 1, "shop", &[]).await;
+        known(&network, 2, "shop", &[]).await;
+        let (web, store) = (
+            attach(&network, 1, 61, InstanceRole::Service).await,
+            attach(&network, 2, 62, InstanceRole::Service).await,
+        );
+        serve(&web.ns(), "0.0.0.0:80", "web");
+        serve(&machine.world, "0.0.0.0:443", "world");
+        network.set_ready(&web.id, true, false).await.unwrap();
+        connect(&web.ns(), "203.0.113.80:443".parse().unwrap()).unwrap();
+        connect(&store.ns(), at(stable, 80)).unwrap();
+        let noted = || {
+            let listed = Command::new("conntrack").args(["-L", "-f", "ipv4"]).output().unwrap().stdout;
+            let listed = String::from_utf8_lossy(&listed).into_owned();
+            listed.lines().filter(|it| it.contains(&format!("src={} ", web.address))).count()
+        };
+        assert_eq!(noted(), 2, "one from it, one to it by its stable address");
+        network.detach(&web.id).await.unwrap();
+        assert_eq!(noted(), 0);
+        close(network, &[&store]).await;
+    });
+}
+
+#[test]
 fn servers_that_start_at_once_take_different_pools() {
     on_a_machine(|machine| async move {
         let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
@@ -298,6 +365,7 @@ fn servers_that_start_at_once_take_different_pools() {
                 allowed_networks: Vec::new(),
                 allowed_endpoints: Vec::new(),
                 resolvers: Vec::new(),
+                build_way: BuildWay::Direct,
             };
             async move { Network::open(options, &BTreeSet::new()).await.unwrap() }
         };

@@ -4,7 +4,8 @@
 //! - what the mirror shows is always some past state of the store, whole: never half of a change;
 //! - silence or failure of the store never removes a key; only an answer of the store does;
 //! - the file is a cache: when it is truncated or corrupt, what is whole at its beginning counts, the rest is dropped;
-//! - a disk that cannot be written never stops the mirror: it says so once and goes on in memory.
+//! - a disk that cannot be written never stops the mirror: it says so once and goes on in memory;
+//! - of several processes that mirror into one file, only the one that owns it writes ([`Mirror::own`]).
 //!
 //! Not here: what the values mean. Readers decode them and compare [`Entry::mod_revision`] to skip what they know.
 
@@ -75,7 +76,16 @@ impl Mirror {
     /// Opens the mirror of `prefix` kept in `path`, with its key beside it (`<path>.key`, mode 0600, made when absent),
     /// and reads what was last known.
     pub fn open(prefix: &str, path: &Path) -> Result<Arc<Self>, MirrorError> {
-        let (journal, view) = Journal::open(path)?;
+        Self::open_as(prefix, path, true)
+    }
+
+    /// The same, but the file is only read until [`Mirror::own`]: another process may still write it.
+    pub fn open_shared(prefix: &str, path: &Path) -> Result<Arc<Self>, MirrorError> {
+        Self::open_as(prefix, path, false)
+    }
+
+    fn open_as(prefix: &str, path: &Path, owned: bool) -> Result<Arc<Self>, MirrorError> {
+        let (journal, view) = Journal::open(path, owned)?;
         Ok(Arc::new(Self {
             prefix: prefix.to_owned(),
             view: RwLock::new(view),
@@ -92,6 +102,20 @@ impl Mirror {
             journal: None,
             generation: watch::Sender::new(0),
         })
+    }
+
+    /// From now on the file is this process's: writes it anew, then every change.
+    pub async fn own(self: &Arc<Self>) {
+        self.persist(|journal, view| {
+            journal.owned = true;
+            journal.compact(view);
+        })
+        .await;
+    }
+
+    /// From now on the file is another process's: when this returns, nothing is written any more.
+    pub async fn release(self: &Arc<Self>) {
+        self.persist(|journal, _| journal.owned = false).await;
     }
 
     /// Reads the present view. Keep `read` short: it holds back the follower.

@@ -19,7 +19,7 @@ use std::time::Duration;
 const TRIES: u32 = 20;
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 2] = [Step::Tables(&FIRST), Step::Tables(&[Kind::Certificate])];
+const STEPS: [Step; 2] = [Step::Tables(&FIRST), Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate])];
 
 /// The kinds of the first schema.
 const FIRST: [Kind; 10] = [

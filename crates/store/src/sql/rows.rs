@@ -3,6 +3,7 @@
 use super::{Batch, Cursor, Entity, Kind, Metadata, Page, Query, Row, SqlError, Versioned, Write};
 use arco_model::application::{Application, Tenant};
 use arco_model::component::{Component, Revision};
+use arco_model::credential::GitCredential;
 use arco_model::id::{ApplicationId, ComponentId, RowId};
 use arco_model::name::{ApplicationName, ComponentName, TenantName, VolumeName};
 use arco_model::operation::Operation;
@@ -277,6 +278,61 @@ impl Entity for VolumeRow {
     }
     fn tag(&self) -> String {
         self.tenant.to_string()
+    }
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+}
+
+impl Entity for GitCredential {
+    const KIND: Kind = Kind::Credential;
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+    fn parent(&self) -> String {
+        self.tenant.to_string()
+    }
+    /// One for each scope of a tenant or application.
+    fn name(&self) -> String {
+        crate::images::short_hash(&self.context())
+    }
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+}
+
+/// A client certificate that was made for a person. The certificate itself is not kept.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct ContextRow {
+    /// SHA-256 of the certificate (DER), in hex.
+    pub fingerprint: String,
+    /// Name of the person.
+    pub name: String,
+    /// What the person may do.
+    pub role: String,
+    /// Tenants that the person may see.
+    pub tenants: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When the certificate ends by itself.
+    pub expires_at: Timestamp,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl Entity for ContextRow {
+    const KIND: Kind = Kind::Context;
+    fn key(&self) -> String {
+        self.fingerprint.clone()
+    }
+    fn parent(&self) -> String {
+        self.name.clone()
+    }
+    fn name(&self) -> String {
+        self.fingerprint.clone()
+    }
+    fn tag(&self) -> String {
+        if self.revoked_at.is_some() { "revoked".to_owned() } else { "good".to_owned() }
     }
     fn created_at(&self) -> Timestamp {
         self.created_at

@@ -9,7 +9,7 @@ use arco_model::name::TenantName;
 use arco_store::sql::{Batch, Query, VolumeRow};
 
 impl Api {
-    /// Deletes a kept volume. The orchestrator keeps volumes by component: content goes with the component's last one.
+    /// Deletes a kept volume with its content.
     pub(in super::super) async fn delete_volume(&self, tenant: &TenantName, id: &str) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await;
         let missing = || Problem::not_found("volume", id);
@@ -29,8 +29,9 @@ impl Api {
             return Err(Problem::new(ErrorKind::Conflict, "volume_in_use", message, advice).into());
         }
         let siblings = self.deps.metadata.list::<VolumeRow>(&Query::parent(owner.as_str())).await?.items;
-        if siblings.len() <= 1 {
-            self.deps.orchestrator.remove(owner, false).await?;
+        match siblings.len() {
+            0 | 1 => self.deps.orchestrator.remove(owner, false).await?,
+            _ => self.deps.orchestrator.remove_volume(owner, &found.value.name).await?,
         }
         let mut batch = Batch::default();
         batch.delete(&found);

@@ -87,8 +87,10 @@ pub(super) async fn run(
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let socket = upgrade(socket)?;
-    let workload = api.one_off(&Target::from(path), ExecAsked::parse(query)?).await?;
-    Ok(socket.on_upgrade(move |socket| api.run(workload, socket)))
+    let asked = ExecAsked::parse(query)?;
+    let how = asked.how();
+    let workload = api.one_off(&Target::from(path), asked).await?;
+    Ok(socket.on_upgrade(move |socket| api.run(workload, how, socket)))
 }
 
 fn upgrade(socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<WebSocketUpgrade, Problem> {

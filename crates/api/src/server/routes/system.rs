@@ -1,17 +1,15 @@
-//! The platform itself: readiness, metrics, its document, who asks, certificates of people, registry tokens.
+//! The platform itself: readiness, metrics, its document, who asks, registry tokens.
 
 use super::super::Api;
 use super::super::error::ApiError;
-use super::super::extract::{Asked, Body};
-use super::super::identity::{Caller, Role};
-use crate::wire::{CertificateAnswer, CertificateRequest, ErrorBody, RegistryToken, RegistryTokenQuery, WhoAmI};
-use arco_daemon::pki::Subject;
+use super::super::extract::Asked;
+use super::super::identity::Caller;
+use crate::wire::{ErrorBody, RegistryToken, RegistryTokenQuery, WhoAmI};
 use arco_model::error::{ErrorKind, Problem};
-use arco_model::name::{ComponentName, TenantName};
+use arco_model::name::TenantName;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use std::sync::Arc;
 
@@ -49,44 +47,6 @@ pub(super) async fn whoami(State(api): State<Api>, Extension(caller): Extension<
     })
 }
 
-/// A client certificate for a person, limited to tenants. It is shown once and not kept.
-#[utoipa::path(post, path = "/v1/certificates", tag = "system", request_body = CertificateRequest,
-    responses((status = 201, body = CertificateAnswer), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody)))]
-pub(super) async fn create_certificate(
-    State(api): State<Api>,
-    Body(request): Body<CertificateRequest>,
-) -> Result<(StatusCode, Json<CertificateAnswer>), ApiError> {
-    let pki = api.deps.pki.as_ref().ok_or_else(|| not_here("the certificate authority"))?;
-    let leaf = pki.client(&subject(request)?)?;
-    let ca = pki.authority_pem().to_owned();
-    Ok((StatusCode::CREATED, Json(CertificateAnswer { ca, certificate: leaf.certificate_pem, key: leaf.key_pem })))
-}
-
-fn subject(request: CertificateRequest) -> Result<Subject, Problem> {
-    let bad = |message: String| {
-        Problem::invalid(
-            "certificate_invalid",
-            message,
-            "give a name, a role (viewer, developer, operator) and tenants",
-        )
-    };
-    // The rule of component names serves for people as well: short, printable, nothing to quote.
-    ComponentName::new(request.name.clone())
-        .map_err(|_| bad(format!("`{}` is not a name of a-z, 0-9 and -", request.name)))?;
-    match Role::parse(&request.role) {
-        None => return Err(bad(format!("`{}` is not a role", request.role))),
-        Some(Role::Admin) => return Err(bad("administrators use the context of the server itself".to_owned())),
-        Some(Role::Viewer | Role::Developer | Role::Operator) => {}
-    }
-    if request.tenants.is_empty() {
-        return Err(bad("no tenant is named".to_owned()));
-    }
-    for tenant in &request.tenants {
-        TenantName::new(tenant.clone()).map_err(|it| bad(it.to_string()))?;
-    }
-    Ok(Subject { name: request.name, role: request.role, tenants: request.tenants })
-}
-
 /// A token for pulling from and pushing to one repository.
 #[utoipa::path(get, path = "/v1/registry/token", tag = "system", params(RegistryTokenQuery),
     responses((status = 200, body = RegistryToken), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -103,7 +63,7 @@ pub(super) async fn registry_token(
     Ok(Json(RegistryToken { token: issue(&query.repository)?, repository: query.repository }))
 }
 
-pub(super) fn not_here(what: &str) -> Problem {
+pub(in super::super) fn not_here(what: &str) -> Problem {
     let message = format!("{what} does not run in this process");
     Problem::new(ErrorKind::Unavailable, "role_missing", message, "ask a server that runs all roles")
 }

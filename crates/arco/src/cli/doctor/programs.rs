@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// A program, its package in Debian, what it is for, and whether nothing works without it.
-const PROGRAMS: [(&str, &str, &str, bool); 5] = [
+const PROGRAMS: [(&str, &str, &str, bool); 6] = [
     ("nft", "nftables", "networks of instances", true),
     ("ip", "iproute2", "networks of instances", true),
     ("mkfs.ext4", "e2fsprogs", "volumes and writable layers of a fixed size", true),
     ("debootstrap", "debootstrap", "the base stack of builds", true),
+    ("conntrack", "conntrack", "forgetting the connections of instances that ended", false),
     ("git", "git", "Git sources that the command line reads (`file:`)", false),
 ];
 

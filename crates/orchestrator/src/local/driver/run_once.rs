@@ -7,7 +7,8 @@ use super::Inner;
 use super::instance::{self, blank};
 use crate::local::container::{ContainerPhase, ContainerSpec, ContainerState};
 use crate::local::network::rules::InstanceRole;
-use crate::{Error, OneShotResult, OutputLine};
+use crate::local::shim::INIT_PATH;
+use crate::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine};
 use arco_model::id::InstanceId;
 use arco_model::observed::ExitFacts;
 use arco_model::plan::{OneShot, OneShotNetwork};
@@ -35,6 +36,51 @@ pub(super) async fn run(
             tracing::error!(instance = %workload.id, %error, "a one-shot workload is not wholly cleared");
             outcome.and(Err(error))
         }
+    }
+}
+
+/// Runs it with its input and output connected: a container that holds still, and the program in it.
+pub(super) async fn attach(
+    inner: Arc<Inner>,
+    workload: OneShot,
+    terminal: Option<(u16, u16)>,
+) -> Result<ExecSession, Error> {
+    let id = workload.id.clone();
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(workload.timeout_ms);
+    let request = ExecRequest { argv: workload.argv.clone(), terminal };
+    let holding = OneShot { argv: vec![INIT_PATH.to_owned()], ..workload };
+    let begun = async {
+        inner.containers.create(prepare(&inner, &holding).await?).await?;
+        inner.containers.exec(&id, request).await
+    };
+    let ExecSession { stdin, stdout, stderr, resize, exit: mut ended } = match begun.await {
+        Ok(session) => session,
+        Err(error) => {
+            leave(&inner, &id).await;
+            return Err(error);
+        }
+    };
+    let (mut told, exit) = oneshot::channel();
+    let work = inner.clone();
+    inner.tracker.spawn(async move {
+        let status = tokio::select! {
+            status = &mut ended => status.ok(),
+            () = told.closed() => None,
+            () = tokio::time::sleep_until(deadline) => None,
+            () = work.stop.cancelled() => None,
+        };
+        drop(ended); // ends the program
+        leave(&work, &id).await;
+        if let Some(status) = status {
+            let _ = told.send(status);
+        }
+    });
+    Ok(ExecSession { stdin, stdout, stderr, resize, exit })
+}
+
+async fn leave(inner: &Inner, id: &InstanceId) {
+    if let Err(error) = instance::unmake(inner, id, 0).await {
+        tracing::error!(instance = %id, %error, "a one-off instance is not wholly cleared");
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::NetworkError;
 use serde::Deserialize;
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -18,6 +19,22 @@ pub(super) async fn load(text: &str) -> Result<(), NetworkError> {
 /// Removes our table; fine when there is none.
 pub(super) async fn delete_table(table: &str) -> Result<(), NetworkError> {
     load(&format!("table ip {table} {{ }}\ndelete table ip {table}\n")).await
+}
+
+/// Forgets the kernel's notes on connections from, to and by way of an address that an instance had: whoever gets it
+/// next must not answer for the old ones, and a sender of UDP must not be led to nobody.
+pub(super) async fn forget_connections(address: Ipv4Addr) {
+    let address = address.to_string();
+    for side in ["--orig-src", "--orig-dst", "--reply-src"] {
+        let mut command = Command::new("conntrack");
+        command.args(["-D", "-f", "ipv4", side, &address]).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // It fails when there was nothing to forget.
+        if let Err(error) = command.status().await {
+            tracing::warn!(%error, "`conntrack` cannot be run: install the package; connections of instances that ended stay in the kernel's table until they time out");
+            return;
+        }
+    }
 }
 
 async fn nft(arguments: &[&str], input: Option<&str>) -> Result<(bool, Vec<u8>, String), NetworkError> {

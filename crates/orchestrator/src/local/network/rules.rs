@@ -3,6 +3,7 @@
 //! What must hold: names in the ruleset are numbers or come from our own ids, never from a user's text; instances reach
 //! only their application, the components that they are bound to, and what lies outside this machine.
 
+use arco_config::PRIVATE_NETWORKS;
 use arco_model::id::{ComponentId, InstanceId};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -10,22 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
-
-/// Address ranges that builds never reach (RFC 6890 and RFC 1918).
-const PRIVATE: [&str; 12] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/5",
-    "248.0.0.0/5",
-];
 
 /// What an instance is in the network.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -99,6 +84,22 @@ pub struct State {
     /// Ports of this machine that instances may reach.
     #[serde(default)]
     pub published: BTreeSet<u16>,
+    /// How builds reach what lies outside.
+    #[serde(default)]
+    pub build_way: BuildWay,
+}
+
+/// How builds reach what lies outside.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildWay {
+    /// By themselves, where the rules let them.
+    #[default]
+    Direct,
+    /// Not at all: the proxy does not listen yet.
+    Closed,
+    /// By a proxy on this port of the gateway's address, and by nothing else.
+    Proxy(u16),
 }
 
 impl State {
@@ -116,6 +117,7 @@ impl State {
             allowed_endpoints: Vec::new(),
             resolvers: Vec::new(),
             published: BTreeSet::new(),
+            build_way: BuildWay::Direct,
         }
     }
 
@@ -202,9 +204,19 @@ pub fn ruleset(state: &State) -> String {
 
     let own: Vec<_> =
         state.instances.values().filter(|it| it.role == InstanceRole::Service).map(|it| it.address).collect();
-    let builds = state.instances.values().filter(|it| it.role == InstanceRole::Build).map(|it| it.address);
-    let no_builds =
-        set(builds).map(|it| format!("    ip saddr {it} reject with icmp admin-prohibited\n")).unwrap_or_default();
+    let builds = set(state.instances.values().filter(|it| it.role == InstanceRole::Build).map(|it| it.address));
+    let name_service = "    ip daddr {gateway} meta l4proto { tcp, udp } th dport 53 accept\n"
+        .replace("{gateway}", &gateway.to_string());
+    let refused = |it: &String| format!("    ip saddr {it} reject with icmp admin-prohibited\n");
+    let for_builds = match (builds, state.build_way) {
+        (None, _) => name_service,
+        (Some(it), BuildWay::Direct) => name_service + &refused(&it),
+        (Some(it), BuildWay::Closed) => refused(&it) + &name_service,
+        // Names are asked by the proxy: a query is a way out, too.
+        (Some(it), BuildWay::Proxy(port)) => {
+            format!("    ip saddr {it} ip daddr {gateway} tcp dport {port} accept\n") + &refused(&it) + &name_service
+        }
+    };
     let published = set(&state.published)
         .map(|it| format!("    tcp dport {it} accept\n    udp dport {it} accept\n"))
         .unwrap_or_default();
@@ -238,8 +250,7 @@ pub fn ruleset(state: &State) -> String {
     iifname != \"{links}\" accept
     ct state established,related accept
     ip saddr != {pool} drop
-    ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
-{no_builds}{published}    reject with icmp admin-prohibited
+{for_builds}{published}    reject with icmp admin-prohibited
   }}
   chain forward {{
     type filter hook forward priority -1; policy accept;
@@ -337,6 +348,13 @@ fn callers(state: &State, out: &mut String) {
 
 /// The build network.
 fn builds(state: &State, out: &mut String) {
+    let from = state.instances.values().filter(|it| it.role == InstanceRole::Build);
+    let from: Vec<_> = from.map(|it| format!("{} : goto build", it.address)).collect();
+    if state.build_way != BuildWay::Direct {
+        let _ = writeln!(out, "  chain build {{\n    reject with icmp admin-prohibited\n  }}");
+        let _ = writeln!(out, "  map build_from {{ type ipv4_addr : verdict;{} }}", elements(&from));
+        return;
+    }
     let mut rules = String::new();
     let resolvers = set(&state.resolvers);
     if let Some(resolvers) = resolvers {
@@ -349,9 +367,11 @@ fn builds(state: &State, out: &mut String) {
     for network in &state.allowed_networks {
         let _ = writeln!(rules, "    ip daddr {network} accept");
     }
-    let _ = writeln!(rules, "    ip daddr {{ {} }} reject with icmp admin-prohibited\n    accept", PRIVATE.join(", "));
+    let _ = writeln!(
+        rules,
+        "    ip daddr {{ {} }} reject with icmp admin-prohibited\n    accept",
+        PRIVATE_NETWORKS.join(", ")
+    );
     let _ = writeln!(out, "  chain build {{\n{rules}  }}");
-    let from = state.instances.values().filter(|it| it.role == InstanceRole::Build);
-    let from: Vec<_> = from.map(|it| format!("{} : goto build", it.address)).collect();
     let _ = writeln!(out, "  map build_from {{ type ipv4_addr : verdict;{} }}", elements(&from));
 }

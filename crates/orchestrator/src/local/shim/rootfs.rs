@@ -15,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 /// Where the static init appears inside.
-pub(super) const INIT_PATH: &str = "/.arco/init";
+pub(in crate::local) const INIT_PATH: &str = "/.arco/init";
 
 /// A mounted root file system.
 pub(super) struct RootFs {

@@ -40,6 +40,8 @@ pub(super) struct Journal {
     key: RandomizedNonceKey,
     /// The file to append to; `None` after a failure, until a compaction succeeds.
     open: Option<OpenFile>,
+    /// Whether this process may write.
+    pub(super) owned: bool,
     failing: bool,
 }
 
@@ -52,8 +54,8 @@ struct OpenFile {
 }
 
 impl Journal {
-    /// Opens the journal and reads what is whole in it.
-    pub(super) fn open(path: &Path) -> Result<(Self, View), MirrorError> {
+    /// Opens the journal and reads what is whole in it; what is not `owned` is left as it is.
+    pub(super) fn open(path: &Path, owned: bool) -> Result<(Self, View), MirrorError> {
         let key = load_key(&path.with_extension("key"))?;
         let mut view = View::default();
         let whole = match std::fs::read(path) {
@@ -64,12 +66,15 @@ impl Journal {
                 None
             }
         };
-        let open = whole.and_then(|it| reopen(path, it));
-        Ok((Self { path: path.to_owned(), key, open, failing: false }, view))
+        let open = whole.filter(|_| owned).and_then(|it| reopen(path, it));
+        Ok((Self { path: path.to_owned(), key, open, owned, failing: false }, view))
     }
 
     /// Appends changes; `view` is the state after them.
     pub(super) fn append(&mut self, view: &View, changes: &[Change]) {
+        if !self.owned {
+            return;
+        }
         let Some(open) = &mut self.open else { return self.compact(view) };
         if open.length > open.base_length * 2 + SLACK {
             return self.compact(view);
@@ -93,6 +98,9 @@ impl Journal {
 
     /// Writes the whole state into a new file and puts it in the place of the old one.
     pub(super) fn compact(&mut self, view: &View) {
+        if !self.owned {
+            return;
+        }
         match self.rewrite(view) {
             Ok(open) => {
                 self.open = Some(open);

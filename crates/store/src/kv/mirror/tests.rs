@@ -9,7 +9,7 @@ fn put(key: &str, value: &str, mod_revision: u64) -> Change {
 
 /// Writes a base and three changes; returns the states after each.
 fn written(path: &Path) -> Vec<View> {
-    let (mut journal, mut view) = Journal::open(path).unwrap();
+    let (mut journal, mut view) = Journal::open(path, true).unwrap();
     let mut states = Vec::new();
     for (revision, change) in
         [put("/a", "1", 1), put("/b", "secret-value", 2), put("/a", "2", 3)].into_iter().enumerate()
@@ -31,7 +31,7 @@ fn what_was_written_comes_back_and_is_not_readable() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("routes.journal");
     let states = written(&path);
-    assert_eq!(&Journal::open(&path).unwrap().1, states.last().unwrap());
+    assert_eq!(&Journal::open(&path, true).unwrap().1, states.last().unwrap());
     let bytes = std::fs::read(&path).unwrap();
     assert!(!bytes.windows(12).any(|it| it == b"secret-value"));
     use std::os::unix::fs::PermissionsExt as _;
@@ -50,13 +50,13 @@ fn every_truncation_gives_a_past_state_and_can_be_continued() {
     let bytes = std::fs::read(&path).unwrap();
     for length in 0..bytes.len() {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        let (mut journal, mut view) = Journal::open(&path).unwrap();
+        let (mut journal, mut view) = Journal::open(&path, true).unwrap();
         assert!(states.contains(&view), "cut at {length}: {view:?}");
         let change = put("/later", "x", 9);
         view.revision = 9;
         change.apply(&mut view.entries);
         journal.append(&view, &[change]);
-        assert_eq!(Journal::open(&path).unwrap().1, view, "continued after a cut at {length}");
+        assert_eq!(Journal::open(&path, true).unwrap().1, view, "continued after a cut at {length}");
     }
 }
 
@@ -71,7 +71,7 @@ fn every_flipped_byte_gives_a_past_state() {
         let mut bad = bytes.clone();
         bad[at] ^= 0x10;
         std::fs::write(&path, &bad).unwrap();
-        let view = Journal::open(&path).unwrap().1;
+        let view = Journal::open(&path, true).unwrap().1;
         assert!(states.contains(&view), "flipped {at}: {view:?}");
     }
 }
@@ -82,16 +82,16 @@ fn a_foreign_key_gives_nothing_and_a_short_key_is_named() {
     let path = folder.path().join("routes.journal");
     written(&path);
     std::fs::write(folder.path().join("routes.key"), [7u8; 32]).unwrap();
-    assert_eq!(Journal::open(&path).unwrap().1, View::default());
+    assert_eq!(Journal::open(&path, true).unwrap().1, View::default());
     std::fs::write(folder.path().join("routes.key"), [7u8; 31]).unwrap();
-    assert!(Journal::open(&path).err().unwrap().to_string().contains("routes.key"));
+    assert!(Journal::open(&path, true).err().unwrap().to_string().contains("routes.key"));
 }
 
 #[test]
 fn changes_are_compacted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("routes.journal");
-    let (mut journal, mut view) = Journal::open(&path).unwrap();
+    let (mut journal, mut view) = Journal::open(&path, true).unwrap();
     for revision in 0..2_000u64 {
         let change = put("/a", &"x".repeat(1_000), revision);
         view.revision = revision;
@@ -99,7 +99,7 @@ fn changes_are_compacted() {
         journal.append(&view, &[change]);
     }
     assert!(path.metadata().unwrap().len() < 400_000);
-    assert_eq!(Journal::open(&path).unwrap().1, view);
+    assert_eq!(Journal::open(&path, true).unwrap().1, view);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_failing_disk_is_survived_and_mended() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sub").join("routes.journal");
     std::fs::create_dir(folder.path().join("sub")).unwrap();
-    let (mut journal, mut view) = Journal::open(&path).unwrap();
+    let (mut journal, mut view) = Journal::open(&path, true).unwrap();
     std::fs::remove_dir_all(folder.path().join("sub")).unwrap();
     let change = put("/a", "1", 1);
     change.apply(&mut view.entries);
@@ -180,4 +180,39 @@ async fn a_large_prefix_is_read_page_by_page_at_one_revision() {
     tokio::spawn(Arc::clone(&mirror).run(Arc::clone(&kv), stop.clone()));
     assert_eq!(keys_at(&mirror, revision).await.len(), PAGE * 2 + 7);
     stop.cancel();
+}
+
+#[tokio::test]
+async fn two_processes_share_a_file_and_only_the_owner_writes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("routes.journal");
+    let kv: SharedKv = Arc::new(crate::kv::MemoryKv::new());
+    let stop = CancellationToken::new();
+    let old = Mirror::open("/a/", &path).unwrap();
+    let following = tokio::spawn(Arc::clone(&old).run(Arc::clone(&kv), stop.clone()));
+    let sees = async |mirror: &Mirror, count: usize| {
+        let mut changed = mirror.changed();
+        while mirror.read(|view| view.entries.len()) < count {
+            tokio::time::timeout(PATIENCE, changed.changed()).await.unwrap().unwrap();
+        }
+    };
+    let on_disk = || Journal::open(&path, false).unwrap().1.entries.len();
+    kv.put("/a/1", b"x".to_vec(), None).await.unwrap();
+    sees(&old, 1).await;
+    old.release().await;
+    assert_eq!(on_disk(), 1);
+    let new = Mirror::open_shared("/a/", &path).unwrap();
+    assert_eq!(new.read(|view| view.entries.len()), 1);
+    kv.put("/a/2", b"x".to_vec(), None).await.unwrap();
+    sees(&old, 2).await;
+    old.release().await; // what was under way is through
+    assert_eq!(on_disk(), 1, "released: nothing is written");
+    let also = tokio::spawn(Arc::clone(&new).run(Arc::clone(&kv), stop.clone()));
+    sees(&new, 2).await;
+    assert_eq!(on_disk(), 1, "not owned yet: nothing is written");
+    new.own().await;
+    assert_eq!(on_disk(), 2);
+    stop.cancel();
+    following.await.unwrap();
+    also.await.unwrap();
 }

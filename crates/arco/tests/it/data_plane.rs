@@ -1,0 +1,171 @@
+//! The data plane of a platform: what it may not do, and that applications answer and names resolve while it is killed,
+//! replaced by another build, and left without a server.
+
+use crate::behave::{EXECUTABLE, good, source};
+use crate::hand_over::{children, signal};
+use arco_testkit::{Platform, is_root, until};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const HOST: &str = "named.calm.test.localhost";
+
+fn holder(platform: &Platform) -> u32 {
+    let text = std::fs::read_to_string(platform.data_dir().join("run/data-plane.pid")).unwrap();
+    text.trim().parse().unwrap()
+}
+
+fn worker(platform: &Platform) -> u32 {
+    until("one worker of the data plane", 20, || {
+        let workers = children(holder(platform));
+        (workers.len() == 1).then(|| *workers.first().unwrap())
+    })
+}
+
+/// Lines of `/proc/PID/status` by name.
+fn status(pid: u32, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|it| it.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn has_few_rights(platform: &Platform) {
+    let worker = worker(platform);
+    let uids = status(worker, "Uid");
+    let uid: u32 = uids[0].parse().unwrap();
+    assert!((61_184..=65_519).contains(&uid), "{uids:?}");
+    assert!(uids.iter().all(|it| *it == uids[0]) && status(worker, "Gid") == uids, "{uids:?}");
+    assert_eq!(status(worker, "Groups"), Vec::<String>::new());
+    // CAP_NET_BIND_SERVICE is number 10.
+    for (set, wanted) in [("CapInh", 0), ("CapPrm", 1 << 10), ("CapEff", 1 << 10), ("CapBnd", 1 << 10), ("CapAmb", 0)] {
+        let bits = u64::from_str_radix(&status(worker, set)[0], 16).unwrap();
+        assert_eq!(bits, wanted, "{set} is {bits:#x}");
+    }
+    assert_eq!((status(worker, "NoNewPrivs"), status(worker, "Seccomp")), (vec!["1".to_owned()], vec!["2".to_owned()]));
+    let data_dir = std::fs::canonicalize(platform.data_dir()).unwrap();
+    assert_eq!(std::fs::read_link(format!("/proc/{worker}/root")).unwrap(), data_dir.join("data-plane"));
+    let mut secret: Vec<_> = ["secret.key", "admin.toml", "run/data-plane.pid"].map(|it| data_dir.join(it)).into();
+    secret.extend(std::fs::read_dir(data_dir.join("pki")).unwrap().map(|it| it.unwrap().path()));
+    let reads = |path: &Path| Command::new("cat").arg(path).uid(uid).gid(uid).output().unwrap().status.success();
+    let keys: Vec<_> = secret.iter().filter(|it| it.metadata().unwrap().mode() & 0o077 == 0).collect();
+    assert!(keys.len() >= 4, "{secret:?}");
+    for path in keys {
+        assert!(!reads(path), "the data plane's user reads {}", path.display());
+    }
+    let journal = data_dir.join("data-plane/state/routes.journal").metadata().unwrap();
+    assert_eq!((journal.uid(), journal.mode() & 0o777), (uid, 0o600));
+    // What root acts by is not its user's to change.
+    let link = data_dir.join("data-plane/link.json").metadata().unwrap();
+    let folder = data_dir.join("data-plane").metadata().unwrap();
+    assert_eq!((link.uid(), link.mode() & 0o777, folder.uid(), folder.mode() & 0o777), (0, 0o640, 0, 0o750));
+}
+
+/// Asks one host again and again, each time on a new connection.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
+    thread: std::thread::JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn start(platform: &Platform) -> Self {
+        let gateway = platform.address("http").unwrap();
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (ended, counted) = (stop.clone(), answers.clone());
+        let thread = std::thread::spawn(move || {
+            let mut complaints = Vec::new();
+            while !ended.load(Ordering::SeqCst) {
+                match arco_testkit::get(gateway, HOST, "/") {
+                    Ok(answer) if answer.status == 200 => drop(counted.fetch_add(1, Ordering::SeqCst)),
+                    other => complaints.push(format!("{other:?}").chars().take(200).collect()),
+                }
+                std::thread::sleep(Duration::from_millis(5)); // the pace of a client
+            }
+            complaints
+        });
+        Self { stop, answers, thread }
+    }
+
+    fn goes_on(&self, more: usize) {
+        let before = self.answers.load(Ordering::SeqCst);
+        until("answers under load", 20, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
+    }
+
+    fn end(self) -> Vec<String> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
+    if !is_root() {
+        return;
+    }
+    let mut platform = Platform::start(EXECUTABLE);
+    let folder = source(&platform);
+    // Answers only when its own name resolves, so DNS is asked with every request.
+    let words = ["deploy", folder.to_str().unwrap(), "--app", "calm", "--component", "named", "--env", "BEHAVE=names"];
+    good(&platform, &words);
+    let asks = |platform: &Platform| platform.get(HOST, "/").map(|it| it.status).map_err(|it| it.to_string());
+    until("the application answers", 20, || (asks(&platform) == Ok(200)).then_some(()));
+    has_few_rights(&platform);
+
+    // Killed without a server: the last known routes are enough.
+    let (before, keeper) = (worker(&platform), holder(&platform));
+    platform.kill();
+    signal("KILL", before);
+    let began = Instant::now();
+    assert_eq!(asks(&platform), Ok(200));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_ne!(worker(&platform), before);
+
+    // The next server finds it as it is.
+    let before = worker(&platform);
+    platform.boot();
+    assert_eq!((holder(&platform), worker(&platform)), (keeper, before), "{}", platform.log());
+    has_few_rights(&platform);
+
+    // Another build takes over: nothing is refused, nothing cut.
+    let load = Load::start(&platform);
+    load.goes_on(20);
+    let words = ["data-plane", "--hand-over", "--data-dir", platform.data_dir().to_str().unwrap()];
+    for _ in 0..2 {
+        let before = worker(&platform);
+        let outcome = platform.arco(&words);
+        assert_eq!(outcome.status, 0, "{outcome:?}");
+        assert!(outcome.stderr.contains("took over"), "{outcome:?}");
+        load.goes_on(20);
+        until("the one before ends", 30, || (!children(holder(&platform)).contains(&before)).then_some(()));
+        assert_eq!(holder(&platform), keeper);
+    }
+    load.goes_on(20);
+    let complaints = load.end();
+    assert!(
+        complaints.is_empty(),
+        "{} requests failed: {:?}",
+        complaints.len(),
+        &complaints[..complaints.len().min(5)]
+    );
+    has_few_rights(&platform);
+
+    // The new one follows the store: a new component is routed and resolves.
+    let words = ["deploy", folder.to_str().unwrap(), "--app", "calm", "--component", "second", "--env", "BEHAVE=names"];
+    good(&platform, &words);
+    assert_eq!(platform.get("second.calm.test.localhost", "/").unwrap().status, 200);
+
+    // Without its keeper it makes room, and the server starts another one on the same address.
+    signal("KILL", keeper);
+    until("a data plane with another keeper answers", 20, || {
+        (asks(&platform) == Ok(200) && holder(&platform) != keeper).then_some(())
+    });
+    has_few_rights(&platform);
+
+    good(&platform, &["delete", "calm", "--yes"]);
+    assert!(platform.stop(), "the server stops by itself");
+    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+}

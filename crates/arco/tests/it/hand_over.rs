@@ -1,0 +1,336 @@
+//! The gateway alone, as a real process: a new executable takes over under load without a refused or cut request, what is
+//! open is finished by the old one, a worker that is killed is replaced while clients wait.
+
+use crate::behave::EXECUTABLE;
+use arco_testkit::until;
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Nothing here takes longer; a test that waits for it has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Answers `/` at once, `/slow` with a byte every 50 ms until `finish`, and an upgrade with an echo.
+fn origin(finish: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let finish = Arc::clone(&finish);
+            std::thread::spawn(move || serve(stream, &finish));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream, finish: &AtomicBool) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    loop {
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            if line == "\r\n" {
+                break;
+            }
+            head.push(line.to_ascii_lowercase());
+        }
+        if head.iter().any(|it| it.starts_with("upgrade:")) {
+            stream.write_all(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").ok()?;
+            std::io::copy(&mut reader, &mut stream).ok()?;
+            return None;
+        }
+        if head[0].contains("/slow") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+            while !finish.load(Ordering::SeqCst) {
+                stream.write_all(b"1\r\nx\r\n").ok()?;
+                std::thread::sleep(Duration::from_millis(50)); // the pace of a slow endpoint
+            }
+            stream.write_all(b"4\r\ndone\r\n0\r\n\r\n").ok()?;
+            continue;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").ok()?;
+    }
+}
+
+/// One answer with a length; whether the connection goes on.
+fn ask(stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut buffer = [0u8; 4096];
+    while !answer.ends_with(b"\r\n\r\nok\n") {
+        match stream.read(&mut buffer)? {
+            0 => {
+                return Err(std::io::Error::other(format!("cut after {:?}", String::from_utf8_lossy(&answer))));
+            }
+            length => answer.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    if !text.starts_with("http/1.1 200") {
+        return Err(std::io::Error::other(text));
+    }
+    Ok(!text.contains("connection: close"))
+}
+
+/// Clients that ask again and again on connections that they keep as long as they may.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
+    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(gateway: SocketAddr, clients: usize) -> Self {
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let client = |_| {
+            let (stop, answers) = (stop.clone(), answers.clone());
+            std::thread::spawn(move || client(gateway, &stop, &answers))
+        };
+        let clients = (0..clients).map(client).collect();
+        Self { stop, answers, clients }
+    }
+
+    /// Waits for that many further answers.
+    fn goes_on(&self, more: usize) {
+        let before = self.answers.load(Ordering::SeqCst);
+        until("answers under load", 20, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
+    }
+
+    fn end(self) -> Vec<String> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.clients.into_iter().flat_map(|it| it.join().unwrap()).collect()
+    }
+}
+
+fn client(gateway: SocketAddr, stop: &AtomicBool, answers: &AtomicUsize) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let mut stream: Option<TcpStream> = None;
+    while !stop.load(Ordering::SeqCst) && complaints.len() < 20 {
+        let outcome = match stream.take() {
+            Some(stream) => Ok(stream),
+            None => TcpStream::connect_timeout(&gateway, PATIENCE),
+        };
+        let outcome = outcome.and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+            Ok((ask(&mut stream)?, stream))
+        });
+        match outcome {
+            Ok((goes_on, kept)) => {
+                answers.fetch_add(1, Ordering::SeqCst);
+                stream = goes_on.then_some(kept);
+            }
+            Err(error) => complaints.push(error.to_string()),
+        }
+        std::thread::sleep(Duration::from_millis(1)); // the pace of a client
+    }
+    complaints
+}
+
+/// `arco gateway --config FILE`.
+struct Gateway {
+    folder: tempfile::TempDir,
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    fn start(origin: SocketAddr) -> Self {
+        let folder = tempfile::Builder::new().prefix("arco-hand-over-").tempdir().unwrap();
+        std::fs::write(folder.path().join("gateway.yaml"), file(origin, "web.test")).unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new(EXECUTABLE);
+        command.args(["gateway", "--config"]).arg(folder.path().join("gateway.yaml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = command.spawn().unwrap();
+        let mut gateway = Self { folder, child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        gateway.address = until("the gateway listens", 20, || {
+            let log = gateway.log();
+            let line = log.lines().find(|it| it.contains("listening"))?;
+            line.split_once("address=")?.1.split_whitespace().next()?.parse().ok()
+        });
+        gateway
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("gateway.yaml")
+    }
+
+    fn workers(&self) -> BTreeSet<u32> {
+        children(self.child.id())
+    }
+
+    fn signal(&self, name: &str) {
+        signal(name, self.child.id());
+    }
+
+    fn only_worker(&self) -> u32 {
+        until("one worker", 20, || {
+            let workers = self.workers();
+            (workers.len() == 1).then(|| *workers.first().unwrap())
+        })
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log());
+        }
+        for pid in self.workers() {
+            signal("KILL", pid);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn file(origin: SocketAddr, host: &str) -> String {
+    format!(
+        "listeners: [{{name: web, address: \"127.0.0.1:0\", protocol: http}}]\n\
+         upstreams: [{{name: a, endpoints: [\"{origin}\"]}}]\n\
+         routes: [{{hosts: [\"{host}\"], paths: [{{prefix: /}}], targets: [{{upstream: a, weight: 100}}]}}]\n"
+    )
+}
+
+pub(crate) fn signal(name: &str, pid: u32) {
+    let _ = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
+}
+
+/// Children of a process with one thread.
+pub(crate) fn children(pid: u32) -> BTreeSet<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|it| it.parse().ok()).collect()
+}
+
+fn open(gateway: SocketAddr, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+fn exactly(stream: &mut TcpStream, wanted: &[u8]) {
+    let mut read = vec![0u8; wanted.len()];
+    stream.read_exact(&mut read).unwrap();
+    assert_eq!(String::from_utf8_lossy(&read), String::from_utf8_lossy(wanted));
+}
+
+fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0u8; 1];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_request_and_finishes_what_is_open() {
+    let finish = Arc::new(AtomicBool::new(false));
+    let gateway = Gateway::start(origin(Arc::clone(&finish)));
+    let old = gateway.only_worker();
+    let mut slow = open(gateway.address, "GET /slow HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    assert!(head(&mut slow).starts_with("HTTP/1.1 200"));
+    let upgrade = "GET /echo HTTP/1.1\r\nHost: web.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    let mut tunnel = open(gateway.address, upgrade);
+    assert!(head(&mut tunnel).starts_with("HTTP/1.1 101"));
+    let load = Load::start(gateway.address, 8);
+    load.goes_on(100);
+
+    gateway.signal("USR2");
+    let new = until("a second worker", 20, || gateway.workers().into_iter().find(|it| *it != old));
+    until("the old one leaves", 20, || gateway.log().contains("another process has taken over").then_some(()));
+    load.goes_on(200);
+    tunnel.write_all(b"still here").unwrap();
+    exactly(&mut tunnel, b"still here");
+    assert!(gateway.workers().contains(&old), "the old one has open requests");
+    finish.store(true, Ordering::SeqCst);
+    let mut rest = Vec::new();
+    while !rest.ends_with(b"done\r\n0\r\n\r\n") {
+        let mut buffer = [0u8; 4096];
+        let length = slow.read(&mut buffer).unwrap();
+        assert!(length > 0, "the slow answer was cut: {:?}", String::from_utf8_lossy(&rest));
+        rest.extend_from_slice(&buffer[..length]);
+    }
+    drop((slow, tunnel));
+    until("the old one ends", 20, || (!gateway.workers().contains(&old)).then_some(()));
+    assert_eq!(gateway.only_worker(), new);
+
+    // Once more: the keeper of the sockets is a new one by now.
+    gateway.signal("USR2");
+    until("a third worker alone", 30, || {
+        let workers = gateway.workers();
+        (workers.len() == 1 && !workers.contains(&new)).then_some(())
+    });
+    load.goes_on(100);
+    let complaints = load.end();
+    assert!(
+        complaints.is_empty(),
+        "{} requests failed: {:?}",
+        complaints.len(),
+        &complaints[..complaints.len().min(5)]
+    );
+
+    let mut gateway = gateway;
+    gateway.signal("TERM");
+    let status = until("the gateway ends", 30, || gateway.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    assert!(TcpStream::connect(gateway.address).is_err());
+}
+
+#[test]
+fn a_killed_worker_is_replaced_while_clients_wait() {
+    let origin = origin(Arc::default());
+    let gateway = Gateway::start(origin);
+    for _ in 0..3 {
+        let old = gateway.only_worker();
+        signal("KILL", old);
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(gateway.address).expect("nothing is refused");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(&mut stream).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_ne!(gateway.only_worker(), old);
+        // Long enough alive: the next death is again the first one.
+    }
+    // A changed file counts for the one that serves, by signal.
+    std::fs::write(gateway.config(), file(origin, "other.test")).unwrap();
+    gateway.signal("HUP");
+    until("the new file", 20, || {
+        arco_testkit::get(gateway.address, "other.test", "/slow-no").ok().filter(|it| it.status == 200)
+    });
+    // A file that is not valid does not take over, and nothing is lost.
+    let before = gateway.only_worker();
+    std::fs::write(gateway.config(), "listeners: 5\n").unwrap();
+    gateway.signal("USR2");
+    until("the upgrade fails", 20, || gateway.log().contains("the upgrade failed").then_some(()));
+    assert_eq!(gateway.only_worker(), before);
+    assert_eq!(arco_testkit::get(gateway.address, "other.test", "/").unwrap().status, 200);
+}
+
+#[test]
+fn a_gateway_that_cannot_start_says_why_and_ends() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gateway.yaml");
+    let address = holder.local_addr().unwrap();
+    std::fs::write(&config, format!("listeners: [{{name: web, address: \"{address}\", protocol: http}}]\n")).unwrap();
+    let output = Command::new(EXECUTABLE).args(["gateway", "--config"]).arg(&config).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&address.to_string()) && said.contains("choose another address"), "{said}");
+}

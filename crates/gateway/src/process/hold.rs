@@ -1,0 +1,133 @@
+//! The holder of a data plane: takes the data directory, makes the control socket, keeps both and every socket of its
+//! workers.
+
+use super::{FAILURE, LOCK, SOCKET};
+use crate::data_plane::{GatewayError, system};
+use arco_daemon::handover::{Claim, Holding, Sockets, hold as hold_sockets, resume};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Name of the control socket among those that are kept.
+const CONTROL: &str = "control";
+
+/// What the holder of a data plane needs.
+pub struct HoldArgs {
+    /// Everything the platform keeps.
+    pub data_dir: PathBuf,
+    /// Goes on for a holder that became this one.
+    pub resumed: bool,
+    /// Command line of a worker of an executable.
+    pub worker: Box<dyn Fn(&Path) -> Command>,
+    /// Command line by which an executable goes on as the holder.
+    pub renewed: Box<dyn Fn(&Path) -> Command>,
+    /// The executable that an upgrade starts; what tells it must be root's.
+    pub next: Box<dyn Fn() -> std::io::Result<PathBuf>>,
+}
+
+/// Is the data plane of a data directory, by its workers, until it is stopped; the exit status.
+pub fn hold(args: HoldArgs) -> Result<u8, GatewayError> {
+    let run = folder(&args.data_dir.join("run"))?;
+    let failure = run.join(FAILURE);
+    let failed = move |why: &str| {
+        tracing::error!(why, "the data plane does not start");
+        // The starter reads it.
+        let _ = std::fs::write(&failure, why);
+    };
+    let mut holding = Holding {
+        worker: args.worker,
+        renewed: args.renewed,
+        next: args.next,
+        failed: Box::new(failed),
+        lock: None,
+        sockets: Vec::new(),
+    };
+    if args.resumed {
+        return Ok(resume(holding)?);
+    }
+    // Fails only for the leader of a group: then it has a session of its own already, or a terminal that ends it.
+    let _ = nix::unistd::setsid();
+    let taken = lock(&run.join(LOCK)).and_then(|lock| {
+        let control = listen(&run).map_err(system("listen on its control socket"))?;
+        Ok((lock, control))
+    });
+    let (lock, control) = taken.inspect_err(|it| (holding.failed)(&it.to_string()))?;
+    (holding.lock, holding.sockets) = (Some(lock.into()), vec![(CONTROL.to_owned(), control.into())]);
+    Ok(hold_sockets(holding)?)
+}
+
+/// The control socket, in a worker; the claim is to be held as long as anything is.
+pub fn inherited_control(sockets: &Sockets) -> Result<(UnixListener, Claim), GatewayError> {
+    let (kept, claim) = sockets
+        .take(CONTROL, |it| it.len() == 1)
+        .ok_or_else(|| system("find its control socket")(std::io::ErrorKind::NotFound.into()))?;
+    let control = kept.into_iter().next().ok_or(std::io::ErrorKind::NotFound);
+    let control = control.map_err(|it| system("find its control socket")(it.into()))?;
+    Ok((control.into(), claim))
+}
+
+/// Makes the control socket of a data directory.
+pub fn control(data_dir: &Path) -> Result<UnixListener, GatewayError> {
+    let run = folder(&data_dir.join("run"))?;
+    listen(&run).map_err(system("listen on its control socket"))
+}
+
+/// Makes a folder that only its owner may enter.
+pub(super) fn folder(path: &Path) -> Result<PathBuf, GatewayError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(system("make a folder in its data directory"))?;
+    Ok(path.to_owned())
+}
+
+/// Takes the lock and writes the process id into it.
+fn lock(path: &Path) -> Result<File, GatewayError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(path).map_err(system("open its lock"))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        // The number is only for the message.
+        let _ = file.read_to_string(&mut pid);
+        return Err(GatewayError::Running(pid.trim().to_owned()));
+    }
+    let written = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    written.map_err(system("write its process id"))?;
+    Ok(file)
+}
+
+/// The holder that has the data directory, if one does.
+pub(super) fn holder(run: &Path) -> Option<rustix::process::Pid> {
+    let mut file = File::open(run.join(LOCK)).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None; // the kernel let go of it: nobody has it
+    }
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).ok()?;
+    pid.trim().parse().ok().and_then(rustix::process::Pid::from_raw).filter(|it| !it.is_init())
+}
+
+/// A path to `name` in `folder` that fits into a socket address (107 bytes), however deep the folder is; it is valid
+/// while the file lives.
+pub(super) fn short(folder: &Path, name: &str) -> std::io::Result<(File, PathBuf)> {
+    let mut options = OpenOptions::new();
+    let folder = options.read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(folder)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()));
+    Ok((folder, path))
+}
+
+/// Listens on the control socket; the lock is held, so what is there is a left-over.
+fn listen(run: &Path) -> std::io::Result<UnixListener> {
+    let (_folder, path) = short(run, SOCKET)?;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
