@@ -52,9 +52,10 @@ struct Published {
 impl Published {
     /// Remembers whom the entry of a host names; `None` when it has none any more.
     fn note(&mut self, host: &str, entry: Option<&HostEntry>) {
-        self.leads.values_mut().for_each(|it| drop(it.remove(host)));
+        for hosts in self.leads.values_mut().chain(self.serves.values_mut()) {
+            hosts.remove(host);
+        }
         self.leads.retain(|_, hosts| !hosts.is_empty());
-        self.serves.values_mut().for_each(|it| drop(it.remove(host)));
         if let Some(id) = entry.and_then(|it| it.tls.certificate.as_ref()) {
             self.serves.entry(id.clone()).or_default().insert(host.to_owned());
         }

@@ -67,7 +67,7 @@ pub fn inspect(chain_pem: &str, key_pem: &str, now: Timestamp) -> Result<Certifi
     if facts.not_after <= now {
         return Err(bad(
             format!("the certificate for {} ended on {}", facts.hosts.join(", "), facts.not_after.rfc3339()),
-            "have it renewed; `arco route add … --tls auto` renews by itself",
+            "have it renewed by its authority, then add the new one",
         ));
     }
     if facts.not_before.since_ms(now) > 300_000 {

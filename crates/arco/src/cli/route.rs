@@ -22,7 +22,7 @@ pub(crate) enum RouteCommand {
     },
     /// Add a route; one for the same requests is replaced
     #[command(
-        after_help = "Examples:\n  arco route add demo/web shop.example.com --tls auto --redirect-https\n  arco route add demo/api shop.example.com --path /api --rewrite-prefix / --port 9000\n  arco route add demo/web shop.example.com --weight 90 --target demo/canary=10 --sticky side\n  arco route add demo/beta shop.example.com --cookie beta=yes\n  arco route add demo/web -f route.yaml\n\ndocs/guides/routing.md has an example for everything."
+        after_help = "Examples:\n  arco route add demo/web shop.example.com --redirect-https --hsts\n  arco route add demo/api shop.example.com --path /api --rewrite-prefix / --port 9000\n  arco route add demo/web shop.example.com --weight 90 --target demo/canary=10 --sticky side\n  arco route add demo/beta shop.example.com --cookie beta=yes\n  arco route add demo/web -f route.yaml\n\ndocs/guides/routing.md has an example for everything."
     )]
     Add(Box<AddArgs>),
     /// Change a route: what is given takes the place of what was there

@@ -1,4 +1,4 @@
-//! Certificates of hosts: brought by people, or issued automatically. Gateways get them from the controller, which is
+//! Certificates of hosts, brought by people. (`auto` is refused as long as nothing issues any.) Gateways get them from the controller, which is
 //! rung after each change.
 
 use super::super::Api;
@@ -149,8 +149,12 @@ impl Api {
                     return Ok(());
                 }
                 let message = format!("no certificate covers `{host}`: it could not be served over HTTPS");
-                Err(bad("certificate_missing", message, "add `--tls auto`, or bring one first: `arco certificate add`")
-                    .into())
+                Err(bad(
+                    "certificate_missing",
+                    message,
+                    "bring one first: `arco certificate add NAME --cert @FILE --key @FILE`",
+                )
+                .into())
             }
         }
     }
