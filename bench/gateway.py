@@ -25,7 +25,7 @@ ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
 ap.add_argument("--envoy")
 ap.add_argument("--peers", default="nginx,haproxy,envoy")
 ap.add_argument("--rounds", type=int, default=7)
-ap.add_argument("--seconds", type=float, default=1.0)
+ap.add_argument("--seconds", type=int, default=1)
 ap.add_argument("--connections", type=int, default=4000, help="idle connections of the part `memory`")
 ap.add_argument("parts", nargs="*", help=" ".join(PARTS) + " (default: all)")
 args = ap.parse_args()
@@ -153,7 +153,7 @@ class Bench:
         self.compare("handshakes", self.proxies(), lambda it: h2load("--h1", "-n1000", "-c1000", f"https://localhost:{it.https}/"))
 
     def http2(self):
-        self.compare("http2", self.proxies(), lambda it: h2load("-c16", "-m16", f"-n{int(40000 * args.seconds)}", f"https://localhost:{it.https}/"))
+        self.compare("http2", self.proxies(), lambda it: h2load("-c16", "-m16", f"-n{40000 * args.seconds}", f"https://localhost:{it.https}/"))
 
     def tcp(self):
         able = [it for it in self.proxies() if it.name != "nginx" or pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so").exists()]
