@@ -7,7 +7,7 @@ other, in the other order every second round. What counts is the median of the r
 and requests per second say little when the client is the slower one. All have the same task: keep connections, set X-Forwarded-For, -Proto,
 -Host, X-Real-IP and X-Request-Id, no access log. It starts and stops everything itself, below a temporary folder. What it cannot measure it says.
 """
-import argparse, contextlib, pathlib, re, resource, shutil, socket, ssl, statistics, subprocess, sys, tempfile, threading, time
+import argparse, contextlib, pathlib, re, resource, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -243,6 +243,8 @@ def hold(port, tls, count):
     return held
 
 
+# What was started is stopped also then.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
 with tempfile.TemporaryDirectory(prefix="arco-bench-gateway-") as folder:
     bench = Bench(pathlib.Path(folder))
     try:
