@@ -146,6 +146,7 @@ class Nginx(Proxy):
             "proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id;\n"
             "proxy_set_header X-Forwarded-Host $host;\n"
             f"upstream o {{ server 127.0.0.1:{self.origin}; keepalive 256; keepalive_requests 1000000000; }}\n"
+            f"server {{ listen 127.0.0.1:{self.http} default_server; return 404; }}\n"
             + server("localhost") + "".join(map(server, self.hosts)) + "}\n"
         )
 
