@@ -311,7 +311,7 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
     std::fs::write(gateway.config(), file(origin, "other.test")).unwrap();
     gateway.signal("HUP");
     until("the new file", 20, || {
-        arco_testkit::get(gateway.address, "other.test", "/slow-no").ok().filter(|it| it.status == 200)
+        arco_testkit::get(gateway.address, "other.test", "/").ok().filter(|it| it.status == 200)
     });
     // A file that is not valid does not take over, and nothing is lost.
     let before = gateway.only_worker();
