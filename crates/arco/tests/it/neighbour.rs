@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The host; it goes with its value.
@@ -30,7 +31,9 @@ fn run(words: &[&str]) {
 
 impl Neighbour {
     pub(crate) fn new() -> Self {
-        let id = std::process::id();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Process ids are below 2^22; a few hosts of one process lie side by side.
+        let id = (std::process::id() << 2) | (COUNT.fetch_add(1, Ordering::Relaxed) & 3);
         let (name, near, far) = (format!("arcotest{id}"), format!("ag{id}"), format!("ah{id}"));
         let address = Ipv4Addr::new(10, 213, (id >> 6) as u8, (id << 2) as u8 | 2);
         let network = |last: u8| {
@@ -183,7 +186,7 @@ impl Drop for Neighbour {
         }
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
         let _ = Command::new("ip")
-            .args(["link", "delete", &format!("ag{}", std::process::id())])
+            .args(["link", "delete", &self.name.replace("arcotest", "ag")])
             .stderr(Stdio::null())
             .status();
     }
