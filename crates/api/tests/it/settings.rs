@@ -75,11 +75,11 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
     let other = platform.client.add_route("default", ("other", "web"), &plain("b.test")).await;
     assert_eq!(code(other), "port_not_routable");
     // The same requests again: the route is replaced and stays the same one.
-    let again = add(&route(
+    let shared = route(
         "www.example.com",
         json!({"paths": [{"prefix": "/api"}], "targets": [{"to": "shop/web", "weight": 9}, {"to": "shop/canary", "weight": 1}]}),
-    ));
-    let again = again.await.unwrap().remove(0);
+    );
+    let again = add(&shared).await.unwrap().remove(0);
     assert_eq!(again.id, added.id);
     assert_eq!(again.route.targets[1].to.to_string(), "shop/canary:8080");
     let canary = ("shop", "canary");

@@ -2,7 +2,6 @@
 //!
 //! What must hold: of several servers on one store, one makes a key, the others find it (compare-and-set).
 
-use anyhow::Context as _;
 use arco_daemon::{OnExit, Supervisor};
 use arco_model::ticket::{SealedRing, TICKETS, TICKETS_CONTEXT, TicketRing};
 use arco_model::traffic::GATEWAY_KEYS;
@@ -16,7 +15,8 @@ const LOOK: Duration = Duration::from_secs(120);
 
 /// Rotates the keys for as long as the platform runs.
 pub(super) fn keep(kv: SharedKv, secrets: &SecretBox, supervisor: &Supervisor) -> anyhow::Result<()> {
-    let keys = SecretBox::parse(&secrets.derive(GATEWAY_KEYS)).context("failed to derive the keys of the gateways")?;
+    let keys = SecretBox::parse(&secrets.derive(GATEWAY_KEYS))
+        .map_err(|it| anyhow::anyhow!("failed to derive the keys of the gateways: {it}"))?;
     let token = supervisor.token().clone();
     supervisor.spawn("ticket keys", OnExit::Continue, async move {
         loop {

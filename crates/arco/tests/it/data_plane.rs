@@ -133,7 +133,8 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
     // Another build takes over: nothing is refused, nothing cut.
     let load = Load::start(&platform);
     load.goes_on(20);
-    let words = ["data-plane", "--hand-over", "--data-dir", platform.data_dir().to_str().unwrap()];
+    let data_dir = platform.data_dir();
+    let words = ["data-plane", "--hand-over", "--data-dir", data_dir.to_str().unwrap()];
     for _ in 0..2 {
         let before = worker(&platform);
         let outcome = platform.arco(&words);

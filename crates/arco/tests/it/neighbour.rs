@@ -20,7 +20,7 @@ pub(crate) struct Neighbour {
     pub(crate) folder: tempfile::TempDir,
     pki: Pki,
     runtime: tokio::runtime::Runtime,
-    children: Vec<Child>,
+    children: Mutex<Vec<Child>>,
 }
 
 fn run(words: &[&str]) {
@@ -48,7 +48,7 @@ impl Neighbour {
         let folder = tempfile::Builder::new().prefix("arco-neighbour-").tempdir().unwrap();
         let pki = Pki::open(&folder.path().join("pki")).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Self { name, address, folder, pki, runtime, children: Vec::new() }
+        Self { name, address, folder, pki, runtime, children: Mutex::default() }
     }
 
     /// The network that builds must be allowed to reach.
@@ -138,7 +138,7 @@ impl Neighbour {
     }
 
     /// sshd for whoever has the key in `authorized`, showing the host key of that name; the port.
-    pub(crate) fn ssh(&mut self, host_key: &Path, authorized: &str) -> u16 {
+    pub(crate) fn ssh(&self, host_key: &Path, authorized: &str) -> u16 {
         let port = self.listen().local_addr().unwrap().port();
         let file = |name: &str| self.folder.path().join(name).display().to_string();
         std::fs::write(file("authorized"), authorized).unwrap();
@@ -157,7 +157,7 @@ impl Neighbour {
             .stderr(std::fs::File::create(file("sshd.log")).unwrap())
             .spawn()
             .unwrap();
-        self.children.push(child);
+        self.children.lock().unwrap().push(child);
         let at = (self.address, port);
         arco_testkit::until("sshd listens", 20, || std::net::TcpStream::connect(at).ok());
         port
@@ -177,7 +177,7 @@ impl Drop for Neighbour {
             let log = std::fs::read_to_string(self.folder.path().join("sshd.log")).unwrap_or_default();
             eprintln!("sshd said:\n{log}");
         }
-        for child in &mut self.children {
+        for child in self.children.get_mut().unwrap() {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -58,7 +58,7 @@ fn private_repositories_are_fetched_and_credentials_stay_hidden() {
         eprintln!("SKIPPED: needs openssh-server");
         return;
     }
-    let mut neighbour = Neighbour::new();
+    let neighbour = Neighbour::new();
     let env = vec![
         ("ARCO_BUILDER__ALLOWED_NETWORKS", neighbour.network()),
         ("SSL_CERT_FILE", neighbour.trust().display().to_string()),
@@ -66,7 +66,7 @@ fn private_repositories_are_fetched_and_credentials_stay_hidden() {
     let mut platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
     neighbour.repository("team/page.git", &[("index.html", "private page")]);
     over_https(&platform, &neighbour);
-    over_ssh(&platform, &mut neighbour);
+    over_ssh(&platform, &neighbour);
 
     // Neither rows nor logs nor what the command line shows hold any of it.
     let key = std::fs::read_to_string(neighbour.folder.path().join("deploy")).unwrap();
@@ -137,7 +137,7 @@ fn over_https(platform: &Platform, neighbour: &Neighbour) {
     assert_eq!(platform.arco(&["credential", "unset", &scope]).status, 5);
 }
 
-fn over_ssh(platform: &Platform, neighbour: &mut Neighbour) {
+fn over_ssh(platform: &Platform, neighbour: &Neighbour) {
     let (key, first, second) = (neighbour.key("deploy"), neighbour.key("host1"), neighbour.key("host2"));
     let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
     let port = neighbour.ssh(&first, &public);

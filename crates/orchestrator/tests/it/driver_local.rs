@@ -292,7 +292,7 @@ fn one_shots_end_by_themselves_by_time_and_by_cancel() {
         let run = async |argv: &[&str], change: &dyn Fn(&mut arco_model::plan::OneShot), cancel_at: Option<&str>| {
             let mut once = one_shot(&plan, argv);
             change(&mut once);
-            let (output, mut lines) = mpsc::channel(64);
+            let (output, mut lines) = mpsc::channel::<arco_orchestrator::OutputLine>(64);
             let (stop, cancel) = oneshot::channel();
             let mut stop = Some(stop);
             let read = async {
