@@ -185,8 +185,7 @@ impl<T> Route<T> {
     /// Which requests are meant, beside the host: two routes of a host with equal texts would take them from each other.
     pub fn meaning(&self) -> String {
         let sorted = |list: &[FieldMatch]| {
-            let mut list: Vec<_> =
-                list.iter().map(|it| format!("{}={:?}", it.name.to_ascii_lowercase(), it.test())).collect();
+            let mut list: Vec<_> = list.iter().map(FieldMatch::to_string).collect();
             list.sort();
             list.join(",")
         };
@@ -268,6 +267,19 @@ pub struct FieldMatch {
     /// It is there, or it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
+}
+
+/// As the command line writes it: `K=V`, `K=~REGEX`, `K`, `!K`.
+impl std::fmt::Display for FieldMatch {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.name.to_ascii_lowercase();
+        match self.test() {
+            Some(Test::Equals(value)) => write!(out, "{name}={value}"),
+            Some(Test::Matches(pattern)) => write!(out, "{name}=~{pattern}"),
+            Some(Test::Present(true)) | None => write!(out, "{name}"),
+            Some(Test::Present(false)) => write!(out, "!{name}"),
+        }
+    }
 }
 
 /// What is asked of a value.

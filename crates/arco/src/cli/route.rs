@@ -176,9 +176,11 @@ async fn find(which: &Which, named: &Named, session: &Session<'_>) -> Result<(St
     let meant = |it: &RouteDocument| match (&which.id, &host) {
         (Some(id), _) => it.id.as_ref() == Some(id),
         (None, Some(host)) => {
-            let paths = || it.route.paths.iter().map(|it| it.text());
             it.host == *host
-                && path.is_none_or(|path| if path == "/" { it.path == "/" } else { paths().any(|it| it == path) })
+                && path.is_none_or(|path| {
+                    let all = path == "/" && it.route.paths.is_empty();
+                    all || it.route.paths.iter().any(|it| it.text() == path)
+                })
         }
         (None, None) => false,
     };
