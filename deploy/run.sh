@@ -10,7 +10,7 @@ running() { # whether the server that server.json names is alive and ready
   local pid console
   pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$data/server.json" | head -1)
   console=$(sed -n 's/.*"console": *"\([^"]*\)".*/\1/p' "$data/server.json" | head -1)
-  [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && curl -fsS -o /dev/null "http://$console/healthz" 2>/dev/null
+  [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && curl -fsS --max-time 5 -o /dev/null "http://$console/healthz" 2>/dev/null
 }
 
 tell() {
