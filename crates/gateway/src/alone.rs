@@ -3,7 +3,7 @@
 //! sockets outlive it: a holder keeps them over a crash and an upgrade.
 
 use crate::admin::{Admin, serve_tcp};
-use crate::bind::{BindError, bind_kept};
+use crate::bind::{BindError, Bound, bind_kept};
 use crate::data_plane::{GatewayError, system};
 use crate::engine::{Engine, Listening, Shared};
 use crate::metrics::Metrics;
@@ -130,18 +130,19 @@ impl Alone {
         }
     }
 
-    /// Puts a valid file into effect: first what can fail (addresses), then the rest at once.
+    /// Puts a valid file into effect: first what can fail (addresses), then the rest at once. Only then connections are
+    /// accepted: they may have been waiting on kept sockets.
     fn put(&mut self, loaded: Loaded) -> Result<(), BindError> {
         let mut fresh = Vec::new();
         for spec in &loaded.listeners {
             if self.listening.get(&spec.name).is_none_or(|(known, _)| known != spec) {
                 // The same address under another name or protocol is switched after the new file is in effect.
                 let taken = self.listening.iter().find(|(_, (known, _))| is_same(known.address, spec.address));
-                let listening = match taken {
+                let bound = match taken {
                     Some((name, _)) => Err(name.clone()),
-                    None => Ok(self.listen(spec)?),
+                    None => Ok(self.bind(spec)?),
                 };
-                fresh.push((spec.clone(), listening));
+                fresh.push((spec.clone(), bound));
             }
         }
         self.shared.limits.store(Arc::new(loaded.limits));
@@ -151,13 +152,16 @@ impl Alone {
         self.shared.metrics.prune();
         let mut failed = None;
         let mut ready = Vec::new();
-        for (spec, listening) in fresh {
-            let listening = listening.or_else(|name| match self.listening.remove(&name) {
-                Some((_, before)) => {
-                    self.engine.switch(before, &spec.protocol).map_err(|it| BindError::new(spec.address, &it))
-                }
-                None => self.listen(&spec),
-            });
+        for (spec, bound) in fresh {
+            let listening = match bound {
+                Ok(bound) => self.listen(bound, &spec),
+                Err(name) => match self.listening.remove(&name) {
+                    Some((_, before)) => {
+                        self.engine.switch(before, &spec.protocol).map_err(|it| BindError::new(spec.address, &it))
+                    }
+                    None => self.bind(&spec).and_then(|it| self.listen(it, &spec)),
+                },
+            };
             match listening {
                 Ok(listening) => ready.push((spec, listening)),
                 Err(error) => failed = Some(error),
@@ -168,13 +172,16 @@ impl Alone {
         failed.map_or(Ok(()), Err)
     }
 
-    fn listen(&self, spec: &ListenerSpec) -> Result<Listening, BindError> {
+    fn bind(&self, spec: &ListenerSpec) -> Result<Bound, BindError> {
         // A listener with an address keeps it under any name.
         let name = match spec.address.port() {
             0 => format!("listener {}", spec.name),
             _ => format!("listener {}", spec.address),
         };
-        let bound = bind_kept(&self.sockets, &name, spec.address, self.engine.cores())?;
+        bind_kept(&self.sockets, &name, spec.address, self.engine.cores())
+    }
+
+    fn listen(&self, bound: Bound, spec: &ListenerSpec) -> Result<Listening, BindError> {
         self.engine.listen_on(bound, &spec.protocol).map_err(|it| BindError::new(spec.address, &it))
     }
 

@@ -131,12 +131,11 @@ impl DataPlane {
         let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys)));
         let engine =
             Engine::start(supervisor, Arc::clone(&shared), listeners.cores).map_err(system("start its threads"))?;
-        let share = system("share a listener among its threads");
-        let http = engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
-        let https = engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;
-        source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.address.port());
+        let (http, https) = (listeners.http.address, listeners.https.address);
+        source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.port());
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
+        let listening = Mutex::default();
         let this = Self {
             id: id.to_owned(),
             engine,
@@ -145,12 +144,17 @@ impl DataPlane {
             source,
             idle,
             applied,
-            http: http.address,
-            https: https.address,
-            listening: Mutex::new(vec![http, https]),
+            http,
+            https,
+            listening,
             drain_timeout,
         };
+        // Connections may be waiting on kept sockets: what is known is in effect before the first is accepted.
         this.apply();
+        let share = system("share a listener among its threads");
+        let http = this.engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
+        let https = this.engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;
+        this.listening.lock().unwrap_or_else(PoisonError::into_inner).extend([http, https]);
         Ok(this)
     }
 

@@ -66,11 +66,12 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<bool> {
     let mut answer = Vec::new();
     let mut buffer = [0u8; 4096];
     while !answer.ends_with(b"\r\n\r\nok\n") {
-        match stream.read(&mut buffer)? {
-            0 => {
-                return Err(std::io::Error::other(format!("cut after {:?}", String::from_utf8_lossy(&answer))));
+        match stream.read(&mut buffer) {
+            Ok(length) if length > 0 => answer.extend_from_slice(&buffer[..length]),
+            end => {
+                let text = String::from_utf8_lossy(&answer);
+                return Err(std::io::Error::other(format!("{end:?} after {text:?}")));
             }
-            length => answer.extend_from_slice(&buffer[..length]),
         }
     }
     let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();

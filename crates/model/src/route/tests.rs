@@ -64,7 +64,7 @@ fn what_a_route_may_say() {
         (r#"{"timeouts": {"response_ms": 0}}"#, "86400000"),
         (r#"{"timeouts": {"idle_ms": 5}}"#, "idle_ms"),
         (r#"{"tls": {"client_ca": "x"}}"#, "BEGIN CERTIFICATE"),
-        (r#"{"allow": ["10.0.0.1/33"]}"#, "prefix"),
+        (r#"{"allow": ["10.0.0.1/33"]}"#, "invalid IP address"),
         (r#"{"colour": 1}"#, "colour"),
     ] {
         let error = route(bad).expect_err(bad);

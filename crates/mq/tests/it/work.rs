@@ -50,7 +50,8 @@ async fn a_key_is_worked_on_in_order_and_by_one_and_others_beside_it() {
     b2.await.unwrap();
     assert!(matches!(a2.retry("not yet", Some(Duration::from_millis(2000))).await.unwrap(), Fate::Retried(_)));
     b1.ack().await.unwrap();
-    assert_eq!(take(&queue).await.job().request.dedup_id, "b2");
+    let b2 = take(&queue).await;
+    assert_eq!(b2.job().request.dedup_id, "b2");
     assert!(nothing(&queue).await);
     let a2 = take(&queue).await;
     assert_eq!((a2.job().request.dedup_id.as_str(), a2.job().attempts), ("a2", 2));

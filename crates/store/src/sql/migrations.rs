@@ -21,6 +21,12 @@ const TRIES: u32 = 20;
 /// Every step; its position plus one is the schema version that it makes.
 const STEPS: [Step; 2] = [Step::Tables(&FIRST), Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate])];
 
+/// How many steps there are.
+#[cfg(test)]
+pub(super) fn newest() -> usize {
+    STEPS.len()
+}
+
 /// The kinds of the first schema.
 const FIRST: [Kind; 10] = [
     Kind::Tenant,

@@ -86,7 +86,7 @@ async fn servers_that_start_at_once_migrate_once(fresh: &Fresh) {
         raw.get_database_backend(),
         "SELECT version FROM schema_version",
     ));
-    assert_eq!(rows.await.unwrap().len(), 1, "each step is done once");
+    assert_eq!(rows.await.unwrap().len(), crate::sql::migrations::newest(), "each step is done once");
     raw.execute_unprepared("INSERT INTO schema_version VALUES (1000)").await.unwrap();
     let newer = SeaOrmMetadata::connect(&fresh.url, None).await;
     assert!(matches!(newer, Err(SqlError::Newer { found: 1000, .. })));
