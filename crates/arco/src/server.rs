@@ -7,6 +7,7 @@ mod args;
 mod console;
 pub(crate) mod data_plane;
 mod files;
+mod instances;
 mod lock;
 mod roles;
 mod stores;
