@@ -96,7 +96,7 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
         let before = versions(&place).await;
         driver.apply(&asked).await.unwrap();
         let again = place.restarted().await;
-        assert_eq!(again.components().await.unwrap(), [id.clone()]);
+        assert_eq!(again.components().await.unwrap(), std::slice::from_ref(&id));
         let adopted = again.observe(&id).await.unwrap();
         assert_eq!((ready(&adopted), adopted.plan.as_str()), (ready(&first), ""), "adopted as it stands");
         again.apply(&asked).await.unwrap();
