@@ -9,9 +9,10 @@ use std::process::Command;
 const MAX_LINES: usize = 800;
 
 /// Floors of the house, top first. A crate may depend on crates of lower floors only.
-const FLOORS: [&[&str]; 7] = [
+const FLOORS: [&[&str]; 8] = [
     &["arco"],
     &["arco-api", "arco-builder", "arco-controller", "arco-eventlog", "arco-gateway", "arco-mesh", "arco-registry"],
+    &["arco-orchestrator-kubernetes"],
     &["arco-mq", "arco-orchestrator", "arco-daemon"],
     &["arco-store"],
     &["arco-config", "arco-etcd-proto"],
@@ -23,10 +24,12 @@ const FLOORS: [&[&str]; 7] = [
 const TEST_ONLY: &str = "arco-testkit";
 
 /// Libraries that only one crate may use, with the reason.
-const WRAPPED: [(&str, &[&str], &str); 7] = [
+const WRAPPED: [(&str, &[&str], &str); 9] = [
     ("sea-orm", &["arco-store"], "SQL lives in store::sql"),
     ("rusqlite", &["arco-store"], "the embedded KV lives in store::kv"),
     ("etcd-client", &["arco-store"], "etcd lives in store::kv"),
+    ("kube", &["arco-orchestrator-kubernetes"], "the cluster lives in orchestrator_kubernetes"),
+    ("k8s-openapi", &["arco-orchestrator-kubernetes"], "the cluster lives in orchestrator_kubernetes"),
     ("libcontainer", &["arco-orchestrator"], "containers live in orchestrator::local"),
     ("rtnetlink", &["arco-orchestrator"], "networks live in orchestrator::local"),
     ("hickory-server", &["arco-mesh"], "DNS lives in mesh"),

@@ -9,6 +9,7 @@ mod console;
 pub(crate) mod data_plane;
 mod files;
 mod gateway;
+mod instances;
 mod lock;
 mod roles;
 mod stores;

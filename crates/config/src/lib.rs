@@ -6,6 +6,7 @@
 mod builder;
 mod eventlog;
 mod gateway;
+mod kubernetes;
 mod load;
 mod network;
 mod orchestrator;
@@ -15,9 +16,10 @@ mod store;
 pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS};
 pub use eventlog::EventlogConfig;
 pub use gateway::GatewayConfig;
+pub use kubernetes::{KubernetesConfig, VolumeAccess};
 pub use load::{ConfigError, from_sources, template};
 pub use network::NetworkConfig;
-pub use orchestrator::OrchestratorConfig;
+pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
 pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
 pub use store::StoreConfig;
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub builder: BuilderConfig,
     /// Where instances run.
     pub orchestrator: OrchestratorConfig,
+    /// The cluster, when instances run on Kubernetes.
+    pub kubernetes: KubernetesConfig,
     /// Logs.
     pub eventlog: EventlogConfig,
 }

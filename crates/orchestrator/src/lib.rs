@@ -1,8 +1,11 @@
-//! Runs workloads: the fourth seam. Drivers: [`local`] (our own OCI containers); `kubernetes` later; fake: [`fake`].
+//! Runs workloads: the fourth seam. Drivers: [`local`] (our own OCI containers), and the crate `orchestrator_kubernetes`;
+//! fake: [`fake`].
 //!
 //! An orchestrator is asked declaratively: [`Orchestrator::apply`] hands over a plan, the driver works until what runs
 //! is as asked, and [`Orchestrator::observe`] tells facts. It judges nothing; `model::status` does.
 
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod fake;
 pub mod local;
 

@@ -5,12 +5,13 @@
 
 use super::data_plane::{self, Running};
 use super::files::{self, Addresses};
+use super::instances::Instances;
 use super::stores::Stores;
 use super::{Listeners, console};
 use anyhow::Context as _;
 use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
-use arco_builder::{BuildProxy, Builder, BuilderDeps};
-use arco_config::{Config, Egress, Role};
+use arco_builder::{Builder, BuilderDeps};
+use arco_config::{Config, Role};
 use arco_controller::{Controller, ControllerDeps, Gone, Retention};
 use arco_daemon::health::Health;
 use arco_daemon::metrics::Metrics;
@@ -23,7 +24,6 @@ use arco_model::traffic::{DataPlaneSettings, SETTINGS};
 use arco_mq::Queue;
 use arco_mq::outbox::Relay;
 use arco_orchestrator::SharedOrchestrator;
-use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::images::Images;
 use arco_store::logs::LogSink;
@@ -83,20 +83,13 @@ pub(crate) async fn start(
     }
     health.role("eventlog").ready();
 
-    let local = LocalConfig {
-        data_dir: data_dir.clone(),
-        cache_dir: config.server.cache_dir.clone(),
-        network: config.network.clone(),
-        allowed_networks: config.builder.allowed_networks.clone(),
-        egress: config.builder.egress,
-        instance_log_mb: config.orchestrator.instance_log_mb,
-        executable: std::env::current_exe().context("failed to find this executable")?,
-    };
-    let local = LocalOrchestrator::start(local, stores.images.clone(), logs.clone())
-        .await
-        .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
-    let dns_address = local.dns_address();
-    let orchestrator: SharedOrchestrator = local.clone();
+    let registry = Registry::build(RegistryDeps {
+        images: stores.images.clone(),
+        folder: data_dir.join("registry"),
+        public_url: None,
+    })?;
+    let instances = Instances::start(config, &stores, logs.clone(), &registry).await?;
+    let orchestrator = instances.orchestrator.clone();
     health.role("orchestrator").ready();
 
     let queue = Queue::new(stores.kv.clone());
@@ -118,12 +111,11 @@ pub(crate) async fn start(
     let mut data_plane = None;
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
-        publish_settings(config, &stores, dns_address).await?;
+        publish_settings(config, &stores, instances.dns_address()).await?;
         super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
-        let published = [running.http().port(), running.https().port()].into();
-        local.publish_ports(published).await.context("failed to let instances reach the gateway")?;
+        instances.publish_ports([running.http().port(), running.https().port()]).await?;
         data_plane = Some(running);
         health.role("gateway").ready();
     }
@@ -157,7 +149,7 @@ pub(crate) async fn start(
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
-            proxy: build_proxy(config, &local).await?,
+            proxy: instances.build_proxy(config).await?,
         });
         let builder = builder.await.map_err(|it| anyhow::anyhow!("failed to start the builder: {it}"))?;
         let token = token.clone();
@@ -165,11 +157,6 @@ pub(crate) async fn start(
         health.role("builder").ready();
     }
 
-    let registry = Registry::build(RegistryDeps {
-        images: stores.images.clone(),
-        folder: data_dir.join("registry"),
-        public_url: None,
-    })?;
     if let Some(listener) = listeners.registry {
         addresses.registry = Some(listener.local_addr()?);
         supervisor.spawn(
@@ -268,25 +255,14 @@ impl Platform {
     }
 }
 
-/// Where builds reach out, when a list says which hosts they may reach.
-async fn build_proxy(config: &Config, local: &LocalOrchestrator) -> anyhow::Result<Option<BuildProxy>> {
-    if config.builder.egress != Egress::Allowlist {
-        return Ok(None);
-    }
-    let listener = tokio::net::TcpListener::bind((local.dns_address(), 0)).await;
-    let listener = listener.context("failed to open the proxy of builds on the instances' network")?;
-    let endpoints = local.open_build_proxy(listener.local_addr()?.port()).await?;
-    Ok(Some(BuildProxy { listener, endpoints }))
-}
-
 /// What DNS needs.
-async fn publish_settings(config: &Config, stores: &Stores, dns: Ipv4Addr) -> anyhow::Result<()> {
+async fn publish_settings(config: &Config, stores: &Stores, dns: Option<Ipv4Addr>) -> anyhow::Result<()> {
     let forwarders = match config.network.forwarders.is_empty() {
         false => config.network.forwarders.clone(),
         true => name_servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     };
     let settings = DataPlaneSettings {
-        dns_listen: Some(SocketAddrV4::new(dns, 53)),
+        dns_listen: dns.map(|it| SocketAddrV4::new(it, 53)),
         dns_forwarders: forwarders,
         domain: config.server.domain.clone(),
     };

@@ -42,10 +42,7 @@ const PROGRAMS: [&str; 17] = [
     "touch", "stat",
 ];
 
-/// A bound of time, longer on an emulated machine: `ARCO_TEST_SLOWNESS` (1 when not set) says how many times.
-pub(crate) fn in_time(limit: Duration) -> Duration {
-    limit * std::env::var("ARCO_TEST_SLOWNESS").map_or(1, |it| it.parse().unwrap())
-}
+pub(crate) use arco_orchestrator::contract::in_time;
 
 /// What every test needs. Dropping it removes all containers of it.
 pub(crate) struct Place {

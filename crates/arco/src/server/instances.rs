@@ -1,0 +1,95 @@
+//! What runs instances, by the settings: our own containers, or pods of a cluster.
+//!
+//! What must hold: the rest of the process knows the seam alone; what only one machine has (the bridge's DNS, ports
+//! published to instances) is absent on a cluster, not imitated.
+
+use super::stores::Stores;
+use anyhow::Context as _;
+use arco_builder::BuildProxy;
+use arco_config::{Config, Egress, OrchestratorDriver};
+use arco_orchestrator::SharedOrchestrator;
+use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
+use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
+use arco_registry::{Action, Registry, Scope};
+use arco_store::logs::LogSink;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// The orchestrator, and what of it belongs to this machine.
+pub(super) struct Instances {
+    pub(super) orchestrator: SharedOrchestrator,
+    local: Option<Arc<LocalOrchestrator>>,
+}
+
+impl Instances {
+    /// Starts the driver of the settings.
+    pub(super) async fn start(
+        config: &Config,
+        stores: &Stores,
+        logs: LogSink,
+        registry: &Registry,
+    ) -> anyhow::Result<Self> {
+        match config.orchestrator.driver {
+            OrchestratorDriver::Local => {
+                let local = LocalConfig {
+                    data_dir: config.server.data_dir.clone(),
+                    cache_dir: config.server.cache_dir.clone(),
+                    network: config.network.clone(),
+                    allowed_networks: config.builder.allowed_networks.clone(),
+                    egress: config.builder.egress,
+                    instance_log_mb: config.orchestrator.instance_log_mb,
+                    executable: std::env::current_exe().context("failed to find this executable")?,
+                };
+                let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
+                    .await
+                    .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
+                Ok(Self { orchestrator: local.clone(), local: Some(local) })
+            }
+            OrchestratorDriver::Kubernetes => {
+                let options = KubernetesOptions {
+                    config: config.kubernetes.clone(),
+                    allowed_networks: config.builder.allowed_networks.clone(),
+                    pull_credentials: Some(pull_credentials(registry)),
+                };
+                let driver = KubernetesOrchestrator::start(options, stores.images.clone(), logs).await.context(
+                    "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
+                )?;
+                Ok(Self { orchestrator: driver, local: None })
+            }
+        }
+    }
+
+    /// Where DNS for instances listens on this machine.
+    pub(super) fn dns_address(&self) -> Option<Ipv4Addr> {
+        self.local.as_ref().map(|it| it.dns_address())
+    }
+
+    /// Lets instances on this machine reach these ports of it.
+    pub(super) async fn publish_ports(&self, ports: [u16; 2]) -> anyhow::Result<()> {
+        let Some(local) = &self.local else { return Ok(()) };
+        local.publish_ports(ports.into()).await.context("failed to let instances reach the gateway")
+    }
+
+    /// Where builds reach out, when a list says which hosts they may reach.
+    pub(super) async fn build_proxy(&self, config: &Config) -> anyhow::Result<Option<BuildProxy>> {
+        if config.builder.egress != Egress::Allowlist {
+            return Ok(None);
+        }
+        let Some(local) = &self.local else {
+            anyhow::bail!("`builder.egress = \"allowlist\"` needs instances on this machine: a cluster's builds do not reach the proxy; set it to \"public\"");
+        };
+        let listener = tokio::net::TcpListener::bind((local.dns_address(), 0)).await;
+        let listener = listener.context("failed to open the proxy of builds on the instances' network")?;
+        let endpoints = local.open_build_proxy(listener.local_addr()?.port()).await?;
+        Ok(Some(BuildProxy { listener, endpoints }))
+    }
+}
+
+/// A tenant's nodes pull its images and our base stacks, and nothing else.
+fn pull_credentials(registry: &Registry) -> PullCredentials {
+    let registry = registry.clone();
+    Arc::new(move |tenant, life| {
+        let stacks = Scope::repository("stack/*", &[Action::Pull]);
+        registry.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]).and(stacks), life)
+    })
+}

@@ -1,0 +1,78 @@
+//! Settings of the Kubernetes driver: `[kubernetes]`. They count when `orchestrator.driver` is `kubernetes`.
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// Who may mount a volume at the same time.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeAccess {
+    /// Instances on one node.
+    #[default]
+    ReadWriteOnce,
+    /// Instances on every node; the storage class must be able to do it.
+    ReadWriteMany,
+}
+
+/// How the platform uses a cluster. An empty text means: not set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubernetesConfig {
+    /// File with cluster and credentials; empty means the pod's own account, else `$KUBECONFIG` and `~/.kube/config`.
+    pub kubeconfig: PathBuf,
+    /// Context in that file; empty means its current one.
+    pub context: String,
+    /// Tenant `t` lives in the namespace `<prefix>t`. Platforms that share a cluster need different ones.
+    pub namespace_prefix: String,
+    /// Name under which the API server records what is ours.
+    pub field_manager: String,
+    /// How nodes reach the platform's registry: `HOST:PORT`.
+    pub registry: String,
+    /// Storage class of volumes; empty means the cluster's default.
+    pub storage_class: String,
+    /// Storage class of shared volumes; empty means `storage_class`.
+    pub shared_storage_class: String,
+    /// Who may mount a shared volume at the same time.
+    pub shared_access: VolumeAccess,
+    /// Labels of the nodes that instances run on; empty means every node.
+    pub node_selector: BTreeMap<String, String>,
+    /// Hard limits of each tenant's namespace, in Kubernetes' words (`requests.memory` = `64Gi`).
+    pub tenant_quota: BTreeMap<String, String>,
+    /// Networks outside the pods from which a gateway calls instances.
+    pub gateway_networks: Vec<Ipv4Net>,
+    /// Networks of the cluster's pods and services: instances reach only what they are bound to in them.
+    pub cluster_networks: Vec<Ipv4Net>,
+    /// Where the platform's DNS answers inside the cluster; absent means that names of bound components are written into
+    /// the instances' `/etc/hosts`.
+    pub dns_address: Option<Ipv4Addr>,
+    /// Whether instances and builds get a user namespace (containerd 2.0, Linux 6.3).
+    pub user_namespaces: bool,
+    /// How much of its limits an instance is promised, in percent.
+    pub request_percent: u32,
+}
+
+impl Default for KubernetesConfig {
+    fn default() -> Self {
+        let none = ["services.loadbalancers", "services.nodeports"];
+        Self {
+            kubeconfig: PathBuf::new(),
+            context: String::new(),
+            namespace_prefix: "arco-".to_owned(),
+            field_manager: "arco".to_owned(),
+            registry: String::new(),
+            storage_class: String::new(),
+            shared_storage_class: String::new(),
+            shared_access: VolumeAccess::default(),
+            node_selector: BTreeMap::new(),
+            tenant_quota: none.into_iter().map(|it| (it.to_owned(), "0".to_owned())).collect(),
+            gateway_networks: Vec::new(),
+            cluster_networks: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).into_iter().collect(),
+            dns_address: None,
+            user_namespaces: true,
+            request_percent: 50,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The connection to the cluster: applying, patching and deleting objects, and what an answer of it means.
+//!
+//! What must hold: everything is applied by server-side apply under our field manager, with unknown fields refused; an
+//! overloaded API server (429, 503, 504) is asked again with growing pauses by the client itself.
+
+use crate::names;
+use crate::render::{Kind, Object};
+use arco_config::KubernetesConfig;
+use arco_orchestrator::Error;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, ValidationDirective};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Client, Resource};
+use serde_json::Value;
+
+/// The cluster, as one platform uses it.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    prefix: String,
+    manager: String,
+}
+
+/// What an error of the API server asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verdict {
+    /// It is not there (any more).
+    Missing,
+    /// The request itself is refused: the same one cannot succeed.
+    Refused,
+    /// Later it may succeed.
+    Later,
+}
+
+/// What to make of an error.
+pub(crate) fn verdict(error: &kube::Error) -> Verdict {
+    let kube::Error::Api(status) = error else { return Verdict::Later };
+    match status.code {
+        404 => Verdict::Missing,
+        // A namespace that is being deleted refuses with 403, and is made anew afterwards.
+        403 if status.message.contains("because it is being terminated") => Verdict::Later,
+        400 | 403 | 405 | 413 | 415 | 422 => Verdict::Refused,
+        _ => Verdict::Later,
+    }
+}
+
+/// What people read of an error.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Auth(error) => format!("the credential for the cluster does not work: {error}"),
+        kube::Error::Service(error) => {
+            let mut text = format!("the API server does not answer: {error}");
+            let mut cause = error.source();
+            while let Some(it) = cause {
+                text = format!("{text}: {it}");
+                cause = it.source();
+            }
+            text
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A failed step.
+pub(crate) fn failed(step: impl Into<String>, error: &kube::Error) -> Error {
+    match verdict(error) {
+        Verdict::Refused => Error::Refused(format!("failed to {}: the cluster refuses: {}", step.into(), words(error))),
+        Verdict::Missing | Verdict::Later => Error::failed(step, words(error)),
+    }
+}
+
+impl Cluster {
+    /// Connects by the settings; asks nothing yet.
+    pub(crate) async fn connect(config: &KubernetesConfig) -> Result<Self, Error> {
+        // The first provider of the process stays; without one, TLS could not begin.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let step = "read the cluster's address and credential";
+        let context = Some(config.context.clone()).filter(|it| !it.is_empty());
+        let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+        let found = if !config.kubeconfig.as_os_str().is_empty() {
+            let shown = config.kubeconfig.display();
+            let file = Kubeconfig::read_from(&config.kubeconfig)
+                .map_err(|it| Error::failed(format!("read the file `{shown}` (`kubernetes.kubeconfig`)"), it))?;
+            kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|it| Error::failed(step, it))?
+        } else if options.context.is_some() {
+            kube::Config::from_kubeconfig(&options).await.map_err(|it| Error::failed(step, it))?
+        } else {
+            let found = kube::Config::infer().await;
+            found.map_err(|it| Error::Refused(format!("no cluster is known: set `kubernetes.kubeconfig` ({it})")))?
+        };
+        let client =
+            Client::try_from(found).map_err(|it| Error::failed("prepare the connection to the cluster", it))?;
+        Ok(Self { client, prefix: config.namespace_prefix.clone(), manager: config.field_manager.clone() })
+    }
+
+    /// Objects of a kind, as documents.
+    fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+        let (version, word, plural) = kind.wire();
+        let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, word), plural);
+        if namespace.is_empty() {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), namespace, &resource)
+        }
+    }
+
+    /// Objects of a type in one namespace.
+    pub(crate) fn typed<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Applies an object; returns what the cluster made of it.
+    pub(crate) async fn apply(&self, object: &Object) -> Result<DynamicObject, kube::Error> {
+        let mut how = PatchParams::apply(&self.manager).force();
+        how.field_validation = Some(ValidationDirective::Strict);
+        tracing::debug!(kind = object.kind.wire().1, namespace = object.namespace, name = object.name, "apply");
+        self.api(object.kind, &object.namespace).patch(&object.name, &how, &Patch::Apply(&object.body)).await
+    }
+
+    /// Changes a few fields of an object that is there.
+    pub(crate) async fn change(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        fields: &Value,
+    ) -> Result<DynamicObject, kube::Error> {
+        let how = PatchParams { field_manager: Some(self.manager.clone()), ..PatchParams::default() };
+        tracing::debug!(kind = kind.wire().1, namespace, name, %fields, "change");
+        self.api(kind, namespace).patch(name, &how, &Patch::Merge(fields)).await
+    }
+
+    /// An object, if it is there.
+    pub(crate) async fn get(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<DynamicObject>, kube::Error> {
+        self.api(kind, namespace).get_opt(name).await
+    }
+
+    /// Deletes an object; one that is not there is deleted.
+    pub(crate) async fn delete(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        how: &DeleteParams,
+    ) -> Result<(), kube::Error> {
+        tracing::debug!(kind = kind.wire().1, namespace, name, "delete");
+        match self.api(kind, namespace).delete(name, how).await {
+            Err(error) if verdict(&error) != Verdict::Missing => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether an object is this platform's.
+    pub(crate) fn is_ours(&self, meta: &ObjectMeta) -> bool {
+        let label = |name| crate::seen::convert::word(&meta.labels, name);
+        label(names::MANAGED_BY) == names::OURS && label(names::PLATFORM) == names::platform(&self.prefix)
+    }
+
+    /// Nodes that instances may run on and that cannot give them a user namespace.
+    pub(crate) async fn nodes_without_user_namespaces(&self, selector: &str) -> Result<Vec<String>, kube::Error> {
+        let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.client.clone());
+        let list = nodes.list(&ListParams::default().labels(selector)).await?;
+        let unable = list.items.into_iter().filter(|node| {
+            let handlers = node.status.iter().flat_map(|it| it.runtime_handlers.iter().flatten());
+            let mut features = handlers.filter_map(|it| it.features.as_ref());
+            !features.any(|it| it.user_namespaces == Some(true))
+        });
+        Ok(unable.filter_map(|it| it.metadata.name).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn an_answer_is_final_later_or_nothing_there() {
+        let of = |code: u16, message: &str| {
+            verdict(&kube::Error::Api(Box::new(Status::failure(message, "").with_code(code))))
+        };
+        for (code, message, wanted) in [
+            (404, "", Verdict::Missing),
+            (422, "field is immutable", Verdict::Refused),
+            (403, "exceeded quota", Verdict::Refused),
+            (403, "unable to create new content because it is being terminated", Verdict::Later),
+            (401, "Unauthorized", Verdict::Later),
+            (409, "conflict", Verdict::Later),
+            (410, "expired", Verdict::Later),
+            (429, "slow down", Verdict::Later),
+            (500, "etcd", Verdict::Later),
+        ] {
+            assert_eq!(of(code, message), wanted, "{code} {message}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Pods as facts of instances, and as members of the decision. Pure.
+
+use crate::seen::{PodSeen, Program};
+use arco_model::id::{InstanceId, RevisionId};
+use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase};
+use arco_model::time::Timestamp;
+use arco_orchestrator::local::supervise::Member;
+
+/// What this process knows of a pod beyond what the cluster says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Leaving {
+    /// Since when it drains.
+    pub(crate) since: Option<Timestamp>,
+    /// Whether every gateway has let go of it.
+    pub(crate) released: bool,
+}
+
+/// Facts about a pod. `job`: its program is meant to end.
+pub(crate) fn instance(pod: &PodSeen, leaving: Leaving, job: bool) -> InstanceFacts {
+    let exit = last_exit(pod);
+    let started_at = match &pod.program {
+        Program::Running(at) => Some(*at),
+        _ => None,
+    };
+    InstanceFacts {
+        id: pod.id.clone(),
+        revision: pod.revision.clone(),
+        template: pod.template.clone(),
+        place: pod.place,
+        phase: phase(pod, leaving, job),
+        address: pod.address,
+        node: pod.node.clone(),
+        restarts: pod.restarts,
+        started_at,
+        last_exit: exit,
+        listens_on: Vec::new(),
+        fault: fault(pod),
+    }
+}
+
+/// An instance that could not even become a pod.
+pub(crate) fn unmade(id: InstanceId, revision: RevisionId, template: String, fault: String) -> InstanceFacts {
+    InstanceFacts {
+        id,
+        revision,
+        template,
+        place: 0,
+        phase: InstancePhase::Ended,
+        address: None,
+        node: String::new(),
+        restarts: 0,
+        started_at: None,
+        last_exit: None,
+        listens_on: Vec::new(),
+        fault: Some(fault),
+    }
+}
+
+fn phase(pod: &PodSeen, leaving: Leaving, job: bool) -> InstancePhase {
+    if pod.over.is_some() {
+        return InstancePhase::Ended;
+    }
+    if pod.deleting {
+        return InstancePhase::Stopping;
+    }
+    if leaving.since.or(pod.draining_since).is_some() {
+        return InstancePhase::Draining;
+    }
+    match &pod.program {
+        Program::Running(_) if job || pod.ready => InstancePhase::Ready,
+        Program::Running(_) if pod.was_ready => InstancePhase::Unready,
+        Program::Running(_) => InstancePhase::Starting,
+        Program::Ended(..) => InstancePhase::BackOff,
+        Program::Waiting(reason, _) if reason == "CrashLoopBackOff" => InstancePhase::BackOff,
+        Program::Waiting(..) if pod.restarts > 0 => InstancePhase::BackOff,
+        Program::Waiting(..) | Program::Unknown => InstancePhase::Pending,
+    }
+}
+
+/// How its program ended last, with what the node says of the whole pod.
+fn last_exit(pod: &PodSeen) -> Option<ExitFacts> {
+    let exit = match &pod.program {
+        Program::Ended(exit, _) => Some(exit),
+        _ => pod.last_exit.as_ref().map(|(exit, _)| exit),
+    };
+    let disk_full = disk_full(pod);
+    match exit {
+        Some(exit) => Some(ExitFacts { disk_full, asked: pod.deleting, ..exit.clone() }),
+        None if disk_full => Some(ExitFacts { status: 137, signal: Some(9), disk_full, ..ExitFacts::default() }),
+        None => None,
+    }
+}
+
+fn disk_full(pod: &PodSeen) -> bool {
+    let evicted = pod.over.as_ref().filter(|(reason, _)| reason == "Evicted");
+    evicted.is_some_and(|(_, message)| message.contains("ephemeral") || message.contains("emptyDir"))
+}
+
+/// Why it could not be prepared, or why the cluster ended it.
+pub(crate) fn fault(pod: &PodSeen) -> Option<String> {
+    if let Some((reason, message)) = pod.over.as_ref().filter(|it| !it.0.is_empty()) {
+        let ours = ["DeadlineExceeded", "Completed"].contains(&reason.as_str());
+        return (!ours && !disk_full(pod)).then(|| format!("the node ended it ({reason}): {message}"));
+    }
+    let could_not_start = |it: &(ExitFacts, String)| {
+        let never = ["StartError", "ContainerCannotRun"].contains(&it.1.as_str());
+        never.then(|| format!("its program cannot be started: {}", short(&it.0.last_output)))
+    };
+    let by_program = match &pod.program {
+        Program::Waiting(reason, message) => match reason.as_str() {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ImageInspectError" | "ErrImageNeverPull" => {
+                Some(format!("its image cannot be pulled ({reason}): {}", short(message)))
+            }
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                Some(format!("its container cannot be made ({reason}): {}", short(message)))
+            }
+            "CrashLoopBackOff" => pod.last_exit.as_ref().and_then(could_not_start),
+            _ => None,
+        },
+        Program::Ended(exit, reason) => could_not_start(&(exit.clone(), reason.clone())),
+        Program::Running(_) | Program::Unknown => None,
+    };
+    if by_program.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
+        return by_program;
+    }
+    if let Some(message) = &pod.unschedulable {
+        return Some(format!("no node of the cluster can take it: {}", short(message)));
+    }
+    pod.warning.as_deref().map(short)
+}
+
+/// The first 300 characters, in one line.
+fn short(text: &str) -> String {
+    let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((at, _)) = line.char_indices().nth(300) {
+        line.truncate(at);
+    }
+    line
+}
+
+/// A pod as the decision sees it.
+pub(crate) fn member(pod: &PodSeen, leaving: Leaving, job: bool) -> Member {
+    let facts = instance(pod, leaving, job);
+    let down = matches!(facts.phase, InstancePhase::BackOff | InstancePhase::Ended) && facts.last_exit.is_some();
+    // One that cannot be prepared must not wait for ever: it counts as starting since it was made.
+    let stuck = facts.phase == InstancePhase::Pending && facts.fault.is_some();
+    let waiting_since = match (facts.phase, facts.started_at) {
+        (InstancePhase::Unready, _) => pod.ready_changed.unwrap_or(pod.created),
+        (_, Some(at)) => at,
+        _ => pod.created,
+    };
+    let status = if facts.fault.is_some() { None } else { facts.last_exit.as_ref().map(|it| it.status) };
+    let ended_at = facts.last_exit.as_ref().map_or(pod.created, |it| it.at);
+    Member {
+        id: facts.id,
+        template: pod.key.clone(),
+        place: pod.place,
+        phase: if stuck { InstancePhase::Starting } else { facts.phase },
+        ends: facts.restarts + u32::from(down),
+        waiting_since,
+        ready_since: (facts.phase == InstancePhase::Ready).then(|| pod.ready_changed.unwrap_or(pod.created)),
+        drain_since: leaving.since.or(pod.draining_since),
+        released: leaving.released,
+        ended: (facts.phase == InstancePhase::Ended).then_some((ended_at, status)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

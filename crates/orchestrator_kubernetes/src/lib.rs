@@ -1,0 +1,24 @@
+//! Runs workloads on a Kubernetes cluster: a driver of the orchestrator's seam.
+//!
+//! `render` turns a plan into objects, `seen` keeps what the cluster says of them, `facts` and `decide` translate it (all
+//! of these pure); `watch`, `component`, `run_once` and `driver` act. Only this crate knows Kubernetes; nothing here
+//! judges how a component is: `model::status` does.
+
+mod cluster;
+mod component;
+mod decide;
+mod driver;
+mod exec;
+mod facts;
+mod lines;
+mod logs;
+mod names;
+mod render;
+mod run_once;
+mod seen;
+mod tenant;
+mod usage;
+mod watch;
+
+pub use driver::{KubernetesOptions, KubernetesOrchestrator};
+pub use tenant::PullCredentials;

@@ -1,0 +1,136 @@
+//! How a component is reached, and what it may reach.
+//!
+//! What must hold: as on one machine, instances reach their application, the components that they are bound to, names,
+//! and what lies outside the cluster; nobody from another tenant reaches them.
+
+use super::{Kind, Object};
+use crate::names;
+use arco_config::KubernetesConfig;
+use arco_model::plan::WorkloadPlan;
+use arco_model::spec::{ComponentKind, Port, Protocol};
+use ipnet::Ipv4Net;
+use serde_json::{Map, Value, json};
+
+/// What a one-shot may reach: `none`, `build` or `instance`.
+pub(super) const NETWORK: &str = "arco.internal/network";
+
+/// Address ranges that builds never reach (RFC 6890 and RFC 1918).
+const PRIVATE: [&str; 11] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+/// Where clouds keep the credentials of a node.
+const METADATA: &str = "169.254.0.0/16";
+
+pub(super) fn transport(port: &Port) -> &'static str {
+    if port.protocol == Protocol::Udp { "UDP" } else { "TCP" }
+}
+
+pub(super) fn port_name(port: &Port) -> String {
+    format!("{}-{}", transport(port).to_ascii_lowercase(), port.port)
+}
+
+/// The stable address; a stateful set needs one also without ports.
+pub(super) fn service(plan: &WorkloadPlan, namespace: &str, base: &str, labels: &Map<String, Value>) -> Option<Object> {
+    let component = plan.component.as_str();
+    let port =
+        |it: &Port| json!({ "name": port_name(it), "port": it.port, "targetPort": it.port, "protocol": transport(it) });
+    let ports: Vec<_> = plan.template.ports.iter().map(port).collect();
+    let selector = json!({ (names::COMPONENT): component, (names::SERVING): "true" });
+    let spec = match (ports.is_empty(), plan.kind) {
+        (false, _) => json!({ "type": "ClusterIP", "selector": selector, "ports": ports }),
+        (true, ComponentKind::Stateful) => json!({ "clusterIP": "None", "selector": selector }),
+        (true, _) => return None,
+    };
+    Some(Object::new(Kind::Service, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
+}
+
+/// What the instances of a component, and its one-off runs, may reach and be reached by.
+pub(super) fn policy(
+    plan: &WorkloadPlan,
+    config: &KubernetesConfig,
+    namespace: &str,
+    base: &str,
+    labels: &Map<String, Value>,
+) -> Object {
+    let mut near =
+        vec![json!({ "podSelector": { "matchLabels": { (names::APPLICATION): plan.application.as_str() } } })];
+    let bound: Vec<_> = plan.may_call.iter().map(|it| it.as_str()).collect();
+    if !bound.is_empty() {
+        near.push(json!({ "podSelector": { "matchExpressions": [
+            { "key": names::COMPONENT, "operator": "In", "values": bound },
+        ]}}));
+    }
+    let mut never: Vec<_> = config.cluster_networks.iter().map(ToString::to_string).collect();
+    never.push(METADATA.to_owned());
+    let mut from = vec![
+        json!({ "podSelector": {} }),
+        json!({ "namespaceSelector": { "matchExpressions": [{ "key": names::TENANT, "operator": "DoesNotExist" }] } }),
+    ];
+    from.extend(config.gateway_networks.iter().map(|it| json!({ "ipBlock": { "cidr": it.to_string() } })));
+    let spec = json!({
+        "podSelector": {
+            "matchLabels": { (names::COMPONENT): plan.component.as_str() },
+            "matchExpressions": [{ "key": NETWORK, "operator": "NotIn", "values": ["none", "build"] }],
+        },
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{ "from": from }],
+        "egress": [{ "to": near }, { "to": [{ "ipBlock": { "cidr": "0.0.0.0/0", "except": never } }] }, dns(config)],
+    });
+    Object::new(Kind::NetworkPolicy, namespace, base, labels.clone(), json!({ "spec": spec })).sealed()
+}
+
+/// What holds for every pod of a tenant: nothing that is not allowed elsewhere; and the build network.
+pub(super) fn tenant_policies(
+    config: &KubernetesConfig,
+    allowed: &[Ipv4Net],
+    namespace: &str,
+    labels: &Map<String, Value>,
+) -> [Object; 2] {
+    let closed = json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] });
+    let mut open = vec![json!({ "to": [{ "ipBlock": { "cidr": "0.0.0.0/0", "except": PRIVATE } }] }), dns(config)];
+    if !allowed.is_empty() {
+        let to: Vec<_> = allowed.iter().map(|it| json!({ "ipBlock": { "cidr": it.to_string() } })).collect();
+        open.push(json!({ "to": to }));
+    }
+    let build = json!({
+        "podSelector": { "matchLabels": { (NETWORK): "build" } },
+        "policyTypes": ["Ingress", "Egress"],
+        "egress": open,
+    });
+    [("arco-closed", closed), ("arco-build", build)].map(|(name, spec)| {
+        Object::new(Kind::NetworkPolicy, namespace, name, labels.clone(), json!({ "spec": spec })).sealed()
+    })
+}
+
+/// Names may be asked of the cluster's DNS and of ours.
+fn dns(config: &KubernetesConfig) -> Value {
+    let mut to =
+        vec![json!({ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } } })];
+    to.extend(config.dns_address.iter().map(|it| json!({ "ipBlock": { "cidr": format!("{it}/32") } })));
+    json!({ "to": to, "ports": [{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }] })
+}
+
+/// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be.
+pub(super) fn disruption_budget(
+    plan: &WorkloadPlan,
+    namespace: &str,
+    base: &str,
+    labels: &Map<String, Value>,
+) -> Option<Object> {
+    if plan.replicas < 2 || plan.kind.runs_to_end() {
+        return None;
+    }
+    let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" } });
+    let spec = json!({ "maxUnavailable": 1, "selector": selector });
+    Some(Object::new(Kind::DisruptionBudget, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
+}

@@ -1,0 +1,274 @@
+//! Pods: what runs, how confined, how asked whether it is ready.
+
+use super::{Kind, Object, Surroundings};
+use crate::names;
+use arco_config::KubernetesConfig;
+use arco_model::artifact::{ImageConfig, ImageRef};
+use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::spec::{ComponentKind, Port, Probe, Protocol, Resources, VolumeKind, VolumeSpec};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Capabilities of every instance; the same as on one machine.
+const CAPABILITIES: [&str; 10] =
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID"];
+
+/// The pod template of a plan, without its key.
+pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result<Value, String> {
+    let it = &plan.template;
+    let config = around.config;
+    let user = user(&it.user, around.image)?;
+    let mut container = container(config, &it.image, &it.argv, &it.working_dir, &it.resources);
+    container["env"] =
+        json!([{ "name": "ARCO_INSTANCE", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }]);
+    if !it.ports.is_empty() {
+        container["ports"] = it.ports.iter().map(container_port).collect();
+    }
+    if !plan.kind.runs_to_end()
+        && let Some(probe) = it.effective_probe()
+    {
+        container["readinessProbe"] = readiness(&probe, it);
+    }
+    let (mounts, volumes) = volumes(&it.volumes, |it| {
+        let by_place = it.kind == VolumeKind::Local && plan.kind == ComponentKind::Stateful;
+        (!by_place).then(|| super::volumes::claim_name(&plan.component, it))
+    });
+    if !mounts.is_empty() {
+        container["volumeMounts"] = mounts.into();
+    }
+    let mut spec = pod_spec(config, around.pull_secret, user, container);
+    if !volumes.is_empty() {
+        spec["volumes"] = volumes.into();
+    }
+    spec["terminationGracePeriodSeconds"] = plan.rollout.stop_grace_ms.div_ceil(1000).max(1).into();
+    if plan.kind.runs_to_end() {
+        spec["restartPolicy"] = "Never".into();
+    }
+    if plan.kind == ComponentKind::Stateless {
+        let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str() } });
+        spec["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": selector,
+        }]);
+    }
+    let search = [format!("{}.{}", plan.application, plan.tenant), plan.tenant.to_string()];
+    names_of_others(&mut spec, config, &search, around.hosts);
+    let mut labels = names::component_labels(&config.namespace_prefix, plan);
+    labels.insert(names::ROLE.to_owned(), "instance".into());
+    labels.insert(names::SERVING.to_owned(), "true".into());
+    let annotations = json!({ (names::TEMPLATE): it.fingerprint(), (names::REVISION): it.revision.as_str() });
+    Ok(json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": spec }))
+}
+
+/// The template with its key, and its variables from a Secret.
+pub(super) fn keyed(mut pod: Value, key: &str, secret: &str, variables: bool) -> Value {
+    pod["metadata"]["labels"][names::KEY] = key.into();
+    if variables {
+        pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
+    }
+    pod
+}
+
+/// What every pod of ours is, whatever runs in it.
+fn pod_spec(config: &KubernetesConfig, pull_secret: bool, user: Option<(u32, u32)>, container: Value) -> Value {
+    let mut security = json!({ "seccompProfile": { "type": "RuntimeDefault" } });
+    if let Some((user, group)) = user {
+        security["runAsUser"] = user.into();
+        security["runAsGroup"] = group.into();
+        if user != 0 {
+            // Volumes belong to root at first; and ports below 1024 are open to everybody, as on one machine.
+            security["fsGroup"] = group.into();
+            security["fsGroupChangePolicy"] = "OnRootMismatch".into();
+            security["sysctls"] = json!([{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }]);
+        }
+    }
+    let mut spec = json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "securityContext": security,
+        "containers": [container],
+    });
+    if config.user_namespaces {
+        spec["hostUsers"] = false.into();
+    }
+    if pull_secret {
+        spec["imagePullSecrets"] = json!([{ "name": names::PULL_SECRET }]);
+    }
+    if !config.node_selector.is_empty() {
+        spec["nodeSelector"] = json!(config.node_selector);
+    }
+    spec
+}
+
+fn container(
+    config: &KubernetesConfig,
+    image: &ImageRef,
+    argv: &[String],
+    working_dir: &str,
+    resources: &Resources,
+) -> Value {
+    let mut container = json!({
+        "name": names::CONTAINER,
+        "image": format!("{}/{}@{}", config.registry, image.repository, image.digest),
+        "imagePullPolicy": "IfNotPresent",
+        "resources": limits(resources, config.request_percent),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    if !argv.is_empty() {
+        container["command"] = argv.iter().map(|it| literal(it)).collect();
+    }
+    if !working_dir.is_empty() {
+        container["workingDir"] = working_dir.into();
+    }
+    container
+}
+
+/// Kubernetes puts variables in the place of `$(NAME)`; `$$` stands for a dollar that means itself.
+fn literal(argument: &str) -> Value {
+    argument.replace("$(", "$$(").into()
+}
+
+fn limits(it: &Resources, percent: u32) -> Value {
+    let share = |of: u32| (u64::from(of) * u64::from(percent.min(100)) / 100).max(1);
+    let mut limits =
+        json!({ "memory": format!("{}Mi", it.memory_mb), "ephemeral-storage": format!("{}Mi", it.disk_mb) });
+    let mut requests = json!({ "memory": format!("{}Mi", share(it.memory_mb)), "cpu": "10m" });
+    if it.cpu_milli > 0 {
+        limits["cpu"] = format!("{}m", it.cpu_milli).into();
+        requests["cpu"] = format!("{}m", share(it.cpu_milli)).into();
+    }
+    json!({ "limits": limits, "requests": requests })
+}
+
+fn container_port(port: &Port) -> Value {
+    json!({ "name": super::network::port_name(port), "containerPort": port.port, "protocol": super::network::transport(port) })
+}
+
+fn readiness(probe: &Probe, template: &InstanceTemplate) -> Value {
+    let first = template.ports.iter().find(|it| it.protocol != Protocol::Udp).map(|it| it.port);
+    let mut asked = match probe {
+        Probe::Http { path, port } => {
+            let port = port.or(first).unwrap_or_default();
+            let tls = template.ports.iter().any(|it| it.port == port && it.protocol == Protocol::Https);
+            json!({ "httpGet": { "path": path, "port": port, "scheme": if tls { "HTTPS" } else { "HTTP" } } })
+        }
+        Probe::Tcp { port } => json!({ "tcpSocket": { "port": port.or(first).unwrap_or_default() } }),
+        Probe::Exec { argv } => json!({ "exec": { "command": argv } }),
+    };
+    let exec = matches!(probe, Probe::Exec { .. });
+    asked["periodSeconds"] = if exec { 3 } else { 1 }.into();
+    asked["timeoutSeconds"] = 2.into();
+    asked["failureThreshold"] = if exec { 3 } else { 5 }.into();
+    asked
+}
+
+/// Mounts and volumes. `claim` names the claim of a volume; `None` where a stateful set makes one for each place.
+fn volumes(asked: &[VolumeSpec], claim: impl Fn(&VolumeSpec) -> Option<String>) -> (Vec<Value>, Vec<Value>) {
+    let mounts = asked.iter().map(|it| json!({ "name": it.name.as_str(), "mountPath": it.path })).collect();
+    let volumes = asked.iter().filter_map(|it| match it.kind {
+        VolumeKind::Memory => {
+            let empty = json!({ "medium": "Memory", "sizeLimit": format!("{}Mi", it.size_mb) });
+            Some(json!({ "name": it.name.as_str(), "emptyDir": empty }))
+        }
+        VolumeKind::Local | VolumeKind::Shared => {
+            let claim = json!({ "claimName": claim(it)? });
+            Some(json!({ "name": it.name.as_str(), "persistentVolumeClaim": claim }))
+        }
+    });
+    (mounts, volumes.collect())
+}
+
+/// How names inside the platform are found: by our DNS, else from `/etc/hosts`.
+fn names_of_others(spec: &mut Value, config: &KubernetesConfig, search: &[String], hosts: &BTreeMap<String, Ipv4Addr>) {
+    const DOMAIN: &str = arco_model::component::INTERNAL_DOMAIN;
+    if let Some(address) = config.dns_address {
+        let mut searches: Vec<_> = search.iter().map(|it| format!("{it}.{DOMAIN}")).collect();
+        searches.push(DOMAIN.to_owned());
+        spec["dnsPolicy"] = "None".into();
+        spec["dnsConfig"] = json!({
+            "nameservers": [address.to_string()],
+            "searches": searches,
+            "options": [{ "name": "ndots", "value": "3" }],
+        });
+        return;
+    }
+    let mut by_address: BTreeMap<Ipv4Addr, Vec<&str>> = BTreeMap::new();
+    for (name, address) in hosts {
+        by_address.entry(*address).or_default().push(name);
+    }
+    if !by_address.is_empty() {
+        spec["hostAliases"] =
+            by_address.into_iter().map(|(ip, names)| json!({ "ip": ip.to_string(), "hostnames": names })).collect();
+    }
+}
+
+/// User and group by number; `None` means what the image says.
+fn user(asked: &str, image: &ImageConfig) -> Result<Option<(u32, u32)>, String> {
+    if asked.is_empty() || asked == image.user {
+        return Ok(None);
+    }
+    let (user, group) = asked.split_once(':').unwrap_or((asked, asked));
+    match (user.parse(), group.parse()) {
+        (Ok(user), Ok(group)) => Ok(Some((user, group))),
+        _ => Err(format!(
+            "Kubernetes takes users by number only, not `{asked}`: name a number, as `1000:1000`, or let the image's own USER stand"
+        )),
+    }
+}
+
+/// The pod of a one-shot workload. `argv` is what really runs in it; the image is one that nodes can pull; `claims` are
+/// the claims of the component by the name of the volume.
+pub(crate) fn one_shot(
+    work: &OneShot,
+    around: &Surroundings<'_>,
+    image: &ImageRef,
+    argv: &[String],
+    claims: &BTreeMap<String, String>,
+) -> Result<Object, String> {
+    let config = around.config;
+    let user = user(&work.user, around.image)?;
+    let mut container = container(config, image, argv, &work.working_dir, &work.resources);
+    container["envFrom"] = json!([{ "secretRef": { "name": names::one_shot(&work.id) } }]);
+    if let Some(missing) =
+        work.volumes.iter().find(|it| it.kind != VolumeKind::Memory && !claims.contains_key(it.name.as_str()))
+    {
+        return Err(format!("volume `{}` does not exist yet: start the component once before this", missing.name));
+    }
+    let (mounts, volumes) = volumes(&work.volumes, |it| claims.get(it.name.as_str()).cloned());
+    if !mounts.is_empty() {
+        container["volumeMounts"] = mounts.into();
+    }
+    let mut spec = pod_spec(config, around.pull_secret, user, container);
+    if !volumes.is_empty() {
+        spec["volumes"] = volumes.into();
+    }
+    spec["restartPolicy"] = "Never".into();
+    spec["terminationGracePeriodSeconds"] = 1.into();
+    spec["activeDeadlineSeconds"] = work.timeout_ms.div_ceil(1000).max(1).into();
+    if work.network == OneShotNetwork::Instance {
+        names_of_others(&mut spec, config, &[work.tenant.to_string()], around.hosts);
+    }
+    let mut labels: Map<String, Value> = names::platform_labels(&config.namespace_prefix);
+    let network = match work.network {
+        OneShotNetwork::None => "none",
+        OneShotNetwork::Build => "build",
+        OneShotNetwork::Instance => "instance",
+    };
+    for (name, value) in [
+        (names::TENANT, work.tenant.as_str()),
+        (names::COMPONENT, work.component.as_str()),
+        (names::ROLE, "one-shot"),
+        (super::network::NETWORK, network),
+    ] {
+        labels.insert(name.to_owned(), value.into());
+    }
+    let namespace = names::namespace(&config.namespace_prefix, &work.tenant);
+    Ok(Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec })))
+}

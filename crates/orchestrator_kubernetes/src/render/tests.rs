@@ -1,0 +1,203 @@
+//! Rendered plans as snapshots; and that the types of the API know every field of them.
+
+use super::*;
+use arco_model::id::{ComponentId, RevisionId};
+use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork};
+use arco_model::spec::{Port, Probe, Protocol, Resources, RolloutSpec, VolumeKind, VolumeSpec};
+use k8s_openapi::api::{
+    apps::v1 as apps, batch::v1 as batch, core::v1 as core, networking::v1 as net, policy::v1 as policy,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeSet;
+
+/// A web server with a secret and two instances.
+pub(crate) fn plan() -> WorkloadPlan {
+    let digest = Digest::of(b"image");
+    WorkloadPlan {
+        component: ComponentId::from_parts(1_700_000_000_000, 7),
+        tenant: "acme".parse().unwrap(),
+        application: "shop".parse().unwrap(),
+        name: "web".parse().unwrap(),
+        kind: ComponentKind::Stateless,
+        replicas: 2,
+        template: InstanceTemplate {
+            revision: RevisionId::from_parts(1_700_000_000_000, 8),
+            revision_number: 3,
+            image: arco_model::artifact::ImageRef { repository: "acme/shop/web".to_owned(), digest },
+            argv: ["serve", "$(HOME)"].map(str::to_owned).to_vec(),
+            env: [("PASSWORD".to_owned(), "hunter2".to_owned())].into(),
+            working_dir: "/app".to_owned(),
+            user: "1000:1001".to_owned(),
+            stop_signal: String::new(),
+            resources: Resources { cpu_milli: 500, memory_mb: 256, disk_mb: 1024, pids: 64 },
+            ports: vec![
+                Port { port: 8080, protocol: Protocol::Http, outer: true },
+                Port { port: 53, protocol: Protocol::Udp, outer: false },
+            ],
+            probe: Some(Probe::Http { path: "/healthz".to_owned(), port: None }),
+            volumes: vec![volume("cache", VolumeKind::Memory), volume("files", VolumeKind::Shared)],
+            restarts_asked: 0,
+        },
+        rollout: RolloutSpec::default(),
+        may_call: BTreeSet::from([ComponentId::from_parts(1_700_000_000_000, 9)]),
+        hold: false,
+    }
+}
+
+pub(crate) fn volume(name: &str, kind: VolumeKind) -> VolumeSpec {
+    VolumeSpec { name: name.parse().unwrap(), path: format!("/var/{name}"), size_mb: 100, kind }
+}
+
+pub(crate) fn config() -> KubernetesConfig {
+    KubernetesConfig { registry: "registry.example:5000".to_owned(), ..KubernetesConfig::default() }
+}
+
+pub(crate) fn rendered(plan: &WorkloadPlan) -> Rendered {
+    let hosts = [("db.shop.acme.arco.internal".to_owned(), Ipv4Addr::new(10, 96, 0, 9))].into();
+    let (config, image) = (config(), ImageConfig::default());
+    component(plan, &Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: true }).unwrap()
+}
+
+fn all(it: &Rendered, replicas: u32) -> Vec<Value> {
+    let objects = it.claims.iter().chain(&it.others).map(|it| it.body.clone());
+    objects.chain([it.workload(replicas).body]).collect()
+}
+
+/// Whether the API's own type says the same: a misspelt field would be lost in it.
+fn known<T: DeserializeOwned + Serialize>(body: &Value) {
+    let typed: T = serde_json::from_value(body.clone()).unwrap();
+    let mut back = serde_json::to_value(typed).unwrap();
+    let mut body = body.clone();
+    without_nothing(&mut body);
+    without_nothing(&mut back);
+    assert_eq!(back, body);
+}
+
+/// Empty maps and lists may be left out.
+fn without_nothing(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(without_nothing);
+            map.retain(|_, it| !matches!(it, Value::Object(it) if it.is_empty()) && !it.is_null());
+        }
+        Value::Array(list) => list.iter_mut().for_each(without_nothing),
+        _ => {}
+    }
+}
+
+fn checked(objects: &[Value]) {
+    for body in objects {
+        match body["kind"].as_str().unwrap() {
+            "Deployment" => known::<apps::Deployment>(body),
+            "StatefulSet" => known::<apps::StatefulSet>(body),
+            "Job" => known::<batch::Job>(body),
+            "Service" => known::<core::Service>(body),
+            "Secret" => known::<core::Secret>(body),
+            "PersistentVolumeClaim" => known::<core::PersistentVolumeClaim>(body),
+            "NetworkPolicy" => known::<net::NetworkPolicy>(body),
+            "PodDisruptionBudget" => known::<policy::PodDisruptionBudget>(body),
+            "Namespace" => known::<core::Namespace>(body),
+            "ResourceQuota" => known::<core::ResourceQuota>(body),
+            "Pod" => known::<core::Pod>(body),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn a_stateless_component() {
+    let objects = all(&rendered(&plan()), 2);
+    checked(&objects);
+    insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn a_stateful_component() {
+    let mut plan = plan();
+    plan.kind = ComponentKind::Stateful;
+    plan.template.volumes = vec![volume("data", VolumeKind::Local)];
+    plan.template.probe = Some(Probe::Exec { argv: vec!["check".to_owned()] });
+    let objects = all(&rendered(&plan), 3);
+    checked(&objects);
+    insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn a_job() {
+    let mut plan = plan();
+    plan.kind = ComponentKind::Job;
+    plan.template.ports.clear();
+    plan.template.volumes.clear();
+    let objects = all(&rendered(&plan), 2);
+    checked(&objects);
+    insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn a_tenant() {
+    let name = "acme".parse().unwrap();
+    let mut objects = tenant::tenant(&name, &config(), &["10.9.0.0/16".parse().unwrap()]);
+    objects.push(pull_secret(&name, &config(), "token", arco_model::time::Timestamp(1)));
+    let objects: Vec<_> = objects.into_iter().map(|it| it.body).collect();
+    checked(&objects);
+    insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn a_one_shot() {
+    let plan = plan();
+    let (config, image, hosts) = (config(), ImageConfig::default(), BTreeMap::new());
+    let around = Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: true };
+    let mut work = OneShot::of_template(
+        arco_model::id::InstanceId::from_parts(1_700_000_000_000, 1),
+        plan.tenant.clone(),
+        plan.component.clone(),
+        plan.template.clone(),
+        60_000,
+    );
+    work.network = OneShotNetwork::Build;
+    let claims = [("files".to_owned(), "files-claim".to_owned())].into();
+    let object = one_shot(&work, &around, &work.image, &work.argv, &claims).unwrap().body;
+    checked(std::slice::from_ref(&object));
+    insta::assert_json_snapshot!(object);
+    assert!(one_shot(&work, &around, &work.image, &work.argv, &BTreeMap::new()).unwrap_err().contains("`files`"));
+}
+
+#[test]
+fn secrets_stand_only_in_secrets() {
+    for object in all(&rendered(&plan()), 2) {
+        let text = object.to_string();
+        assert!(!text.contains("hunter2"), "{text}");
+        assert_eq!(text.contains("aHVudGVyMg=="), object["kind"] == "Secret", "{text}");
+    }
+}
+
+#[test]
+fn the_key_stands_for_what_replaces_instances() {
+    let before = rendered(&plan());
+    let changed = |change: fn(&mut WorkloadPlan)| {
+        let mut plan = plan();
+        change(&mut plan);
+        rendered(&plan).key != before.key
+    };
+    assert!(!changed(|_| {}), "the same plan has the same key");
+    assert!(!changed(|it| it.replicas = 5), "a number of instances replaces none");
+    assert!(!changed(|it| it.rollout.drain_ms = 1), "how they are replaced replaces none");
+    assert!(!changed(|it| it.may_call = BTreeSet::new()), "what they may call replaces none");
+    assert!(changed(|it| it.template.restarts_asked = 1), "a restart replaces them");
+    assert!(changed(|it| it.template.env.insert("PASSWORD".to_owned(), "other".to_owned()).map(drop).unwrap()));
+    assert!(changed(|it| it.template.resources.memory_mb = 1));
+}
+
+#[test]
+fn a_user_by_name_is_refused_unless_it_is_the_images_own() {
+    let mut plan = plan();
+    plan.template.user = "node".to_owned();
+    let (config, hosts) = (config(), BTreeMap::new());
+    let ask = |user: &str| {
+        let image = ImageConfig { user: user.to_owned(), ..ImageConfig::default() };
+        component(&plan, &Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: false }).map(drop)
+    };
+    assert!(ask("node").is_ok());
+    assert!(ask("").unwrap_err().contains("by number"));
+}

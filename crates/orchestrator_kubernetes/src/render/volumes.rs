@@ -1,0 +1,72 @@
+//! Claims of storage: one for a component, or one for each place of a stateful component.
+
+use super::{Kind, Object};
+use crate::names;
+use arco_config::{KubernetesConfig, VolumeAccess};
+use arco_model::id::ComponentId;
+use arco_model::plan::WorkloadPlan;
+use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
+use serde_json::{Map, Value, json};
+
+/// Name of the claim that all instances of a component share.
+pub(super) fn claim_name(component: &ComponentId, volume: &VolumeSpec) -> String {
+    format!("{}-{component}", volume.name)
+}
+
+fn by_place(plan: &WorkloadPlan, volume: &VolumeSpec) -> bool {
+    volume.kind == VolumeKind::Local && plan.kind == ComponentKind::Stateful
+}
+
+/// The claims that a component shares.
+pub(super) fn claims(
+    plan: &WorkloadPlan,
+    config: &KubernetesConfig,
+    namespace: &str,
+    labels: &Map<String, Value>,
+) -> Vec<Object> {
+    let asked = plan.template.volumes.iter().filter(|it| it.kind != VolumeKind::Memory && !by_place(plan, it));
+    let claim = |it: &VolumeSpec| {
+        let mut labels = labels.clone();
+        labels.insert(names::VOLUME.to_owned(), it.name.as_str().into());
+        let rest = json!({ "spec": spec(it, config) });
+        Object::new(Kind::Claim, namespace, &claim_name(&plan.component, it), labels, rest).sealed()
+    };
+    asked.map(claim).collect()
+}
+
+/// The claims that a stateful set makes for each place.
+pub(super) fn templates(plan: &WorkloadPlan, config: &KubernetesConfig, labels: &Map<String, Value>) -> Value {
+    let asked = plan.template.volumes.iter().filter(|it| by_place(plan, it));
+    let template = |it: &VolumeSpec| {
+        let mut labels = labels.clone();
+        labels.insert(names::VOLUME.to_owned(), it.name.as_str().into());
+        // Kind and version are what the API server fills in: without them each look would find a difference.
+        json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": { "name": it.name.as_str(), "labels": labels },
+            "spec": spec(it, config),
+        })
+    };
+    asked.map(template).collect()
+}
+
+fn spec(volume: &VolumeSpec, config: &KubernetesConfig) -> Value {
+    let shared = volume.kind == VolumeKind::Shared;
+    let mode = match config.shared_access {
+        VolumeAccess::ReadWriteMany if shared => "ReadWriteMany",
+        _ => "ReadWriteOnce",
+    };
+    let mut spec = json!({
+        "accessModes": [mode],
+        "resources": { "requests": { "storage": format!("{}Mi", volume.size_mb) } },
+    });
+    let class = match config.shared_storage_class.as_str() {
+        own if shared && !own.is_empty() => own,
+        _ => config.storage_class.as_str(),
+    };
+    if !class.is_empty() {
+        spec["storageClassName"] = class.into();
+    }
+    spec
+}

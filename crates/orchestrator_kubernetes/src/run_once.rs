@@ -1,0 +1,264 @@
+//! Workloads that run once: steps of builds, and `arco run`. Each is a pod of its own, never privileged.
+//!
+//! A workload without folders and export *is* its pod: the pod's program is the workload's. One with them runs inside a
+//! pod that waits ([`session`]): folders are copied in, the program is started, what it wrote is copied out.
+//! What must hold: however it ends (by itself, time limit, cancel, fault), nothing of it is left in the cluster; its exit
+//! is told only after its last line of output.
+
+mod layer;
+mod session;
+
+use crate::cluster::{Verdict, failed, verdict};
+use crate::driver::Inner;
+use crate::facts;
+use crate::render::{self, Kind, Object, Surroundings};
+use crate::seen::{PodSeen, Program};
+use crate::{lines, names};
+use arco_model::artifact::{ImageConfig, ImageRef};
+use arco_model::id::ComponentId;
+use arco_model::observed::ExitFacts;
+use arco_model::plan::OneShot;
+use arco_orchestrator::{Error, OneShotResult, OutputLine};
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, LogParams};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+
+/// How long the pod of an ended run may take to tell how it ended, and its log to end.
+const LAST_WORDS: Duration = Duration::from_secs(15);
+/// Faults that do not pass by themselves.
+const HOPELESS: [&str; 3] = ["InvalidImageName", "CreateContainerConfigError", "cannot be started"];
+
+/// Runs it to its end.
+pub(crate) async fn run(
+    inner: Arc<Inner>,
+    work: OneShot,
+    output: mpsc::Sender<OutputLine>,
+    mut cancel: oneshot::Receiver<()>,
+) -> Result<OneShotResult, Error> {
+    let namespace = names::namespace(&inner.config.namespace_prefix, &work.tenant);
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
+    let mut started = false;
+    let outcome = tokio::select! {
+        outcome = attempt(&inner, &namespace, &work, output, &mut started) => outcome,
+        _ = &mut cancel => ended(started, "it was cancelled", false),
+        () = inner.stop.cancelled() => ended(started, "the server stops", false),
+        () = tokio::time::sleep_until(deadline) => ended(started, "its time was over before it could start", true),
+    };
+    let cleared = clear_one(&inner, &namespace, &names::one_shot(&work.id)).await;
+    match cleared {
+        Ok(()) => outcome,
+        Err(error) => {
+            let error = failed("delete the pod of a one-shot workload", &error);
+            tracing::error!(instance = %work.id, %error, "a one-shot workload is not wholly cleared");
+            outcome.and(Err(error))
+        }
+    }
+}
+
+/// We ended it.
+fn ended(started: bool, why: &str, timed_out: bool) -> Result<OneShotResult, Error> {
+    if !started {
+        return Err(Error::Refused(why.to_owned()));
+    }
+    let exit =
+        ExitFacts { status: 137, signal: Some(9), asked: true, at: arco_store::clock::now(), ..ExitFacts::default() };
+    Ok(OneShotResult { exit, timed_out, layer: None })
+}
+
+async fn clear_one(inner: &Inner, namespace: &str, name: &str) -> Result<(), kube::Error> {
+    let now = DeleteParams::default().grace_period(0);
+    inner.cluster().delete(Kind::Pod, namespace, name, &now).await?;
+    inner.cluster().delete(Kind::Secret, namespace, name, &DeleteParams::default()).await
+}
+
+/// Removes what runs of an earlier process left: whoever asked for them went with it.
+pub(crate) async fn clear(inner: &Inner) {
+    let prefix = &inner.config.namespace_prefix;
+    for id in inner.seen().everything() {
+        let left = inner.seen().component(&id);
+        let pods =
+            left.pods.values().filter(|(_, it)| it.one_shot).map(|(_, it)| (it.namespace.clone(), it.name.clone()));
+        let secrets = left.of(Kind::Secret).filter(|(name, _)| name.starts_with("run-"));
+        let all: Vec<_> = pods.chain(secrets.map(|(name, it)| (it.namespace.clone(), name.to_owned()))).collect();
+        for (namespace, name) in all.into_iter().filter(|it| it.0.starts_with(prefix)) {
+            if let Err(error) = clear_one(inner, &namespace, &name).await {
+                let error = crate::cluster::words(&error);
+                tracing::warn!(namespace, name, error, "a one-shot workload of an earlier run is not cleared");
+            }
+        }
+    }
+}
+
+async fn attempt(
+    inner: &Arc<Inner>,
+    namespace: &str,
+    work: &OneShot,
+    output: mpsc::Sender<OutputLine>,
+    started: &mut bool,
+) -> Result<OneShotResult, Error> {
+    let in_session = !work.mounts.is_empty() || work.export.is_some();
+    let tenants = &inner.shared.tenants;
+    tenants.ensure(&work.tenant).await.map_err(|it| failed("make the tenant's namespace", &it))?;
+    let (image, config) = image(inner, work).await?;
+    let mut changed = inner.changed.subscribe();
+    let object = pod(inner, work, &image, &config, in_session)?;
+    let secret = variables(namespace, work, &object);
+    for object in [&secret, &object] {
+        let step = format!("make {} `{}`", object.kind.wire().1, object.name);
+        inner.cluster().apply(object).await.map_err(|it| failed(step, &it))?;
+    }
+    let name = names::one_shot(&work.id);
+    let begun = |pod: &PodSeen| {
+        if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
+            return Some(Ok(()));
+        }
+        let fault = facts::fault(pod)?;
+        HOPELESS.iter().any(|it| fault.contains(it)).then_some(Err(Error::Refused(fault)))
+    };
+    until(inner, &work.component, &name, &mut changed, begun).await??;
+    *started = true;
+    if in_session {
+        return session::run(inner, namespace, &name, work, output, &mut changed).await;
+    }
+    let lines = forward(inner, namespace, &name, &output);
+    let over = until(inner, &work.component, &name, &mut changed, |pod| pod.over.as_ref().map(|_| pod.clone()));
+    tokio::pin!(lines);
+    tokio::pin!(over);
+    let (pod, told) = tokio::select! {
+        pod = &mut over => (pod?, None),
+        told = &mut lines => (tokio::time::timeout(LAST_WORDS, over).await.map_err(|_| Error::failed("see how the workload ended", "its pod does not tell"))??, Some(told)),
+    };
+    let told = match told {
+        Some(told) => told,
+        None => tokio::time::timeout(LAST_WORDS, lines).await.unwrap_or(Ok(())),
+    };
+    if let Err(error) = told {
+        tracing::warn!(instance = %work.id, error = crate::cluster::words(&error), "the output of a one-shot is not whole");
+    }
+    Ok(result(&pod))
+}
+
+/// How a pod's program ended.
+fn result(pod: &PodSeen) -> OneShotResult {
+    let exit = facts::instance(pod, facts::Leaving::default(), true).last_exit;
+    let timed_out = pod.over.as_ref().is_some_and(|it| it.0 == "DeadlineExceeded");
+    let exit = exit.unwrap_or_else(|| ExitFacts { status: 255, asked: timed_out, ..ExitFacts::default() });
+    OneShotResult { exit, timed_out, layer: None }
+}
+
+/// Waits until a pod is as wanted.
+async fn until<T>(
+    inner: &Inner,
+    component: &ComponentId,
+    name: &str,
+    changed: &mut broadcast::Receiver<ComponentId>,
+    wanted: impl Fn(&PodSeen) -> Option<T>,
+) -> Result<T, Error> {
+    let mut known = false;
+    loop {
+        let pod = inner.seen().with(component, |it| it.pods.get(name).map(|(_, pod)| pod.clone()));
+        match pod {
+            Some(pod) => {
+                known = true;
+                if let Some(found) = wanted(&pod) {
+                    return Ok(found);
+                }
+            }
+            None if known => return Err(Error::failed("run a one-shot workload", "its pod was deleted")),
+            None => {}
+        }
+        loop {
+            match changed.recv().await {
+                Ok(other) if other != *component => {}
+                Err(broadcast::error::RecvError::Closed) => {
+                    return Err(Error::failed("run a one-shot workload", "the server stops"));
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => break,
+            }
+        }
+    }
+}
+
+/// The image as nodes can pull it: with further layers, a manifest of its own.
+async fn image(inner: &Inner, work: &OneShot) -> Result<(ImageRef, ImageConfig), Error> {
+    let mut image = inner.image(&work.image).await?;
+    if work.extra_layers.is_empty() {
+        return Ok((work.image.clone(), image.config));
+    }
+    image.layers.extend(work.extra_layers.iter().cloned());
+    let repository = format!("{}/build/{}", work.tenant, work.component);
+    let written = inner.images.write(&repository, &image).await;
+    let written = written.map_err(|it| Error::failed("write the half-built image", it))?;
+    Ok((written, image.config))
+}
+
+fn pod(
+    inner: &Inner,
+    work: &OneShot,
+    image: &ImageRef,
+    config: &ImageConfig,
+    in_session: bool,
+) -> Result<Object, Error> {
+    let hosts = inner.hosts(std::iter::empty());
+    let claims = inner.seen().with(&work.component, |it| {
+        let place = |name: &str, volume: &str| (volume.to_owned(), name.to_owned());
+        let claims = it.of(Kind::Claim).filter_map(|(name, claim)| Some(place(name, &claim.detail.volume.as_ref()?.0)));
+        // Of the claims of a stateful component's places, that of place 0: it comes last here, so it stays.
+        let mut claims: Vec<_> = claims.collect();
+        claims.sort_by_key(|(_, name)| name.ends_with("-0"));
+        claims.into_iter().collect::<BTreeMap<_, _>>()
+    });
+    let around = Surroundings {
+        config: &inner.config,
+        image: config,
+        hosts: &hosts,
+        pull_secret: inner.shared.tenants.have_credentials(),
+    };
+    let argv = if in_session { session::waiting() } else { work.argv.clone() };
+    let rendered = if in_session {
+        // The session is root of its pod; the program gets its own user.
+        let root = OneShot { user: String::new(), ..work.clone() };
+        render::one_shot(&root, &around, image, &argv, &claims).map(session::as_root)
+    } else {
+        render::one_shot(work, &around, image, &argv, &claims)
+    };
+    rendered.map_err(Error::Refused)
+}
+
+/// The variables, in a Secret that goes with the pod.
+fn variables(namespace: &str, work: &OneShot, pod: &Object) -> Object {
+    let name = names::one_shot(&work.id);
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": name, "namespace": namespace, "labels": pod.body["metadata"]["labels"] },
+        "type": "Opaque",
+        "data": render::encoded(&work.env),
+    });
+    Object { kind: Kind::Secret, namespace: namespace.to_owned(), name, body }
+}
+
+/// Hands on the log of the pod until it ends. The API server mixes both outputs, so all of it counts as standard output.
+async fn forward(
+    inner: &Inner,
+    namespace: &str,
+    name: &str,
+    output: &mpsc::Sender<OutputLine>,
+) -> Result<(), kube::Error> {
+    let how = LogParams { follow: true, container: Some(names::CONTAINER.to_owned()), ..LogParams::default() };
+    let stream = match inner.cluster().typed::<Pod>(namespace).log_stream(name, &how).await {
+        Err(error) if verdict(&error) == Verdict::Missing => return Ok(()),
+        other => other?,
+    };
+    let mut lines = std::pin::pin!(lines::of(stream.compat()));
+    while let Some(text) = lines.next().await {
+        let _ = output.send(OutputLine { stderr: false, text }).await; // nobody listens: read on to the end
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! What the cluster says of our objects, cut down to what is needed, by component.
+//!
+//! What must hold: an older version of an object never replaces a newer one, whether it came from a watch or as the
+//! answer to a change of ours; a pod costs about a kilobyte. Nothing here asks the cluster; `watch` feeds it.
+
+pub(crate) mod convert;
+
+use crate::render::Kind;
+use arco_model::id::{ComponentId, InstanceId, RevisionId};
+use arco_model::observed::ExitFacts;
+use arco_model::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What of the program in a pod is known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Program {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// It does not run, for this reason and message.
+    Waiting(String, String),
+    /// It runs since.
+    Running(Timestamp),
+    /// It ended; the reason is the runtime's word.
+    Ended(ExitFacts, String),
+}
+
+/// A pod of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PodSeen {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) id: InstanceId,
+    pub(crate) one_shot: bool,
+    pub(crate) key: String,
+    pub(crate) template: String,
+    pub(crate) revision: RevisionId,
+    pub(crate) place: u32,
+    pub(crate) created: Timestamp,
+    pub(crate) deleting: bool,
+    pub(crate) draining_since: Option<Timestamp>,
+    pub(crate) node: String,
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Ended for good, with what the node says of it (`Evicted`, …) where it says something.
+    pub(crate) over: Option<(String, String)>,
+    pub(crate) program: Program,
+    pub(crate) last_exit: Option<(ExitFacts, String)>,
+    pub(crate) restarts: u32,
+    pub(crate) ready: bool,
+    /// When it became ready, or stopped being it.
+    pub(crate) ready_changed: Option<Timestamp>,
+    /// Whether this run of its program was ready before.
+    pub(crate) was_ready: bool,
+    /// Why no node takes it.
+    pub(crate) unschedulable: Option<String>,
+    /// The last warning about it.
+    pub(crate) warning: Option<String>,
+}
+
+/// What of another object is needed beyond its version.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Detail {
+    /// Pods asked of a workload.
+    pub(crate) replicas: u32,
+    /// Digest of the fields that cannot be changed.
+    pub(crate) fixed: String,
+    /// Why a workload cannot make pods.
+    pub(crate) failure: Option<String>,
+    /// Whether a job has ended well.
+    pub(crate) complete: bool,
+    /// Address of a service.
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Name inside the platform, of a service.
+    pub(crate) host: String,
+    /// Volume that a claim holds, and its size in MiB.
+    pub(crate) volume: Option<(String, u32)>,
+}
+
+/// Another object of ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ObjectSeen {
+    pub(crate) namespace: String,
+    pub(crate) key: String,
+    /// Digest of what was applied.
+    pub(crate) applied: String,
+    pub(crate) deleting: bool,
+    pub(crate) version: u64,
+    pub(crate) detail: Detail,
+}
+
+/// Everything of one component.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ComponentSeen {
+    /// By name.
+    pub(crate) pods: BTreeMap<String, (u64, PodSeen)>,
+    /// By kind and name.
+    pub(crate) objects: BTreeMap<(Kind, String), ObjectSeen>,
+}
+
+impl ComponentSeen {
+    fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.objects.is_empty()
+    }
+
+    /// Pods that are instances.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = &PodSeen> {
+        self.pods.values().map(|(_, it)| it).filter(|it| !it.one_shot)
+    }
+
+    /// Objects of a kind, by name.
+    pub(crate) fn of(&self, kind: Kind) -> impl Iterator<Item = (&str, &ObjectSeen)> {
+        self.objects.iter().filter(move |(it, _)| it.0 == kind).map(|((_, name), it)| (name.as_str(), it))
+    }
+}
+
+/// Something that was seen: a pod, or another object.
+#[derive(Clone, Debug)]
+pub(crate) enum Record {
+    /// A pod.
+    Pod(Box<PodSeen>),
+    /// Another object of this kind and name.
+    Object(Kind, String, Box<ObjectSeen>),
+}
+
+/// Where a pod is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Whereabouts {
+    pub(crate) component: ComponentId,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) node: String,
+}
+
+#[derive(Default)]
+struct Store {
+    components: BTreeMap<ComponentId, ComponentSeen>,
+    instances: BTreeMap<InstanceId, (ComponentId, String)>,
+}
+
+/// All that was seen; told by [`Seen::put`] and the like, each of which says whether something changed.
+#[derive(Default)]
+pub(crate) struct Seen(Mutex<Store>);
+
+impl Seen {
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        // A panic while it was held leaves whole values behind: each use is one insertion or one look.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything of a component.
+    pub(crate) fn component(&self, id: &ComponentId) -> ComponentSeen {
+        self.lock().components.get(id).cloned().unwrap_or_default()
+    }
+
+    /// Looks at everything of a component without copying it.
+    pub(crate) fn with<T>(&self, id: &ComponentId, look: impl FnOnce(&ComponentSeen) -> T) -> T {
+        let empty = ComponentSeen::default();
+        look(self.lock().components.get(id).unwrap_or(&empty))
+    }
+
+    /// Every component of which something exists, one-shots not counted.
+    pub(crate) fn components(&self) -> BTreeSet<ComponentId> {
+        let exists = |it: &ComponentSeen| {
+            it.objects.keys().any(|(_, name)| !name.starts_with("run-")) || it.instances().next().is_some()
+        };
+        self.lock().components.iter().filter(|(_, it)| exists(it)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Every component of which anything is known.
+    pub(crate) fn everything(&self) -> Vec<ComponentId> {
+        self.lock().components.keys().cloned().collect()
+    }
+
+    /// Where an instance is.
+    pub(crate) fn whereabouts(&self, id: &InstanceId) -> Option<Whereabouts> {
+        let store = self.lock();
+        let (component, name) = store.instances.get(id)?;
+        let (_, pod) = store.components.get(component)?.pods.get(name)?;
+        let (namespace, node) = (pod.namespace.clone(), pod.node.clone());
+        Some(Whereabouts { component: component.clone(), namespace, pod: name.clone(), node })
+    }
+
+    /// Takes over a record; whether it says something new.
+    pub(crate) fn put(&self, component: &ComponentId, version: u64, record: Record) -> bool {
+        let mut store = self.lock();
+        let store = &mut *store;
+        let of = store.components.entry(component.clone()).or_default();
+        match record {
+            Record::Pod(mut pod) => {
+                if let Some((known, before)) = of.pods.get(&pod.name) {
+                    if *known > version {
+                        return false;
+                    }
+                    if before.uid == pod.uid {
+                        let same_run = before.restarts == pod.restarts && matches!(pod.program, Program::Running(_));
+                        pod.was_ready = same_run && (before.ready || before.was_ready);
+                        pod.warning = before.warning.clone().filter(|_| !pod.ready);
+                        if *before == *pod {
+                            return false;
+                        }
+                    } else {
+                        store.instances.remove(&before.id); // a new pod of the same name: a place made again
+                    }
+                }
+                store.instances.insert(pod.id.clone(), (component.clone(), pod.name.clone()));
+                of.pods.insert(pod.name.clone(), (version, *pod));
+                true
+            }
+            Record::Object(kind, name, mut object) => {
+                object.version = version;
+                let before = of.objects.get(&(kind, name.clone()));
+                if before.is_some_and(|it| it.version > version) {
+                    return false;
+                }
+                let changed = before.is_none_or(|it| ObjectSeen { version, ..it.clone() } != *object);
+                of.objects.insert((kind, name), *object);
+                changed
+            }
+        }
+    }
+
+    /// A pod or another object is gone; whether it was known.
+    pub(crate) fn gone(&self, component: &ComponentId, kind: Kind, name: &str) -> bool {
+        let mut store = self.lock();
+        let store = &mut *store;
+        let Some(of) = store.components.get_mut(component) else { return false };
+        let known = if kind == Kind::Pod {
+            let pod = of.pods.remove(name);
+            if let Some((_, pod)) = &pod {
+                store.instances.remove(&pod.id);
+            }
+            pod.is_some()
+        } else {
+            of.objects.remove(&(kind, name.to_owned())).is_some()
+        };
+        if of.is_empty() {
+            store.components.remove(component);
+        }
+        known
+    }
+
+    /// After a full list of a kind: forgets what was not in it; the components that lost something.
+    pub(crate) fn keep_only(&self, kind: Kind, listed: &HashSet<(ComponentId, String)>) -> Vec<ComponentId> {
+        let lost: Vec<_> = {
+            let store = self.lock();
+            let names = |id: &ComponentId, of: &ComponentSeen| -> Vec<(ComponentId, String)> {
+                if kind == Kind::Pod {
+                    of.pods.keys().map(|it| (id.clone(), it.clone())).collect()
+                } else {
+                    of.of(kind).map(|(name, _)| (id.clone(), name.to_owned())).collect()
+                }
+            };
+            let all = store.components.iter().flat_map(|(id, of)| names(id, of));
+            all.filter(|it| !listed.contains(it)).collect()
+        };
+        lost.into_iter().filter(|(id, name)| self.gone(id, kind, name)).map(|(id, _)| id).collect()
+    }
+
+    /// A warning about a pod, found by its name in its namespace; the component, if the pod is ours.
+    pub(crate) fn warn(&self, namespace: &str, name: &str, uid: &str, text: String) -> Option<ComponentId> {
+        let mut store = self.lock();
+        let found = store.components.iter_mut().find_map(|(id, of)| {
+            let (_, pod) = of.pods.get_mut(name)?;
+            (pod.namespace == namespace && pod.uid == uid).then_some((id, pod))
+        });
+        let (id, pod) = found?;
+        if pod.ready || pod.warning.as_ref() == Some(&text) {
+            return None;
+        }
+        pod.warning = Some(text);
+        Some(id.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! From the API's types to records. Pure.
+
+use super::{Detail, ObjectSeen, PodSeen, Program, Record};
+use crate::names;
+use crate::render::Kind;
+use arco_model::component::INTERNAL_DOMAIN;
+use arco_model::id::{ComponentId, RevisionId};
+use arco_model::observed::ExitFacts;
+use arco_model::time::Timestamp;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use std::collections::BTreeMap;
+
+/// Most of a program's last output that is kept, in bytes.
+const OUTPUT_MAX: usize = 1024;
+
+/// A label or annotation; empty when there is none.
+pub(crate) fn word<'a>(of: &'a Option<BTreeMap<String, String>>, name: &str) -> &'a str {
+    of.as_ref().and_then(|it| it.get(name)).map_or("", String::as_str)
+}
+
+/// The component that an object belongs to, if it is ours.
+pub(crate) fn owner(meta: &ObjectMeta) -> Option<ComponentId> {
+    word(&meta.labels, names::COMPONENT).parse().ok()
+}
+
+/// The version of an object, as a number that grows.
+pub(crate) fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|it| it.parse().ok()).unwrap_or_default()
+}
+
+pub(crate) fn stamp(time: &Time) -> Timestamp {
+    Timestamp(u64::try_from(time.0.as_millisecond()).unwrap_or_default())
+}
+
+/// What every object has.
+fn object(meta: &ObjectMeta, detail: Detail) -> ObjectSeen {
+    ObjectSeen {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        key: word(&meta.labels, names::KEY).to_owned(),
+        applied: word(&meta.annotations, names::APPLIED).to_owned(),
+        deleting: meta.deletion_timestamp.is_some(),
+        version: version(meta),
+        detail,
+    }
+}
+
+/// An object of which nothing but its metadata counts.
+pub(crate) fn plain(kind: Kind, meta: &ObjectMeta) -> Record {
+    Record::Object(kind, meta.name.clone().unwrap_or_default(), Box::new(object(meta, Detail::default())))
+}
+
+fn detailed(kind: Kind, meta: &ObjectMeta, detail: Detail) -> Record {
+    Record::Object(kind, meta.name.clone().unwrap_or_default(), Box::new(object(meta, detail)))
+}
+
+/// A type of the API that becomes a record.
+pub(crate) trait Recorded {
+    /// What it is here.
+    const KIND: Kind;
+    /// Its record.
+    fn record(&self) -> Record;
+}
+
+impl Recorded for Deployment {
+    const KIND: Kind = Kind::Deployment;
+    fn record(&self) -> Record {
+        let mut conditions = self.status.iter().flat_map(|it| it.conditions.iter().flatten());
+        let failure = conditions.find(|it| it.type_ == "ReplicaFailure" && it.status == "True");
+        let detail = Detail {
+            replicas: replicas(self.spec.as_ref().and_then(|it| it.replicas)),
+            failure: failure.and_then(|it| it.message.clone()),
+            ..Detail::default()
+        };
+        detailed(Self::KIND, &self.metadata, detail)
+    }
+}
+
+impl Recorded for StatefulSet {
+    const KIND: Kind = Kind::StatefulSet;
+    fn record(&self) -> Record {
+        let detail = Detail {
+            replicas: replicas(self.spec.as_ref().and_then(|it| it.replicas)),
+            fixed: word(&self.metadata.annotations, names::FIXED).to_owned(),
+            ..Detail::default()
+        };
+        detailed(Self::KIND, &self.metadata, detail)
+    }
+}
+
+impl Recorded for Job {
+    const KIND: Kind = Kind::Job;
+    fn record(&self) -> Record {
+        let holds = |what: &str| {
+            let mut conditions = self.status.iter().flat_map(|it| it.conditions.iter().flatten());
+            conditions.find(|it| it.type_ == what && it.status == "True")
+        };
+        let detail = Detail {
+            replicas: replicas(self.spec.as_ref().and_then(|it| it.completions)),
+            failure: holds("Failed").and_then(|it| it.message.clone()),
+            complete: holds("Complete").is_some(),
+            ..Detail::default()
+        };
+        detailed(Self::KIND, &self.metadata, detail)
+    }
+}
+
+impl Recorded for Service {
+    const KIND: Kind = Kind::Service;
+    fn record(&self) -> Record {
+        let label = |name| word(&self.metadata.labels, name);
+        let (name, application, tenant) = (label(names::NAME), label(names::APPLICATION), label(names::TENANT));
+        let detail = Detail {
+            address: self.spec.as_ref().and_then(|it| it.cluster_ip.as_ref()).and_then(|it| it.parse().ok()),
+            host: format!("{name}.{application}.{tenant}.{INTERNAL_DOMAIN}"),
+            ..Detail::default()
+        };
+        detailed(Self::KIND, &self.metadata, detail)
+    }
+}
+
+impl Recorded for PersistentVolumeClaim {
+    const KIND: Kind = Kind::Claim;
+    fn record(&self) -> Record {
+        let asked = self.spec.as_ref().and_then(|it| it.resources.as_ref()).and_then(|it| it.requests.as_ref());
+        let size = asked.and_then(|it| it.get("storage")).and_then(mebibytes).unwrap_or_default();
+        let volume = Some((word(&self.metadata.labels, names::VOLUME).to_owned(), size));
+        detailed(Self::KIND, &self.metadata, Detail { volume, ..Detail::default() })
+    }
+}
+
+fn replicas(asked: Option<i32>) -> u32 {
+    asked.and_then(|it| u32::try_from(it).ok()).unwrap_or(1)
+}
+
+/// A size in MiB, rounded down; the API server writes `1024Mi` as `1Gi`.
+fn mebibytes(quantity: &Quantity) -> Option<u32> {
+    let text = quantity.0.as_str();
+    let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit: u64 = match &text[digits..] {
+        "" => 1,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        _ => return None,
+    };
+    u32::try_from(number.checked_mul(unit)? >> 20).ok()
+}
+
+impl Recorded for Pod {
+    const KIND: Kind = Kind::Pod;
+    fn record(&self) -> Record {
+        let meta = &self.metadata;
+        let (name, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+        let created = meta.creation_timestamp.as_ref().map(stamp).unwrap_or_default();
+        let one_shot = word(&meta.labels, names::ROLE) == "one-shot";
+        // A one-shot is called by the id that it was asked with.
+        let id = match name.strip_prefix("run-").and_then(|it| it.parse().ok()) {
+            Some(id) if one_shot => id,
+            _ => names::instance_id(created.0, &uid),
+        };
+        let place = [names::JOB_INDEX, names::POD_INDEX].map(|it| word(&meta.labels, it).parse().ok());
+        let revision = word(&meta.annotations, names::REVISION).parse();
+        let mut pod = PodSeen {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name,
+            uid,
+            id,
+            one_shot,
+            key: word(&meta.labels, names::KEY).to_owned(),
+            template: word(&meta.annotations, names::TEMPLATE).to_owned(),
+            revision: revision.unwrap_or_else(|_| RevisionId::from_parts(0, 0)),
+            place: place.into_iter().flatten().next().unwrap_or_default(),
+            created,
+            deleting: meta.deletion_timestamp.is_some(),
+            draining_since: word(&meta.annotations, names::DRAINING_SINCE).parse().ok().map(Timestamp),
+            node: self.spec.as_ref().and_then(|it| it.node_name.clone()).unwrap_or_default(),
+            address: None,
+            over: None,
+            program: Program::Unknown,
+            last_exit: None,
+            restarts: 0,
+            ready: false,
+            ready_changed: None,
+            was_ready: false,
+            unschedulable: None,
+            warning: None,
+        };
+        let Some(status) = &self.status else { return Record::Pod(Box::new(pod)) };
+        pod.address = status.pod_ip.as_ref().and_then(|it| it.parse().ok());
+        if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            pod.over = Some((status.reason.clone().unwrap_or_default(), status.message.clone().unwrap_or_default()));
+        }
+        for condition in status.conditions.iter().flatten() {
+            match condition.type_.as_str() {
+                "Ready" => {
+                    pod.ready = condition.status == "True";
+                    pod.ready_changed = condition.last_transition_time.as_ref().map(stamp);
+                }
+                "PodScheduled" if condition.reason.as_deref() == Some("Unschedulable") => {
+                    pod.unschedulable = Some(condition.message.clone().unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        if let Some(it) = status.container_statuses.iter().flatten().find(|it| it.name == names::CONTAINER) {
+            pod.restarts = u32::try_from(it.restart_count).unwrap_or_default();
+            pod.program = it.state.as_ref().map(program).unwrap_or_default();
+            let last = it.last_state.as_ref().and_then(|it| it.terminated.as_ref());
+            pod.last_exit = last.map(|it| (exit(it), it.reason.clone().unwrap_or_default()));
+        }
+        if status.phase.as_deref() == Some("Succeeded") && pod.program == Program::Unknown {
+            pod.program = Program::Ended(ExitFacts { at: created, ..ExitFacts::default() }, String::new());
+        }
+        Record::Pod(Box::new(pod))
+    }
+}
+
+fn program(state: &ContainerState) -> Program {
+    if let Some(it) = &state.running {
+        Program::Running(it.started_at.as_ref().map(stamp).unwrap_or_default())
+    } else if let Some(it) = &state.terminated {
+        Program::Ended(exit(it), it.reason.clone().unwrap_or_default())
+    } else if let Some(it) = &state.waiting {
+        Program::Waiting(it.reason.clone().unwrap_or_default(), it.message.clone().unwrap_or_default())
+    } else {
+        Program::Unknown
+    }
+}
+
+fn exit(it: &ContainerStateTerminated) -> ExitFacts {
+    let signal = it.signal.filter(|it| *it > 0).or((129..=192).contains(&it.exit_code).then(|| it.exit_code - 128));
+    let output = it.message.as_deref().unwrap_or_default().trim_end();
+    let mut from = output.len().saturating_sub(OUTPUT_MAX);
+    while !output.is_char_boundary(from) {
+        from += 1;
+    }
+    ExitFacts {
+        status: it.exit_code,
+        signal,
+        out_of_memory: it.reason.as_deref() == Some("OOMKilled"),
+        disk_full: false,
+        asked: false,
+        last_output: output[from..].to_owned(),
+        at: it.finished_at.as_ref().map(stamp).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_however_they_are_written() {
+        for (text, mib) in
+            [("100Mi", Some(100)), ("1Gi", Some(1024)), ("1048576", Some(1)), ("2G", Some(1907)), ("x", None)]
+        {
+            assert_eq!(mebibytes(&Quantity(text.to_owned())), mib, "{text}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What is kept of the cluster's news, in the order in which it may come.
+
+use super::*;
+use crate::facts::tests::pod;
+use serde_json::json;
+
+fn component() -> ComponentId {
+    ComponentId::from_parts(1, 1)
+}
+
+fn object(applied: &str) -> Record {
+    let object = ObjectSeen { applied: applied.to_owned(), ..ObjectSeen::default() };
+    Record::Object(Kind::Deployment, "web".to_owned(), Box::new(object))
+}
+
+fn applied(seen: &Seen) -> Option<String> {
+    seen.with(&component(), |it| it.of(Kind::Deployment).map(|(_, it)| it.applied.clone()).next())
+}
+
+#[test]
+fn an_older_version_never_replaces_a_newer_one() {
+    let seen = Seen::default();
+    assert!(seen.put(&component(), 7, object("new")));
+    assert!(!seen.put(&component(), 6, object("old")), "a watch that lags says nothing new");
+    assert!(!seen.put(&component(), 8, object("new")), "a version alone is no news");
+    assert_eq!(applied(&seen).as_deref(), Some("new"));
+}
+
+#[test]
+fn after_a_full_list_what_was_not_in_it_is_forgotten() {
+    let seen = Seen::default();
+    seen.put(&component(), 1, object("a"));
+    seen.put(&component(), 1, Record::Pod(Box::new(pod("p", json!({})))));
+    let listed = HashSet::from([(component(), "other".to_owned())]);
+    assert_eq!(seen.keep_only(Kind::Deployment, &listed), [component()]);
+    assert_eq!((applied(&seen), seen.component(&component()).pods.len()), (None, 1));
+    let id = pod("p", json!({})).id;
+    assert_eq!(seen.whereabouts(&id).unwrap().pod, "p");
+    assert_eq!(seen.keep_only(Kind::Pod, &HashSet::new()), [component()]);
+    assert!(seen.whereabouts(&id).is_none() && seen.components().is_empty() && seen.everything().is_empty());
+}
+
+#[test]
+fn whether_a_run_was_ready_is_remembered_until_its_program_is_run_again() {
+    let seen = Seen::default();
+    let put = |version, change: fn(&mut PodSeen)| {
+        let mut it = pod("p", json!({}));
+        change(&mut it);
+        seen.put(&component(), version, Record::Pod(Box::new(it)));
+        seen.component(&component()).pods["p"].1.was_ready
+    };
+    assert!(!put(1, |it| it.ready = false));
+    put(2, |_| {});
+    assert!(put(3, |it| it.ready = false));
+    assert!(put(4, |it| it.ready = false));
+    assert!(!put(5, |it| (it.ready, it.restarts) = (false, 1)));
+}
+
+#[test]
+fn a_warning_stays_with_its_pod_until_that_is_ready() {
+    let seen = Seen::default();
+    let mut it = pod("p", json!({}));
+    it.ready = false;
+    seen.put(&component(), 1, Record::Pod(Box::new(it.clone())));
+    assert!(seen.warn("arco-acme", "p", "another", "x".to_owned()).is_none());
+    assert_eq!(seen.warn("arco-acme", "p", &it.uid, "FailedMount: x".to_owned()), Some(component()));
+    assert!(seen.warn("arco-acme", "p", &it.uid, "FailedMount: x".to_owned()).is_none(), "the same is no news");
+    seen.put(&component(), 2, Record::Pod(Box::new(it)));
+    assert_eq!(seen.component(&component()).pods["p"].1.warning.as_deref(), Some("FailedMount: x"));
+    seen.put(&component(), 3, Record::Pod(Box::new(pod("p", json!({})))));
+    assert_eq!(seen.component(&component()).pods["p"].1.warning, None);
+}

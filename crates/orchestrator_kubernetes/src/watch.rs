@@ -1,0 +1,211 @@
+//! Watches of the cluster, each of which feeds [`Seen`] and rings for the components that changed.
+//!
+//! What must hold: a watch that ends, is cut or falls out of the server's window (410) is taken up again or listed anew,
+//! with growing pauses; what vanished meanwhile is forgotten; objects are cut down before they are kept.
+
+use crate::names;
+use crate::render::Kind;
+use crate::seen::convert::{Recorded, owner, plain, version};
+use crate::seen::{Record, Seen};
+use arco_model::id::ComponentId;
+use arco_orchestrator::Error;
+use futures_util::{Stream, StreamExt};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::Api;
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long the first lists may take.
+const FIRST_LISTS: Duration = Duration::from_secs(60);
+
+/// Told which component changed.
+pub(crate) type Bell = Arc<dyn Fn(&ComponentId) + Send + Sync>;
+
+/// What every watch needs.
+#[derive(Clone)]
+struct Watch {
+    seen: Arc<Seen>,
+    bell: Bell,
+    /// `Ok` once listed; errors as they come.
+    news: mpsc::UnboundedSender<Result<Kind, String>>,
+    stop: CancellationToken,
+}
+
+/// Starts all watches; returns when each has listed everything once.
+pub(crate) async fn start(
+    client: &Client,
+    prefix: &str,
+    seen: &Arc<Seen>,
+    bell: Bell,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) -> Result<(), Error> {
+    let (news, mut told) = mpsc::unbounded_channel();
+    let watch = Watch { seen: seen.clone(), bell, news, stop: stop.clone() };
+    let config = watcher::Config::default().labels(&names::platform_selector(prefix));
+    tracker.spawn(whole::<Pod>(client, config.clone(), watch.clone()));
+    tracker.spawn(whole::<Deployment>(client, config.clone(), watch.clone()));
+    tracker.spawn(whole::<StatefulSet>(client, config.clone(), watch.clone()));
+    tracker.spawn(whole::<Job>(client, config.clone(), watch.clone()));
+    tracker.spawn(whole::<Service>(client, config.clone(), watch.clone()));
+    tracker.spawn(whole::<PersistentVolumeClaim>(client, config.clone(), watch.clone()));
+    tracker.spawn(metadata::<Secret>(client, config.clone(), Kind::Secret, watch.clone()));
+    tracker.spawn(metadata::<NetworkPolicy>(client, config.clone(), Kind::NetworkPolicy, watch.clone()));
+    tracker.spawn(metadata::<PodDisruptionBudget>(client, config, Kind::DisruptionBudget, watch.clone()));
+    tracker.spawn(warnings(client.clone(), prefix.to_owned(), watch));
+
+    let mut missing = HashSet::from([
+        Kind::Pod,
+        Kind::Deployment,
+        Kind::StatefulSet,
+        Kind::Job,
+        Kind::Service,
+        Kind::Claim,
+        Kind::Secret,
+        Kind::NetworkPolicy,
+        Kind::DisruptionBudget,
+    ]);
+    let mut last = "no answer".to_owned();
+    let deadline = tokio::time::Instant::now() + FIRST_LISTS;
+    while !missing.is_empty() {
+        match tokio::time::timeout_at(deadline, told.recv()).await {
+            Ok(Some(Ok(kind))) => drop(missing.remove(&kind)),
+            Ok(Some(Err(why))) => last = why,
+            Ok(None) | Err(_) => return Err(Error::failed("list what is in the cluster", last)),
+        }
+    }
+    Ok(())
+}
+
+/// Follows a kind with everything of its objects that a record needs.
+fn whole<K>(client: &Client, config: watcher::Config, watch: Watch) -> impl Future<Output = ()> + Send + use<K>
+where
+    K: Recorded + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let events = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+    follow(events, K::KIND, |it: &K| (it.meta().clone(), it.record()), watch)
+}
+
+/// Follows a kind by metadata alone: contents (secrets) never come here.
+fn metadata<K>(
+    client: &Client,
+    config: watcher::Config,
+    kind: Kind,
+    watch: Watch,
+) -> impl Future<Output = ()> + Send + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let events = watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config).default_backoff();
+    follow(events, kind, move |it: &PartialObjectMeta<K>| (it.metadata.clone(), plain(kind, &it.metadata)), watch)
+}
+
+async fn follow<T>(
+    events: impl Stream<Item = Result<Event<T>, watcher::Error>> + Send,
+    kind: Kind,
+    record: impl Fn(&T) -> (ObjectMeta, Record) + Send,
+    watch: Watch,
+) {
+    let mut events = pin!(events);
+    let mut listed = HashSet::new();
+    loop {
+        let event = tokio::select! {
+            () = watch.stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        let put = |it: &T| {
+            let (meta, record) = record(it);
+            let component = owner(&meta)?;
+            if watch.seen.put(&component, version(&meta), record) {
+                (watch.bell)(&component);
+            }
+            Some((component, meta.name.unwrap_or_default()))
+        };
+        match event {
+            None => return,
+            Some(Ok(Event::Init)) => listed.clear(),
+            Some(Ok(Event::InitApply(it))) => listed.extend(put(&it)),
+            Some(Ok(Event::Apply(it))) => drop(put(&it)),
+            Some(Ok(Event::Delete(it))) => {
+                let (meta, _) = record(&it);
+                if let Some(component) = owner(&meta)
+                    && watch.seen.gone(&component, kind, meta.name.as_deref().unwrap_or_default())
+                {
+                    (watch.bell)(&component);
+                }
+            }
+            Some(Ok(Event::InitDone)) => {
+                let lost = watch.seen.keep_only(kind, &listed);
+                lost.iter().for_each(|it| (watch.bell)(it));
+                listed = HashSet::new();
+                let _ = watch.news.send(Ok(kind)); // nobody listens after the start
+            }
+            Some(Err(error)) => {
+                let why = why(&error);
+                tracing::warn!(kind = kind.wire().1, error = why, "a watch of the cluster is taken up again");
+                let _ = watch.news.send(Err(format!("{}: {why}", kind.wire().2))); // nobody listens after the start
+            }
+        }
+    }
+}
+
+fn why(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => crate::cluster::words(error),
+        other => other.to_string(),
+    }
+}
+
+/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made.
+async fn warnings(client: Client, prefix: String, watch: Watch) {
+    let config = watcher::Config::default().fields("type=Warning,involvedObject.kind=Pod");
+    let mut events = pin!(watcher(Api::<Warning>::all(client), config).default_backoff());
+    loop {
+        let event = tokio::select! {
+            () = watch.stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        let warning = match event {
+            None => return,
+            Some(Ok(Event::Apply(it) | Event::InitApply(it))) => it,
+            Some(Ok(_)) => continue,
+            Some(Err(error)) => {
+                tracing::warn!(error = why(&error), "warnings of the cluster are asked for again");
+                continue;
+            }
+        };
+        // Probes that fail while a program starts are no news; whether it is ready is seen elsewhere.
+        let reason = warning.reason.as_deref().unwrap_or_default();
+        if ["Unhealthy", "BackOff", "FailedScheduling"].contains(&reason) {
+            continue;
+        }
+        let about = &warning.involved_object;
+        let part = |it: &Option<String>| it.clone().unwrap_or_default();
+        let (namespace, name, uid) = (part(&about.namespace), part(&about.name), part(&about.uid));
+        if !namespace.starts_with(&prefix) {
+            continue;
+        }
+        let text = format!("{reason}: {}", part(&warning.message));
+        if let Some(component) = watch.seen.warn(&namespace, &name, &uid, text) {
+            (watch.bell)(&component);
+        }
+    }
+}

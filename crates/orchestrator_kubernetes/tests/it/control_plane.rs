@@ -1,0 +1,255 @@
+//! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
+
+use crate::cluster::{Place, on_a_platform, without_content};
+use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
+use arco_model::plan::WorkloadPlan;
+use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
+use arco_orchestrator::Orchestrator;
+use arco_orchestrator::contract::{plan, reached, ready, until};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, ListParams, PostParams};
+use kube::core::PartialObjectMeta;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+async fn on_fake_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+    let (images, image) = without_content().await;
+    on_a_platform(images, image, "registry.invalid:5000", None, test).await;
+}
+
+/// Versions of everything of ours in the namespace but pods, which others write too.
+async fn versions(place: &Place) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let wanted = ListParams::default().labels("app.kubernetes.io/managed-by=arco");
+    macro_rules! add {
+        ($($kind:ty)*) => {$(
+            let api: Api<$kind> = place.api();
+            for PartialObjectMeta::<$kind> { metadata, .. } in api.list_metadata(&wanted).await.unwrap() {
+                let name = format!("{}/{}", stringify!($kind), metadata.name.unwrap());
+                // Status of workloads moves by itself: the generation counts what was asked.
+                all.insert(name, metadata.generation.map_or(metadata.resource_version.unwrap(), |it| it.to_string()));
+            }
+        )*};
+    }
+    add!(Deployment StatefulSet Job Service Secret PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
+    all
+}
+
+/// Everything of ours that belongs to components.
+async fn of_components(place: &Place) -> Vec<String> {
+    let tenant = ["arco-closed", "arco-build", "arco-registry"];
+    let found = versions(place).await.into_keys();
+    found.filter(|it| !tenant.iter().any(|tenant| it.ends_with(tenant))).collect()
+}
+
+/// Lets go of everything that drains until the plan is reached.
+async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
+    let fingerprint = plan.fingerprint();
+    loop {
+        let found = until(driver, &plan.component, "something drains or the plan is reached", |it| {
+            let done = it.plan == fingerprint && it.rollout == RolloutFacts::Done;
+            done || it.instances.iter().any(|it| it.phase == InstancePhase::Draining)
+        });
+        let found = found.await;
+        let mut draining = found.instances.iter().filter(|it| it.phase == InstancePhase::Draining).peekable();
+        if draining.peek().is_none() {
+            return found;
+        }
+        for it in draining {
+            let _ = driver.release(&it.id).await; // it may be gone by now
+        }
+        let leaving: Vec<_> = found.instances.iter().filter(|it| it.phase == InstancePhase::Draining).collect();
+        until(driver, &plan.component, "what was let go of is stopped", |now| {
+            !leaving
+                .iter()
+                .any(|it| now.instances.iter().any(|now| now.id == it.id && now.phase == InstancePhase::Draining))
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateless_component_lives_and_leaves_nothing() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let foreign: Api<ConfigMap> = place.api();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        asked.replicas = 2;
+        let id = asked.component.clone();
+        assert_eq!(driver.observe(&id).await.unwrap(), Observed::default());
+        let began = Instant::now();
+        driver.apply(&asked).await.unwrap();
+        assert_eq!(driver.observe(&id).await.unwrap().plan, asked.fingerprint(), "facts speak of the plan at once");
+        let first = reached(driver, &asked).await;
+        eprintln!("two instances ready after {:?}", began.elapsed());
+        assert_eq!(ready(&first).len(), 2);
+        assert!(first.address.is_some() && first.instances[0].address.is_some());
+        assert_eq!(first.instances[0].template, asked.template.fingerprint());
+        let mine = serde_json::from_str(r#"{"metadata":{"name":"mine"}}"#).unwrap();
+        foreign.create(&PostParams::default(), &mine).await.unwrap();
+
+        let before = versions(&place).await;
+        driver.apply(&asked).await.unwrap();
+        let again = place.restarted().await;
+        assert_eq!(again.components().await.unwrap(), std::slice::from_ref(&id));
+        let adopted = again.observe(&id).await.unwrap();
+        assert_eq!((ready(&adopted), adopted.plan.as_str()), (ready(&first), ""), "adopted as it stands");
+        again.apply(&asked).await.unwrap();
+        assert_eq!(ready(&reached(again.as_ref(), &asked).await), ready(&first));
+        assert_eq!(versions(&place).await, before, "nothing is sent when nothing changed, also by another process");
+        again.shutdown(false).await.unwrap();
+
+        asked.template.env.insert("COLOUR".to_owned(), "green".to_owned());
+        driver.apply(&asked).await.unwrap();
+        let template = asked.template.fingerprint();
+        let found = until(driver, &id, "an old one drains", |it| {
+            it.instances.iter().any(|it| it.phase == InstancePhase::Draining)
+        });
+        let found = found.await;
+        assert!(ready(&found).len() >= 2, "as many serve as were asked: {found:#?}");
+        let pods: Api<Pod> = place.api();
+        let unmarked = ListParams::default().labels("arco.internal/serving=true");
+        let draining = found.instances.iter().find(|it| it.phase == InstancePhase::Draining).unwrap();
+        assert_ne!(draining.template, template);
+        let green = let_go(driver, &asked).await;
+        assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
+        assert_eq!(green.address, first.address, "the stable address stays");
+        assert_eq!(pods.list(&unmarked).await.unwrap().items.len(), 2);
+        until_objects(&place, "the old template's objects go", |it| {
+            it.iter().filter(|it| it.starts_with("Secret")).count() == 1
+        })
+        .await;
+
+        asked.replicas = 1;
+        driver.apply(&asked).await.unwrap();
+        let one = let_go(driver, &asked).await;
+        assert!(ready(&one).len() == 1 && ready(&one).is_subset(&ready(&green)), "what runs stays");
+        until_objects(&place, "one instance needs no budget", |it| !it.iter().any(|it| it.contains("Budget"))).await;
+
+        driver.remove(&id, false).await.unwrap();
+        assert_eq!(of_components(&place).await, Vec::<String>::new());
+        assert!(driver.components().await.unwrap().is_empty());
+        assert_eq!(driver.observe(&id).await.unwrap(), Observed::default());
+        assert!(foreign.get("mine").await.is_ok(), "what is not ours stays");
+        driver.remove(&id, false).await.unwrap();
+    })
+    .await;
+}
+
+/// Waits until the names of our objects are as wanted.
+async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> bool) {
+    let deadline = Instant::now() + arco_orchestrator::contract::in_time(std::time::Duration::from_secs(60));
+    loop {
+        let found = of_components(place).await;
+        if wanted(&found) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {found:?}");
+    }
+}
+
+fn volume(size_mb: u32) -> VolumeSpec {
+    VolumeSpec { name: "data".parse().unwrap(), path: "/data".to_owned(), size_mb, kind: VolumeKind::Local }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateful_component_keeps_its_places_and_volumes() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        (asked.kind, asked.replicas, asked.template.volumes) = (ComponentKind::Stateful, 2, vec![volume(100)]);
+        let id = asked.component.clone();
+        driver.apply(&asked).await.unwrap();
+        let first = reached(driver, &asked).await;
+        let places: Vec<u32> = first.instances.iter().map(|it| it.place).collect();
+        assert_eq!((places, ready(&first).len()), (vec![0, 1], 2));
+
+        asked.template.env.insert("COLOUR".to_owned(), "green".to_owned());
+        driver.apply(&asked).await.unwrap();
+        let green = let_go(driver, &asked).await;
+        assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
+
+        // A larger volume: the set is made anew, its pods and claims stay.
+        asked.template.volumes = vec![volume(200)];
+        driver.apply(&asked).await.unwrap();
+        let_go(driver, &asked).await;
+        let claims: Api<PersistentVolumeClaim> = place.api();
+        let sizes = || async {
+            let found = claims.list(&ListParams::default()).await.unwrap().items.into_iter();
+            let size =
+                |it: PersistentVolumeClaim| it.spec.unwrap().resources.unwrap().requests.unwrap()["storage"].0.clone();
+            found.map(size).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes().await, ["200Mi", "200Mi"]);
+
+        // A smaller one is refused, with a reason, and nothing is changed.
+        let before = versions(&place).await;
+        let mut smaller = asked.clone();
+        smaller.template.volumes = vec![volume(50)];
+        driver.apply(&smaller).await.unwrap();
+        let refused = until(driver, &id, "it is refused", |it| matches!(it.rollout, RolloutFacts::Halted { .. })).await;
+        let RolloutFacts::Halted { cause: Some(cause) } = refused.rollout else { panic!("no cause") };
+        assert!(cause.fault.as_ref().unwrap().contains("cannot shrink"), "{cause:?}");
+        assert_eq!(versions(&place).await, before);
+        driver.apply(&asked).await.unwrap();
+        reached(driver, &asked).await;
+
+        asked.replicas = 1;
+        driver.apply(&asked).await.unwrap();
+        let one = let_go(driver, &asked).await;
+        assert_eq!(one.instances.iter().map(|it| it.place).collect::<Vec<_>>(), [0]);
+
+        driver.remove(&id, true).await.unwrap();
+        assert_eq!(
+            (driver.components().await.unwrap(), sizes().await.len()),
+            (vec![id.clone()], 2),
+            "volumes stay when asked"
+        );
+        driver.remove(&id, false).await.unwrap();
+        assert!(driver.components().await.unwrap().is_empty() && of_components(&place).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_runs_to_its_end_once() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["work"]);
+        (asked.kind, asked.replicas) = (ComponentKind::Job, 2);
+        asked.template.ports.clear();
+        driver.apply(&asked).await.unwrap();
+        let done = reached(driver, &asked).await;
+        assert!(done.instances.iter().all(|it| it.phase == InstancePhase::Ended), "{done:#?}");
+        assert_eq!(done.instances.len(), 2);
+        driver.remove(&asked.component, false).await.unwrap();
+        assert!(of_components(&place).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let name = place.namespace();
+        let foreign = serde_json::from_value(serde_json::json!({ "metadata": { "name": name } })).unwrap();
+        namespaces.create(&PostParams::default(), &foreign).await.unwrap();
+        let asked = plan(place.image.clone(), &["serve"]);
+        driver.apply(&asked).await.unwrap();
+        let refused =
+            until(driver, &asked.component, "it is refused", |it| matches!(it.rollout, RolloutFacts::Halted { .. }));
+        let refused = refused.await;
+        let fault = refused.instances[0].fault.clone().unwrap();
+        assert!(fault.contains(&name) && fault.contains("kubernetes.namespace_prefix"), "{fault}");
+        assert!(versions(&place).await.is_empty());
+        driver.remove(&asked.component, false).await.unwrap();
+    })
+    .await;
+}

@@ -1,0 +1,239 @@
+//! What needs a node that really runs programs: the whole contract, faults, exits, one-shots, logs. Nodes pull from the
+//! platform's own registry, with the tenant's credential.
+
+use crate::cluster::{Place, kubeconfig, on_a_platform};
+use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
+use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
+use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
+use arco_orchestrator::{OneShotResult, Orchestrator as _};
+use arco_registry::{Action, Registry, RegistryDeps, Scope};
+use arco_store::blob::{MemoryBlobs, content_path};
+use arco_store::clock;
+use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
+use arco_store::sql::MemoryMetadata;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Serves on port 8080.
+const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
+/// Programs of this machine that the image has beside busybox.
+const PROGRAMS: [&str; 2] = ["find", "tar"];
+
+/// Runs a test on a real node that pulls from our registry.
+async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+    let Some(kubeconfig) = kubeconfig() else { return };
+    let text = std::fs::read_to_string(&kubeconfig).unwrap();
+    let network = text.split("https://10.250.").nth(1).and_then(|it| it.split('.').next());
+    let (Some(network), true) = (network, Path::new("/bin/busybox").exists()) else {
+        eprintln!("SKIPPED: needs busybox and a real node (tests/kubernetes/cluster.py run --node)");
+        return;
+    };
+    let images = Images::new(Arc::new(MemoryMetadata::default()), Arc::new(MemoryBlobs::default()));
+    let layer = layer(&images).await;
+    let config = ImageConfig { env: vec!["PATH=/bin".to_owned()], ..ImageConfig::default() };
+    let image = images.write("default/demo/web", &Image { layers: vec![layer], config }).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let deps = RegistryDeps { images: images.clone(), folder: folder.path().to_owned(), public_url: None };
+    let registry = Registry::build(deps).unwrap();
+    let listener = tokio::net::TcpListener::bind((format!("10.250.{network}.1"), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = registry.router();
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+    trust(&kubeconfig, &address);
+    let credentials = Arc::new(move |tenant: &arco_model::name::TenantName, life| {
+        registry.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]), life)
+    });
+    on_a_platform(images, image, &address, Some(credentials), test).await;
+    serving.abort();
+}
+
+/// Lets the node's containerd pull from an address without TLS.
+fn trust(kubeconfig: &Path, address: &str) {
+    let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/kubernetes/cluster.py");
+    let hosts = format!(
+        "server = \"http://{address}\"\n[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+    );
+    let script = "mkdir -p /etc/containerd/certs.d/$0 && printf %s \"$1\" > /etc/containerd/certs.d/$0/hosts.toml";
+    let mut command = Command::new(cluster);
+    command.arg("enter").arg(kubeconfig).args(["--", "sh", "-c", script, address, &hosts]);
+    assert!(command.status().unwrap().success());
+}
+
+fn entry(name: &str, kind: tar::EntryType, mode: u32) -> (tar::Header, String) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(0);
+    (header, name.to_owned())
+}
+
+/// A layer with busybox and a few programs of this machine with their libraries.
+async fn layer(images: &Images) -> Layer {
+    let mut builder = tar::Builder::new(Vec::new());
+    for name in ["bin/", "tmp/", "etc/"] {
+        let (mut header, name) = entry(name, tar::EntryType::Directory, 0o755);
+        builder.append_data(&mut header, name, std::io::empty()).unwrap();
+    }
+    builder.append_path_with_name("/bin/busybox", "bin/busybox").unwrap();
+    for name in ["sh", "echo", "sleep", "true", "false", "cat", "mkdir", "rm", "touch", "dd", "tail", "id", "printf"] {
+        let (mut header, name) = entry(&format!("bin/{name}"), tar::EntryType::Symlink, 0o777);
+        builder.append_link(&mut header, name, "busybox").unwrap();
+    }
+    let mut files = BTreeSet::new();
+    for name in PROGRAMS {
+        let path = ["/usr/bin", "/bin"].map(|it| Path::new(it).join(name)).into_iter().find(|it| it.exists()).unwrap();
+        let listed = Command::new("ldd").arg(&path).output().unwrap();
+        let words = String::from_utf8_lossy(&listed.stdout).into_owned();
+        files.extend(words.split_whitespace().filter(|it| it.starts_with('/')).map(PathBuf::from));
+        builder.append_path_with_name(std::fs::canonicalize(&path).unwrap(), format!("bin/{name}")).unwrap();
+    }
+    for path in files {
+        builder.append_path_with_name(std::fs::canonicalize(&path).unwrap(), path.strip_prefix("/").unwrap()).unwrap();
+    }
+    let tar = builder.into_inner().unwrap();
+    let bytes = zstd::encode_all(tar.as_slice(), 1).unwrap();
+    let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+    images.blobs().put_bytes(&content_path(&digest), bytes.into()).await.unwrap();
+    let blob = Descriptor { media_type: LAYER_ZSTD_TYPE.to_owned(), digest, size };
+    Layer { blob, diff_id: Digest::of(&tar) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_driver_keeps_the_contract() {
+    on_a_node(|place| async move { contract(place.driver.clone(), plan(place.image.clone(), &SERVE)).await }).await;
+}
+
+/// Applies a plan and waits until an instance of it is as wanted.
+async fn until_one(
+    place: &Place,
+    plan: &WorkloadPlan,
+    what: &str,
+    wanted: impl Fn(&InstanceFacts) -> bool,
+) -> Observed {
+    place.driver.apply(plan).await.unwrap();
+    let found = until(place.driver.as_ref(), &plan.component, what, |it| it.instances.iter().any(&wanted)).await;
+    place.driver.remove(&plan.component, false).await.unwrap();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_wrong_is_told_with_its_reason() {
+    on_a_node(|place| async move {
+        let fresh = |argv: &[&str]| plan(place.image.clone(), argv);
+        let exit = |it: &InstanceFacts| it.last_exit.clone();
+        let fault = |it: &InstanceFacts, part: &str| it.fault.as_ref().is_some_and(|it| it.contains(part));
+
+        let crash = fresh(&["sh", "-c", "echo no database; exit 7"]);
+        until_one(&place, &crash, "it crashes", |it| {
+            exit(it).is_some_and(|it| it.status == 7 && it.last_output == "no database")
+        })
+        .await;
+
+        let hungry = fresh(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=10; sleep 60"]);
+        until_one(&place, &hungry, "it is out of memory", |it| exit(it).is_some_and(|it| it.out_of_memory)).await;
+
+        let missing = fresh(&["/no/such/program"]);
+        until_one(&place, &missing, "its program is missing", |it| fault(it, "cannot be started")).await;
+
+        let mut large = fresh(&SERVE);
+        large.template.resources.memory_mb = 1_000_000_000;
+        until_one(&place, &large, "no node takes it", |it| fault(it, "no node of the cluster")).await;
+
+        let mut lost = fresh(&SERVE);
+        // Of another tenant, whose images our credential does not open.
+        lost.template.image = place.images.write("other/demo/web", &Image::default()).await.unwrap();
+        until_one(&place, &lost, "its image is not to be had", |it| fault(it, "cannot be pulled")).await;
+    })
+    .await;
+}
+
+async fn run(place: &Place, work: &OneShot) -> (OneShotResult, Vec<String>) {
+    let (output, mut lines) = mpsc::channel(1024);
+    let (_keep, cancel) = oneshot::channel();
+    let result = tokio::time::timeout(in_time(Duration::from_secs(60)), place.driver.run(work, output, cancel));
+    let result = result.await.unwrap().unwrap();
+    let mut all = Vec::new();
+    while let Ok(line) = lines.try_recv() {
+        all.push(line.text);
+    }
+    (result, all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_one_shot_tells_its_output_and_its_end() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        let (result, lines) = run(&place, &one_shot(&asked, &["sh", "-c", "echo $COLOUR; exit 3"])).await;
+        assert_eq!((result.exit.status, result.timed_out, lines), (3, false, vec!["red".to_owned()]));
+
+        let mut slow = one_shot(&asked, &["sleep", "600"]);
+        slow.timeout_ms = 5_000;
+        let (result, _) = run(&place, &slow).await;
+        assert!(result.timed_out && result.exit.asked, "{result:?}");
+        let left: kube::api::ObjectList<k8s_openapi::api::core::v1::Secret> =
+            place.api().list(&kube::api::ListParams::default().labels("arco.internal/role=one-shot")).await.unwrap();
+        assert!(left.items.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
+    on_a_node(|place| async move {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("input"), "42").unwrap();
+        let asked = plan(place.image.clone(), &SERVE);
+        let script = "mkdir /out; cat /source/input > /out/answer; echo done >&2; rm /bin/id; echo cached > /cache/x";
+        let mut step = OneShot { export: Some(LayerExport::default()), ..one_shot(&asked, &["sh", "-c", script]) };
+        step.network = OneShotNetwork::None;
+        step.mounts = vec![
+            HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false },
+            HostMount { host_path: folder.path().to_owned(), path: "/cache".to_owned(), writable: true },
+        ];
+        let (result, lines) = run(&place, &step).await;
+        assert_eq!((result.exit.status, lines), (0, vec!["done".to_owned()]), "{result:?}");
+        let made = result.layer.unwrap();
+        let bytes = place.images.blobs().get_bytes(&content_path(&made.blob.digest), 1 << 20).await.unwrap();
+        let tar = zstd::decode_all(bytes.as_ref()).unwrap();
+        assert_eq!(Digest::of(&tar), made.diff_id);
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let names: BTreeSet<String> =
+            archive.entries().unwrap().map(|it| it.unwrap().path().unwrap().display().to_string()).collect();
+        assert!(names.contains("out/answer") && names.contains("bin/.wh.id"), "{names:?}");
+        assert!(
+            !names.iter().any(|it| it.starts_with("source") || it.starts_with("cache") || it.contains("busybox")),
+            "{names:?}"
+        );
+
+        // The next step runs on top of it.
+        let mut next = one_shot(&asked, &["cat", "/out/answer"]);
+        next.id = clock::fresh();
+        next.extra_layers = vec![made];
+        let (result, lines) = run(&place, &next).await;
+        assert_eq!((result.exit.status, lines), (0, vec!["42".to_owned()]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_of_instances_reaches_the_log() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        place.driver.apply(&asked).await.unwrap();
+        let found = reached(place.driver.as_ref(), &asked).await;
+        assert!(found.instances.iter().all(|it| it.phase == InstancePhase::Ready));
+        let mut logs = place.logs.lock().await;
+        let batch = tokio::time::timeout(in_time(Duration::from_secs(30)), logs.recv()).await.unwrap().unwrap();
+        assert_eq!(
+            (batch.lines[0].text.as_str(), batch.lines[0].instance.as_ref()),
+            ("serving", Some(&found.instances[0].id))
+        );
+        place.driver.remove(&asked.component, false).await.unwrap();
+    })
+    .await;
+}
