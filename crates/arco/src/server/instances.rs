@@ -76,7 +76,9 @@ impl Instances {
             return Ok(None);
         }
         let Some(local) = &self.local else {
-            anyhow::bail!("`builder.egress = \"allowlist\"` needs instances on this machine: a cluster's builds do not reach the proxy; set it to \"public\"");
+            anyhow::bail!(
+                "`builder.egress = \"allowlist\"` needs instances on this machine: a cluster's builds do not reach the proxy; set it to \"public\""
+            );
         };
         let listener = tokio::net::TcpListener::bind((local.dns_address(), 0)).await;
         let listener = listener.context("failed to open the proxy of builds on the instances' network")?;
