@@ -74,6 +74,8 @@ pub struct Shared {
     /// Limits; a change holds for new connections.
     pub limits: ArcSwap<Limits>,
     connections: Arc<AtomicUsize>,
+    /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
+    accepting: Arc<AtomicUsize>,
     per_address: Arc<ConnectionCounts>,
     quiet: Arc<Notify>,
 }
@@ -87,6 +89,7 @@ impl Shared {
             metrics,
             limits: ArcSwap::from_pointee(limits),
             connections: Arc::default(),
+            accepting: Arc::default(),
             per_address: Arc::default(),
             quiet: Arc::default(),
         })
@@ -264,7 +267,8 @@ impl Engine {
         let all_ended = async {
             loop {
                 let quiet = self.shared.quiet.notified();
-                if self.shared.connections.load(Ordering::SeqCst) == 0 {
+                let none = |it: &AtomicUsize| it.load(Ordering::SeqCst) == 0;
+                if none(&self.shared.accepting) && none(&self.shared.connections) {
                     return;
                 }
                 quiet.await;
@@ -274,22 +278,26 @@ impl Engine {
     }
 }
 
-/// Counts a connection for [`Engine::drain`].
+/// Counts a connection, or a loop that accepts, for [`Engine::drain`].
 struct Counted {
-    connections: Arc<AtomicUsize>,
+    counter: Arc<AtomicUsize>,
     quiet: Arc<Notify>,
 }
 
 impl Counted {
-    fn new(shared: &Shared) -> Self {
-        shared.connections.fetch_add(1, Ordering::SeqCst);
-        Self { connections: Arc::clone(&shared.connections), quiet: Arc::clone(&shared.quiet) }
+    fn connection(shared: &Shared) -> Self {
+        Self::new(&shared.connections, &shared.quiet)
+    }
+
+    fn new(counter: &Arc<AtomicUsize>, quiet: &Arc<Notify>) -> Self {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Self { counter: Arc::clone(counter), quiet: Arc::clone(quiet) }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.connections.fetch_sub(1, Ordering::SeqCst) == 1 {
+        if self.counter.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.quiet.notify_one();
         }
     }
@@ -301,6 +309,7 @@ async fn accept(
     protocol: Protocol,
     stop: CancellationToken,
 ) -> Result<(), arco_daemon::BoxError> {
+    let _accepting = Counted::new(&core.shared.accepting, &core.shared.quiet);
     let mut complained = false;
     loop {
         let accepted = tokio::select! {
@@ -333,7 +342,7 @@ fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Proto
         return;
     }
     let (core, protocol) = (Arc::clone(core), protocol.clone());
-    let (counted, gauge) = (Counted::new(&core.shared), core.shared.metrics.connection());
+    let (counted, gauge) = (Counted::connection(&core.shared), core.shared.metrics.connection());
     let supervisor = core.supervisor.clone();
     supervisor.spawn("client connection", OnExit::Continue, async move {
         let _guards = (counted, gauge);
