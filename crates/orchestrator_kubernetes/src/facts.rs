@@ -57,11 +57,12 @@ pub(crate) fn unmade(id: InstanceId, revision: RevisionId, template: String, fau
 }
 
 fn phase(pod: &PodSeen, leaving: Leaving, job: bool) -> InstancePhase {
-    if pod.over.is_some() {
-        return InstancePhase::Ended;
-    }
+    // Its program may have ended already: it is still there, and its place is not free.
     if pod.deleting {
         return InstancePhase::Stopping;
+    }
+    if pod.over.is_some() {
+        return InstancePhase::Ended;
     }
     if leaving.since.or(pod.draining_since).is_some() {
         return InstancePhase::Draining;

@@ -87,6 +87,17 @@ fn a_change_is_rolled_out_one_by_one_and_the_old_leaves_only_when_released() {
 }
 
 #[test]
+fn a_change_is_done_only_when_the_old_are_gone() {
+    let one = desired(Stateless, 1);
+    let mut cluster = seen(&[("a", "old", 0, true), ("b", "new", 0, true)], &[(D, "old", 0), (D, "new", 1)]);
+    if let Some((_, it)) = cluster.pods.get_mut("a") {
+        (it.deleting, it.over) = (true, Some(Default::default()));
+    }
+    let it = decided(&one, &cluster, &leaving(&[]));
+    assert_eq!((it.progress, it.delete.len()), (Some(Progress::Moving), 0));
+}
+
+#[test]
 fn of_two_that_drain_the_released_one_goes_first() {
     let one = desired(Stateless, 1);
     let all = [("a", "new", 0, true), ("b", "new", 0, true), ("c", "new", 0, true)];

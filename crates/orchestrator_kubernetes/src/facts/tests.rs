@@ -153,6 +153,8 @@ fn a_pod_that_was_ready_is_unready_and_one_that_leaves_drains() {
     );
     it.deleting = true;
     assert_eq!(instance(&it, since, false).phase, InstancePhase::Stopping);
+    it.over = Some((String::new(), String::new()));
+    assert_eq!(instance(&it, since, false).phase, InstancePhase::Stopping, "until it is gone");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
-use crate::cluster::{Place, on_a_platform, without_content};
+use super::place::{Place, on_a_platform, without_content};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};

@@ -1,7 +1,7 @@
 //! What needs a node that really runs programs: the whole contract, faults, exits, one-shots, logs. Nodes pull from the
 //! platform's own registry, with the tenant's credential.
 
-use crate::cluster::{Place, kubeconfig, on_a_platform};
+use super::place::{Place, kubeconfig, on_a_platform};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
@@ -134,7 +134,7 @@ async fn what_goes_wrong_is_told_with_its_reason() {
         })
         .await;
 
-        let hungry = fresh(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=10; sleep 60"]);
+        let hungry = fresh(&["sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=200M count=10"]);
         until_one(&place, &hungry, "it is out of memory", |it| exit(it).is_some_and(|it| it.out_of_memory)).await;
 
         let missing = fresh(&["/no/such/program"]);
