@@ -370,9 +370,9 @@ impl Api {
         for row in rows {
             let callees: Vec<ComponentId> = row.route.callees().map(|it| it.component.clone()).collect();
             for id in callees {
-                if !known.contains_key(&id) {
-                    let found = self.deps.metadata.get::<Component>(id.as_str()).await?;
-                    known.insert(id, found.map(|it| named(&it.value, None)));
+                if let std::collections::hash_map::Entry::Vacant(place) = known.entry(id) {
+                    let found = self.deps.metadata.get::<Component>(place.key().as_str()).await?;
+                    place.insert(found.map(|it| named(&it.value, None)));
                 }
             }
             let name = |it: arco_model::route::UpstreamTarget| {
