@@ -253,9 +253,9 @@ impl Publisher {
         there.extend(rows.iter().map(|it| (it.component_id.clone(), true)));
         let callees: Vec<_> = rows.iter().flat_map(|it| it.route.callees()).map(|it| it.component.clone()).collect();
         for id in callees {
-            if !there.contains_key(&id) {
-                let known = self.metadata.get::<Component>(id.as_str()).await?.is_some();
-                there.insert(id, known);
+            if let std::collections::hash_map::Entry::Vacant(place) = there.entry(id) {
+                let known = self.metadata.get::<Component>(place.key().as_str()).await?.is_some();
+                place.insert(known);
             }
         }
         if let Some(leaving) = leaving {
