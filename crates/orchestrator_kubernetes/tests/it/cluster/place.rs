@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 
@@ -39,6 +39,12 @@ pub(crate) fn kubeconfig() -> Option<PathBuf> {
         );
     }
     found.map(PathBuf::from)
+}
+
+/// Number of the network of a real node that `tests/kubernetes/cluster.py` made; `None` where nodes are fake.
+pub(crate) fn network_of_node(kubeconfig: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(kubeconfig).unwrap();
+    text.split("https://10.250.").nth(1)?.split('.').next().map(str::to_owned)
 }
 
 impl Place {

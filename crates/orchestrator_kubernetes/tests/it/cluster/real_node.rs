@@ -1,7 +1,7 @@
 //! What needs a node that really runs programs: the whole contract, faults, exits, one-shots, logs. Nodes pull from the
 //! platform's own registry, with the tenant's credential.
 
-use super::place::{Place, kubeconfig, on_a_platform};
+use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
@@ -27,8 +27,7 @@ const PROGRAMS: [&str; 2] = ["find", "tar"];
 /// Runs a test on a real node that pulls from our registry.
 async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
     let Some(kubeconfig) = kubeconfig() else { return };
-    let text = std::fs::read_to_string(&kubeconfig).unwrap();
-    let network = text.split("https://10.250.").nth(1).and_then(|it| it.split('.').next());
+    let network = network_of_node(&kubeconfig);
     let (Some(network), true) = (network, Path::new("/bin/busybox").exists()) else {
         eprintln!("SKIPPED: needs busybox and a real node (tests/kubernetes/cluster.py run --node)");
         return;
