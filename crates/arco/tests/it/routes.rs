@@ -84,7 +84,7 @@ fn routes_and_certificates_end_to_end() {
         eprintln!("skipped: needs root");
         return;
     }
-    let platform = Platform::start(EXECUTABLE);
+    let mut platform = Platform::start(EXECUTABLE);
     let source = who(&platform);
     let source = source.to_str().unwrap();
     for component in ["web", "canary"] {
@@ -163,4 +163,6 @@ fn routes_and_certificates_end_to_end() {
         all.then_some(())
     });
     assert_eq!(body(&platform, "w.test", "/api/x"), "web GET /api/x HTTP/1.1");
+    good(&platform, &["delete", "shop", "--yes"]);
+    assert!(platform.stop(), "the server stops by itself");
 }
