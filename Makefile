@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run test test-vm test-cluster test-drivers lint deny test-faults bench bench-gateway fmt
+.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults bench bench-gateway fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16

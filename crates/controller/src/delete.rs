@@ -6,6 +6,7 @@ use arco_model::component::{Component, Revision};
 use arco_model::id::ComponentId;
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::secret::SecretVersion;
+use arco_orchestrator::Removal;
 use arco_store::clock;
 use arco_store::sql::{Batch, Entity, Query, RouteRow, Versioned, VolumeRow};
 
@@ -13,7 +14,7 @@ impl Controller {
     /// Ends what runs of a component that has no row (any more).
     pub(crate) async fn forget(&self, id: &ComponentId) -> Result<(), ReconcileError> {
         // Volumes of a component without a row were asked to stay when it was deleted.
-        self.deps.orchestrator.remove(id, true).await?;
+        self.deps.orchestrator.remove(id, &Removal::KeepVolumes).await?;
         self.traffic.withdraw(id).await?;
         Ok(())
     }
@@ -26,7 +27,7 @@ impl Controller {
     ) -> Result<(), ReconcileError> {
         let id = component.value.id.clone();
         self.traffic.withdraw(&id).await?;
-        self.deps.orchestrator.remove(&id, keep_volumes).await?;
+        self.deps.orchestrator.remove(&id, &Removal::of_component(keep_volumes)).await?;
         let parent = Query::parent(id.as_str());
         let mut batch = Batch::default();
         self.collect::<Revision>(&mut batch, &parent).await?;

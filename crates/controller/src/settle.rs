@@ -28,6 +28,9 @@ pub(crate) fn settle(operation: &Operation, view: &View<'_>) -> Option<(Operatio
     if operation.status != OperationStatus::RollingOut {
         return overdue(operation, view); // a build is the builder's to end, but not for ever
     }
+    if operation.generation > view.component.generation {
+        return None; // asked after the component was read: the next look sees both
+    }
     let superseded = operation.revision.is_some() && operation.revision != view.component.desired_revision;
     if superseded {
         let problem = Problem::new(

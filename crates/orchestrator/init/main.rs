@@ -67,12 +67,13 @@ fn length(text: *const c_char) -> usize {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let mut all = SigSet([0; 16]);
-    let mut before = SigSet([0; 16]);
+    // The starter blocks every signal, so that one which comes before this point waits here instead of being lost.
+    let none = SigSet([0; 16]);
     if argc < 2 {
         // SAFETY: plain calls with pointers to live values.
         unsafe {
             sigfillset(&mut all);
-            sigprocmask(SIG_SETMASK, &all, &mut before);
+            sigprocmask(SIG_SETMASK, &all, core::ptr::null_mut());
             while !matches!(sigwaitinfo(&all, core::ptr::null_mut()), SIGTERM | SIGINT) {}
         }
         return 0;
@@ -80,7 +81,7 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
     // SAFETY: plain calls with pointers to live values; `argv` ends with a null pointer.
     unsafe {
         sigfillset(&mut all);
-        sigprocmask(SIG_SETMASK, &all, &mut before);
+        sigprocmask(SIG_SETMASK, &all, core::ptr::null_mut());
         let program = fork();
         if program < 0 {
             say(b"arco: failed to start the program: no process left under the limit\n");
@@ -88,7 +89,7 @@ pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int 
         }
         if program == 0 {
             setsid();
-            sigprocmask(SIG_SETMASK, &before, core::ptr::null_mut());
+            sigprocmask(SIG_SETMASK, &none, core::ptr::null_mut());
             let args = argv.add(1);
             execvp(*args, args);
             let errno = *__errno_location();

@@ -3,7 +3,7 @@
 //! Only for tests (feature `contract`); panics are findings. Bounds of time grow with `ARCO_TEST_SLOWNESS`.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a panic is the finding of a test")]
 
-use crate::{Error, ExecRequest, Orchestrator, SharedOrchestrator};
+use crate::{Error, ExecRequest, Orchestrator, Removal, SharedOrchestrator};
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
@@ -160,12 +160,12 @@ pub async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan) {
     until(driver, &id, "everything ended", |it| it.instances.is_empty()).await;
     reached(driver, &plan).await;
 
-    driver.remove(&id, false).await.unwrap();
+    driver.remove(&id, &Removal::Everything).await.unwrap();
     assert_eq!(driver.observe(&id).await.unwrap(), Observed::default());
     assert!(driver.components().await.unwrap().is_empty());
     // A bell for what is not there would make whoever listens ask for its removal for ever.
     let mut bell = driver.changes();
-    driver.remove(&id, false).await.unwrap();
+    driver.remove(&id, &Removal::Everything).await.unwrap();
     assert!(bell.try_recv().is_err(), "nothing was there, so nothing changed");
     driver.shutdown(true).await.unwrap();
 }

@@ -4,9 +4,8 @@
 //! What must hold: it never sleeps and never starts a process; [`FakeOrchestrator::tick`] moves its clock.
 
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
-use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
@@ -288,10 +287,13 @@ impl Orchestrator for FakeOrchestrator {
         Ok(())
     }
 
-    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
+    async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error> {
+        if matches!(what, Removal::Volume(_)) {
+            return Ok(()); // it keeps no content
+        }
         let known = {
             let mut state = self.lock();
-            if !keep_volumes {
+            if *what == Removal::Everything {
                 state.volumes.remove(component);
             }
             state.components.remove(component).is_some()
@@ -300,10 +302,6 @@ impl Orchestrator for FakeOrchestrator {
             let _ = self.bell.send(component.clone()); // nobody may listen
         }
         Ok(())
-    }
-
-    async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {
-        Ok(()) // it keeps no content
     }
 
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error> {

@@ -105,6 +105,24 @@ pub struct Usage {
     pub pids: u32,
 }
 
+/// What of a component is to go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Removal {
+    /// Its instances and its volumes with their content.
+    Everything,
+    /// Its instances; volumes stay.
+    KeepVolumes,
+    /// One volume with its content, of a component that has no instances any more.
+    Volume(VolumeName),
+}
+
+impl Removal {
+    /// The removal of a component whose volumes are to stay or not.
+    pub fn of_component(keep_volumes: bool) -> Self {
+        if keep_volumes { Self::KeepVolumes } else { Self::Everything }
+    }
+}
+
 /// The seam.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
@@ -112,13 +130,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
-    /// Ends everything of a component; returns when nothing is left but (if asked) its volumes.
-    /// Rings only when something was there.
-    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error>;
-    /// Deletes one volume with its content. No instance may use it; no error when it is not there.
-    async fn remove_volume(&self, _component: &ComponentId, _volume: &VolumeName) -> Result<(), Error> {
-        Err(Error::Unsupported("delete one volume of several that a component left"))
-    }
+    /// Ends and deletes of a component what is asked; returns when it is gone, and without an error when it was not
+    /// there. Rings only when something was there.
+    async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error>;
     /// Facts about one component; empty facts when it is not known.
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error>;
     /// Every component of which something exists.

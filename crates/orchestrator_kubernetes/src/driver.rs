@@ -8,14 +8,14 @@ use crate::cluster::{Cluster, failed};
 use crate::component::{Component, Shared};
 use crate::logs::Logs;
 use crate::render::{self, Kind, Rendered, Surroundings};
-use crate::seen::{Seen, Whereabouts};
+use crate::seen::{ObjectSeen, Seen, Whereabouts};
 use crate::tenant::{PullCredentials, Tenants};
 use crate::{exec, run_once, usage, watch};
 use arco_config::KubernetesConfig;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_store::images::{Image, Images};
 use arco_store::logs::LogSink;
 use async_trait::async_trait;
@@ -200,14 +200,19 @@ impl KubernetesOrchestrator {
         Ok(Arc::new(Self { inner }))
     }
 
-    /// Deletes everything of a component but (if asked) its claims, and waits until the cluster has.
-    async fn delete_all(&self, id: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
+    /// Deletes of a component what is asked, and waits until the cluster has.
+    async fn delete_all(&self, id: &ComponentId, what: &Removal) -> Result<(), Error> {
         let mut changed = self.inner.changed.subscribe();
         loop {
             let left = self.inner.seen().component(id);
-            let claims = |kind: Kind| kind == Kind::Claim && keep_volumes;
-            let objects = left.objects.iter().filter(|((kind, _), _)| !claims(*kind));
-            let mut waiting = left.pods.len();
+            let goes = |kind: Kind, object: &ObjectSeen| match what {
+                Removal::Everything => true,
+                Removal::KeepVolumes => kind != Kind::Claim,
+                Removal::Volume(name) => object.detail.volume.as_ref().is_some_and(|(it, _)| it == name.as_str()),
+            };
+            let objects = left.objects.iter().filter(|((kind, _), it)| goes(*kind, it));
+            let pods_go = !matches!(what, Removal::Volume(_));
+            let mut waiting = if pods_go { left.pods.len() } else { 0 };
             for ((kind, name), object) in objects {
                 waiting += 1;
                 if !object.deleting {
@@ -217,7 +222,9 @@ impl KubernetesOrchestrator {
                 }
             }
             let owned = left.objects.keys().any(|it| matches!(it.0, Kind::Deployment | Kind::StatefulSet | Kind::Job));
-            for (name, (_, pod)) in left.pods.iter().filter(|(_, (_, it))| !it.deleting && (it.one_shot || !owned)) {
+            for (name, (_, pod)) in
+                left.pods.iter().filter(|(_, (_, it))| pods_go && !it.deleting && (it.one_shot || !owned))
+            {
                 self.delete(Kind::Pod, &pod.namespace, name, &DeleteParams::default()).await?;
             }
             if waiting == 0 {
@@ -274,12 +281,15 @@ impl Orchestrator for KubernetesOrchestrator {
         Ok(())
     }
 
-    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
+    async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error> {
+        if matches!(what, Removal::Volume(_)) {
+            return self.delete_all(component, what).await;
+        }
         let known = self.inner.lock().get(component).cloned();
         if let Some(known) = &known {
             known.begin_removal().await;
         }
-        self.delete_all(component, keep_volumes).await?;
+        self.delete_all(component, what).await?;
         self.inner.end(component);
         if known.is_some() {
             let _ = self.inner.shared.bell.send(component.clone()); // nobody may listen
@@ -341,7 +351,7 @@ impl Orchestrator for KubernetesOrchestrator {
         let mut outcome = Ok(());
         if stop_instances {
             let components = self.components().await?;
-            let ends = components.iter().map(|it| self.remove(it, true));
+            let ends = components.iter().map(|it| self.remove(it, &Removal::KeepVolumes));
             outcome = futures_util::future::join_all(ends).await.into_iter().collect();
         }
         self.inner.stop.cancel();

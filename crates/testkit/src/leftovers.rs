@@ -1,13 +1,14 @@
 //! What of a platform is still there: processes, mounts, cgroups, links, rules, files of network namespaces.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Everything that mentions the data dir, or is named by one of the instances.
 pub(crate) fn find(data: &Path, instances: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     let names = cgroup_names(data, instances);
-    for pid in processes(data) {
+    for pid in all_processes(data, &names) {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         found.push(format!("process {pid} {}", String::from_utf8_lossy(&line).replace('\0', " ")));
     }
@@ -23,13 +24,20 @@ pub(crate) fn find(data: &Path, instances: &[String]) -> Vec<String> {
 
 /// Ends and removes what [`find`] found.
 pub(crate) fn clean(data: &Path, instances: &[String]) {
-    for pid in processes(data) {
-        let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+    let names = cgroup_names(data, instances);
+    // A shim that is killed while it starts a program may have forked since the look, so look again until none is left.
+    for _ in 0..50 {
+        let pids = all_processes(data, &names);
+        if pids.is_empty() {
+            break;
+        }
+        for pid in pids {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
+        }
     }
     for mount in mounts(data).into_iter().rev() {
         let _ = Command::new("umount").arg("-l").arg(mount).status();
     }
-    let names = cgroup_names(data, instances);
     for cgroup in cgroups(Path::new("/sys/fs/cgroup"), &names, 0).into_iter().rev() {
         remove_cgroup(&cgroup);
     }
@@ -43,9 +51,15 @@ pub(crate) fn clean(data: &Path, instances: &[String]) {
         for entry in std::fs::read_dir(folder.join("netns")).into_iter().flatten().flatten() {
             let _ = Command::new("umount").arg("-l").arg(entry.path()).status();
         }
-        let _ = Command::new("umount").arg("-l").arg(&folder).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("umount").arg("-l").arg(&folder).stderr(Stdio::null()).status();
         let _ = std::fs::remove_dir_all(folder);
     }
+}
+
+/// Processes that [`processes`] knows, and those in the control groups of these names.
+fn all_processes(data: &Path, names: &[String]) -> BTreeSet<u32> {
+    let groups = cgroups(Path::new("/sys/fs/cgroup"), names, 0);
+    processes(data).into_iter().chain(groups.iter().flat_map(|it| members(it))).collect()
 }
 
 /// Processes whose command line, or whose root file system, is of this data dir.
@@ -69,6 +83,15 @@ fn mounts(data: &Path) -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     let data = data.display().to_string();
     text.lines().filter(|it| it.contains(&data)).filter_map(|it| it.split(' ').nth(1)).map(PathBuf::from).collect()
+}
+
+/// Processes in a control group and in those below it: the program of a container whose shim is gone is only found here.
+fn members(folder: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<u32> = text.lines().filter_map(|it| it.parse().ok()).collect();
+    let below = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    pids.extend(below.filter(|it| it.file_type().is_ok_and(|it| it.is_dir())).flat_map(|it| members(&it.path())));
+    pids
 }
 
 /// A control group goes after those below it.

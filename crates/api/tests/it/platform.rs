@@ -19,7 +19,7 @@ use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::source::Source;
 use arco_model::spec::{Port, Protocol};
 use arco_mq::Queue;
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_store::blob::MemoryBlobs;
 use arco_store::clock;
 use arco_store::kv::MemoryKv;
@@ -232,18 +232,12 @@ pub(crate) fn code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String
 pub(crate) struct Pretender {
     changes: broadcast::Sender<ComponentId>,
     pub(crate) ran: Mutex<Vec<OneShot>>,
-    pub(crate) removed: Mutex<Vec<(ComponentId, bool)>>,
-    pub(crate) removed_volumes: Mutex<Vec<(ComponentId, String)>>,
+    pub(crate) removed: Mutex<Vec<(ComponentId, Removal)>>,
 }
 
 impl Pretender {
     fn new() -> Self {
-        Self {
-            changes: broadcast::channel(1).0,
-            ran: Mutex::default(),
-            removed: Mutex::default(),
-            removed_volumes: Mutex::default(),
-        }
+        Self { changes: broadcast::channel(1).0, ran: Mutex::default(), removed: Mutex::default() }
     }
 }
 
@@ -255,12 +249,8 @@ impl Orchestrator for Pretender {
     async fn apply(&self, _plan: &WorkloadPlan) -> Result<(), Error> {
         Ok(())
     }
-    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
-        self.removed.lock().unwrap().push((component.clone(), keep_volumes));
-        Ok(())
-    }
-    async fn remove_volume(&self, component: &ComponentId, volume: &VolumeName) -> Result<(), Error> {
-        self.removed_volumes.lock().unwrap().push((component.clone(), volume.to_string()));
+    async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error> {
+        self.removed.lock().unwrap().push((component.clone(), what.clone()));
         Ok(())
     }
     async fn observe(&self, _component: &ComponentId) -> Result<Observed, Error> {

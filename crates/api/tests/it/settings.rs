@@ -6,6 +6,7 @@ use arco_model::id::RowId;
 use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::spec::{VolumeKind, VolumeSpec};
+use arco_orchestrator::Removal;
 use arco_store::clock;
 use arco_store::sql::{Query, RouteRow, VolumeRow};
 use serde_json::json;
@@ -173,7 +174,7 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
         VolumeRow { id: clock::fresh(), component_id: clock::fresh(), component: "gone".parse().unwrap(), ..kept };
     platform.metadata.insert(&row).await.unwrap();
     platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
-    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), false)]);
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), Removal::Everything)]);
     assert_eq!(code(platform.client.delete_volume("default", row.id.as_str()).await), "not_found");
 }
 
@@ -196,10 +197,10 @@ async fn one_of_several_kept_volumes_goes_alone() {
     platform.metadata.insert(&files).await.unwrap();
     platform.metadata.insert(&rest).await.unwrap();
     platform.client.delete_volume("default", files.id.as_str()).await.unwrap();
-    assert_eq!(*platform.orchestrator.removed_volumes.lock().unwrap(), [(owner.clone(), "files".to_owned())]);
-    assert!(platform.orchestrator.removed.lock().unwrap().is_empty());
+    let one = (owner.clone(), Removal::Volume("files".parse().unwrap()));
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [one.clone()]);
     platform.client.delete_volume("default", rest.id.as_str()).await.unwrap();
-    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(owner, false)]);
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [one, (owner, Removal::Everything)]);
 }
 
 #[tokio::test]

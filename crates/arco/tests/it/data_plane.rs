@@ -3,13 +3,12 @@
 
 use crate::behave::{EXECUTABLE, good, source};
 use crate::hand_over::{children, signal};
+use crate::load::Load;
 use arco_testkit::{Platform, is_root, until};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const HOST: &str = "named.calm.test.localhost";
@@ -64,41 +63,15 @@ fn has_few_rights(platform: &Platform) {
     assert_eq!((link.uid(), link.mode() & 0o777, folder.uid(), folder.mode() & 0o777), (0, 0o640, 0, 0o750));
 }
 
-/// Asks one host again and again, each time on a new connection.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicUsize>,
-    thread: std::thread::JoinHandle<Vec<String>>,
-}
-
-impl Load {
-    fn start(platform: &Platform) -> Self {
-        let gateway = platform.address("http").unwrap();
-        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let (ended, counted) = (stop.clone(), answers.clone());
-        let thread = std::thread::spawn(move || {
-            let mut complaints = Vec::new();
-            while !ended.load(Ordering::SeqCst) {
-                match arco_testkit::get(gateway, HOST, "/") {
-                    Ok(answer) if answer.status == 200 => drop(counted.fetch_add(1, Ordering::SeqCst)),
-                    other => complaints.push(format!("{other:?}").chars().take(200).collect()),
-                }
-                std::thread::sleep(Duration::from_millis(5)); // the pace of a client
-            }
-            complaints
-        });
-        Self { stop, answers, thread }
-    }
-
-    fn goes_on(&self, more: usize) {
-        let before = self.answers.load(Ordering::SeqCst);
-        until("answers under load", 20, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
-    }
-
-    fn end(self) -> Vec<String> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.join().unwrap()
-    }
+/// A client that asks `HOST` on a connection of its own each time.
+fn load(platform: &Platform) -> Load {
+    let gateway = platform.address("http").unwrap();
+    Load::start(1, || {
+        move || match arco_testkit::get(gateway, HOST, "/") {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
 }
 
 #[test]
@@ -131,7 +104,7 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
     has_few_rights(&platform);
 
     // Another build takes over: nothing is refused, nothing cut.
-    let load = Load::start(&platform);
+    let load = load(&platform);
     load.goes_on(20);
     let data_dir = platform.data_dir();
     let words = ["data-plane", "--hand-over", "--data-dir", data_dir.to_str().unwrap()];

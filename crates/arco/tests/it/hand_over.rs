@@ -2,6 +2,7 @@
 //! open is finished by the old one, a worker that is killed is replaced while clients wait.
 
 use crate::behave::EXECUTABLE;
+use crate::load::Load;
 use arco_testkit::until;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -9,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Nothing here takes longer; a test that waits for it has failed.
@@ -81,59 +82,22 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<bool> {
     Ok(!text.contains("connection: close"))
 }
 
-/// Clients that ask again and again on connections that they keep as long as they may.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicUsize>,
-    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn start(gateway: SocketAddr, clients: usize) -> Self {
-        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let client = |_| {
-            let (stop, answers) = (stop.clone(), answers.clone());
-            std::thread::spawn(move || client(gateway, &stop, &answers))
-        };
-        let clients = (0..clients).map(client).collect();
-        Self { stop, answers, clients }
-    }
-
-    /// Waits for that many further answers.
-    fn goes_on(&self, more: usize) {
-        let before = self.answers.load(Ordering::SeqCst);
-        until("answers under load", 20, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
-    }
-
-    fn end(self) -> Vec<String> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.clients.into_iter().flat_map(|it| it.join().unwrap()).collect()
-    }
-}
-
-fn client(gateway: SocketAddr, stop: &AtomicBool, answers: &AtomicUsize) -> Vec<String> {
-    let mut complaints = Vec::new();
-    let mut stream: Option<TcpStream> = None;
-    while !stop.load(Ordering::SeqCst) && complaints.len() < 20 {
-        let outcome = match stream.take() {
-            Some(stream) => Ok(stream),
-            None => TcpStream::connect_timeout(&gateway, PATIENCE),
-        };
-        let outcome = outcome.and_then(|mut stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_nodelay(true)?;
-            Ok((ask(&mut stream)?, stream))
-        });
-        match outcome {
-            Ok((goes_on, kept)) => {
-                answers.fetch_add(1, Ordering::SeqCst);
-                stream = goes_on.then_some(kept);
-            }
-            Err(error) => complaints.push(error.to_string()),
+/// Clients that keep their connection for as long as the gateway does.
+fn load(gateway: SocketAddr, clients: usize) -> Load {
+    Load::start(clients, || {
+        let mut kept: Option<TcpStream> = None;
+        move || {
+            let connected = kept.take().map_or_else(|| TcpStream::connect_timeout(&gateway, PATIENCE), Ok);
+            let outcome = connected.and_then(|mut stream| {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_nodelay(true)?;
+                Ok((ask(&mut stream)?, stream))
+            });
+            let (goes_on, stream) = outcome.map_err(|it| it.to_string())?;
+            kept = goes_on.then_some(stream);
+            Ok(())
         }
-        std::thread::sleep(Duration::from_millis(1)); // the pace of a client
-    }
-    complaints
+    })
 }
 
 /// `arco gateway --config FILE`.
@@ -249,7 +213,7 @@ fn an_upgrade_under_load_loses_no_request_and_finishes_what_is_open() {
     let upgrade = "GET /echo HTTP/1.1\r\nHost: web.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
     let mut tunnel = open(gateway.address, upgrade);
     assert!(head(&mut tunnel).starts_with("HTTP/1.1 101"));
-    let load = Load::start(gateway.address, 8);
+    let load = load(gateway.address, 8);
     load.goes_on(100);
 
     gateway.signal("USR2");

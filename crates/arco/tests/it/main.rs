@@ -12,6 +12,7 @@ mod faults;
 mod hand_over;
 mod hostile_builds;
 mod isolation;
+mod load;
 mod neighbour;
 mod one_off;
 mod private_git;

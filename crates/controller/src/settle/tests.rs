@@ -61,6 +61,7 @@ fn operation(kind: OperationKind, revision: Option<u64>) -> Operation {
 struct Row {
     kind: ComponentKind,
     operation: (OperationKind, Option<u64>),
+    generation: u64,
     status: Status,
     rollout: RolloutFacts,
     plan_applied: bool,
@@ -72,6 +73,7 @@ struct Row {
 const BASE: Row = Row {
     kind: ComponentKind::Stateless,
     operation: (OperationKind::Deploy, Some(2)),
+    generation: 2,
     status: Status::Running,
     rollout: RolloutFacts::Done,
     plan_applied: true,
@@ -97,6 +99,14 @@ fn operations_end_with_the_truth() {
         (
             "a newer revision came",
             Row { operation: (OperationKind::Deploy, Some(1)), ends: Some((Cancelled, "superseded")), ..BASE },
+        ),
+        (
+            "it began after the component was read",
+            Row { operation: (OperationKind::Deploy, Some(3)), generation: 3, ends: None, ..BASE },
+        ),
+        (
+            "a stop that was asked after the component was read",
+            Row { generation: 3, status: Status::Stopped, operation: (OperationKind::Stop, None), ends: None, ..BASE },
         ),
         (
             "time is over",
@@ -127,7 +137,7 @@ fn operations_end_with_the_truth() {
         let (gateways_follow, now) = (row.gateways_follow, row.now);
         let view =
             View { component: &component, observed: &observed, report: &report, plan: "p", gateways_follow, now };
-        let operation = operation(row.operation.0, row.operation.1);
+        let operation = Operation { generation: row.generation, ..operation(row.operation.0, row.operation.1) };
         let found =
             settle(&operation, &view).map(|(status, problem)| (status, problem.map(|it| it.code).unwrap_or_default()));
         assert_eq!(found, row.ends.map(|(status, code)| (status, code.to_owned())), "{name}");

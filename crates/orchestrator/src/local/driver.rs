@@ -14,10 +14,9 @@ use super::container::{Containers, ContainersConfig};
 use super::network::rules::BuildWay;
 use super::network::{Network, NetworkOptions, egress};
 use super::volumes::Volumes;
-use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::name::VolumeName;
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_store::images::Images;
@@ -258,8 +257,11 @@ impl Orchestrator for LocalOrchestrator {
         Err(Error::Refused(format!("{} is being removed, or the server stops", plan.component)))
     }
 
-    async fn remove(&self, component: &ComponentId, keep_volumes: bool) -> Result<(), Error> {
+    async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error> {
         let inner = &self.inner;
+        if let Removal::Volume(volume) = what {
+            return inner.volumes.remove_one(component, volume).await;
+        }
         let (ended, done) = oneshot::channel();
         let ran = inner.tell(component, Event::Remove { ended });
         if ran && done.await.is_err() {
@@ -273,17 +275,13 @@ impl Orchestrator for LocalOrchestrator {
             .forget_component(component)
             .await
             .map_err(|it| Error::failed("free the component's address", it))?;
-        if !keep_volumes {
+        if *what == Removal::Everything {
             inner.volumes.remove(component).await?;
         }
         if ran || known {
             let _ = inner.bell.send(component.clone()); // nobody may listen
         }
         Ok(())
-    }
-
-    async fn remove_volume(&self, component: &ComponentId, volume: &VolumeName) -> Result<(), Error> {
-        self.inner.volumes.remove_one(component, volume).await
     }
 
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error> {

@@ -68,6 +68,22 @@ async fn a_service_is_started_again_and_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_comes_before_the_program_is_not_lost() {
+    let Some(place) = place().await else { return };
+    for _ in 0..5 {
+        let mut spec = place.spec("sleep 1000");
+        spec.restart = RestartPolicy::BackOff;
+        let id = spec.id.clone();
+        place.containers.create(spec).await.unwrap();
+        in_time(place.containers.stop(&id, 600_000)).await.unwrap();
+        let exit = place.containers.state(&id).await.unwrap().last_exit.unwrap();
+        assert_eq!((exit.status, exit.asked), (143, true), "it ended by the signal, not by the end of its grace");
+        place.containers.remove(&id).await.unwrap();
+    }
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_ignores_its_signal_is_killed() {
     let Some(place) = place().await else { return };
     let mut spec = place.spec("trap '' TERM; echo ready; while :; do sleep 1; done");

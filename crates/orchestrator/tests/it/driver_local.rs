@@ -8,7 +8,7 @@ use arco_model::observed::{InstancePhase, RolloutFacts};
 use arco_model::plan::{LayerExport, OneShotNetwork, WorkloadPlan};
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
-use arco_orchestrator::{ExecRequest, Orchestrator as _};
+use arco_orchestrator::{ExecRequest, Orchestrator as _, Removal};
 use arco_store::blob::MemoryBlobs;
 use arco_store::images::{Image, Images};
 use arco_store::logs::LogSink;
@@ -149,7 +149,7 @@ fn instances_answer_soon_and_are_adopted() {
         let again = reached(driver.as_ref(), &plan).await;
         assert_eq!(ready(&again), ready(&two));
         assert_eq!(again.address, two.address);
-        driver.remove(&plan.component, false).await.unwrap();
+        driver.remove(&plan.component, &Removal::Everything).await.unwrap();
         driver.shutdown(false).await.unwrap();
     });
 }
@@ -249,9 +249,9 @@ fn volumes_outlive_instances_and_hold_no_more_than_their_size() {
         session.stdout.read_to_string(&mut text).await.unwrap();
         assert_eq!(session.exit.await, Ok(0), "{text}");
         assert!(text.starts_with("second"), "{text}");
-        driver.remove(&plan.component, true).await.unwrap();
+        driver.remove(&plan.component, &Removal::KeepVolumes).await.unwrap();
         assert_eq!(driver.components().await.unwrap(), [plan.component.clone()], "its volume is kept");
-        driver.remove(&plan.component, false).await.unwrap();
+        driver.remove(&plan.component, &Removal::Everything).await.unwrap();
         assert!(driver.components().await.unwrap().is_empty());
         driver.shutdown(false).await.unwrap();
     });

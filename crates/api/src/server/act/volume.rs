@@ -6,6 +6,7 @@ use arco_model::component::Component;
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::RowId;
 use arco_model::name::TenantName;
+use arco_orchestrator::Removal;
 use arco_store::sql::{Batch, Query, VolumeRow};
 
 impl Api {
@@ -29,10 +30,8 @@ impl Api {
             return Err(Problem::new(ErrorKind::Conflict, "volume_in_use", message, advice).into());
         }
         let siblings = self.deps.metadata.list::<VolumeRow>(&Query::parent(owner.as_str())).await?.items;
-        match siblings.len() {
-            0 | 1 => self.deps.orchestrator.remove(owner, false).await?,
-            _ => self.deps.orchestrator.remove_volume(owner, &found.value.name).await?,
-        }
+        let what = if siblings.len() > 1 { Removal::Volume(found.value.name.clone()) } else { Removal::Everything };
+        self.deps.orchestrator.remove(owner, &what).await?;
         let mut batch = Batch::default();
         batch.delete(&found);
         Ok(self.deps.metadata.commit(batch).await?)

@@ -37,7 +37,9 @@ pub(super) fn launch(spec: &ShimSpec, directory: &Path, root_fs: &RootFs, write:
         -1 => Err(Error::last_os_error()),
         0 => {
             drop(answer);
-            let _ = SigSet::empty().thread_set_mask();
+            // Inherited by PID 1, which the kernel spares every signal that it has neither blocked nor handled yet: a stop
+            // that comes this early waits until init takes it. Init starts the program with none blocked.
+            let _ = SigSet::all().thread_set_mask();
             // Half a container without its shim would belong to nobody.
             let _ = nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::Signal::SIGKILL));
             let text = match start(spec, directory, &state, write) {

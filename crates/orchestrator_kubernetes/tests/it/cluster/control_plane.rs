@@ -4,8 +4,8 @@ use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_co
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
-use arco_orchestrator::Orchestrator;
 use arco_orchestrator::contract::{plan, reached, ready, until};
+use arco_orchestrator::{Orchestrator, Removal};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
@@ -135,12 +135,12 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
         assert!(ready(&one).len() == 1 && ready(&one).is_subset(&ready(&green)), "what runs stays");
         until_objects(&place, "one instance needs no budget", |it| !it.iter().any(|it| it.contains("Budget"))).await;
 
-        driver.remove(&id, false).await.unwrap();
+        driver.remove(&id, &Removal::Everything).await.unwrap();
         assert_eq!(of_components(&place).await, Vec::<String>::new());
         assert!(driver.components().await.unwrap().is_empty());
         assert_eq!(driver.observe(&id).await.unwrap(), Observed::default());
         assert!(foreign.get("mine").await.is_ok(), "what is not ours stays");
-        driver.remove(&id, false).await.unwrap();
+        driver.remove(&id, &Removal::Everything).await.unwrap();
     })
     .await;
 }
@@ -208,13 +208,13 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         let one = let_go(driver, &asked).await;
         assert_eq!(one.instances.iter().map(|it| it.place).collect::<Vec<_>>(), [0]);
 
-        driver.remove(&id, true).await.unwrap();
+        driver.remove(&id, &Removal::KeepVolumes).await.unwrap();
         assert_eq!(
             (driver.components().await.unwrap(), sizes().await.len()),
             (vec![id.clone()], 2),
             "volumes stay when asked"
         );
-        driver.remove(&id, false).await.unwrap();
+        driver.remove(&id, &Removal::Everything).await.unwrap();
         assert!(driver.components().await.unwrap().is_empty() && of_components(&place).await.is_empty());
     })
     .await;
@@ -231,7 +231,7 @@ async fn a_job_runs_to_its_end_once() {
         let done = reached(driver, &asked).await;
         assert!(done.instances.iter().all(|it| it.phase == InstancePhase::Ended), "{done:#?}");
         assert_eq!(done.instances.len(), 2);
-        driver.remove(&asked.component, false).await.unwrap();
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
         assert!(of_components(&place).await.is_empty());
     })
     .await;
@@ -253,7 +253,7 @@ async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
         let fault = refused.instances[0].fault.clone().unwrap();
         assert!(fault.contains(&name) && fault.contains("kubernetes.namespace_prefix"), "{fault}");
         assert!(versions(&place).await.is_empty());
-        driver.remove(&asked.component, false).await.unwrap();
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
     })
     .await;
 }

@@ -6,7 +6,7 @@ use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
-use arco_orchestrator::{OneShotResult, Orchestrator as _};
+use arco_orchestrator::{OneShotResult, Orchestrator as _, Removal};
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::blob::{MemoryBlobs, content_path};
 use arco_store::clock;
@@ -116,7 +116,7 @@ async fn until_one(
 ) -> Observed {
     place.driver.apply(plan).await.unwrap();
     let found = until(place.driver.as_ref(), &plan.component, what, |it| it.instances.iter().any(&wanted)).await;
-    place.driver.remove(&plan.component, false).await.unwrap();
+    place.driver.remove(&plan.component, &Removal::Everything).await.unwrap();
     found
 }
 
@@ -232,7 +232,7 @@ async fn output_of_instances_reaches_the_log() {
             (batch.lines[0].text.as_str(), batch.lines[0].instance.as_ref()),
             ("serving", Some(&found.instances[0].id))
         );
-        place.driver.remove(&asked.component, false).await.unwrap();
+        place.driver.remove(&asked.component, &Removal::Everything).await.unwrap();
     })
     .await;
 }
