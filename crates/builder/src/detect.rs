@@ -8,7 +8,7 @@ mod go;
 mod hints;
 mod node;
 mod node_version;
-mod ports;
+pub(crate) mod ports;
 mod python;
 mod recipe;
 mod static_site;

@@ -1,7 +1,7 @@
 //! From a source to an image: which steps run, which are found in the cache, and which layers make the image.
 
 use crate::cache::Key;
-use crate::detect::{self, Detection, Inputs, Recipe, Serve, Stack, Step, Steps, Wishes};
+use crate::detect::{self, Detection, Inputs, Recipe, Serve, Stack, Step, Steps, Wishes, ports};
 use crate::dockerfile;
 use crate::layer::{self, rewrite};
 use crate::names::{self, Meaning};
@@ -14,7 +14,7 @@ use arco_model::component::{Component, RunDefaults};
 use arco_model::error::Problem;
 use arco_model::plan::{HostMount, LayerExport, OneShotNetwork};
 use arco_model::source::Source;
-use arco_model::spec::{Command, Port, Protocol};
+use arco_model::spec::{Command, Protocol};
 use arco_store::images::{Image, ImageError};
 use std::collections::BTreeMap;
 
@@ -218,16 +218,11 @@ fn defaults(found: &Detection, steps: &Steps) -> RunDefaults {
 /// What an image's own configuration says about running it.
 pub(crate) fn image_defaults(language: &str, config: &ImageConfig) -> RunDefaults {
     let argv: Vec<String> = config.entrypoint.iter().chain(&config.cmd).cloned().collect();
-    let port = |text: &String| {
-        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Http };
-        Some(Port { port: number.parse().ok().filter(|it| *it != 0)?, protocol, outer: true })
-    };
     RunDefaults {
         language: language.to_owned(),
         command: (!argv.is_empty()).then_some(Command::Exec(argv)),
         commands: BTreeMap::new(),
-        ports: config.exposed_ports.iter().filter_map(port).collect(),
+        ports: ports::of_image(config),
         env: env_map(&config.env),
         working_dir: config.working_dir.clone(),
         user: config.user.clone(),

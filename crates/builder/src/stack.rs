@@ -27,9 +27,9 @@ use std::time::Duration;
 /// Raised when a stack is made in another way; older ones are then left alone and new ones made.
 fn edition(stack: &Stack) -> u32 {
     match stack {
-        Stack::Go(_) => 2,
+        Stack::Go(_) => 3,
         Stack::Compilers(inner) => edition(inner),
-        _ => 1,
+        _ => 2,
     }
 }
 

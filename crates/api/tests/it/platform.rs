@@ -12,7 +12,6 @@ use arco_daemon::{OnExit, Supervisor, listener};
 use arco_model::artifact::{Digest, ImageRef};
 use arco_model::component::{Component, Revision, RunDefaults};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::name::VolumeName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};

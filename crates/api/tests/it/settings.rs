@@ -198,7 +198,7 @@ async fn one_of_several_kept_volumes_goes_alone() {
     platform.metadata.insert(&rest).await.unwrap();
     platform.client.delete_volume("default", files.id.as_str()).await.unwrap();
     let one = (owner.clone(), Removal::Volume("files".parse().unwrap()));
-    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [one.clone()]);
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), std::slice::from_ref(&one));
     platform.client.delete_volume("default", rest.id.as_str()).await.unwrap();
     assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [one, (owner, Removal::Everything)]);
 }

@@ -2,7 +2,8 @@
 
 use super::{DEFAULT_PORT, http_port};
 use crate::tree::Tree;
-use arco_model::spec::Port;
+use arco_model::artifact::ImageConfig;
+use arco_model::spec::{Port, Protocol};
 
 /// Words of code that open a server, by file extension.
 const SERVERS: [&str; 17] = [
@@ -44,6 +45,28 @@ pub(super) fn guess(tree: &Tree, extensions: &[&str], framework: bool) -> Vec<Po
     http_port(literal.unwrap_or(DEFAULT_PORT))
 }
 
+/// The ports that an image says it listens on: what it exposes, else its own `PORT`, else 8080 (or the number that stands as
+/// the default) when its command obeys `PORT`.
+pub(crate) fn of_image(config: &ImageConfig) -> Vec<Port> {
+    let exposed = |text: &String| {
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Http };
+        Some(Port { port: number.parse().ok().filter(|it| *it != 0)?, protocol, outer: true })
+    };
+    let found: Vec<Port> = config.exposed_ports.iter().filter_map(exposed).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let own = config.env.iter().find_map(|it| it.strip_prefix("PORT=")?.parse().ok());
+    let in_command = || {
+        let line =
+            config.entrypoint.iter().chain(&config.cmd).find(|it| it.contains("$PORT") || it.contains("${PORT"))?;
+        let default = line.split_once("${PORT").and_then(|(_, rest)| rest.split_once('}'));
+        Some(default.and_then(|(it, _)| it.trim_start_matches([':', '-']).parse().ok()).unwrap_or(DEFAULT_PORT))
+    };
+    own.or_else(in_command).filter(|it| *it != 0).map(http_port).unwrap_or_default()
+}
+
 /// A port number in a call that listens: `listen(3000`, `":9000"`, `port=5000`, `('', 8000)`.
 fn literal_port(text: &str) -> Option<u16> {
     for line in text.lines().map(str::trim).filter(|it| !it.starts_with("//") && !it.starts_with('#')) {
@@ -67,6 +90,24 @@ fn literal_port(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_name_their_ports() {
+        let shell = |line: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), line.to_owned()];
+        for (exposed, env, cmd, port) in [
+            (vec!["5000/tcp"], vec!["PORT=1"], shell("serve $PORT"), Some(5000)),
+            (vec![], vec!["PORT=7000"], shell("serve"), Some(7000)),
+            (vec![], vec![], shell("serve --port $PORT"), Some(8080)),
+            (vec![], vec![], shell("serve ${PORT:-8000}"), Some(8000)),
+            (vec![], vec![], shell("serve ${PORT}"), Some(8080)),
+            (vec![], vec!["PORTS=1"], shell("work"), None),
+        ] {
+            let owned = |it: &[&str]| it.iter().map(|it| (*it).to_owned()).collect();
+            let config =
+                ImageConfig { exposed_ports: owned(&exposed), env: owned(&env), cmd, ..ImageConfig::default() };
+            assert_eq!(of_image(&config).first().map(|it| it.port), port, "{config:?}");
+        }
+    }
 
     #[test]
     fn ports_are_guessed_from_calls() {

@@ -17,8 +17,12 @@ macro_rules! with_venv {
 /// `"$@"`: what is installed beside the files.
 const REQUIREMENTS: &str = with_venv!("pip install --no-input --progress-bar off -r requirements.txt \"$@\"");
 const PLAIN: &str = with_venv!("[ $# -eq 0 ] || pip install --no-input --progress-bar off \"$@\"");
+/// Poetry asks PyPI for JSON, which mirrors rarely have; where it is not answered, its plugin reads the pages that pip reads.
 const POETRY: &str = with_venv!(
     "python3 -m venv /tmp/poetry; /tmp/poetry/bin/pip install --no-input --progress-bar off -q poetry; \
+     speaks=$(/tmp/poetry/bin/python -c 'from urllib.request import Request as R, urlopen; print(urlopen(R(\"https://pypi.org/simple/pip/\", headers={\"Accept\": \"application/vnd.pypi.simple.v1+json\"}), timeout=20).headers.get_content_type())' 2>/dev/null || true); \
+     case \"${PIP_INDEX_URL-} $speaks\" in ' application/vnd.pypi.simple.v1+json') ;; \
+       *) /tmp/poetry/bin/pip install --no-input --progress-bar off -q poetry-plugin-pypi-mirror; export POETRY_PYPI_MIRROR_URL=${PIP_INDEX_URL:-https://pypi.org/simple/} ;; esac; \
      /tmp/poetry/bin/poetry install --no-root --no-interaction --no-ansi --only main; \
      [ $# -eq 0 ] || pip install --no-input --progress-bar off \"$@\"; rm -rf /tmp/poetry"
 );

@@ -195,7 +195,6 @@ pub(super) async fn base(
         std::fs::write(root.join("etc/apt/sources.list"), lists)?;
         std::fs::write(root.join("etc/dpkg/dpkg.cfg.d/slim"), slim)?;
         std::fs::write(root.join("etc/apt/apt.conf.d/90slim"), clean)?;
-        std::fs::create_dir_all(root.join("app"))?;
         from_folder(&root, &work, &keep)
     })
     .await?
