@@ -6,7 +6,7 @@ use arco_model::artifact::{Descriptor, Digest, Layer};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::{ExitFacts, Observed};
 use arco_model::plan::{OneShot, WorkloadPlan};
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Usage};
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_store::blob::content_path;
 use arco_store::images::{Images, LAYER_GZIP_TYPE};
 use async_trait::async_trait;
@@ -112,7 +112,7 @@ impl Orchestrator for Chroot {
     async fn apply(&self, _: &WorkloadPlan) -> Result<(), Error> {
         Ok(())
     }
-    async fn remove(&self, _: &ComponentId, _: bool) -> Result<(), Error> {
+    async fn remove(&self, _: &ComponentId, _: &Removal) -> Result<(), Error> {
         Ok(())
     }
     async fn observe(&self, _: &ComponentId) -> Result<Observed, Error> {
