@@ -76,19 +76,19 @@ UNIT
   rm -rf --one-file-system "$root"
 }
 
-# The paths of the executables that cargo made, one per line.
+# The paths of the executables that cargo made of a folder's sources, one per line.
 executables() {
   python3 -c 'import json,sys
 for line in sys.stdin:
     it = json.loads(line)
-    if it.get("reason") == "compiler-artifact" and it.get("executable"): print(it["executable"])'
+    if it.get("reason") == "compiler-artifact" and it.get("executable") and sys.argv[1] in it["target"]["src_path"]: print(it["executable"])' "$1"
 }
 
-# The stacks that the static example and `FROM debian:12` need: the machine has no network to make them.
-ensure_stacks() {
-  [ -f "$stacks/base-1.json" ] && [ -f "$stacks/web-1.json" ] && return
-  say "making the stacks on this host first"
-  local data=$work/host port
+# The stacks that the static example and `FROM debian:12` need: the machine has no network to make them. A deploy on this host makes those
+# that are missing, of the edition that this executable wants.
+make_stacks() {
+  say "making sure of the stacks on this host"
+  local data=$work/host
   # shellcheck disable=SC2046
   "$arco" server --data-dir "$data" $(for it in http https console api registry; do echo "--$it-listen 127.0.0.1:0"; done) \
     --stop-instances >"$work/host.log" 2>&1 &
@@ -101,15 +101,20 @@ ensure_stacks() {
   server=
 }
 
+# The newest edition of a stack that is kept.
+newest() {
+  basename "$(printf '%s\n' "$stacks/$1"-[0-9]*.json | sort -V | tail -1)" .json
+}
+
 say "building"
-arco=$(cargo build --locked -p arco --message-format=json | executables | tail -1)
-tests=$(cargo test --locked -p arco-orchestrator --no-run --message-format=json | executables)
+arco=$(cargo build --locked --workspace --message-format=json | executables /crates/arco/ | tail -1)
+tests=$(cargo test --locked --workspace --no-run --message-format=json | executables /crates/orchestrator/)
 [ -x "$arco" ] && [ -n "$tests" ] || give_up "cargo named no executables"
 
 exec 9>"/run/lock/arco-test-vm"
 flock 9
 [ -f "$kept/root.img" ] && [ "$(cat "$kept/recipe" 2>/dev/null)" = "$(root_recipe)" ] || make_root
-ensure_stacks
+make_stacks
 
 say "making the disk that goes in"
 in=$work/in
@@ -118,7 +123,7 @@ cp tests/vm/inside.sh "$in/inside.sh"
 cp -r examples/static-site "$in/static-site"
 strip --strip-debug -o "$in/arco" "$arco"
 for it in $tests; do strip --strip-debug -o "$in/tests/$(basename "$it")" "$it"; done
-for stack in base-1 web-1; do
+for stack in "$(newest base)" "$(newest web)"; do
   cp "$stacks/$stack.json" "$in/cache/stacks/"
   for digest in $(grep -o '"blob":{[^}]*"digest":"sha256:[0-9a-f]*"' "$stacks/$stack.json" | grep -o '[0-9a-f]\{64\}'); do
     cp "$stacks/blobs/$digest" "$in/cache/stacks/blobs/"

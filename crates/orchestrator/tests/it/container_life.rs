@@ -75,7 +75,8 @@ async fn a_stop_that_comes_before_the_program_is_not_lost() {
         spec.restart = RestartPolicy::BackOff;
         let id = spec.id.clone();
         place.containers.create(spec).await.unwrap();
-        in_time(place.containers.stop(&id, 600_000)).await.unwrap();
+        let stopped = place.containers.stop(&id, 600_000);
+        tokio::time::timeout(in_time(Duration::from_secs(30)), stopped).await.expect("no end of the grace").unwrap();
         let exit = place.containers.state(&id).await.unwrap().last_exit.unwrap();
         assert_eq!((exit.status, exit.asked), (143, true), "it ended by the signal, not by the end of its grace");
         place.containers.remove(&id).await.unwrap();
