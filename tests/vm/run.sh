@@ -76,12 +76,13 @@ UNIT
   rm -rf --one-file-system "$root"
 }
 
-# The paths of the executables that cargo made of a folder's sources, one per line.
+# The executables that cargo made of a folder's sources: those of its tests (1), or the program itself (0).
 executables() {
   python3 -c 'import json,sys
-for line in sys.stdin:
+for line in open(sys.argv[1]):
     it = json.loads(line)
-    if it.get("reason") == "compiler-artifact" and it.get("executable") and sys.argv[1] in it["target"]["src_path"]: print(it["executable"])' "$1"
+    if it.get("reason") == "compiler-artifact" and it.get("executable") and sys.argv[2] in it["target"]["src_path"] and it["profile"]["test"] == (sys.argv[3] == "1"):
+        print(it["executable"])' "$work/built.json" "$1" "$2"
 }
 
 # The stacks that the static example and `FROM debian:12` need: the machine has no network to make them. A deploy on this host makes those
@@ -107,8 +108,9 @@ newest() {
 }
 
 say "building"
-arco=$(cargo build --locked --workspace --message-format=json | executables /crates/arco/ | tail -1)
-tests=$(cargo test --locked --workspace --no-run --message-format=json | executables /crates/orchestrator/)
+cargo build --locked --workspace --all-targets --message-format=json >"$work/built.json"
+arco=$(executables /crates/arco/src/ 0)
+tests=$(executables /crates/orchestrator/ 1)
 [ -x "$arco" ] && [ -n "$tests" ] || give_up "cargo named no executables"
 
 exec 9>"/run/lock/arco-test-vm"
