@@ -3,6 +3,7 @@
 //! `defaults < file (TOML) < ARCO_SECTION__KEY < flags`. One spelling everywhere; unknown keys are errors. Settings are
 //! static: a change needs a restart. What changes while running lives in the store.
 
+mod acme;
 mod builder;
 mod eventlog;
 mod gateway;
@@ -13,6 +14,7 @@ mod orchestrator;
 mod server;
 mod store;
 
+pub use acme::{AcmeChallenge, AcmeConfig};
 pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS};
 pub use eventlog::EventlogConfig;
 pub use gateway::GatewayConfig;
@@ -49,6 +51,8 @@ pub struct Config {
     pub orchestrator: OrchestratorConfig,
     /// The cluster, when instances run on Kubernetes.
     pub kubernetes: KubernetesConfig,
+    /// Automatic certificates.
+    pub acme: AcmeConfig,
     /// Logs.
     pub eventlog: EventlogConfig,
 }

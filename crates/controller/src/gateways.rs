@@ -27,6 +27,11 @@ impl Gateways {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is a live gateway.
+    pub(crate) fn any(&self) -> bool {
+        !self.lock().live.is_empty()
+    }
+
     /// Whether every live gateway routes by `revision` or a later one.
     pub(crate) fn applied(&self, revision: u64) -> bool {
         self.lock().live.values().all(|it| it.applied_revision >= revision)

@@ -6,6 +6,7 @@
 //!
 //! Not here: how instances are replaced (the orchestrator's driver), how requests are routed (the gateway).
 
+mod acme;
 mod cron;
 mod delete;
 mod gateways;
@@ -16,6 +17,7 @@ mod settle;
 mod traffic;
 mod work;
 
+use arco_config::AcmeConfig;
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use arco_model::component::Component;
 use arco_model::id::{ComponentId, OperationId};
@@ -54,6 +56,8 @@ pub struct ControllerDeps {
     pub secrets: Arc<SecretBox>,
     /// Operations' logs.
     pub logs: LogSink,
+    /// Automatic certificates.
+    pub acme: AcmeConfig,
     /// Suffix of default hosts.
     pub domain: String,
     /// How long ended operations are kept.
@@ -105,6 +109,7 @@ impl Controller {
             supervisor.spawn("controller worker", OnExit::Shutdown, self.clone().worker(token.clone()));
             supervisor.spawn("controller jobs", OnExit::Shutdown, self.clone().jobs(token.clone()));
         }
+        supervisor.spawn("controller certificates", OnExit::Shutdown, self.clone().issue(token.clone()));
         supervisor.spawn("controller bell", OnExit::Shutdown, self.clone().bell(token.clone()));
         supervisor.spawn("controller period", OnExit::Shutdown, self.clone().period(token.clone()));
         supervisor.spawn("controller retention", OnExit::Continue, self.clone().forget_operations(token.clone()));

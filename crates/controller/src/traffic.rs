@@ -2,25 +2,28 @@
 //!
 //! Only what changed is written, so that a look at a healthy component costs no write.
 
+use crate::acme::{Next, next};
 use arco_daemon::certificate::covers;
 use arco_model::component::{Component, Revision};
 use arco_model::id::{ComponentId, RowId};
 use arco_model::name::TenantName;
 use arco_model::observed::{InstancePhase, Observed};
-use arco_model::route::{TLS_AUTO, TLS_OFF, UpstreamTarget};
+use arco_model::route::{Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, UpstreamTarget};
 use arco_model::spec::Protocol;
 use arco_model::status::Status;
+use arco_model::time::Timestamp;
 use arco_model::traffic::{
-    CERTIFICATES, CertificateEntry, Endpoint, GATEWAY_KEYS, HOSTS, HostEntry, HostTls, NAMES, NameEntry, UPSTREAMS,
-    UpstreamEntry, UpstreamState, certificate_context,
+    CERTIFICATES, CHALLENGES, CertificateEntry, Endpoint, GATEWAY_KEYS, HOSTS, HostEntry, HostTls, NAMES, NameEntry,
+    UPSTREAMS, UpstreamEntry, UpstreamState, certificate_context,
 };
+use arco_store::clock;
 use arco_store::kv::{KvError, Operation, Range, SharedKv, Txn};
 use arco_store::secrets::{Sealed, SecretBox, SecretError};
 use arco_store::sql::{CertificateRow, Query, RouteRow, SharedMetadata, SqlError};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 /// Why publishing failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,8 @@ struct Published {
     default_hosts: BTreeMap<String, (TenantName, UpstreamTarget)>,
     /// Hosts whose entry names a component.
     leads: HashMap<ComponentId, BTreeSet<String>>,
+    /// What proves hosts to an authority over plain HTTP: path and answer.
+    proofs: HashMap<String, (String, String)>,
     /// Hosts that are served with a certificate.
     serves: HashMap<RowId, BTreeSet<String>>,
 }
@@ -65,6 +70,24 @@ impl Published {
     }
 }
 
+/// What proves a host to the authority that issues certificates.
+pub(crate) enum Proof {
+    /// HTTP-01 (RFC 8555 §8.3).
+    Http {
+        /// Last part of the path that is asked for.
+        token: String,
+        /// What is answered.
+        answer: String,
+    },
+    /// TLS-ALPN-01 (RFC 8737): a certificate that says it.
+    Tls {
+        /// The certificate (PEM).
+        chain_pem: String,
+        /// Its key (PEM).
+        key_pem: String,
+    },
+}
+
 /// The only writer of the data plane's keys.
 pub(crate) struct Publisher {
     kv: SharedKv,
@@ -72,17 +95,19 @@ pub(crate) struct Publisher {
     secrets: Arc<SecretBox>,
     domain: String,
     published: Mutex<Published>,
+    /// Rung when a host wants a certificate that is not there, or is to be renewed.
+    wanted: Notify,
 }
 
 impl Publisher {
     pub(crate) fn new(kv: SharedKv, metadata: SharedMetadata, secrets: Arc<SecretBox>, domain: String) -> Self {
-        Self { kv, metadata, secrets, domain, published: Mutex::default() }
+        Self { kv, metadata, secrets, domain, published: Mutex::default(), wanted: Notify::new() }
     }
 
     /// Reads what was published before this process began.
     pub(crate) async fn load(&self) -> Result<(), PublishError> {
         let mut published = self.published.lock().await;
-        for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES] {
+        for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES, CHALLENGES] {
             for item in self.kv.list(prefix).await?.items {
                 let key = String::from_utf8_lossy(&item.key).into_owned();
                 if let Some(host) = key.strip_prefix(HOSTS)
@@ -142,6 +167,37 @@ impl Publisher {
         Ok(newest)
     }
 
+    /// Returns when a host wants an automatic certificate.
+    pub(crate) async fn certificate_wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Publishes what proves `host`, or takes it away. Returns the KV revision that gateways must have applied.
+    pub(crate) async fn prove(&self, host: &str, proof: Option<Proof>) -> Result<u64, PublishError> {
+        let mut published = self.published.lock().await;
+        let tls_key = format!("{CHALLENGES}{host}");
+        match proof {
+            Some(Proof::Tls { chain_pem, key_pem }) => {
+                let sealed = self.gateway_keys()?.seal(&certificate_context(host), key_pem.as_bytes())?;
+                let (key_id, sealed_key) = (sealed.key_id, sealed.text);
+                let entry = CertificateEntry { issued_at: Timestamp::default(), chain_pem, key_id, sealed_key };
+                return self.put(&mut published, tls_key, &entry).await;
+            }
+            Some(Proof::Http { token, answer }) => {
+                published.proofs.insert(host.to_owned(), (format!("{CHALLENGE_PREFIX}{token}"), answer));
+            }
+            None => {
+                self.delete(&mut published, &tls_key).await?;
+                published.proofs.remove(host);
+            }
+        }
+        self.write_host(&mut published, host.to_owned(), None).await
+    }
+
+    fn gateway_keys(&self) -> Result<SecretBox, PublishError> {
+        SecretBox::parse(&self.secrets.derive(GATEWAY_KEYS)).map_err(PublishError::Keys)
+    }
+
     /// Takes everything of a component away.
     pub(crate) async fn withdraw(&self, component: &ComponentId) -> Result<(), PublishError> {
         let mut published = self.published.lock().await;
@@ -165,18 +221,7 @@ impl Publisher {
         hosts.extend(published.leads.get(component).into_iter().flatten().cloned());
         let mut newest = 0;
         for host in hosts {
-            let (entry, certificate) = self.host(published, host.clone(), leaving.then_some(component)).await?;
-            if let Some(certificate) = certificate {
-                newest = newest.max(self.certificate(published, &certificate).await?);
-            }
-            let key = format!("{HOSTS}{host}");
-            if entry.rules.is_empty() && entry.default.is_none() {
-                published.note(&host, None);
-                self.delete(published, &key).await?;
-            } else {
-                published.note(&host, Some(&entry));
-                newest = newest.max(self.put(published, key, &entry).await?);
-            }
+            newest = newest.max(self.write_host(published, host, leaving.then_some(component)).await?);
         }
         let unused: Vec<_> = published.serves.iter().filter(|it| it.1.is_empty()).map(|it| it.0.clone()).collect();
         for id in unused {
@@ -184,6 +229,28 @@ impl Publisher {
             published.serves.remove(&id);
         }
         Ok(newest)
+    }
+
+    /// Writes one host as it is now, its certificate before it.
+    async fn write_host(
+        &self,
+        published: &mut Published,
+        host: String,
+        leaving: Option<&ComponentId>,
+    ) -> Result<u64, PublishError> {
+        let (entry, certificate) = self.host(published, host.clone(), leaving).await?;
+        let before = match certificate {
+            Some(certificate) => self.certificate(published, &certificate).await?,
+            None => 0,
+        };
+        let key = format!("{HOSTS}{host}");
+        if entry.rules.is_empty() && entry.default.is_none() {
+            published.note(&host, None);
+            self.delete(published, &key).await?;
+            return Ok(before);
+        }
+        published.note(&host, Some(&entry));
+        Ok(before.max(self.put(published, key, &entry).await?))
     }
 
     /// Gives the gateways a certificate, its key sealed for them.
@@ -196,8 +263,7 @@ impl Publisher {
         }
         let sealed = Sealed { key_id: row.key_id.clone(), text: row.sealed_key.clone() };
         let plain = self.secrets.unseal(&CertificateRow::key_context(&row.id), &sealed)?;
-        let gateways = SecretBox::parse(&self.secrets.derive(GATEWAY_KEYS)).map_err(PublishError::Keys)?;
-        let sealed = gateways.seal(&certificate_context(row.id.as_str()), &plain)?;
+        let sealed = self.gateway_keys()?.seal(&certificate_context(row.id.as_str()), &plain)?;
         let entry = CertificateEntry {
             issued_at: row.issued_at,
             chain_pem: row.chain_pem.clone(),
@@ -208,13 +274,14 @@ impl Publisher {
     }
 
     /// Which certificate serves a host: the one that its routes name, else the best that covers it, of its tenant before
-    /// those of the default tenant, which are the platform's.
+    /// those of the default tenant, which are the platform's. So it is also while an automatic one is not there yet.
     async fn choose(
         &self,
         host: &str,
         tenant: &TenantName,
         named: Option<&str>,
     ) -> Result<Option<CertificateRow>, PublishError> {
+        let automatic = named == Some(TLS_AUTO);
         let named = match named {
             Some(TLS_OFF) => return Ok(None),
             Some(TLS_AUTO) => Some(CertificateRow::automatic_name(host)),
@@ -222,7 +289,14 @@ impl Publisher {
         };
         if let Some(name) = named {
             let found = self.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
-            return Ok(found.into_iter().map(|it| it.value).find(|it| it.name == name));
+            let found = found.into_iter().map(|it| it.value).find(|it| it.name == name);
+            if automatic && next(found.as_ref(), clock::now()) == Next::Order {
+                self.wanted.notify_one();
+            }
+            let there = found.filter(|it| !it.chain_pem.is_empty());
+            if there.is_some() || !automatic {
+                return Ok(there);
+            }
         }
         let platform = TenantName::default_tenant();
         for tenant in [tenant, &platform] {
@@ -269,6 +343,12 @@ impl Publisher {
         };
         let tls = HostTls { certificate: certificate.as_ref().map(|it| it.id.clone()), client_ca };
         let mut rules = Vec::new();
+        // Before whatever its routes do with such a path, and without the redirect to an HTTPS that is not there yet.
+        if let Some((path, answer)) = published.proofs.get(&host) {
+            let answer =
+                Answer { status: 200, body: answer.clone(), content_type: Some("application/octet-stream".to_owned()) };
+            rules.push(Route { paths: vec![PathMatch::exact(path)], answer: Some(answer), ..Route::default() });
+        }
         for row in rows {
             let itself = row.route.answers_itself();
             // A target that is gone gets no share; with its last target a rule goes.

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{CertificateRow, ContextRow, RouteRow, VolumeRow, row};
+pub use rows::{CertificateRow, ContextRow, Renewal, RouteRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.

@@ -303,6 +303,11 @@ impl Client {
         self.call(Method::PUT, &of_tenant(tenant, &["certificates", name]), request).await
     }
 
+    /// Has an automatic certificate issued anew.
+    pub async fn renew_certificate(&self, tenant: &str, name: &str) -> Result<HostCertificateDocument, ClientError> {
+        self.json(self.request(Method::POST, &of_tenant(tenant, &["certificates", name, "renew"]))).await
+    }
+
     /// Deletes a certificate.
     pub async fn delete_certificate(&self, tenant: &str, name: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &of_tenant(tenant, &["certificates", name]));

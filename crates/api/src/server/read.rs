@@ -158,6 +158,7 @@ impl Api {
     pub(super) async fn component_document(&self, component: Component) -> Result<ComponentDocument, ApiError> {
         let routes = self.routes_of(&component.id).await?;
         let observed = &component.observed;
+        let hosts: Vec<&str> = routes.iter().map(|it| it.host.as_str()).collect();
         Ok(ComponentDocument {
             application: component.application.to_string(),
             component: component.name.to_string(),
@@ -170,6 +171,7 @@ impl Api {
             generation: component.generation,
             observed_generation: observed.observed_generation,
             urls: self.urls(&component, &routes).await?,
+            warnings: self.certificate_warnings(&component.tenant, &hosts).await?,
             instances: self.instances(&component).await?,
             tenant: component.tenant.to_string(),
             id: component.id.to_string(),

@@ -61,6 +61,7 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(credential::list, credential::set, credential::delete))
         .routes(routes!(certificate::list))
         .routes(routes!(certificate::set, certificate::delete))
+        .routes(routes!(certificate::renew))
         .routes(routes!(application::list))
         .routes(routes!(application::get, application::apply, application::delete))
         .routes(routes!(component::get, component::patch, component::delete))

@@ -15,7 +15,7 @@ pub struct SetHostCertificate {
 }
 
 /// A certificate as people see it; the key never comes back.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostCertificateDocument {
     /// Name in its tenant; `auto:HOST` when it is issued automatically.
     pub name: String,
@@ -33,4 +33,10 @@ pub struct HostCertificateDocument {
     pub used_by: Vec<String>,
     /// Why it is not there or not renewed, when that is so.
     pub problem: String,
+    /// What to do about it.
+    #[serde(default)]
+    pub advice: String,
+    /// When it is renewed by itself (RFC 3339); empty when it is not.
+    #[serde(default)]
+    pub renews_at: String,
 }

@@ -35,6 +35,9 @@ pub struct ComponentDocument {
     pub observed_generation: u64,
     /// Where it can be opened, the default host first.
     pub urls: Vec<String>,
+    /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Instances, as last seen.
     pub instances: Vec<InstanceDocument>,
     /// Tenant.

@@ -55,6 +55,7 @@ POST /v1/tenants/{tenant}/applications/{application}/components/{component}/rout
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/scale
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/start
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/stop
+POST /v1/tenants/{tenant}/certificates/{name}/renew
 POST /v1/tenants/{tenant}/uploads
 PUT /v1/tenants/{tenant}/applications/{application}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}

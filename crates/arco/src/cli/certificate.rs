@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use super::session::Session;
+use super::text;
 use arco_api::wire::{HostCertificateDocument, SecretText, SetHostCertificate};
 use clap::Subcommand;
 
@@ -25,6 +26,12 @@ pub(crate) enum CertificateCommand {
         #[arg(long, value_name = "@FILE|-")]
         key: String,
     },
+    /// Have an automatic certificate issued anew at once
+    #[command(after_help = "Example:\n  arco certificate renew auto:shop.example.com")]
+    Renew {
+        /// Its name, as `arco certificate list` shows it
+        name: String,
+    },
     /// Delete a certificate that no route names
     #[command(visible_alias = "remove", after_help = "Example:\n  arco certificate delete example")]
     Delete {
@@ -39,13 +46,24 @@ pub(crate) async fn run(command: &CertificateCommand, session: &Session<'_>) -> 
         CertificateCommand::List => {
             let items = session.client.certificates(&session.tenant).await?;
             let header = ["NAME", "HOSTS", "ISSUER", "EXPIRES", "DAYS", "USED BY", "PROBLEM"];
-            session.ui.list(&items, |ui| ui.table(&header, items.iter().map(row)));
+            session.ui.list(&items, |ui| {
+                ui.table(&header, items.iter().map(row));
+                for it in items.iter().filter(|it| !it.advice.is_empty()) {
+                    ui.line(&format!("{}: {}", it.name, text::one_line(&it.advice)));
+                }
+            });
         }
         CertificateCommand::Add { name, cert, key } => {
             let request = SetHostCertificate { chain: read(cert)?, key: SecretText(read(key)?) };
             let added = session.client.set_certificate(&session.tenant, name, &request).await?;
             let shown = format!("{} is for {}, until {}", added.name, added.hosts.join(", "), added.not_after);
             session.ui.document(&added, |ui| ui.line(&shown));
+        }
+        CertificateCommand::Renew { name } => {
+            let asked = session.client.renew_certificate(&session.tenant, name).await?;
+            session.ui.document(&asked, |ui| {
+                ui.line(&format!("{name} is issued anew; `arco certificate list` shows when it is there"))
+            });
         }
         CertificateCommand::Delete { name } => {
             session.client.delete_certificate(&session.tenant, name).await?;
@@ -81,6 +99,6 @@ fn row(it: &HostCertificateDocument) -> Vec<String> {
         it.not_after.split('T').next().unwrap_or_default().to_owned(),
         it.days_left.to_string(),
         it.used_by.join(" "),
-        it.problem.clone(),
+        text::one_line(&it.problem),
     ]
 }

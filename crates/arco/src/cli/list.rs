@@ -80,6 +80,7 @@ fn show(component: &ComponentDocument, ui: &Ui) {
     field("revision", &revision(component.status, component.revision, component.desired_revision));
     field("source", &source(&component.spec.source));
     component.urls.iter().for_each(|it| field("url", it));
+    component.warnings.iter().for_each(|it| field("warning", it));
     if !component.instances.is_empty() {
         ui.line("");
         let rows = component.instances.iter().map(|it| {

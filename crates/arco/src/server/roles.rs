@@ -129,6 +129,7 @@ pub(crate) async fn start(
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
+            acme: config.acme.clone(),
             domain: config.server.domain.clone(),
             retention: Retention { days: config.eventlog.operation_days, count: config.eventlog.operations },
             gone,

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must panic")]
 
+mod acme;
 mod behave;
 mod command_line;
 mod data_plane;

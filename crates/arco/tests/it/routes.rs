@@ -47,6 +47,17 @@ pub(crate) fn get_over_tls(
     path: &str,
     root: &str,
 ) -> Result<String, String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    ask_over_tls(address, sni, &request, root).map(|it| it.0)
+}
+
+/// The answer to a request over TLS, and the certificate (DER) of who gave it; it must be signed by `root`.
+pub(crate) fn ask_over_tls(
+    address: SocketAddr,
+    sni: &str,
+    request: &str,
+    root: &str,
+) -> Result<(String, Vec<u8>), String> {
     use rustls::pki_types::pem::PemObject as _;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(rustls::pki_types::CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
@@ -60,13 +71,14 @@ pub(crate) fn get_over_tls(
     let connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|it| it.to_string())?;
     let socket = TcpStream::connect(address).map_err(|it| it.to_string())?;
     let mut stream = rustls::StreamOwned::new(connection, socket);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(|it| it.to_string())?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(error.to_string()),
-        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => return Err(error.to_string()),
+        _ => {}
     }
+    let leaf = stream.conn.peer_certificates().and_then(|it| it.first()).map(|it| it.to_vec()).unwrap_or_default();
+    Ok((String::from_utf8_lossy(&answer).into_owned(), leaf))
 }
 
 fn secure(platform: &Platform, sni: &str, host: &str, root: &str) -> Result<String, String> {

@@ -158,6 +158,7 @@ async fn certificate(world: &World, number: u64, name: &str, hosts: &[&str], not
         sealed_key: sealed.text,
         created_at: Timestamp(number),
         issued_at: Timestamp(number),
+        renewal: Default::default(),
     };
     world.publisher.metadata.insert(&row).await.unwrap();
     id

@@ -204,6 +204,25 @@ pub struct CertificateRow {
     pub created_at: Timestamp,
     /// When chain and key came; tells two of one id apart.
     pub issued_at: Timestamp,
+    /// How issuing it goes, when that is automatic.
+    #[serde(default)]
+    pub renewal: Renewal,
+}
+
+/// How issuing and renewing a certificate goes.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Renewal {
+    /// Why it was not issued or renewed, when that failed last.
+    pub problem: String,
+    /// What to do about it.
+    pub advice: String,
+    /// How often that failed in a row.
+    pub failures: u32,
+    /// When the authority is asked next: for a certificate after failures, else when to renew.
+    pub next_at: Timestamp,
+    /// When it is renewed.
+    pub renew_at: Timestamp,
 }
 
 impl CertificateRow {

@@ -1,4 +1,4 @@
-//! Certificates of hosts, brought by people. (`auto` is refused as long as nothing issues any.) Gateways get them from the controller, which is
+//! Certificates of hosts, brought by people or issued by the controller. Gateways get them from the controller, which is
 //! rung after each change.
 
 use super::super::Api;
@@ -10,7 +10,7 @@ use arco_model::error::{ErrorKind, Problem};
 use arco_model::name::TenantName;
 use arco_model::route::{TLS_AUTO, TLS_OFF};
 use arco_store::clock;
-use arco_store::sql::{Batch, CertificateRow, Query, RouteRow};
+use arco_store::sql::{Batch, CertificateRow, Query, Renewal, RouteRow, Versioned};
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -49,6 +49,7 @@ impl Api {
             sealed_key: sealed.text,
             created_at: found.as_ref().map_or(now, |it| it.value.created_at),
             issued_at: now,
+            renewal: Renewal::default(),
         };
         match found {
             Some(mut found) => {
@@ -71,22 +72,80 @@ impl Api {
         let rows = self.deps.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
         let routes = self.routes_of_tenant(tenant).await?;
         let mut documents: Vec<_> = rows.iter().map(|it| document(&it.value, &routes)).collect();
+        // Those that are asked for and not even begun.
+        let asked = routes.iter().filter(|it| it.route.tls.certificate.as_deref() == Some(TLS_AUTO));
+        for host in asked.map(|it| &it.host) {
+            let name = CertificateRow::automatic_name(host);
+            if documents.iter().all(|it| it.name != name) {
+                documents.push(HostCertificateDocument {
+                    name,
+                    automatic: true,
+                    hosts: vec![host.clone()],
+                    used_by: vec![host.clone()],
+                    problem: "it is being issued".to_owned(),
+                    ..HostCertificateDocument::default()
+                });
+            }
+        }
         documents.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(documents)
+    }
+
+    /// Has an automatic certificate issued anew at once, whatever its time is.
+    pub(in super::super) async fn renew_certificate(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+    ) -> Result<HostCertificateDocument, ApiError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
+        if !found.value.automatic {
+            let message = format!("certificate `{name}` was brought, the platform cannot renew it");
+            let advice = "add the new one under the same name: `arco certificate add`";
+            return Err(Problem::invalid("certificate_not_automatic", message, advice).into());
+        }
+        let now = clock::now();
+        let renewed = self.deps.metadata.modify::<CertificateRow>(found.value.id.as_str(), |it| {
+            (it.renewal.next_at, it.renewal.renew_at) = (now, now);
+            true
+        });
+        let Some(row) = renewed.await? else { return Err(missing(name).into()) };
+        self.wake_users(tenant, name, &row.hosts).await?;
+        Ok(document(&row, &self.routes_of_tenant(tenant).await?))
+    }
+
+    async fn certificate_row(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+    ) -> Result<Option<Versioned<CertificateRow>>, ApiError> {
+        let found = self.deps.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
+        Ok(found.into_iter().find(|it| it.value.name == name))
+    }
+
+    /// What is wrong with the certificates of hosts, as sentences.
+    pub(in super::super) async fn certificate_warnings(
+        &self,
+        tenant: &TenantName,
+        hosts: &[&str],
+    ) -> Result<Vec<String>, ApiError> {
+        let query = Query { tags: vec!["automatic".to_owned()], ..Query::parent(tenant.as_str()) };
+        let found = self.deps.metadata.list::<CertificateRow>(&query).await?.items;
+        let bad = found.into_iter().map(|it| it.value).filter(|it| !it.renewal.problem.is_empty());
+        let of_hosts = bad.filter(|it| it.hosts.iter().any(|host| hosts.contains(&host.as_str())));
+        Ok(of_hosts
+            .map(|it| {
+                let what = if it.chain_pem.is_empty() { "issued" } else { "renewed" };
+                let (hosts, Renewal { problem, advice, .. }) = (it.hosts.join(", "), &it.renewal);
+                format!("the certificate of `{hosts}` was not {what}: {problem}; {advice}")
+            })
+            .collect())
     }
 
     /// Takes a certificate away that no route names.
     pub(in super::super) async fn delete_certificate(&self, tenant: &TenantName, name: &str) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await;
-        let found = self.deps.metadata.find::<CertificateRow>(tenant.as_str(), name).await?;
-        let found = found.ok_or_else(|| {
-            Problem::new(
-                ErrorKind::NotFound,
-                "not_found",
-                format!("certificate `{name}` does not exist"),
-                "`arco certificate list` shows which there are",
-            )
-        })?;
+        let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
         let routes = self.routes_of_tenant(tenant).await?;
         let by_name = routes.iter().filter(|it| match it.route.tls.certificate.as_deref() {
             Some(TLS_AUTO) => CertificateRow::automatic_name(&it.host) == name,
@@ -118,10 +177,17 @@ impl Api {
     ) -> Result<(), ApiError> {
         let bad = |code: &str, message: String, advice: &str| Problem::invalid(code, message, advice);
         match tls.certificate.as_deref() {
-            Some(TLS_AUTO) => {
-                let advice = "bring one: `arco certificate add NAME --cert @FILE --key @FILE`";
-                Err(bad("acme_off", "no certificates are issued automatically here".to_owned(), advice).into())
+            Some(TLS_AUTO) if !self.deps.config.acme.is_on() => {
+                let advice = "set `agree_to_terms = true` (and `contact`) in `[acme]` of the server's settings, or bring one: `arco certificate add NAME --cert @FILE --key @FILE`";
+                Err(bad("acme_off", "automatic certificates are not switched on".to_owned(), advice).into())
             }
+            Some(TLS_AUTO) if host.contains('*') || !host.contains('.') || host.parse::<std::net::IpAddr>().is_ok() => {
+                let message =
+                    format!("no certificate for `{host}` can be issued automatically: only for one full name");
+                let advice = "bring one: `arco certificate add NAME --cert @FILE --key @FILE`";
+                Err(bad("acme_host", message, advice).into())
+            }
+            Some(TLS_AUTO) => Ok(()),
             Some(TLS_OFF) if tls.redirect || tls.client_ca.is_some() => {
                 let message = format!("`{host}` cannot do without TLS and ask for it at once");
                 Err(bad("tls_contradiction", message, "leave out `--tls off`, or the other TLS flags").into())
@@ -186,11 +252,20 @@ impl Api {
     }
 }
 
+fn missing(name: &str) -> Problem {
+    Problem::new(
+        ErrorKind::NotFound,
+        "not_found",
+        format!("certificate `{name}` does not exist"),
+        "`arco certificate list` shows which there are",
+    )
+}
+
 fn document(row: &CertificateRow, routes: &[RouteRow]) -> HostCertificateDocument {
     let mut used_by: Vec<String> = routes
         .iter()
         .filter(|it| match it.route.tls.certificate.as_deref() {
-            None => covers(&row.hosts, &it.host),
+            None => !row.automatic && covers(&row.hosts, &it.host),
             Some(TLS_AUTO) => CertificateRow::automatic_name(&it.host) == row.name,
             named => named == Some(&row.name),
         })
@@ -198,16 +273,19 @@ fn document(row: &CertificateRow, routes: &[RouteRow]) -> HostCertificateDocumen
         .collect();
     used_by.sort();
     used_by.dedup();
+    let there = !row.chain_pem.is_empty();
     let left = row.not_after.0.cast_signed() - clock::now().0.cast_signed();
     HostCertificateDocument {
         name: row.name.clone(),
         automatic: row.automatic,
         hosts: row.hosts.clone(),
         issuer: row.issuer.clone(),
-        not_after: row.not_after.rfc3339(),
-        days_left: left.div_euclid(DAY_MS),
+        not_after: if there { row.not_after.rfc3339() } else { String::new() },
+        days_left: if there { left.div_euclid(DAY_MS) } else { 0 },
         used_by,
-        problem: String::new(),
+        problem: row.renewal.problem.clone(),
+        advice: row.renewal.advice.clone(),
+        renews_at: (there && row.automatic).then(|| row.renewal.renew_at.rfc3339()).unwrap_or_default(),
     }
 }
 

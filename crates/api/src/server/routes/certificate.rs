@@ -42,3 +42,14 @@ pub(super) async fn delete(
     api.delete_certificate(&tenant, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+/// Has an automatic certificate issued anew at once.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/certificates/{name}/renew", tag = "certificates",
+    params(("tenant" = String, Path), ("name" = String, Path)),
+    responses((status = 202, body = HostCertificateDocument), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn renew(
+    State(api): State<Api>,
+    Named((tenant, name)): Named<(TenantName, String)>,
+) -> Result<(StatusCode, Json<HostCertificateDocument>), ApiError> {
+    Ok((StatusCode::ACCEPTED, Json(api.renew_certificate(&tenant, &name).await?)))
+}

@@ -121,8 +121,9 @@ pub(crate) struct RouteFlags {
     /// Longest pause between two pieces of a request body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     body_timeout: Option<u64>,
-    /// Certificate of the host: one by name, or none [default: one that covers the host]
-    #[arg(long, value_name = "NAME|off", help_heading = "TLS")]
+    /// Certificate of the host: `auto` has one issued and renewed, else one by name, or none [default: one that covers
+    /// the host]
+    #[arg(long, value_name = "auto|NAME|off", help_heading = "TLS")]
     tls: Option<String>,
     /// Plain HTTP is answered by a redirect to HTTPS
     #[arg(long, help_heading = "TLS")]
