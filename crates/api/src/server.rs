@@ -25,7 +25,7 @@ use arco_daemon::{BoxError, Supervisor};
 use arco_model::application::Tenant;
 use arco_model::error::Problem;
 use arco_model::name::TenantName;
-use arco_model::traffic::{HostRates, RouteQuestion};
+use arco_model::traffic::{HostRates, RouteQuestion, StreamProtocol};
 use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::blob::SharedBlobs;
@@ -51,6 +51,8 @@ pub trait AskGateway: Send + Sync {
     async fn rates(&self, hosts: &[String]) -> Result<BTreeMap<String, HostRates>, Problem>;
     /// The way of a request, a line per decision.
     async fn explain(&self, question: &RouteQuestion) -> Result<Vec<String>, Problem>;
+    /// Ports for components that it cannot open, and why.
+    async fn stream_problems(&self) -> Result<Vec<(StreamProtocol, u16, String)>, Problem>;
 }
 
 /// What the API works with.

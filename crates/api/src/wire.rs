@@ -16,6 +16,7 @@ mod patch;
 mod query;
 mod request;
 mod route;
+mod stream;
 
 pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
 pub use certificate::{HostCertificateDocument, SetHostCertificate};
@@ -34,3 +35,4 @@ pub use request::{
     ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
 };
 pub use route::{Explanation, RouteDocument, RouteRequest};
+pub use stream::{StreamDocument, StreamRequest};

@@ -1,7 +1,8 @@
 //! Settings of the gateway: `[gateway]`.
 
+use crate::PortRange;
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Where and how the gateway accepts traffic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,6 +12,10 @@ pub struct GatewayConfig {
     pub http_listen: SocketAddr,
     /// Address for HTTPS. Port 0 picks a free port.
     pub https_listen: SocketAddr,
+    /// Address of the ports that lead to components without HTTP (`arco route add APP/COMPONENT --tcp`).
+    pub stream_listen: IpAddr,
+    /// Which ports these may be, as `10000-10999`.
+    pub stream_ports: PortRange,
     /// User and group that gateway and DNS run as, by number; no account is needed. 0: a number of its own from the range of
     /// systemd's dynamic users, by the data dir.
     pub user_id: u32,
@@ -30,10 +35,12 @@ pub struct GatewayConfig {
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        let any = std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Self {
             http_listen: SocketAddr::new(any, 80),
             https_listen: SocketAddr::new(any, 443),
+            stream_listen: any,
+            stream_ports: PortRange { first: 10_000, last: 10_999 },
             user_id: 0,
             drain_timeout_ms: 10_000,
             max_header_bytes: 65_536,

@@ -11,6 +11,7 @@ mod kubernetes;
 mod load;
 mod network;
 mod orchestrator;
+mod ports;
 mod server;
 mod store;
 
@@ -22,6 +23,7 @@ pub use kubernetes::{KubernetesConfig, VolumeAccess};
 pub use load::{ConfigError, from_sources, template};
 pub use network::NetworkConfig;
 pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
+pub use ports::PortRange;
 pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
 pub use store::StoreConfig;
 

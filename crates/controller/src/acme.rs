@@ -130,28 +130,39 @@ impl Controller {
         let Some(lock) = Lock::take(&self.deps.kv, host, timeout_ms / 1000 + LOCK_SPARE_S).await? else {
             return Ok(());
         };
+        let ordered = self.order_now(host, tenant, account).await;
+        lock.release().await;
+        ordered
+    }
+
+    async fn order_now(
+        &self,
+        host: &str,
+        tenant: &TenantName,
+        account: &Mutex<Option<Account>>,
+    ) -> Result<(), BoxError> {
         // Another controller may have had the lock until now: what it left counts.
         let found = self.automatic(host, tenant).await?;
-        if next(found.as_ref().map(|it| &it.value), clock::now()) == Next::Order {
-            let before = found.as_ref().map(|it| &it.value);
-            let ordering = async {
-                let account = self.account(account).await?;
-                self.order(&account, host, before).await
-            };
-            let ordered = tokio::time::timeout(Duration::from_millis(timeout_ms), ordering).await;
-            let outcome = ordered.unwrap_or(Err(Trouble::Slow(timeout_ms)));
-            if outcome.as_ref().is_err_and(Trouble::is_account_gone) {
-                self.forget_account(account).await?;
-            }
-            let kept = self.keep(host, tenant, found, outcome).await;
-            // What proved the host is needed no more, however it ended; the host is published with its certificate.
-            if let Err(error) = self.traffic.prove(host, None).await {
-                tracing::warn!(host, %error, "the host is not published anew yet, it is tried again");
-            }
-            kept?;
+        let before = found.as_ref().map(|it| &it.value);
+        if next(before, clock::now()) != Next::Order {
+            return Ok(());
         }
-        lock.release().await;
-        Ok(())
+        let timeout_ms = self.deps.acme.order_timeout_ms;
+        let ordering = async {
+            let account = self.account(account).await?;
+            self.order(&account, host, before).await
+        };
+        let ordered = tokio::time::timeout(Duration::from_millis(timeout_ms), ordering).await;
+        let outcome = ordered.unwrap_or(Err(Trouble::Slow(timeout_ms)));
+        if outcome.as_ref().is_err_and(Trouble::is_account_gone) {
+            self.forget_account(account).await?;
+        }
+        let kept = self.keep(host, tenant, found, outcome).await;
+        // What proved the host is needed no more, however it ended; the host is published with its certificate.
+        if let Err(error) = self.traffic.prove(host, None).await {
+            tracing::warn!(host, %error, "the host is not published anew yet, it is tried again");
+        }
+        kept
     }
 
     /// Keeps what came of an order: the certificate, or why there is none.

@@ -8,7 +8,7 @@ use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::secret::SecretVersion;
 use arco_orchestrator::Removal;
 use arco_store::clock;
-use arco_store::sql::{Batch, Entity, Query, RouteRow, Versioned, VolumeRow};
+use arco_store::sql::{Batch, Entity, Query, RouteRow, StreamRow, Versioned, VolumeRow};
 
 impl Controller {
     /// Ends what runs of a component that has no row (any more).
@@ -32,6 +32,7 @@ impl Controller {
         let mut batch = Batch::default();
         self.collect::<Revision>(&mut batch, &parent).await?;
         self.collect::<SecretVersion>(&mut batch, &parent).await?;
+        self.collect::<StreamRow>(&mut batch, &Query::tag(id.as_str())).await?;
         self.collect::<RouteRow>(&mut batch, &Query::tag(id.as_str())).await?;
         if !keep_volumes {
             self.collect::<VolumeRow>(&mut batch, &parent).await?;

@@ -2,19 +2,23 @@
 //!
 //! Only what changed is written, so that a look at a healthy component costs no write.
 
+mod stream;
+
 use crate::acme::{Next, next};
 use arco_daemon::certificate::covers;
 use arco_model::component::{Component, Revision};
 use arco_model::id::{ComponentId, RowId};
 use arco_model::name::TenantName;
 use arco_model::observed::{InstancePhase, Observed};
-use arco_model::route::{Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, UpstreamTarget};
+use arco_model::route::{
+    Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH, UpstreamTarget,
+};
 use arco_model::spec::Protocol;
 use arco_model::status::Status;
 use arco_model::time::Timestamp;
 use arco_model::traffic::{
     CERTIFICATES, CHALLENGES, CertificateEntry, Endpoint, GATEWAY_KEYS, HOSTS, HostEntry, HostTls, NAMES, NameEntry,
-    UPSTREAMS, UpstreamEntry, UpstreamState, certificate_context,
+    STREAMS, UPSTREAMS, UpstreamEntry, UpstreamState, certificate_context,
 };
 use arco_store::clock;
 use arco_store::kv::{KvError, Operation, Range, SharedKv, Txn};
@@ -107,7 +111,7 @@ impl Publisher {
     /// Reads what was published before this process began.
     pub(crate) async fn load(&self) -> Result<(), PublishError> {
         let mut published = self.published.lock().await;
-        for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES, CHALLENGES] {
+        for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES, CHALLENGES, STREAMS] {
             for item in self.kv.list(prefix).await?.items {
                 let key = String::from_utf8_lossy(&item.key).into_owned();
                 if let Some(host) = key.strip_prefix(HOSTS)
@@ -164,6 +168,7 @@ impl Publisher {
             None => hosts.iter().for_each(|it| drop(published.default_hosts.remove(it))),
         }
         newest = newest.max(self.hosts(&mut published, &component.id, hosts.into(), false).await?);
+        newest = newest.max(self.streams(&mut published, &component.id, false).await?);
         Ok(newest)
     }
 
@@ -204,6 +209,7 @@ impl Publisher {
         self.delete(&mut published, &format!("{UPSTREAMS}{component}")).await?;
         self.delete(&mut published, &format!("{NAMES}{component}")).await?;
         published.default_hosts.retain(|_, it| it.1.component != *component);
+        self.streams(&mut published, component, true).await?;
         self.hosts(&mut published, component, Vec::new(), true).await.map(drop)
     }
 
@@ -283,7 +289,7 @@ impl Publisher {
     ) -> Result<Option<CertificateRow>, PublishError> {
         let automatic = named == Some(TLS_AUTO);
         let named = match named {
-            Some(TLS_OFF) => return Ok(None),
+            Some(TLS_OFF | TLS_PASSTHROUGH) => return Ok(None),
             Some(TLS_AUTO) => Some(CertificateRow::automatic_name(host)),
             named => named.map(str::to_owned),
         };

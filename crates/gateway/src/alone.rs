@@ -3,9 +3,9 @@
 //! sockets outlive it: a holder keeps them over a crash and an upgrade.
 
 use crate::admin::{Admin, serve_tcp};
-use crate::bind::{BindError, Bound, bind_kept};
+use crate::bind::{BindError, Bound, BoundUdp, bind_kept, bind_udp_kept};
 use crate::data_plane::{GatewayError, system};
-use crate::engine::{Engine, Listening, Shared};
+use crate::engine::{Engine, Listening, Protocol, Shared};
 use crate::metrics::Metrics;
 use crate::source::file::{FileSource, ListenerSpec, Loaded};
 use arco_daemon::handover::{Claim, Order, Sockets};
@@ -137,7 +137,10 @@ impl Alone {
         for spec in &loaded.listeners {
             if self.listening.get(&spec.name).is_none_or(|(known, _)| known != spec) {
                 // The same address under another name or protocol is switched after the new file is in effect.
-                let taken = self.listening.iter().find(|(_, (known, _))| is_same(known.address, spec.address));
+                let taken = self
+                    .listening
+                    .iter()
+                    .find(|(_, (known, _))| is_same(known.address, spec.address) && known.is_udp() == spec.is_udp());
                 let bound = match taken {
                     Some((name, _)) => Err(name.clone()),
                     None => Ok(self.bind(spec)?),
@@ -172,17 +175,27 @@ impl Alone {
         failed.map_or(Ok(()), Err)
     }
 
-    fn bind(&self, spec: &ListenerSpec) -> Result<Bound, BindError> {
+    fn bind(&self, spec: &ListenerSpec) -> Result<AnyBound, BindError> {
         // A listener with an address keeps it under any name.
         let name = match spec.address.port() {
             0 => format!("listener {}", spec.name),
             _ => format!("listener {}", spec.address),
         };
-        bind_kept(&self.sockets, &name, spec.address, self.engine.cores())
+        let cores = self.engine.cores();
+        if let Protocol::Udp(upstream) = &spec.protocol {
+            let name = format!("UDP {name}");
+            let bound = bind_udp_kept(&self.sockets, &name, spec.address, cores)?;
+            return Ok(AnyBound::Udp(bound, Arc::clone(upstream)));
+        }
+        bind_kept(&self.sockets, &name, spec.address, cores).map(AnyBound::Tcp)
     }
 
-    fn listen(&self, bound: Bound, spec: &ListenerSpec) -> Result<Listening, BindError> {
-        self.engine.listen_on(bound, &spec.protocol).map_err(|it| BindError::new(spec.address, &it))
+    fn listen(&self, bound: AnyBound, spec: &ListenerSpec) -> Result<Listening, BindError> {
+        let listening = match bound {
+            AnyBound::Tcp(bound) => self.engine.listen_on(bound, &spec.protocol),
+            AnyBound::Udp(bound, upstream) => self.engine.listen_udp(bound, &upstream),
+        };
+        listening.map_err(|it| BindError::new(spec.address, &it))
     }
 
     fn serve_admin(&self, supervisor: &Supervisor, address: SocketAddr) -> Result<(SocketAddr, Claim), GatewayError> {
@@ -231,6 +244,12 @@ impl Alone {
         });
         Ok((bound, claim))
     }
+}
+
+/// An address that is bound, for connections or for datagrams.
+enum AnyBound {
+    Tcp(Bound),
+    Udp(BoundUdp, Arc<str>),
 }
 
 /// Whether two listeners are one socket; port 0 is never another's.

@@ -6,7 +6,7 @@
 
 use arco_daemon::handover::{Claim, Sockets};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::UnixListener;
@@ -48,6 +48,17 @@ pub struct Bound {
     pub address: SocketAddr,
     /// One listener for each core, non-blocking.
     pub listeners: Vec<TcpListener>,
+    /// Held as long as the address is ours.
+    pub lock: AddressLock,
+}
+
+/// An address for datagrams that is ours, with a socket for each core.
+#[derive(Debug)]
+pub struct BoundUdp {
+    /// The address as really bound.
+    pub address: SocketAddr,
+    /// One socket for each core, non-blocking.
+    pub sockets: Vec<UdpSocket>,
     /// Held as long as the address is ours.
     pub lock: AddressLock,
 }
@@ -96,6 +107,42 @@ pub fn bind_kept(sockets: &Sockets, name: &str, address: SocketAddr, cores: usiz
     let claim = sockets.keep(name, &all);
     bound.lock._claim = Some(claim);
     Ok(bound)
+}
+
+/// The same as [`bind_kept`] for datagrams.
+pub fn bind_udp_kept(sockets: &Sockets, name: &str, address: SocketAddr, cores: usize) -> Result<BoundUdp, BindError> {
+    let bound_to = |it: &OwnedFd| socket2::SockRef::from(it).local_addr().ok().and_then(|it| it.as_socket());
+    let fits =
+        |kept: &[OwnedFd]| kept.len() >= 2 && kept.first().and_then(bound_to).is_some_and(|it| answers(address, it));
+    if let Some((mut kept, claim)) = sockets.take(name, fits)
+        && let Some(lock) = kept.pop()
+        && let Some(address) = kept.first().and_then(bound_to)
+    {
+        let lock = AddressLock { socket: lock.into(), _claim: Some(claim) };
+        return Ok(BoundUdp { address, sockets: kept.into_iter().map(UdpSocket::from).collect(), lock });
+    }
+    let mut bound = bind_udp(address, cores).map_err(|it| BindError::new(address, &it))?;
+    let mut all: Vec<BorrowedFd<'_>> = bound.sockets.iter().map(|it| it.as_fd()).collect();
+    all.push(bound.lock.socket.as_fd());
+    let claim = sockets.keep(name, &all);
+    bound.lock._claim = Some(claim);
+    Ok(bound)
+}
+
+fn bind_udp(address: SocketAddr, cores: usize) -> std::io::Result<BoundUdp> {
+    let open = |address: SocketAddr, shared: bool| {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.into())?;
+        std::io::Result::Ok(socket)
+    };
+    // Alone first, so that whoever is there already is found.
+    let alone = open(address, false)?.local_addr()?;
+    let address = alone.as_socket().ok_or_else(|| std::io::Error::other("not an internet address"))?;
+    let name = std::os::unix::net::SocketAddr::from_abstract_name(format!("arco-listen-udp-{address}"))?;
+    let lock = AddressLock { socket: UnixListener::bind_addr(&name)?, _claim: None };
+    let sockets = (0..cores.max(1)).map(|_| open(address, true).map(Into::into)).collect::<std::io::Result<_>>()?;
+    Ok(BoundUdp { address, sockets, lock })
 }
 
 /// Whether a listener on `bound` is what was asked for with `asked`.

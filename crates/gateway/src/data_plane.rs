@@ -8,14 +8,16 @@ use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
 use crate::metrics::Metrics;
 use crate::snapshot::Timeouts;
 use crate::source::store::StoreSource;
+use crate::streams::Streams;
 use arco_config::GatewayConfig;
 use arco_daemon::handover::{HoldError, Sockets};
 use arco_daemon::{CancellationToken, Supervisor};
-use arco_model::traffic::{GatewayStatus, STATUS_PREFIX};
+use arco_model::traffic::{GatewayStatus, STATUS_PREFIX, StreamProtocol};
 use arco_store::kv::mirror::Mirror;
 use arco_store::kv::{KvError, LeaseId, SharedKv};
 use arco_store::secrets::SecretBox;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -25,6 +27,8 @@ const LEASE_S: u64 = 10;
 const RENEWAL: Duration = Duration::from_secs(3);
 /// Pause after the store did not take the status.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a port for a component that could not be opened is tried again.
+const STREAM_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why the gateway does not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,7 @@ pub struct Listeners {
     http: Bound,
     https: Bound,
     cores: usize,
+    sockets: Sockets,
 }
 
 impl Listeners {
@@ -75,7 +80,7 @@ impl Listeners {
         let cores = threads(0);
         let http = bind_kept(sockets, "http", config.http_listen, cores)?;
         let https = bind_kept(sockets, "https", config.https_listen, cores)?;
-        Ok(Self { http, https, cores })
+        Ok(Self { http, https, cores, sockets: sockets.clone() })
     }
 }
 
@@ -92,7 +97,10 @@ pub struct DataPlane {
     https: SocketAddr,
     /// Closed when this process leaves.
     listening: Mutex<Vec<Listening>>,
+    streams: Arc<Mutex<Streams>>,
     drain_timeout: Duration,
+    /// No new connections are accepted any more.
+    left: AtomicBool,
 }
 
 impl DataPlane {
@@ -136,6 +144,7 @@ impl DataPlane {
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
         let listening = Mutex::default();
+        let streams = Arc::new(Mutex::new(Streams::new(config.stream_listen, listeners.sockets)));
         let this = Self {
             id: id.to_owned(),
             engine,
@@ -147,7 +156,9 @@ impl DataPlane {
             http,
             https,
             listening,
+            streams,
             drain_timeout,
+            left: AtomicBool::new(false),
         };
         // Connections may be waiting on kept sockets: what is known is in effect before the first is accepted.
         this.apply();
@@ -199,8 +210,13 @@ impl DataPlane {
         let follow = async {
             loop {
                 self.apply();
-                if changed.changed().await.is_err() {
-                    std::future::pending::<()>().await;
+                let closed = !self.streams().problems().is_empty();
+                tokio::select! {
+                    changed = changed.changed() => if changed.is_err() {
+                        std::future::pending::<()>().await;
+                    },
+                    // Whoever has a port that is wanted may let go of it.
+                    () = tokio::time::sleep(STREAM_PAUSE), if closed => {}
                 }
             }
         };
@@ -208,6 +224,8 @@ impl DataPlane {
             let successor = leave.await;
             // Whoever connects from now on is a successor's, or refused.
             self.listening.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.left.store(true, Ordering::SeqCst);
+            self.streams().close();
             match successor {
                 true => self.engine.hand_over(self.drain_timeout).await,
                 false => self.engine.drain(self.drain_timeout).await,
@@ -224,6 +242,16 @@ impl DataPlane {
         let key = self.status_key();
         // The lease ends it anyway; this is only sooner.
         let _ = tokio::time::timeout(PAUSE, kv.delete(&key)).await;
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells which ports for components are not open, and why.
+    pub fn stream_problems(&self) -> impl Fn() -> Vec<(StreamProtocol, u16, String)> + Send + Sync + 'static {
+        let streams = Arc::clone(&self.streams);
+        move || streams.lock().unwrap_or_else(PoisonError::into_inner).problems()
     }
 
     fn source(&self) -> MutexGuard<'_, StoreSource> {
@@ -243,6 +271,9 @@ impl DataPlane {
         let revision = snapshot.revision;
         self.shared.snapshot.store(Arc::new(snapshot));
         drop(before);
+        if !self.left.load(Ordering::SeqCst) {
+            self.streams().apply(&self.engine, self.source().streams());
+        }
         self.shared.metrics.applied(revision);
         self.shared.metrics.prune();
         self.applied.send_replace(revision);

@@ -11,13 +11,15 @@ mod gate;
 mod guard;
 mod headers;
 mod http;
+mod passthrough;
 mod pool;
 mod proxy_protocol;
 mod tcp;
 mod tls;
 mod transport;
+mod udp;
 
-use crate::bind::{AddressLock, BindError, Bound, bind};
+use crate::bind::{AddressLock, BindError, Bound, BoundUdp, bind};
 use crate::metrics::Metrics;
 use crate::protect::{ConnectionCounts, Counting};
 use crate::snapshot::Snapshot;
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 pub use tls::{CertificateEntry, CertificateError, Certificates};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc};
 
 /// Pause after a failed accept (as when file descriptors are used up): what is there is served meanwhile.
@@ -107,6 +109,8 @@ pub enum Protocol {
     Proxied(Box<Protocol>),
     /// Bytes, to this upstream.
     Tcp(Arc<str>),
+    /// Datagrams, to this upstream.
+    Udp(Arc<str>),
 }
 
 /// One address that is listened on until this is dropped.
@@ -117,6 +121,7 @@ pub struct Listening {
     stop: CancellationToken,
     /// The same sockets that the cores accept on.
     listeners: Vec<std::net::TcpListener>,
+    datagrams: Vec<std::net::UdpSocket>,
     lock: Option<AddressLock>,
 }
 
@@ -127,9 +132,13 @@ impl Drop for Listening {
 }
 
 struct Listen {
-    listener: std::net::TcpListener,
-    protocol: Protocol,
+    socket: ListenSocket,
     stop: CancellationToken,
+}
+
+enum ListenSocket {
+    Stream(std::net::TcpListener, Protocol),
+    Datagram(std::net::UdpSocket, Arc<str>),
 }
 
 /// What the connections of one core share.
@@ -192,9 +201,17 @@ impl Engine {
             supervisor.spawn_thread(&format!("gateway-{number}"), OnExit::Shutdown, move || async move {
                 let accepting = async {
                     while let Some(listen) = listens.recv().await {
-                        let listener = TcpListener::from_std(listen.listener)?;
-                        let accept = accept(Arc::clone(&core), listener, listen.protocol, listen.stop);
-                        core.supervisor.spawn("listener", OnExit::Continue, accept);
+                        let (own, stop) = (Arc::clone(&core), listen.stop);
+                        match listen.socket {
+                            ListenSocket::Stream(listener, protocol) => {
+                                let accept = accept(own, TcpListener::from_std(listener)?, protocol, stop);
+                                core.supervisor.spawn("listener", OnExit::Continue, accept);
+                            }
+                            ListenSocket::Datagram(socket, upstream) => {
+                                let serve = udp::serve(own, UdpSocket::from_std(socket)?, upstream, stop);
+                                core.supervisor.spawn("UDP port", OnExit::Continue, serve);
+                            }
+                        }
                     }
                     // No more listeners will come, but those that are there go on until the process stops.
                     std::future::pending().await
@@ -225,19 +242,34 @@ impl Engine {
     pub fn listen_on(&self, bound: Bound, protocol: &Protocol) -> std::io::Result<Listening> {
         let stop = self.drain.child_token();
         for (core, listener) in self.cores.iter().cycle().zip(&bound.listeners) {
-            let (listener, protocol, stop) = (listener.try_clone()?, protocol.clone(), stop.clone());
+            let (socket, stop) = (ListenSocket::Stream(listener.try_clone()?, protocol.clone()), stop.clone());
             // A core that has ended stops the process; nobody is left to tell.
-            let _ = core.send(Listen { listener, protocol, stop });
+            let _ = core.send(Listen { socket, stop });
         }
-        Ok(Listening { address: bound.address, stop, listeners: bound.listeners, lock: Some(bound.lock) })
+        let (address, listeners, lock) = (bound.address, bound.listeners, Some(bound.lock));
+        Ok(Listening { address, stop, listeners, datagrams: Vec::new(), lock })
+    }
+
+    /// Takes datagrams on sockets that are bound already.
+    pub fn listen_udp(&self, bound: BoundUdp, upstream: &Arc<str>) -> std::io::Result<Listening> {
+        let stop = self.drain.child_token();
+        for (core, socket) in self.cores.iter().cycle().zip(&bound.sockets) {
+            let (socket, stop) = (ListenSocket::Datagram(socket.try_clone()?, Arc::clone(upstream)), stop.clone());
+            let _ = core.send(Listen { socket, stop });
+        }
+        let (address, datagrams, lock) = (bound.address, bound.sockets, Some(bound.lock));
+        Ok(Listening { address, stop, listeners: Vec::new(), datagrams, lock })
     }
 
     /// Speaks another protocol on the same sockets: whoever connects meanwhile waits.
     pub fn switch(&self, mut listening: Listening, protocol: &Protocol) -> std::io::Result<Listening> {
-        let listeners = std::mem::take(&mut listening.listeners);
+        let (listeners, sockets) = (std::mem::take(&mut listening.listeners), std::mem::take(&mut listening.datagrams));
         let Some(lock) = listening.lock.take() else { return Err(std::io::ErrorKind::NotConnected.into()) };
         let address = listening.address;
         drop(listening);
+        if let Protocol::Udp(upstream) = protocol {
+            return self.listen_udp(BoundUdp { address, sockets, lock }, upstream);
+        }
         self.listen_on(Bound { address, listeners, lock }, protocol)
     }
 
@@ -377,6 +409,10 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
     match protocol {
         Protocol::Http => http::serve(core, stream, peer, None).await,
         Protocol::Https => {
+            let passed = tokio::time::timeout(patience, passthrough::target(&core, &stream)).await;
+            if let Ok(Some(upstream)) = passed {
+                return tcp::serve(core, stream, peer, upstream).await;
+            }
             let certificates = core.shared.certificates.load_full();
             let handshake = tokio::time::timeout(patience, tls::accept(certificates, stream)).await;
             if let Ok(Some((stream, entry))) = handshake {
@@ -388,6 +424,8 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
             }
         }
         Protocol::Tcp(upstream) => tcp::serve(core, stream, peer, upstream).await,
+        // Datagrams come without a connection (`udp`).
+        Protocol::Udp(_) => {}
         // Never built: a proxy header stands once at the beginning.
         Protocol::Proxied(_) => {}
     }

@@ -21,6 +21,7 @@ pub mod protect;
 pub mod rates;
 pub mod snapshot;
 pub mod source;
+mod streams;
 pub mod tickets;
 pub mod upstream;
 

@@ -268,6 +268,7 @@ fn admin(
     let (shared, mirror) = (plane.shared(), Arc::clone(mirror));
     let (build, settings) = (args.build.clone(), args.settings.clone());
     let (metrics, asked) = (shared.metrics.clone(), Arc::clone(&shared));
+    let stream_problems = plane.stream_problems();
     Admin {
         metrics: Box::new(move || metrics.text()),
         status: Box::new(move || {
@@ -284,7 +285,10 @@ fn admin(
             };
             serde_json::to_value(status).unwrap_or_default()
         }),
-        ask: Box::new(move |path, body| ask(&asked, &rates, path, body)),
+        ask: Box::new(move |path, body| match path {
+            "/streams" => Some(Ok(serde_json::json!(stream_problems()))),
+            _ => ask(&asked, &rates, path, body),
+        }),
         stop: stop.clone(),
     }
 }

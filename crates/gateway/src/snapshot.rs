@@ -231,9 +231,16 @@ pub struct Snapshot {
     pub checked: Vec<Arc<Upstream>>,
     /// Peers whose word about addresses and schemes is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Hosts whose TLS connections are passed on unread, with the upstream.
+    pub passthrough: HashMap<Arc<str>, Arc<str>>,
 }
 
 impl Snapshot {
+    /// The upstream that TLS connections for `host` are passed to unread.
+    pub fn passed_through(&self, host: &str) -> Option<&Arc<str>> {
+        self.passthrough.get(host).or_else(|| lookup_wildcard(&self.passthrough, host))
+    }
+
     /// The host entry for `host` (lower case, no port, no final dot).
     pub fn host(&self, host: &str) -> Option<&Arc<Host>> {
         self.hosts.get(host).or_else(|| if self.wildcards { lookup_wildcard(&self.hosts, host) } else { None })

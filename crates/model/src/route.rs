@@ -8,6 +8,7 @@
 //! Not here: how a request is matched and answered (the gateway's `snapshot`).
 
 mod action;
+mod balance;
 mod check;
 mod host;
 mod target;
@@ -17,6 +18,7 @@ mod tests;
 pub use action::{
     Answer, BasicAuth, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite, Sticky,
 };
+pub use balance::{Balance, HashBy};
 pub use host::{HostError, check_host};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,9 @@ pub struct Route<T> {
     /// Keeps a client at the target that it got first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<Sticky>,
+    /// How an instance of a target is chosen; in turn when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<Balance>,
     /// Who gets copies of requests.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror<T>>,
@@ -115,6 +120,7 @@ impl<T> Default for Route<T> {
             query: Vec::new(),
             targets: Vec::new(),
             sticky: None,
+            balance: None,
             mirror: None,
             rewrite: None,
             redirect: None,
@@ -138,6 +144,11 @@ impl<T> Route<T> {
     /// Whether the gateway answers by itself.
     pub fn answers_itself(&self) -> bool {
         self.redirect.is_some() || self.answer.is_some()
+    }
+
+    /// Whether it passes TLS connections on, by the name that clients ask for; it says nothing about HTTP then.
+    pub fn passes_through(&self) -> bool {
+        self.tls.certificate.as_deref() == Some(TLS_PASSTHROUGH)
     }
 
     /// Everything that is called, the mirror included.
@@ -164,6 +175,7 @@ impl<T> Route<T> {
             query: self.query,
             targets,
             sticky: self.sticky,
+            balance: self.balance,
             mirror,
             rewrite: self.rewrite,
             redirect: self.redirect,
@@ -189,6 +201,9 @@ impl<T> Route<T> {
             list.sort();
             list.join(",")
         };
+        if self.passes_through() {
+            return "TLS, passed through".to_owned();
+        }
         let mut paths: Vec<_> = self.paths.iter().map(|it| it.to_string()).collect();
         let mut methods = self.methods.clone();
         paths.sort();
@@ -334,8 +349,8 @@ impl RouteTimeouts {
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteTls {
-    /// `auto` (issued and renewed by itself), `off`, or the name of a certificate. When absent, whichever certificate of
-    /// the tenant covers the host.
+    /// `auto` (issued and renewed by itself), `off`, `passthrough` (the component speaks TLS itself), or the name of a
+    /// certificate. When absent, whichever certificate of the tenant covers the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
     /// Plain HTTP is answered by a redirect to HTTPS.
@@ -351,6 +366,8 @@ pub struct RouteTls {
 
 /// What [`RouteTls::certificate`] says for certificates that are issued automatically.
 pub const TLS_AUTO: &str = "auto";
+/// What [`RouteTls::certificate`] says for hosts whose TLS connections are passed to the component unread.
+pub const TLS_PASSTHROUGH: &str = "passthrough";
 /// What [`RouteTls::certificate`] says for hosts that are not served over TLS.
 pub const TLS_OFF: &str = "off";
 

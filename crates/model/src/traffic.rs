@@ -19,6 +19,8 @@ pub const UPSTREAMS: &str = "/gateway/upstreams/";
 pub const CERTIFICATES: &str = "/gateway/certificates/";
 /// `/gateway/challenges/<host>` → [`CertificateEntry`]: answers to ACME's TLS-ALPN-01, sealed as for the host's name.
 pub const CHALLENGES: &str = "/gateway/challenges/";
+/// `/gateway/streams/<protocol>:<port>` → [`StreamEntry`].
+pub const STREAMS: &str = "/gateway/streams/";
 /// `/gateway/names/<component id>` → [`NameEntry`].
 pub const NAMES: &str = "/gateway/names/";
 /// `/gateway/settings` → [`DataPlaneSettings`].
@@ -89,6 +91,50 @@ pub const GATEWAY_KEYS: &str = "gateways";
 /// The context that a certificate's private key is sealed in for the gateways.
 pub fn certificate_context(id: &str) -> String {
     format!("gateway certificate {id}")
+}
+
+/// What a stream speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamProtocol {
+    /// Connections of bytes.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl StreamProtocol {
+    /// `tcp` or `udp`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+impl std::fmt::Display for StreamProtocol {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+/// A port of the gateway that leads to a port of a component, without HTTP.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct StreamEntry {
+    /// What it speaks.
+    pub protocol: StreamProtocol,
+    /// Port of the gateway.
+    pub port: u16,
+    /// Where it leads.
+    pub target: UpstreamTarget,
+}
+
+impl StreamEntry {
+    /// Its key below [`STREAMS`].
+    pub fn key(&self) -> String {
+        format!("{STREAMS}{}:{}", self.protocol, self.port)
+    }
 }
 
 /// The instances of a component that may get requests.

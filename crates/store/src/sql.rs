@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
-pub use rows::{CertificateRow, ContextRow, Renewal, RouteRow, VolumeRow, row};
+pub use rows::{CertificateRow, ContextRow, Renewal, RouteRow, StreamRow, VolumeRow, row};
 pub use seaorm::SeaOrmMetadata;
 
 /// A shared store.
@@ -54,11 +54,13 @@ pub enum Kind {
     Context,
     /// A certificate for hosts ([`CertificateRow`]).
     Certificate,
+    /// A port of the gateway for a component ([`StreamRow`]).
+    Stream,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -72,6 +74,7 @@ impl Kind {
         Kind::Credential,
         Kind::Context,
         Kind::Certificate,
+        Kind::Stream,
     ];
 
     /// Name of the table.
@@ -90,6 +93,7 @@ impl Kind {
             Kind::Credential => "credentials",
             Kind::Context => "contexts",
             Kind::Certificate => "certificates",
+            Kind::Stream => "streams",
         }
     }
 

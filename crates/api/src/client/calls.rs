@@ -6,7 +6,7 @@ use crate::wire::{
     ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
     HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
     RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
-    TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -285,6 +285,32 @@ impl Client {
     /// Deletes a route.
     pub async fn delete_route(&self, tenant: &str, name: ComponentName<'_>, id: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &of_component(tenant, name, &["routes", id]));
+        self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
+    }
+
+    /// Ports of the gateway that lead to components of a tenant.
+    pub async fn tenant_streams(&self, tenant: &str) -> Result<Vec<StreamDocument>, ClientError> {
+        self.all(&of_tenant(tenant, &["streams"])).await
+    }
+
+    /// Ports of the gateway that lead to a component.
+    pub async fn streams(&self, tenant: &str, name: ComponentName<'_>) -> Result<Vec<StreamDocument>, ClientError> {
+        self.all(&of_component(tenant, name, &["streams"])).await
+    }
+
+    /// Gives a component a port of the gateway.
+    pub async fn add_stream(
+        &self,
+        tenant: &str,
+        name: ComponentName<'_>,
+        request: &StreamRequest,
+    ) -> Result<StreamDocument, ClientError> {
+        self.call(Method::POST, &of_component(tenant, name, &["streams"]), request).await
+    }
+
+    /// Takes a port of the gateway from a component.
+    pub async fn delete_stream(&self, tenant: &str, name: ComponentName<'_>, id: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &of_component(tenant, name, &["streams", id]));
         self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
     }
 

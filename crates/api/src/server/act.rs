@@ -6,6 +6,7 @@ mod context;
 mod credential;
 mod operation;
 pub(super) mod route;
+mod stream;
 mod volume;
 
 pub(super) use context::Revoked;

@@ -119,7 +119,7 @@ impl Api {
     /// Where people begin with a route: over HTTPS when plain HTTP only leads there.
     fn url_of(&self, row: &RouteRow) -> String {
         let path = path_of(&row.route);
-        if !row.route.tls.redirect {
+        if !row.route.tls.redirect && !row.route.passes_through() {
             return self.url(&row.host, path);
         }
         let port = (self.deps.gateway_https)().unwrap_or(self.deps.config.gateway.https_listen).port();

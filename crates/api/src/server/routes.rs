@@ -8,6 +8,7 @@ mod component;
 mod context;
 mod credential;
 mod operation;
+mod port;
 mod route;
 mod setting;
 mod stream;
@@ -77,6 +78,9 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(route::of_tenant))
         .routes(routes!(route::of_component, route::add))
         .routes(routes!(route::set, route::delete))
+        .routes(routes!(port::of_tenant))
+        .routes(routes!(port::of_component, port::add))
+        .routes(routes!(port::delete))
         .routes(routes!(route::explain))
         .routes(routes!(setting::secrets))
         .routes(routes!(setting::set_secret, setting::delete_secret))

@@ -27,11 +27,13 @@ GET /v1/tenants/{tenant}/applications/{application}/components/{component}/revis
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/routes
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/run
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets
+GET /v1/tenants/{tenant}/applications/{application}/components/{component}/streams
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/volumes
 GET /v1/tenants/{tenant}/certificates
 GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
 GET /v1/tenants/{tenant}/routes
+GET /v1/tenants/{tenant}/streams
 GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
@@ -39,6 +41,7 @@ DELETE /v1/tenants/{tenant}/applications/{application}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
+DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/streams/{id}
 DELETE /v1/tenants/{tenant}/certificates/{name}
 DELETE /v1/tenants/{tenant}/credentials
 DELETE /v1/tenants/{tenant}/volumes/{id}
@@ -55,6 +58,7 @@ POST /v1/tenants/{tenant}/applications/{application}/components/{component}/rout
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/scale
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/start
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/stop
+POST /v1/tenants/{tenant}/applications/{application}/components/{component}/streams
 POST /v1/tenants/{tenant}/certificates/{name}/renew
 POST /v1/tenants/{tenant}/uploads
 PUT /v1/tenants/{tenant}/applications/{application}

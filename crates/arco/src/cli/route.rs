@@ -1,13 +1,15 @@
 //! `arco route`: which requests lead to a component, and what is done with them on the way.
 
 mod flags;
+mod stream;
 
 use super::failure::{Failure, exit};
 use super::reference::{Named, Reference};
 use super::session::Session;
-use arco_api::wire::{RouteDocument, RouteRequest};
+use arco_api::wire::{RouteDocument, RouteRequest, StreamDocument};
 use clap::{Args, Subcommand};
 use flags::RouteFlags;
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// What to do with routes.
@@ -22,7 +24,7 @@ pub(crate) enum RouteCommand {
     },
     /// Add a route; one for the same requests is replaced
     #[command(
-        after_help = "Examples:\n  arco route add demo/web shop.example.com --redirect-https --hsts\n  arco route add demo/api shop.example.com --path /api --rewrite-prefix / --port 9000\n  arco route add demo/web shop.example.com --weight 90 --target demo/canary=10 --sticky side\n  arco route add demo/beta shop.example.com --cookie beta=yes\n  arco route add demo/web -f route.yaml\n\ndocs/guides/routing.md has an example for everything."
+        after_help = "Examples:\n  arco route add demo/web shop.example.com --redirect-https --hsts\n  arco route add demo/api shop.example.com --path /api --rewrite-prefix / --port 9000\n  arco route add demo/web shop.example.com --weight 90 --target demo/canary=10 --sticky side\n  arco route add demo/beta shop.example.com --cookie beta=yes\n  arco route add demo/web -f route.yaml\n  arco route add demo/db --tcp\n  arco route add demo/dns --udp 10053 --port 53\n  arco route add demo/db db.example.com --tls passthrough\n\ndocs/guides/routing.md has an example for everything."
     )]
     Add(Box<AddArgs>),
     /// Change a route: what is given takes the place of what was there
@@ -33,9 +35,9 @@ pub(crate) enum RouteCommand {
     /// Delete a route
     #[command(
         visible_alias = "remove",
-        after_help = "Example:\n  arco route delete demo/web shop.example.com --path /api"
+        after_help = "Examples:\n  arco route delete demo/web shop.example.com --path /api\n  arco route delete demo/db --tcp 10000"
     )]
-    Delete(Which),
+    Delete(DeleteArgs),
 }
 
 /// A component and its new route.
@@ -63,6 +65,8 @@ pub(crate) struct AddArgs {
     #[arg(long, requires = "path")]
     regex: bool,
     #[command(flatten)]
+    stream: stream::StreamFlags,
+    #[command(flatten)]
     flags: RouteFlags,
 }
 
@@ -71,12 +75,21 @@ pub(crate) struct AddArgs {
 pub(crate) struct SetArgs {
     #[command(flatten)]
     which: Which,
-    /// Take a part away: methods, headers, cookies, query, sticky, mirror, rewrite, redirect, answer, maintenance,
+    /// Take a part away: methods, headers, cookies, query, sticky, balance, mirror, rewrite, redirect, answer, maintenance,
     /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, max_body_bytes, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,
     #[command(flatten)]
     flags: RouteFlags,
+}
+
+/// A route that goes.
+#[derive(Args, Debug)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    stream: stream::StreamFlags,
 }
 
 /// One route of a component.
@@ -86,7 +99,7 @@ pub(crate) struct Which {
     #[arg(value_name = "APP/COMPONENT")]
     reference: Reference,
     /// Its host
-    #[arg(value_name = "DOMAIN", required_unless_present_any = ["domain", "id"])]
+    #[arg(value_name = "DOMAIN")]
     host: Option<String>,
     /// Its host
     #[arg(long, value_name = "DOMAIN", conflicts_with = "host")]
@@ -103,9 +116,15 @@ pub(crate) struct Which {
 pub(crate) async fn run(command: &RouteCommand, session: &Session<'_>) -> Result<(), Failure> {
     match command {
         RouteCommand::List { reference } => list(reference.as_ref(), session).await,
-        RouteCommand::Add(args) => add(args, session).await,
+        RouteCommand::Add(args) => match args.stream.asked() {
+            Some(asked) => stream::add(&args.reference, asked, args.flags.port(), session).await,
+            None => add(args, session).await,
+        },
         RouteCommand::Set(args) => set(args, session).await,
-        RouteCommand::Delete(which) => {
+        RouteCommand::Delete(DeleteArgs { which, stream }) => {
+            if let Some(asked) = stream.asked() {
+                return stream::delete(&which.reference, asked, session).await;
+            }
             let named = session.component(&which.reference).await?;
             let (id, route) = find(which, &named, session).await?;
             session.client.delete_route(&session.tenant, named.pair(), &id).await?;
@@ -128,8 +147,11 @@ async fn list(reference: Option<&Reference>, session: &Session<'_>) -> Result<()
             routes
         }
     };
+    let streams = stream::list(reference, session).await?;
     let header = ["COMPONENT", "HOST", "REQUESTS", "ANSWER", "TLS", "REQ/S", "ERR/S", "P50 MS", "P99 MS"];
-    session.ui.list(&routes, |ui| ui.table(&header, routes.iter().map(row)));
+    let mut items: Vec<Item<'_>> = routes.iter().map(Item::Route).collect();
+    items.extend(streams.iter().map(Item::Stream));
+    session.ui.list(&items, |ui| ui.table(&header, routes.iter().map(row).chain(streams.iter().map(stream::row))));
     Ok(())
 }
 
@@ -171,6 +193,10 @@ async fn set(args: &SetArgs, session: &Session<'_>) -> Result<(), Failure> {
 /// The one route that is meant.
 async fn find(which: &Which, named: &Named, session: &Session<'_>) -> Result<(String, RouteDocument), Failure> {
     let host = which.host.as_deref().or(which.domain.as_deref()).map(str::to_ascii_lowercase);
+    if host.is_none() && which.id.is_none() {
+        let advice = "name its host (or `--id`, or `--tcp PORT`); `arco route list` shows which there are";
+        return Err(Failure::usage("host_missing", "no route is named", advice));
+    }
     let path = which.path.as_deref().map(|it| if it.len() > 1 { it.trim_end_matches('/') } else { it });
     let routes = session.client.routes(&session.tenant, named.pair()).await?;
     let meant = |it: &RouteDocument| match (&which.id, &host) {
@@ -238,6 +264,14 @@ fn read(path: &std::path::Path) -> Result<Vec<RouteRequest>, Failure> {
         _ => serde_yaml_ng::from_str(&text).map(|it| vec![it]),
     };
     routes.map_err(|it| fail(it.to_string()))
+}
+
+/// What a list shows.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item<'a> {
+    Route(&'a RouteDocument),
+    Stream(&'a StreamDocument),
 }
 
 /// Who or what answers, in a few words.

@@ -3,7 +3,7 @@
 use super::data_plane::Running;
 use arco_api::server::AskGateway;
 use arco_model::error::{ErrorKind, Problem};
-use arco_model::traffic::{HostRates, RouteQuestion};
+use arco_model::traffic::{HostRates, RouteQuestion, StreamProtocol};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -11,6 +11,10 @@ use std::io;
 impl AskGateway for Running {
     async fn rates(&self, hosts: &[String]) -> Result<BTreeMap<String, HostRates>, Problem> {
         self.handle().rates(hosts).await.map_err(|it| problem(&it))
+    }
+
+    async fn stream_problems(&self) -> Result<Vec<(StreamProtocol, u16, String)>, Problem> {
+        self.handle().stream_problems().await.map_err(|it| problem(&it))
     }
 
     async fn explain(&self, question: &RouteQuestion) -> Result<Vec<String>, Problem> {

@@ -18,4 +18,5 @@ mod neighbour;
 mod one_off;
 mod private_git;
 mod routes;
+mod streams;
 mod survive;

@@ -7,7 +7,8 @@ use arco_config::AcmeConfig;
 use arco_store::kv::{Compare, Operation, Txn};
 use arco_store::secrets::Sealed;
 use bytes::{Bytes, BytesMut};
-use instant_acme::{Account, AccountBuilder, AccountCredentials, BodyWrapper, BytesBody, BytesResponse, NewAccount};
+use http_body_util::BodyExt as _;
+use instant_acme::{Account, AccountBuilder, AccountCredentials, BodyWrapper, BytesResponse, NewAccount};
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -113,8 +114,8 @@ impl instant_acme::HttpClient for Http {
         let client = self.0.clone();
         Box::pin(async move {
             let other = |it: reqwest::Error| instant_acme::Error::Other(Box::new(it));
-            let (parts, mut body) = request.into_parts();
-            let body = body.into_bytes().await.map_err(instant_acme::Error::Other)?;
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(|it| it.to_bytes()).unwrap_or_default();
             let sending = client.request(parts.method, parts.uri.to_string()).headers(parts.headers).body(body).send();
             let mut answer = sending.await.map_err(other)?;
             let mut all = BytesMut::new();

@@ -3,7 +3,7 @@
 use super::hold::{folder, holder, short};
 use super::{FAILURE, SOCKET, Status};
 use crate::data_plane::{GatewayError, system};
-use arco_model::traffic::{HostRates, RouteQuestion};
+use arco_model::traffic::{HostRates, RouteQuestion, StreamProtocol};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -97,6 +97,11 @@ impl Handle {
     pub async fn rates(&self, hosts: &[String]) -> std::io::Result<BTreeMap<String, HostRates>> {
         let answer = ask(&self.run, "POST", "/rates", &serde_json::to_string(hosts)?).await?;
         Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// Ports for components that are not open, and why.
+    pub async fn stream_problems(&self) -> std::io::Result<Vec<(StreamProtocol, u16, String)>> {
+        Ok(serde_json::from_str(&ask(&self.run, "POST", "/streams", "null").await?)?)
     }
 
     /// The way of a request, a line per decision. `InvalidInput` when the question cannot be understood.

@@ -74,6 +74,7 @@ enum ProtocolFile {
     Http,
     Https,
     Tcp,
+    Udp,
 }
 
 #[derive(Debug, Deserialize)]
@@ -131,6 +132,13 @@ pub struct ListenerSpec {
     pub address: SocketAddr,
     /// What it speaks.
     pub protocol: Protocol,
+}
+
+impl ListenerSpec {
+    /// Whether it takes datagrams.
+    pub fn is_udp(&self) -> bool {
+        matches!(self.protocol, Protocol::Udp(_))
+    }
 }
 
 /// What a valid file says.
@@ -203,6 +211,7 @@ impl FileSource {
                     ProtocolFile::Http => Protocol::Http,
                     ProtocolFile::Https => Protocol::Https,
                     ProtocolFile::Tcp => Protocol::Tcp(it.upstream.as_deref().unwrap_or_default().into()),
+                    ProtocolFile::Udp => Protocol::Udp(it.upstream.as_deref().unwrap_or_default().into()),
                 };
                 if it.proxy_protocol { Protocol::Proxied(Box::new(protocol)) } else { protocol }
             },
@@ -264,6 +273,10 @@ impl FileSource {
             self.kept.keep(prepared);
             let limits = |name: &str| snapshot.upstreams.get(name).map(|it| it.timeouts).unwrap_or(base);
             for host in &route.hosts {
+                if let Some(target) = route.targets.first().filter(|_| route.passes_through()) {
+                    snapshot.passthrough.insert(host.to_ascii_lowercase().into(), target.to.as_str().into());
+                    continue;
+                }
                 let rules = hosts.entry(host.to_ascii_lowercase()).or_default();
                 rules.extend(prepared.rules(route, limits));
             }
@@ -315,23 +328,29 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
         if !names.insert(name.as_str()) {
             return Err(format!("two listeners are named `{name}`"));
         }
-        if it.address.port() != 0 && !addresses.insert(it.address) {
+        if it.address.port() != 0 && !addresses.insert((it.protocol == ProtocolFile::Udp, it.address)) {
             return Err(format!("two listeners have the address {}", it.address));
         }
         match (it.protocol, &it.upstream) {
-            (ProtocolFile::Tcp, None) => return Err(format!("the tcp listener `{name}` needs an `upstream`")),
-            (ProtocolFile::Tcp, Some(upstream)) if !upstreams.contains(upstream.as_str()) => {
+            (ProtocolFile::Tcp | ProtocolFile::Udp, None) => {
+                return Err(format!("the tcp or udp listener `{name}` needs an `upstream`"));
+            }
+            (ProtocolFile::Tcp | ProtocolFile::Udp, Some(upstream)) if !upstreams.contains(upstream.as_str()) => {
                 return Err(format!("the listener `{name}` names the upstream `{upstream}`, which does not exist"));
             }
             (ProtocolFile::Http | ProtocolFile::Https, Some(_)) => {
-                return Err(format!("the listener `{name}` has an `upstream`; that is for tcp: use `routes`"));
+                return Err(format!("the listener `{name}` has an `upstream`; that is for tcp and udp: use `routes`"));
             }
             _ => {}
         }
         if it.proxy_protocol && file.trusted_proxies.is_empty() {
             return Err(format!("the listener `{name}` has `proxy_protocol`: name the proxies in `trusted_proxies`"));
         }
-        if it.protocol == ProtocolFile::Https && file.certificates.is_empty() {
+        if it.proxy_protocol && it.protocol == ProtocolFile::Udp {
+            return Err(format!("the udp listener `{name}` cannot take the PROXY protocol: it has no connections"));
+        }
+        let passes = file.routes.iter().any(Route::passes_through);
+        if it.protocol == ProtocolFile::Https && file.certificates.is_empty() && !passes {
             return Err(format!("the https listener `{name}` has no certificate to show: add `certificates`"));
         }
     }
@@ -348,17 +367,23 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
         if route.hosts.is_empty() {
             return Err(fail("it needs `hosts`".to_owned()));
         }
-        if route.tls.certificate.is_some() || route.tls.client_ca.is_some() {
+        if route.tls.certificate.is_some() && !route.passes_through() || route.tls.client_ca.is_some() {
             return Err(fail(
-                "`tls` takes `redirect` and `hsts_max_age_s` here; the rest is in `certificates`".to_owned(),
+                "`tls` takes `certificate: passthrough`, `redirect` and `hsts_max_age_s` here; the rest is in `certificates`"
+                    .to_owned(),
             ));
+        }
+        if route.balance.is_some() {
+            return Err(fail("`balance` is set at the upstream".to_owned()));
         }
         if let Some(name) = route.callees().find(|it| !upstreams.contains(it.as_str())) {
             return Err(fail(format!("it names the upstream `{name}`, which does not exist")));
         }
         let prepared = Prepared::new(route, &route.hosts, Some(folder), https, kept).map_err(fail)?;
         for host in &route.hosts {
-            for meaning in prepared.meanings() {
+            let meanings: Vec<String> =
+                if route.passes_through() { vec![route.meaning()] } else { prepared.meanings().collect() };
+            for meaning in meanings {
                 if !rules.insert((host.to_ascii_lowercase(), meaning.clone())) {
                     return Err(format!("the host `{host}` has two routes for {meaning} with the same conditions"));
                 }

@@ -1,5 +1,6 @@
 //! Rules from a route as it is written ([`arco_model::route`]): the one way, from the file and from the store.
 
+use crate::balance::{Balance, HashKey};
 use crate::protect::{Protection, RateKey, RateLimit, Users};
 use crate::snapshot::{
     Action, Answer, Conditions, Cors, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite, Pattern, Policy,
@@ -89,8 +90,11 @@ impl Prepared {
     /// One rule per path. `limits` are those of an upstream.
     pub(super) fn rules<T: Display>(&self, route: &Route<T>, limits: impl Fn(&str) -> Timeouts) -> Vec<Rule> {
         let rule = |path: &PathMatch| {
-            let targets: Vec<(Arc<str>, u32)> =
-                route.targets.iter().map(|it| (it.to.to_string().into(), it.weight)).collect();
+            let targets: Vec<(Arc<str>, u32)> = route
+                .targets
+                .iter()
+                .map(|it| (upstream_name(&it.to, route.balance.as_ref()).into(), it.weight))
+                .collect();
             let timeouts = (!route.timeouts.is_empty())
                 .then(|| merged(targets.first().map(|it| limits(&it.0)).unwrap_or_default(), &route.timeouts));
             Some(Rule::new(path.clone(), targets, timeouts).with(self.conditions.clone(), self.policy(route).ok()?))
@@ -144,6 +148,30 @@ impl Prepared {
                 max_body_bytes: route.max_body_bytes,
             },
         })))
+    }
+}
+
+/// Name of the upstream of a target: routes that choose its instances in another way have one of their own.
+pub(super) fn upstream_name<T: Display>(target: &T, balance: Option<&route::Balance>) -> String {
+    match balance {
+        None | Some(route::Balance::RoundRobin) => target.to_string(),
+        Some(balance) => format!("{target} {balance}"),
+    }
+}
+
+/// How an endpoint is chosen, as a route says it.
+pub(super) fn balance(written: Option<&route::Balance>) -> Balance {
+    match written {
+        None | Some(route::Balance::RoundRobin) => Balance::RoundRobin,
+        Some(route::Balance::LeastRequests) => Balance::LeastRequests,
+        Some(route::Balance::Ewma) => Balance::Ewma,
+        Some(route::Balance::Sticky(it)) => Balance::Sticky(sticky(it)),
+        Some(route::Balance::Hash(by)) => Balance::Hash(match by {
+            route::HashBy::Address => HashKey::Source,
+            route::HashBy::Cookie(it) => HashKey::Cookie(it.clone()),
+            // Checked with the route; what is no name is never sent.
+            route::HashBy::Header(it) => name(it).map_or(HashKey::Source, HashKey::Header),
+        }),
     }
 }
 

@@ -1,14 +1,14 @@
 //! The routing table from the coordination store: decodes what changed since the last time, keeps the rest.
 
 use super::certificate::CertificateSource;
-use super::route::{Kept, Prepared};
+use super::route::{Kept, Prepared, upstream_name};
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::route::UpstreamTarget;
-use arco_model::traffic::{HOSTS, HostEntry, UPSTREAMS, UpstreamEntry};
+use arco_model::route::{Balance, UpstreamTarget};
+use arco_model::traffic::{HOSTS, HostEntry, STREAMS, StreamEntry, UPSTREAMS, UpstreamEntry};
 use arco_store::kv::mirror::{Entry, View};
 use arco_store::secrets::SecretBox;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -28,6 +28,7 @@ pub struct StoreSource {
     idle: Arc<Notify>,
     hosts: BTreeMap<Vec<u8>, (u64, HostEntry, Arc<Host>)>,
     components: HashMap<ComponentId, (u64, UpstreamEntry)>,
+    streams: BTreeMap<Vec<u8>, (u64, StreamEntry)>,
     instances: HashMap<InstanceId, Arc<EndpointState>>,
     turns: HashMap<Arc<str>, Arc<AtomicUsize>>,
 }
@@ -44,6 +45,7 @@ impl StoreSource {
             idle,
             hosts: BTreeMap::new(),
             components: HashMap::new(),
+            streams: BTreeMap::new(),
             instances: HashMap::new(),
             turns: HashMap::new(),
         }
@@ -58,27 +60,37 @@ impl StoreSource {
     pub fn snapshot(&mut self, view: &View, before: &Snapshot) -> Snapshot {
         let changed = self.read_components(view);
         self.read_hosts(view);
+        self.read_streams(view);
         let mut snapshot = Snapshot { revision: view.revision, ..Snapshot::default() };
         let mut turns = HashMap::new();
         for (_, entry, host) in self.hosts.values() {
             snapshot.wildcards |= host.name.starts_with('*');
             snapshot.hosts.insert(Arc::clone(&host.name), Arc::clone(host));
-            for target in entry.callees() {
-                let name = target.to_string();
-                if snapshot.upstreams.contains_key(name.as_str()) {
-                    continue;
-                }
-                let Some((_, component)) = self.components.get(&target.component) else { continue };
-                let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&target.component));
-                let name: Arc<str> = name.into();
-                let turn = self.turns.get(&name).cloned().unwrap_or_default();
-                turns.insert(Arc::clone(&name), Arc::clone(&turn));
-                let upstream = match known {
-                    Some(known) => Arc::clone(known),
-                    None => Arc::new(self.upstream(&name, component, target.port, turn)),
-                };
-                snapshot.upstreams.insert(name, upstream);
+            let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
+            if let Some(target) = passed {
+                snapshot.passthrough.insert(Arc::clone(&host.name), target.to.to_string().into());
             }
+        }
+        let plain = |target| (target, None);
+        let of_hosts = self.hosts.values().flat_map(|it| it.1.callees()).map(plain);
+        let rules = self.hosts.values().flat_map(|it| &it.1.rules).filter(|it| it.balance.is_some());
+        let balanced = rules.flat_map(|rule| rule.targets.iter().map(|it| (&it.to, rule.balance.as_ref())));
+        let of_streams = self.streams.values().map(|it| &it.1.target).map(plain);
+        for (target, balance) in of_hosts.chain(balanced).chain(of_streams) {
+            let name = upstream_name(target, balance);
+            if snapshot.upstreams.contains_key(name.as_str()) {
+                continue;
+            }
+            let Some((_, component)) = self.components.get(&target.component) else { continue };
+            let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&target.component));
+            let name: Arc<str> = name.into();
+            let turn = self.turns.get(&name).cloned().unwrap_or_default();
+            turns.insert(Arc::clone(&name), Arc::clone(&turn));
+            let upstream = match known {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(self.upstream(&name, component, (target.port, balance), turn)),
+            };
+            snapshot.upstreams.insert(name, upstream);
         }
         self.turns = turns;
         self.kept.prune();
@@ -171,10 +183,25 @@ impl StoreSource {
         self.hosts = hosts;
     }
 
+    /// Ports that lead to components, as of the last snapshot.
+    pub fn streams(&self) -> impl Iterator<Item = &StreamEntry> {
+        self.streams.values().map(|it| &it.1)
+    }
+
+    fn read_streams(&mut self, view: &View) {
+        let mut streams = BTreeMap::new();
+        for (key, entry) in below(view, STREAMS) {
+            let known = self.streams.remove(key).filter(|it| it.0 == entry.mod_revision);
+            let read = || decode::<StreamEntry>(key, entry).map(|it| (entry.mod_revision, it));
+            streams.extend(known.or_else(read).map(|it| (key.clone(), it)));
+        }
+        self.streams = streams;
+    }
+
     fn host(&mut self, entry: &HostEntry) -> Host {
         let name = entry.host.to_ascii_lowercase();
         let mut rules = Vec::new();
-        for route in &entry.rules {
+        for route in entry.rules.iter().filter(|it| !it.passes_through()) {
             match Prepared::new(route, std::slice::from_ref(&name), None, self.https_port, &self.kept) {
                 Ok(prepared) => {
                     self.kept.keep(&prepared);
@@ -191,14 +218,21 @@ impl StoreSource {
         Host::new(name.into(), rules, metrics)
     }
 
-    fn upstream(&self, name: &Arc<str>, entry: &UpstreamEntry, port: u16, turn: Arc<AtomicUsize>) -> Upstream {
+    fn upstream(
+        &self,
+        name: &Arc<str>,
+        entry: &UpstreamEntry,
+        (port, balance): (u16, Option<&Balance>),
+        turn: Arc<AtomicUsize>,
+    ) -> Upstream {
         let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
             let state = Arc::clone(self.instances.get(&it.instance)?);
             Some(Endpoint { address: SocketAddr::from((it.address, port)), state, weight: 1 })
         });
         let http2 = entry.http2_ports.contains(&port);
         let transport = Transport { id: u64::from(http2), http2, tls: None };
-        let settings = Arc::new(UpstreamSettings { transport, ..UpstreamSettings::default() });
+        let balance = super::route::balance(balance);
+        let settings = Arc::new(UpstreamSettings { transport, balance, ..UpstreamSettings::default() });
         Upstream {
             name: Arc::clone(name),
             reference: entry.reference.as_str().into(),

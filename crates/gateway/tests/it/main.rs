@@ -9,4 +9,5 @@ mod protection;
 mod rolling;
 mod routing;
 mod stored;
+mod streams;
 mod traffic;

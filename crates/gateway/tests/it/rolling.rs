@@ -22,23 +22,34 @@ pub(crate) struct Plane {
     stop: CancellationToken,
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
+    problems: Box<dyn Fn() -> Vec<(StreamProtocol, u16, String)> + Send + Sync>,
 }
 
 impl Plane {
     pub(crate) fn start(store: &Arc<Store>, path: &Path) -> Self {
-        let supervisor = Supervisor::new();
-        let mirror = Mirror::open(GATEWAY_PREFIX, path).unwrap();
         let config = GatewayConfig {
             http_listen: "127.0.0.1:0".parse().unwrap(),
             https_listen: "127.0.0.1:0".parse().unwrap(),
             ..GatewayConfig::default()
         };
-        let plane = DataPlane::build(&supervisor, &config, Arc::clone(&mirror), "gw", keys()).unwrap();
+        Self::start_as(store, path, "gw", config)
+    }
+
+    pub(crate) fn start_as(store: &Arc<Store>, path: &Path, id: &str, config: GatewayConfig) -> Self {
+        let supervisor = Supervisor::new();
+        let mirror = Mirror::open(GATEWAY_PREFIX, path).unwrap();
+        let plane = DataPlane::build(&supervisor, &config, Arc::clone(&mirror), id, keys()).unwrap();
         let (http, https, stop) = (plane.http(), plane.https(), CancellationToken::new());
+        let problems = Box::new(plane.stream_problems());
         let kv: SharedKv = Arc::clone(store) as SharedKv;
         tokio::spawn(mirror.run(Arc::clone(&kv), supervisor.token().clone()));
         tokio::spawn(plane.run(kv, stop.clone()));
-        Self { supervisor, stop, http, https }
+        Self { supervisor, stop, http, https, problems }
+    }
+
+    /// Ports for components that are not open, and why.
+    pub(crate) fn stream_problems(&self) -> Vec<(StreamProtocol, u16, String)> {
+        (self.problems)()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A reason names the field and what to write instead.
 
-use super::{FieldMatch, HeaderEdits, PathMatch, RateKey, RateLimit, RegexRewrite, Route, check_host};
+use super::{Balance, FieldMatch, HashBy, HeaderEdits, PathMatch, RateKey, RateLimit, RegexRewrite, Route, check_host};
 
 /// Most bytes of a compiled expression.
 const MAX_PATTERN: usize = 256 << 10;
@@ -70,8 +70,43 @@ impl<T> Route<T> {
         if self.mirror.as_ref().is_some_and(|it| it.percent > 100) {
             return Err("it mirrors more than 100 percent".to_owned());
         }
+        if self.passes_through() {
+            return self.check_passthrough();
+        }
         self.check_actions()?;
         self.check_protection()
+    }
+
+    /// Nothing can be said about requests that are not read.
+    fn check_passthrough(&self) -> Result<(), String> {
+        if self.targets.len() != 1 || self.mirror.is_some() {
+            return Err("`tls: passthrough` needs one of `targets`, and nothing else that is called".to_owned());
+        }
+        let read = !self.paths.is_empty()
+            || !self.methods.is_empty()
+            || !self.headers.is_empty()
+            || !self.cookies.is_empty()
+            || !self.query.is_empty()
+            || self.sticky.is_some()
+            || self.balance.is_some()
+            || self.rewrite.is_some()
+            || self.maintenance.is_some()
+            || !self.request_headers.is_empty()
+            || !self.response_headers.is_empty()
+            || self.cors.is_some()
+            || !self.allow.is_empty()
+            || !self.deny.is_empty()
+            || !self.rate_limits.is_empty()
+            || self.basic_auth.is_some()
+            || self.max_body_bytes.is_some()
+            || !self.timeouts.is_empty()
+            || self.tls.redirect
+            || self.tls.hsts_max_age_s.is_some()
+            || self.tls.client_ca.is_some();
+        if read {
+            return Err("`tls: passthrough` goes with hosts and a target only: the requests are not read".to_owned());
+        }
+        Ok(())
     }
 
     fn check_actions(&self) -> Result<(), String> {
@@ -79,6 +114,15 @@ impl<T> Route<T> {
             && !is_token(&sticky.cookie)
         {
             return Err(format!("`{}` is not a name for a cookie", sticky.cookie));
+        }
+        match &self.balance {
+            Some(Balance::Hash(HashBy::Header(name)) | Balance::Hash(HashBy::Cookie(name))) if !is_token(name) => {
+                return Err(format!("`{name}` cannot be hashed: it is not the name of a header field or cookie"));
+            }
+            Some(Balance::Sticky(sticky)) if !is_token(&sticky.cookie) => {
+                return Err(format!("`{}` is not a name for a cookie", sticky.cookie));
+            }
+            _ => {}
         }
         if let Some(it) = &self.rewrite {
             new_path(it.path.as_ref(), it.prefix.as_ref(), it.regex.as_ref())?;

@@ -26,6 +26,11 @@ fn what_a_route_may_say() {
         r#"{"tls": {"certificate": "auto", "redirect": true, "hsts_max_age_s": 60}}"#,
         r#"{"rewrite": {"regex": {"pattern": "^/a", "replacement": "/b"}, "host": "b.test"}}"#,
         r#"{"maintenance": {}}"#,
+        r#"{"balance": "ewma"}"#,
+        r#"{"balance": {"hash": "address"}}"#,
+        r#"{"balance": {"hash": {"header": "x-user"}}}"#,
+        r#"{"balance": {"sticky": {"cookie": "at"}}}"#,
+        r#"{"tls": {"certificate": "passthrough"}}"#,
     ] {
         route(good).unwrap_or_else(|it| panic!("{good}: {it}"));
     }
@@ -66,6 +71,12 @@ fn what_a_route_may_say() {
         (r#"{"tls": {"client_ca": "x"}}"#, "BEGIN CERTIFICATE"),
         (r#"{"allow": ["10.0.0.1/33"]}"#, "invalid IP address"),
         (r#"{"colour": 1}"#, "colour"),
+        (r#"{"balance": "best"}"#, "best"),
+        (r#"{"balance": {"hash": {"header": "a b"}}}"#, "cannot be hashed"),
+        (r#"{"balance": {"sticky": {"cookie": "a b"}}}"#, "name for a cookie"),
+        (r#"{"tls": {"certificate": "passthrough", "redirect": true}}"#, "not read"),
+        (r#"{"tls": {"certificate": "passthrough"}, "paths": [{"prefix": "/a"}]}"#, "not read"),
+        (r#"{"tls": {"certificate": "passthrough"}, "targets": [{"to": "a/b"}, {"to": "a/c"}]}"#, "one of `targets`"),
     ] {
         let error = route(bad).expect_err(bad);
         assert!(error.contains(part), "{bad}: {error}");
@@ -79,6 +90,25 @@ fn a_route_comes_back_as_it_was_written_and_says_no_more() {
     assert_eq!(serde_json::to_string(&route).unwrap(), text);
     let file: Target<String> = serde_json::from_str(r#"{"upstream": "a"}"#).unwrap();
     assert_eq!(file, Target { to: "a".to_owned(), weight: 100 });
+}
+
+#[test]
+fn balances_are_read_as_they_are_shown() {
+    for text in [
+        "round_robin",
+        "least_requests",
+        "ewma",
+        "hash",
+        "hash:header=x-user",
+        "hash:cookie=side",
+        "sticky:at",
+        "sticky:at=60",
+    ] {
+        assert_eq!(text.parse::<Balance>().unwrap().to_string(), text);
+    }
+    for bad in ["best", "hash:x", "sticky", "sticky:a=b", "ewma:1"] {
+        assert!(bad.parse::<Balance>().is_err(), "{bad}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use arco_model::operation::Operation;
 use arco_model::route::{Route, UpstreamTarget};
 use arco_model::secret::SecretVersion;
 use arco_model::time::Timestamp;
+use arco_model::traffic::StreamEntry;
 use serde::{Deserialize, Serialize};
 
 impl Entity for Tenant {
@@ -168,6 +169,43 @@ impl Entity for RouteRow {
     }
     fn tag(&self) -> String {
         self.component_id.to_string()
+    }
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+}
+
+/// A port of the gateway that leads to a component without HTTP.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct StreamRow {
+    /// Id.
+    pub id: RowId,
+    /// Tenant.
+    pub tenant: TenantName,
+    /// Application.
+    pub application: ApplicationName,
+    /// Component that it leads to, and goes with.
+    pub component: ComponentName,
+    /// Ports of both ends.
+    pub stream: StreamEntry,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Entity for StreamRow {
+    const KIND: Kind = Kind::Stream;
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+    fn parent(&self) -> String {
+        self.stream.protocol.to_string()
+    }
+    /// A port leads to one component.
+    fn name(&self) -> String {
+        self.stream.port.to_string()
+    }
+    fn tag(&self) -> String {
+        self.stream.target.component.to_string()
     }
     fn created_at(&self) -> Timestamp {
         self.created_at

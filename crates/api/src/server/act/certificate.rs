@@ -8,7 +8,7 @@ use arco_daemon::certificate::{covers, inspect};
 use arco_model::component::Component;
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::name::TenantName;
-use arco_model::route::{TLS_AUTO, TLS_OFF};
+use arco_model::route::{TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH};
 use arco_store::clock;
 use arco_store::sql::{Batch, CertificateRow, Query, Renewal, RouteRow, Versioned};
 
@@ -192,7 +192,7 @@ impl Api {
                 let message = format!("`{host}` cannot do without TLS and ask for it at once");
                 Err(bad("tls_contradiction", message, "leave out `--tls off`, or the other TLS flags").into())
             }
-            Some(TLS_OFF) => Ok(()),
+            Some(TLS_OFF | TLS_PASSTHROUGH) => Ok(()),
             Some(name) => {
                 let found = self.deps.metadata.find::<CertificateRow>(tenant.as_str(), name).await?;
                 let Some(found) = found else {
@@ -293,11 +293,11 @@ fn document(row: &CertificateRow, routes: &[RouteRow]) -> HostCertificateDocumen
 fn check_name(name: &str) -> Result<(), Problem> {
     let fine = (1..=60).contains(&name.len())
         && name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || b"-._".contains(&it))
-        && ![TLS_AUTO, TLS_OFF].contains(&name);
+        && ![TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH].contains(&name);
     if fine {
         return Ok(());
     }
     let shown: String = name.chars().take(80).collect();
-    let advice = "give 1 to 60 of a-z, 0-9, `-`, `.` and `_`; `auto` and `off` mean something else";
+    let advice = "give 1 to 60 of a-z, 0-9, `-`, `.` and `_`; `auto`, `off` and `passthrough` mean something else";
     Err(Problem::invalid("name_invalid", format!("`{shown}` is not a name for a certificate"), advice))
 }

@@ -13,6 +13,7 @@ use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::RowId;
 use arco_model::route::{ComponentTarget, Route, RouteTls, UpstreamTarget, check_host};
 use arco_model::spec::Port;
+use arco_model::traffic::StreamProtocol;
 use arco_store::clock;
 use arco_store::sql::{Batch, Query, RouteRow, Versioned};
 use std::collections::HashMap;
@@ -128,21 +129,26 @@ impl Api {
         let mut named = HashMap::new();
         let callees: Vec<ComponentTarget> = request.callees().cloned().collect();
         for callee in callees {
-            named.insert(callee.to_string(), self.upstream(component, &callee).await?);
+            named.insert(callee.to_string(), self.upstream(component, &callee, request.passes_through()).await?);
         }
         let route = request.rename(|it| Ok::<_, ApiError>(named.get(&it.to_string()).cloned()))?;
         Ok((hosts, route))
     }
 
     /// The component and port that a target means.
-    async fn upstream(&self, component: &Component, target: &ComponentTarget) -> Result<UpstreamTarget, ApiError> {
+    async fn upstream(
+        &self,
+        component: &Component,
+        target: &ComponentTarget,
+        unread: bool,
+    ) -> Result<UpstreamTarget, ApiError> {
         let named = Target {
             tenant: component.tenant.clone(),
             application: target.application.clone(),
             component: target.component.clone(),
         };
         let called = self.component(&named).await?;
-        let port = port(&called, &self.ports(&called).await?, target.port)?;
+        let port = port(&called, &self.ports(&called).await?, target.port, unread)?;
         Ok(UpstreamTarget { component: called.id, port })
     }
 
@@ -299,9 +305,13 @@ fn tidy(request: &mut RouteRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The asked port, which must be one that the gateway can route by host; else the first such port.
-fn port(component: &Component, ports: &[Port], asked: Option<u16>) -> Result<u16, Problem> {
+/// The asked port, which must be one that the gateway can route by host; else the first such port. One whose connections
+/// are passed on `unread` may speak anything over TCP.
+fn port(component: &Component, ports: &[Port], asked: Option<u16>, unread: bool) -> Result<u16, Problem> {
     let reference = component.reference();
+    if unread {
+        return super::stream::inner_port(component, ports, StreamProtocol::Tcp, asked);
+    }
     let routable = || ports.iter().filter(|it| it.outer && it.protocol.is_http());
     let found = match asked {
         Some(asked) => routable().find(|it| it.port == asked),

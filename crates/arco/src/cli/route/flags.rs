@@ -6,8 +6,8 @@ use super::super::secret;
 use super::super::ui::Ui;
 use arco_api::wire::RouteRequest;
 use arco_model::route::{
-    Answer, BasicAuth, ComponentTarget, Cors, FieldMatch, HeaderEdits, Maintenance, Mirror, PathMatch, RateKey,
-    RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
+    Answer, Balance, BasicAuth, ComponentTarget, Cors, FieldMatch, HeaderEdits, Maintenance, Mirror, PathMatch,
+    RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
 };
 use clap::Args;
 use ipnet::IpNet;
@@ -27,6 +27,10 @@ pub(crate) struct RouteFlags {
     /// A cookie of this name keeps each client at the target that it got first
     #[arg(long, value_name = "COOKIE[=SECONDS]", value_parser = sticky, help_heading = "Targets")]
     sticky: Option<Sticky>,
+    /// How an instance is chosen: round_robin, least_requests, ewma, hash (of the address), hash:header=NAME,
+    /// hash:cookie=NAME, sticky:COOKIE[=SECONDS] (the instance that a client got first)
+    #[arg(long, value_name = "HOW", help_heading = "Targets")]
+    balance: Option<Balance>,
     /// Copies of so many percent of the requests go there; their answers are thrown away
     #[arg(long, value_name = "APP/COMPONENT[:PORT][=PERCENT]", value_parser = mirror, help_heading = "Targets")]
     mirror: Option<(ComponentTarget, u32)>,
@@ -121,9 +125,9 @@ pub(crate) struct RouteFlags {
     /// Longest pause between two pieces of a request body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     body_timeout: Option<u64>,
-    /// Certificate of the host: `auto` has one issued and renewed, else one by name, or none [default: one that covers
-    /// the host]
-    #[arg(long, value_name = "auto|NAME|off", help_heading = "TLS")]
+    /// Certificate of the host: `auto` has one issued and renewed, else one by name, or none; with
+    /// `passthrough` the component speaks TLS itself [default: one that covers the host]
+    #[arg(long, value_name = "auto|NAME|off|passthrough", help_heading = "TLS")]
     tls: Option<String>,
     /// Plain HTTP is answered by a redirect to HTTPS
     #[arg(long, help_heading = "TLS")]
@@ -137,6 +141,11 @@ pub(crate) struct RouteFlags {
 }
 
 impl RouteFlags {
+    /// Inner port that is asked for.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.port
+    }
+
     /// Makes `route`, of the component `named`, say what is given.
     pub(super) fn apply(&self, route: &mut RouteRequest, named: &Named, ui: &Ui) -> Result<(), Failure> {
         self.apply_targets(route, named)?;
@@ -217,6 +226,9 @@ impl RouteFlags {
         if let Some((to, percent)) = &self.mirror {
             route.mirror = Some(Mirror { to: to.clone(), percent: *percent });
         }
+        if let Some(balance) = &self.balance {
+            route.balance = Some(balance.clone());
+        }
         if let Some(sticky) = &self.sticky {
             route.sticky = Some(sticky.clone());
         }
@@ -252,6 +264,7 @@ const PARTS: [&str; 22] = [
     "query",
     "targets",
     "sticky",
+    "balance",
     "mirror",
     "rewrite",
     "redirect",

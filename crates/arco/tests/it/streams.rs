@@ -1,0 +1,126 @@
+//! Ports of the gateway that lead to components of a whole platform without HTTP.
+
+use crate::behave::{EXECUTABLE, good};
+use arco_testkit::{Options, Platform, until};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+const DOCKERFILE: &str = "FROM debian:12\nCOPY echo.pl /echo.pl\nCMD [\"perl\", \"/echo.pl\"]\n";
+/// Gives back what it gets, with its name, over TCP and UDP.
+const PROGRAM: &str = r#"use strict; use IO::Socket::INET;
+my $name = $ENV{ARCO_COMPONENT};
+if (!fork) {
+  my $socket = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => 9001, Proto => 'udp') or die "udp: $!";
+  while (my $from = $socket->recv(my $data, 65536)) { $socket->send("$name $data", 0, $from) }
+  exit 1;
+}
+my $server = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => 9000, Listen => 128, ReuseAddr => 1) or die "tcp: $!";
+for (;;) {
+  my $client = $server->accept or next;
+  if (!fork) { while (sysread($client, my $data, 8192)) { syswrite($client, "$name $data") } exit 0 }
+  close $client;
+}
+"#;
+
+fn said(port: u16, word: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(word.as_bytes())?;
+    let mut answer = vec![0; 100];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+fn said_by_udp(port: u16, word: &str) -> std::io::Result<String> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.send_to(word.as_bytes(), (Ipv4Addr::LOCALHOST, port))?;
+    let mut answer = vec![0; 100];
+    let length = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// Three ports in a row that nobody has.
+fn pool() -> u16 {
+    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let first = 20_000 + u16::try_from(std::process::id() % 1000).unwrap() * 8;
+    (first..31_000).step_by(8).find(|it| (0..3).all(|more| free(it + more))).expect("three free ports")
+}
+
+fn port_of(document: &serde_json::Value) -> u16 {
+    u16::try_from(document["port"].as_u64().unwrap()).unwrap()
+}
+
+#[test]
+fn tcp_and_udp_ports_lead_to_components() {
+    if !arco_testkit::is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let first = pool();
+    let env = vec![
+        ("ARCO_GATEWAY__STREAM_LISTEN", "127.0.0.1".to_owned()),
+        ("ARCO_GATEWAY__STREAM_PORTS", format!("{first}-{}", first + 2)),
+    ];
+    let mut platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
+    let source = platform.folder("echo", &[("Dockerfile", DOCKERFILE), ("echo.pl", PROGRAM)]);
+    for component in ["db", "other"] {
+        let words = ["deploy", source.to_str().unwrap(), "--app", "shop", "--component", component];
+        good(&platform, &[&words[..], &["--port", "9000/tcp", "--port", "9001/udp"]].concat());
+    }
+
+    // A free port of the pool; the same one when asked for again; another one by its number.
+    let one = good(&platform, &["route", "add", "shop/db", "--tcp"]);
+    assert_eq!((port_of(&one), &one["target_port"]), (first, &serde_json::json!(9000)));
+    assert_eq!(until("an answer by TCP", 30, || said(first, "a").ok()), "db a");
+    assert_eq!(good(&platform, &["route", "add", "shop/db", "--tcp"])["id"], one["id"]);
+    good(&platform, &["route", "add", "shop/db", "--tcp", &(first + 1).to_string()]);
+    assert_eq!(until("an answer of the second port", 30, || said(first + 1, "b").ok()), "db b");
+
+    // No port leads to two, none beyond the pool, none that another program has.
+    let refused = |words: &[&str], status: i32, code: &str| {
+        let outcome = platform.arco(&[&["route", "add", "shop/other"], words, &["-o", "json"]].concat());
+        assert!(outcome.status == status && outcome.stdout.contains(code), "{words:?}: {outcome:?}");
+    };
+    refused(&["--tcp", &first.to_string()], 6, "port_taken");
+    refused(&["--tcp", "80"], 2, "port_not_in_pool");
+    refused(&["--tcp", "--port", "9001"], 2, "port_not_routable");
+    let held = TcpListener::bind((Ipv4Addr::LOCALHOST, first + 2)).unwrap();
+    refused(&["--tcp", &(first + 2).to_string()], 6, "port_busy");
+    refused(&["--tcp"], 6, "ports_exhausted");
+    drop(held);
+    assert_eq!(port_of(&good(&platform, &["route", "add", "shop/other", "--tcp"])), first + 2);
+    assert_eq!(until("an answer of the other component", 30, || said(first + 2, "c").ok()), "other c");
+
+    // Datagrams have ports of their own.
+    let udp = port_of(&good(&platform, &["route", "add", "shop/db", "--udp"]));
+    assert_eq!(until("an answer by UDP", 30, || said_by_udp(udp, "d").ok()), "db d");
+    let listed = good(&platform, &["route", "list", "shop/db"]);
+    let streams: Vec<_> = listed["items"].as_array().unwrap().iter().filter(|it| it["protocol"].is_string()).collect();
+    assert_eq!(streams.len(), 3, "{listed}");
+    assert!(streams.iter().all(|it| it["problem"] == ""), "{listed}");
+
+    // A connection outlives the server; ports are there while it is gone, and after it came back.
+    let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, first)).unwrap();
+    platform.kill();
+    assert_eq!(said(first, "e").unwrap(), "db e");
+    assert_eq!(until("an answer by UDP", 30, || said_by_udp(udp, "f").ok()), "db f");
+    platform.boot();
+    open.write_all(b"g").unwrap();
+    let mut answer = [0; 4];
+    open.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"db g");
+    drop(open);
+
+    // Taken away one by one, and with the component.
+    good(&platform, &["route", "delete", "shop/db", "--tcp", &first.to_string()]);
+    let closed = |port: u16| TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).err();
+    until("the port is closed", 30, || closed(first));
+    assert_eq!(said(first + 1, "h").unwrap(), "db h");
+    good(&platform, &["delete", "shop", "--yes"]);
+    for port in [first + 1, first + 2] {
+        until("the port is closed with its component", 30, || closed(port));
+    }
+    assert!(platform.stop(), "the server stops by itself");
+}
