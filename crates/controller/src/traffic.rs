@@ -356,12 +356,11 @@ impl Publisher {
             rules.push(Route { paths: vec![PathMatch::exact(path)], answer: Some(answer), ..Route::default() });
         }
         for row in rows {
-            let itself = row.route.answers_itself();
             // A target that is gone gets no share; with its last target a rule goes.
             let Ok(rule) = row.route.rename(|it| {
                 Ok::<_, std::convert::Infallible>(there.get(&it.component).copied().unwrap_or(false).then_some(it))
             });
-            if itself || !rule.targets.is_empty() {
+            if rule.answers_itself() || !rule.targets.is_empty() {
                 rules.push(rule);
             }
         }

@@ -4,6 +4,7 @@
 //!
 //! HTTP/1.1 runs on hyper behind a strict guard (`guard.rs`); what replaces it keeps this interface.
 
+mod authorize;
 mod body;
 mod check;
 mod forward;

@@ -148,6 +148,10 @@ fn applied(
         };
         writeln!(out, "rate: limited by {by}; beyond it answer 429")?;
     }
+    if let Some(auth) = &policy.forward_auth {
+        let who = snapshot.upstreams.get(&auth.upstream).map_or(&*auth.upstream, |it| &*it.reference);
+        writeln!(out, "access: `{who}` is asked ({}) and decides", auth.path)?;
+    }
     if protection.users.is_some() {
         writeln!(out, "password: needed; without a right one answer 401")?;
     }

@@ -65,6 +65,19 @@ pub struct Policy {
     pub sticky: Option<StickyCookie>,
     /// Who may come in, how often, with what.
     pub protection: Protection,
+    /// Who else decides about that.
+    pub forward_auth: Option<ForwardAuth>,
+}
+
+/// Somebody else who decides whether a request may come in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ForwardAuth {
+    /// Name of the upstream.
+    pub upstream: Arc<str>,
+    /// What is asked.
+    pub path: http::uri::PathAndQuery,
+    /// Fields of the answer that take the place of the request's.
+    pub copy: Vec<http::HeaderName>,
 }
 
 /// A cookie by which a client comes back to where it was before.

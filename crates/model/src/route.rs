@@ -22,7 +22,7 @@ pub use balance::{Balance, HashBy};
 pub use host::{HostError, check_host};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-pub use target::{ComponentTarget, Mirror, Target, TargetError, UpstreamTarget};
+pub use target::{ComponentTarget, ForwardAuth, Mirror, Target, TargetError, UpstreamTarget};
 
 /// Path prefix of the answers to ACME's HTTP-01 challenges (RFC 8555 §8.3).
 pub const CHALLENGE_PREFIX: &str = "/.well-known/acme-challenge/";
@@ -94,6 +94,9 @@ pub struct Route<T> {
     /// Names and passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basic_auth: Option<BasicAuth>,
+    /// Somebody else decides who may come in: an answer from 200 to 299 lets in, any other is the client's.
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub forward_auth: Option<ForwardAuth<T>>,
     /// Largest request body in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body_bytes: Option<u64>,
@@ -133,6 +136,7 @@ impl<T> Default for Route<T> {
             deny: Vec::new(),
             rate_limits: Vec::new(),
             basic_auth: None,
+            forward_auth: None,
             max_body_bytes: None,
             timeouts: RouteTimeouts::default(),
             tls: RouteTls::default(),
@@ -151,12 +155,14 @@ impl<T> Route<T> {
         self.tls.certificate.as_deref() == Some(TLS_PASSTHROUGH)
     }
 
-    /// Everything that is called, the mirror included.
+    /// Everything that is called, the mirror and who decides about access included.
     pub fn callees(&self) -> impl Iterator<Item = &T> {
-        self.targets.iter().map(|it| &it.to).chain(self.mirror.iter().map(|it| &it.to))
+        let targets = self.targets.iter().map(|it| &it.to).chain(self.mirror.iter().map(|it| &it.to));
+        targets.chain(self.forward_auth.iter().map(|it| &it.to))
     }
 
-    /// The same route with other names for its targets; those without one are left out. A mirror goes silently.
+    /// The same route with other names for its targets; those without one are left out. A mirror goes silently; when who
+    /// decides about access has no name, nobody comes in.
     pub fn rename<U, E>(self, mut name: impl FnMut(T) -> Result<Option<U>, E>) -> Result<Route<U>, E> {
         let mut targets = Vec::new();
         for Target { to, weight } in self.targets {
@@ -166,6 +172,16 @@ impl<T> Route<T> {
             Some(Mirror { to, percent }) => name(to)?.map(|to| Mirror { to, percent }),
             None => None,
         };
+        let mut answer = self.answer;
+        let mut forward_auth = None;
+        if let Some(ForwardAuth { to, path, copy_headers }) = self.forward_auth {
+            forward_auth = name(to)?.map(|to| ForwardAuth { to, path, copy_headers });
+            if forward_auth.is_none() {
+                targets.clear();
+                let body = "Whoever decides about access to this is gone.\n".to_owned();
+                answer = Some(Answer { status: 503, body, content_type: None });
+            }
+        }
         Ok(Route {
             hosts: self.hosts,
             paths: self.paths,
@@ -179,7 +195,7 @@ impl<T> Route<T> {
             mirror,
             rewrite: self.rewrite,
             redirect: self.redirect,
-            answer: self.answer,
+            answer,
             maintenance: self.maintenance,
             request_headers: self.request_headers,
             response_headers: self.response_headers,
@@ -188,6 +204,7 @@ impl<T> Route<T> {
             deny: self.deny,
             rate_limits: self.rate_limits,
             basic_auth: self.basic_auth,
+            forward_auth,
             max_body_bytes: self.max_body_bytes,
             timeouts: self.timeouts,
             tls: self.tls,

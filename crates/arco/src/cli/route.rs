@@ -76,7 +76,7 @@ pub(crate) struct SetArgs {
     #[command(flatten)]
     which: Which,
     /// Take a part away: methods, headers, cookies, query, sticky, balance, mirror, rewrite, redirect, answer, maintenance,
-    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, max_body_bytes, timeouts, tls
+    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! HTTP/1.1 connections of clients: parse, route, pass on, answer.
 
 use super::Core;
+use super::authorize::{self, Denied};
 use super::body::{BodyEnd, RequestBody, ResponseBody};
 use super::forward::{Failure, Forward, forward};
 use super::gate::{self, Outgoing};
@@ -8,6 +9,7 @@ use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
 use super::headers::{self, Origin};
 use super::tls::CertificateEntry;
 use crate::balance::Balance;
+use crate::metrics::RouteMetrics;
 use crate::pages::Page;
 use crate::protect::client_of;
 use crate::snapshot::{Asked, StickyCookie, host_key, normal_path};
@@ -264,6 +266,11 @@ async fn handle(
     {
         parts.headers.insert(header::HOST, value);
     }
+    if let Some(auth) = policy.and_then(|it| it.forward_auth.as_ref())
+        && let Err(denied) = authorize::ask(core, &snapshot, auth, &mut parts).await
+    {
+        return denied_answer(denied, metrics, outgoing, accept, timeouts.response, in_flight);
+    }
     if policy.is_some_and(|it| gate::rewrite(it, rule, &mut parts).is_err()) {
         metrics.answered(400);
         return page_for(&Page::bad_path(), accept, in_flight);
@@ -327,6 +334,32 @@ async fn handle(
         outgoing.apply(&mut parts.headers);
     }
     Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, silence, in_flight).until(deadline))
+}
+
+/// What a client is told that somebody else did not let in.
+fn denied_answer(
+    denied: Denied,
+    metrics: &RouteMetrics,
+    outgoing: Option<Outgoing<'_>>,
+    accept: Option<HeaderValue>,
+    silence: Duration,
+    in_flight: Option<InFlight>,
+) -> Response<ResponseBody> {
+    let Denied::Answer(response, exchange) = denied else {
+        metrics.answered(503);
+        let (message, advice) = ("Whoever decides about access does not answer.", "Try again in a moment.");
+        let page = Page::refused(StatusCode::SERVICE_UNAVAILABLE, "authorization_silent", message, advice);
+        return page_for(&page, accept, in_flight);
+    };
+    metrics.answered(response.status().as_u16());
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(header::UPGRADE);
+    parts.version = Version::HTTP_11;
+    if let Some(outgoing) = outgoing {
+        outgoing.apply(&mut parts.headers);
+    }
+    Response::from_parts(parts, ResponseBody::proxied(incoming, *exchange, Some(silence), in_flight))
 }
 
 /// Answers 101 and joins both sides.

@@ -3,8 +3,8 @@
 use crate::balance::{Balance, HashKey};
 use crate::protect::{Protection, RateKey, RateLimit, Users};
 use crate::snapshot::{
-    Action, Answer, Conditions, Cors, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite, Pattern, Policy,
-    Redirect, Rewrite, Rule, StickyCookie, Test, Timeouts,
+    Action, Answer, Conditions, Cors, ForwardAuth, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite,
+    Pattern, Policy, Redirect, Rewrite, Rule, StickyCookie, Test, Timeouts,
 };
 use arco_model::route::{self, FieldMatch, Route, RouteTimeouts};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -122,6 +122,7 @@ impl Prepared {
             && route.deny.is_empty()
             && route.rate_limits.is_empty()
             && route.basic_auth.is_none()
+            && route.forward_auth.is_none()
             && route.max_body_bytes.is_none();
         if plain {
             return Ok(None);
@@ -147,6 +148,7 @@ impl Prepared {
                 users: self.users.as_ref().map(|it| Arc::clone(&it.1)),
                 max_body_bytes: route.max_body_bytes,
             },
+            forward_auth: route.forward_auth.as_ref().map(forward_auth).transpose()?,
         })))
     }
 }
@@ -184,6 +186,13 @@ pub(super) fn merged(base: Timeouts, route: &RouteTimeouts) -> Timeouts {
         response: or(route.response_ms, base.response),
         total: route.total_ms.map(std::time::Duration::from_millis).or(base.total),
     }
+}
+
+fn forward_auth<T: Display>(written: &route::ForwardAuth<T>) -> Result<ForwardAuth, String> {
+    let path = http::uri::PathAndQuery::try_from(written.path.as_str());
+    let path = path.map_err(|it| format!("`forward_auth.path` is not a path: {it}"))?;
+    let copy = written.copy_headers.iter().map(|it| name(it)).collect::<Result<_, _>>()?;
+    Ok(ForwardAuth { upstream: written.to.to_string().into(), path, copy })
 }
 
 /// The cookie by which clients come back.

@@ -263,3 +263,53 @@ async fn http_2_passes_with_trailers() {
     let answer = wire.ask("GET /y HTTP/1.1\r\nHost: a.test\r\nCookie: a=1\r\n\r\n").await;
     assert_eq!((answer.status(), answer.text().contains("/y")), (200, true));
 }
+
+/// Somebody who lets `Authorization: good` in, says who that is, and sends others away.
+async fn judge() -> SocketAddr {
+    origin(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            assert!(request.body.is_empty() && request.head.starts_with("GET /check?a HTTP/1.1"), "{}", request.head);
+            assert_eq!(request.header("x-forwarded-method"), Some("POST"));
+            assert_eq!(request.header("x-forwarded-uri"), Some("/x?y"));
+            let answer = match request.header("authorization") {
+                Some("good") => "HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 4\r\n\r\nfine",
+                _ => "HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: back=1\r\nContent-Length: 5\r\n\r\nlogin",
+            };
+            wire.send(answer).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_else_decides_who_comes_in() {
+    let route = "forward_auth: {upstream: judge, path: \"/check?a\", copy_headers: [x-user]}";
+    let (target, judge) = (echo().await, judge().await);
+    let yaml = |judge: SocketAddr| {
+        file(&[target])
+            .replace("targets: [{upstream: a}]", &format!("targets: [{{upstream: a}}], {route}"))
+            .replace("upstreams: [", &format!("upstreams: [{{name: judge, endpoints: [\"{judge}\"]}}, "))
+    };
+    let gateway = Gateway::start(&yaml(judge)).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\nContent-Length: 2\r\n";
+    for _ in 0..3 {
+        let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
+        assert_eq!((answer.status(), answer.text().contains("\r\n\r\nhi")), (200, true), "{}", answer.head);
+        let seen = answer.text().to_ascii_lowercase();
+        assert!(seen.contains("x-user: ann\r\n") && !seen.contains("root"), "{seen}");
+    }
+    let mut wire = Wire::connect(gateway.web()).await;
+    let answer = wire.ask(&format!("{ask}\r\nhi")).await;
+    assert_eq!(
+        (answer.status(), answer.header("location"), answer.header("set-cookie")),
+        (302, Some("/login"), Some("back=1"))
+    );
+    assert_eq!(answer.text(), "login");
+    // Whoever decides is not there: nobody comes in.
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gateway = Gateway::start(&yaml(closed)).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
+    assert_eq!(answer.status(), 503);
+}

@@ -98,6 +98,7 @@ impl<T> Route<T> {
             || !self.deny.is_empty()
             || !self.rate_limits.is_empty()
             || self.basic_auth.is_some()
+            || self.forward_auth.is_some()
             || self.max_body_bytes.is_some()
             || !self.timeouts.is_empty()
             || self.tls.redirect
@@ -114,6 +115,18 @@ impl<T> Route<T> {
             && !is_token(&sticky.cookie)
         {
             return Err(format!("`{}` is not a name for a cookie", sticky.cookie));
+        }
+        if let Some(it) = &self.forward_auth {
+            if self.answers_itself() {
+                return Err("`forward_auth` goes with `targets`: what the gateway answers itself is open".to_owned());
+            }
+            if !it.path.starts_with('/') || it.path.contains(['#', ' ']) || it.path.chars().any(char::is_control) {
+                return Err(format!("`forward_auth.path` must begin with /: `{}`", it.path));
+            }
+            let bad = |name: &&String| !is_token(name) || FORBIDDEN.contains(&name.to_ascii_lowercase().as_str());
+            if let Some(name) = it.copy_headers.iter().find(bad) {
+                return Err(format!("`forward_auth.copy_headers` cannot copy `{name}`"));
+            }
         }
         match &self.balance {
             Some(Balance::Hash(HashBy::Header(name)) | Balance::Hash(HashBy::Cookie(name))) if !is_token(name) => {

@@ -28,6 +28,25 @@ pub struct Mirror<T> {
     pub percent: u32,
 }
 
+/// Who is asked whether a request may come in.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardAuth<T> {
+    /// Who. (`upstream` in the gateway's own file.)
+    #[serde(alias = "upstream")]
+    pub to: T,
+    /// What it is asked, by GET with the fields of the request and `X-Forwarded-Method` and `-Uri`.
+    #[serde(default = "root")]
+    pub path: String,
+    /// Fields of its answer that take the place of the request's.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub copy_headers: Vec<String>,
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
 fn hundred() -> u32 {
     100
 }

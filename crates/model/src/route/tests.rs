@@ -27,6 +27,7 @@ fn what_a_route_may_say() {
         r#"{"rewrite": {"regex": {"pattern": "^/a", "replacement": "/b"}, "host": "b.test"}}"#,
         r#"{"maintenance": {}}"#,
         r#"{"balance": "ewma"}"#,
+        r#"{"forward_auth": {"to": "shop/auth:4180", "path": "/oauth2/auth?a=b", "copy_headers": ["x-user"]}}"#,
         r#"{"balance": {"hash": "address"}}"#,
         r#"{"balance": {"hash": {"header": "x-user"}}}"#,
         r#"{"balance": {"sticky": {"cookie": "at"}}}"#,
@@ -71,6 +72,9 @@ fn what_a_route_may_say() {
         (r#"{"tls": {"client_ca": "x"}}"#, "BEGIN CERTIFICATE"),
         (r#"{"allow": ["10.0.0.1/33"]}"#, "invalid IP address"),
         (r#"{"colour": 1}"#, "colour"),
+        (r#"{"forward_auth": {"to": "shop/auth", "path": "x"}}"#, "begin with /"),
+        (r#"{"forward_auth": {"to": "shop/auth", "copy_headers": ["Host"]}}"#, "cannot copy"),
+        (r#"{"forward_auth": {"to": "a/b"}, "targets": [], "answer": {"status": 200}}"#, "goes with `targets`"),
         (r#"{"balance": "best"}"#, "best"),
         (r#"{"balance": {"hash": {"header": "a b"}}}"#, "cannot be hashed"),
         (r#"{"balance": {"sticky": {"cookie": "a b"}}}"#, "name for a cookie"),
@@ -129,6 +133,10 @@ fn equal_meanings_are_seen_through_their_spelling() {
     }
 }
 
+fn route_with_auth() -> Route<ComponentTarget> {
+    route(r#"{"forward_auth": {"to": "shop/auth"}}"#).unwrap()
+}
+
 #[test]
 fn targets_are_renamed_or_left_out() {
     let route =
@@ -137,4 +145,6 @@ fn targets_are_renamed_or_left_out() {
         route.unwrap().rename(|it| Ok::<_, ()>((it.component.as_str() == "c").then(|| it.to_string()))).unwrap();
     assert_eq!(named.targets, [Target { to: "a/c".to_owned(), weight: 2 }]);
     assert_eq!(named.mirror, None);
+    let guarded = route_with_auth().rename(|it| Ok::<_, ()>((it.component.as_str() != "auth").then_some(it))).unwrap();
+    assert!(guarded.targets.is_empty() && guarded.answer.is_some_and(|it| it.status == 503), "nobody comes in");
 }

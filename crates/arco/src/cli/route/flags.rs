@@ -6,8 +6,8 @@ use super::super::secret;
 use super::super::ui::Ui;
 use arco_api::wire::RouteRequest;
 use arco_model::route::{
-    Answer, Balance, BasicAuth, ComponentTarget, Cors, FieldMatch, HeaderEdits, Maintenance, Mirror, PathMatch,
-    RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
+    Answer, Balance, BasicAuth, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance, Mirror,
+    PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
 };
 use clap::Args;
 use ipnet::IpNet;
@@ -110,6 +110,12 @@ pub(crate) struct RouteFlags {
     /// A name and a password that let in (repeatable)
     #[arg(long, value_name = "NAME=@FILE|NAME=-|NAME", help_heading = "Protection")]
     user: Vec<String>,
+    /// This component is asked whether a request may come in, at PATH; an answer other than 200 to 299 is the client's
+    #[arg(long, value_name = "APP/COMPONENT[:PORT][=PATH]", value_parser = forward_auth, help_heading = "Protection")]
+    forward_auth: Option<ForwardAuth<ComponentTarget>>,
+    /// A field of that answer that takes the place of the request's (repeatable)
+    #[arg(long, value_name = "NAME", help_heading = "Protection")]
+    forward_auth_header: Vec<String>,
     /// Largest request body in MiB
     #[arg(long, value_name = "N", help_heading = "Protection")]
     max_body_mb: Option<u64>,
@@ -196,6 +202,12 @@ impl RouteFlags {
             let auth: &mut BasicAuth = route.basic_auth.get_or_insert_default();
             auth.users.insert(name, hash);
         }
+        if let Some(auth) = &self.forward_auth {
+            route.forward_auth = Some(auth.clone());
+        }
+        if let Some(auth) = &mut route.forward_auth {
+            replace(&mut auth.copy_headers, &self.forward_auth_header);
+        }
         if let Some(megabytes) = self.max_body_mb {
             route.max_body_bytes = Some(megabytes.saturating_mul(1 << 20));
         }
@@ -256,7 +268,7 @@ impl RouteFlags {
 }
 
 /// Parts of a route that can be left out.
-const PARTS: [&str; 22] = [
+const PARTS: [&str; 24] = [
     "paths",
     "methods",
     "headers",
@@ -277,6 +289,7 @@ const PARTS: [&str; 22] = [
     "deny",
     "rate_limits",
     "basic_auth",
+    "forward_auth",
     "max_body_bytes",
     "timeouts",
     "tls",
@@ -325,6 +338,12 @@ fn target(text: &str) -> Result<(ComponentTarget, u32), String> {
     let (to, weight) = text.rsplit_once('=').ok_or("write APP/COMPONENT=WEIGHT")?;
     let weight = weight.parse().map_err(|_| format!("`{weight}` is not a weight: a number from 0"))?;
     Ok((to.parse().map_err(|it: TargetError| it.to_string())?, weight))
+}
+
+fn forward_auth(text: &str) -> Result<ForwardAuth<ComponentTarget>, String> {
+    let (to, path) = text.split_once('=').unwrap_or((text, "/"));
+    let to = to.parse().map_err(|it: TargetError| it.to_string())?;
+    Ok(ForwardAuth { to, path: path.to_owned(), copy_headers: Vec::new() })
 }
 
 fn mirror(text: &str) -> Result<(ComponentTarget, u32), String> {

@@ -1,0 +1,85 @@
+//! Requests that somebody else decides about: an upstream is asked before the request goes on.
+//!
+//! What must hold: without a yes nobody comes in, whatever goes wrong; fields that the answer vouches for never come from
+//! the client.
+
+use super::Core;
+use super::body::{Exchange, RequestBody, ResponseBody};
+use super::forward::{Forward, forward};
+use super::headers::strip_hop_by_hop;
+use crate::balance::Choice;
+use crate::snapshot::{ForwardAuth, Snapshot};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Longest body of a yes that is read to use its connection again, in pieces.
+const MAX_PIECES: usize = 16;
+
+/// Why a request does not come in.
+pub(super) enum Denied {
+    /// This is what the client is told.
+    Answer(Response<Incoming>, Box<Exchange>),
+    /// Nobody decided.
+    Silent,
+}
+
+/// Asks whether a request with these parts, as an endpoint would get it, may come in; then its fields are those that the
+/// answer vouches for.
+pub(super) async fn ask(
+    core: &Arc<Core>,
+    snapshot: &Snapshot,
+    auth: &ForwardAuth,
+    parts: &mut Parts,
+) -> Result<(), Denied> {
+    let upstream = snapshot.upstreams.get(&auth.upstream).ok_or(Denied::Silent)?;
+    let timeouts = upstream.timeouts;
+    let plan = Forward { core, upstream, timeouts, watch: None, began: Instant::now(), choice: Choice::default() };
+    let (response, exchange) = forward(plan, question(auth, parts)).await.map_err(|_| Denied::Silent)?;
+    if !response.status().is_success() {
+        if response.status().is_informational() {
+            return Err(Denied::Silent);
+        }
+        return Err(Denied::Answer(response, Box::new(exchange)));
+    }
+    for name in &auth.copy {
+        parts.headers.remove(name);
+        for value in response.headers().get_all(name) {
+            parts.headers.append(name, value.clone());
+        }
+    }
+    let mut body = ResponseBody::proxied(response.into_body(), exchange, Some(timeouts.response), None);
+    for _ in 0..MAX_PIECES {
+        if !matches!(body.frame().await, Some(Ok(_))) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The request's fields without its body, and what was asked for.
+fn question(auth: &ForwardAuth, parts: &Parts) -> Request<RequestBody> {
+    let mut request = Request::new(RequestBody::empty());
+    *request.method_mut() = Method::GET;
+    *request.version_mut() = Version::HTTP_11;
+    *request.uri_mut() = auth.path.clone().into();
+    let mut headers = parts.headers.clone();
+    strip_hop_by_hop(&mut headers);
+    for name in
+        [header::UPGRADE, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::TRANSFER_ENCODING, header::EXPECT]
+    {
+        headers.remove(name);
+    }
+    let asked = parts.uri.path_and_query().map_or("/", |it| it.as_str());
+    for (name, value) in [("x-forwarded-method", parts.method.as_str()), ("x-forwarded-uri", asked)] {
+        headers.remove(name);
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    *request.headers_mut() = headers;
+    request
+}
