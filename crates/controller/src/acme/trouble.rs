@@ -87,18 +87,16 @@ impl Trouble {
             AcmeChallenge::Http01 => 80,
             AcmeChallenge::TlsAlpn01 => 443,
         };
-        let leads = format!(
-            "the name `{host}` must lead to this gateway from outside: check its A and AAAA records, and that port {port} is open"
-        );
+        let check = format!("check its A and AAAA records, and that port {port} is open from outside");
         let again = format!("; `arco certificate renew auto:{host}` tries again at once");
         match self {
             Self::Unproven(problem) | Self::Refused(problem) => match kind(problem) {
                 "dns" => format!(
                     "the name `{host}` has no usable address: make an A or AAAA record that leads to this gateway{again}"
                 ),
-                "connection" | "tls" => format!("{leads}{again}"),
+                "connection" | "tls" => format!("the name `{host}` must lead to this gateway: {check}{again}"),
                 "unauthorized" | "incorrectResponse" => {
-                    format!("the name `{host}` does not point here, another server answers for it: {leads}{again}")
+                    format!("the name `{host}` does not point here, or another server answers for it: {check}{again}")
                 }
                 "caa" => format!("the CAA record of `{host}` allows other authorities only: add this one to it{again}"),
                 "rateLimited" => "the authority had too many orders: wait; it is tried again later".to_owned(),

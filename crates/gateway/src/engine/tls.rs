@@ -7,6 +7,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -79,15 +80,15 @@ impl CertificateEntry {
     }
 }
 
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
+        Ok(all) if all.is_empty() => Err("there is no `BEGIN CERTIFICATE` in it".to_owned()),
+        Ok(all) => Ok(all),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn config(chain_pem: &str, key_pem: &str, client_ca: Option<&str>) -> Result<ServerConfig, String> {
-    let certificates = |pem: &str| {
-        let all = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
-        match all {
-            Ok(all) if all.is_empty() => Err("there is no `BEGIN CERTIFICATE` in it".to_owned()),
-            Ok(all) => Ok(all),
-            Err(error) => Err(error.to_string()),
-        }
-    };
     let chain = certificates(chain_pem)?;
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|it| format!("its key is not one: {it}"))?;
     let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -137,7 +138,18 @@ impl Certificates {
 
     /// Proves `host` to an authority that asks by TLS-ALPN-01.
     pub fn challenge(&mut self, host: &str, chain_pem: &str, key_pem: &str) -> Result<(), String> {
-        let mut config = config(chain_pem, key_pem, None)?;
+        let chain = certificates(chain_pem)?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|it| format!("its key is not one: {it}"))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = provider.key_provider.load_private_key(key).map_err(|it| it.to_string())?;
+        // Whether they fit is not looked at: what proves the host is an extension that must be understood, and is not.
+        let shown = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|it| it.to_string())?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(shown));
         config.alpn_protocols = vec![CHALLENGE.to_vec()];
         self.challenges.insert(host.into(), Arc::new(config));
         Ok(())
@@ -191,5 +203,23 @@ where
             tracing::debug!(%error, "a TLS handshake broke off");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, CustomExtension, KeyPair};
+
+    #[test]
+    fn a_proof_with_its_critical_extension_is_served() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        params.custom_extensions = vec![CustomExtension::new_acme_identifier(&[7; 32])];
+        let proof = params.self_signed(&key).unwrap().pem();
+        let mut table = Certificates::default();
+        table.challenge("a.test", &proof, &key.serialize_pem()).unwrap();
+        assert!(table.challenge("b.test", "", &key.serialize_pem()).unwrap_err().contains("BEGIN CERTIFICATE"));
+        assert_eq!(table.challenges.len(), 1);
     }
 }

@@ -55,7 +55,7 @@ impl Flow {
 
 type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<Flow>>>>;
 
-/// Serves one socket of a port until `stop`; flows that are open then go on until they are idle or the core ends.
+/// Serves one socket of a port until `stop`.
 pub(super) async fn serve(
     core: Arc<Core>,
     socket: UdpSocket,
@@ -74,27 +74,23 @@ pub(super) async fn serve(
         // An error here is about a datagram that was sent before (ICMP): the socket still works.
         let Ok((length, client)) = received else { continue };
         let known = lock(&flows).get(&client).cloned();
-        let flow = match known {
-            Some(flow) => flow,
-            None if lock(&flows).len() >= MOST_FLOWS => {
-                if !std::mem::replace(&mut full, true) {
-                    tracing::warn!(upstream = %upstream, "a UDP port has {MOST_FLOWS} flows, new ones are dropped");
-                }
-                continue;
+        if let Some(flow) = known {
+            flow.seen();
+            // A full buffer loses a datagram, as a network would.
+            let _ = flow.endpoint.try_send(&buffer[..length]);
+        } else if lock(&flows).len() >= MOST_FLOWS {
+            if !std::mem::replace(&mut full, true) {
+                tracing::warn!(upstream = %upstream, "a UDP port has {MOST_FLOWS} flows, new ones are dropped");
             }
-            None => {
-                full = false;
-                match begin(&core, (&socket, &answer), &flows, client, &upstream).await {
-                    Some(flow) => flow,
-                    None => continue,
-                }
+        } else {
+            full = false;
+            if let Some(flow) = begin(&core, (&socket, &answer, &stop), &flows, client, &upstream).await {
+                // A fresh socket is not known to be writable yet.
+                let _ = flow.endpoint.send(&buffer[..length]).await;
             }
-        };
-        flow.seen();
-        // A full buffer loses a datagram, as a network would.
-        let _ = flow.endpoint.try_send(&buffer[..length]);
+        }
     }
-    // Who comes later is another listener's; answers that are on their way still arrive.
+    // Who comes later is another listener's; answers that are on their way still arrive ([`LEAVE`]).
     Ok(())
 }
 
@@ -105,7 +101,7 @@ fn lock(flows: &Flows) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<Flow
 /// A flow to an endpoint; `None` when there is none.
 async fn begin(
     core: &Arc<Core>,
-    (socket, buffer): (&Arc<UdpSocket>, &Arc<Mutex<Vec<u8>>>),
+    (socket, buffer, stop): (&Arc<UdpSocket>, &Arc<Mutex<Vec<u8>>>, &CancellationToken),
     flows: &Flows,
     client: SocketAddr,
     upstream: &Arc<str>,
@@ -128,7 +124,7 @@ async fn begin(
             return None;
         }
     };
-    let (end, began) = (core.drain.child_token(), Instant::now());
+    let (end, began) = (stop.child_token(), Instant::now());
     let (last_ms, answered_ms) = (AtomicU64::new(0), AtomicU64::new(0));
     let flow = Arc::new(Flow { endpoint, open, began, last_ms, answered_ms, end });
     lock(flows).insert(client, Arc::clone(&flow));
