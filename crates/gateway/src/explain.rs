@@ -237,7 +237,9 @@ fn targets(
 
 /// An upstream's name for people: from the store it is an id and a port.
 fn called(snapshot: &Snapshot, name: &str) -> String {
-    match (snapshot.upstreams.get(name), name.rsplit_once(':')) {
+    // The name may say how endpoints are chosen, too.
+    let target = name.split(' ').next().unwrap_or(name);
+    match (snapshot.upstreams.get(name), target.rsplit_once(':')) {
         (Some(upstream), Some((_, port))) if *upstream.reference != *name => format!("{}:{port}", upstream.reference),
         _ => name.to_owned(),
     }
