@@ -74,11 +74,16 @@ pub(super) async fn serve(
         // An error here is about a datagram that was sent before (ICMP): the socket still works.
         let Ok((length, client)) = received else { continue };
         let known = lock(&flows).get(&client).cloned();
-        if let Some(flow) = known {
+        // An instance that is to go keeps no client.
+        let leaving = known.as_ref().is_some_and(|it| it.open.endpoint().state.is_draining());
+        if let Some(flow) = known.as_ref().filter(|_| leaving) {
+            flow.end.cancel();
+        }
+        if let Some(flow) = known.filter(|_| !leaving) {
             flow.seen();
             // A full buffer loses a datagram, as a network would.
             let _ = flow.endpoint.try_send(&buffer[..length]);
-        } else if lock(&flows).len() >= MOST_FLOWS {
+        } else if !leaving && lock(&flows).len() >= MOST_FLOWS {
             if !std::mem::replace(&mut full, true) {
                 tracing::warn!(upstream = %upstream, "a UDP port has {MOST_FLOWS} flows, new ones are dropped");
             }
@@ -135,7 +140,11 @@ async fn begin(
         let _counted = counted;
         upstream.metrics.open.inc();
         answers(&own, &socket, client, &buffer).await;
-        lock(&flows).remove(&client);
+        let mut flows = lock(&flows);
+        if flows.get(&client).is_some_and(|it| Arc::ptr_eq(it, &own)) {
+            flows.remove(&client);
+        }
+        drop(flows);
         upstream.metrics.open.dec();
         upstream.metrics.finished(own.began.elapsed());
         Ok(())

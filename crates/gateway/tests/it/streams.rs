@@ -166,6 +166,32 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
         let word = format!("hello {number}");
         assert_eq!(asked(client, port, word.as_bytes()).await, format!("1{word}").into_bytes());
     }
+    // An instance that is to go keeps no client, not even one that goes on asking.
+    let third = Ipv4Addr::new(127, 0, 0, 3);
+    let moved = UdpSocket::bind((third, one.port())).await.unwrap();
+    let mut entry = ready(1, Ipv4Addr::LOCALHOST);
+    entry.endpoints[0].draining = true;
+    entry.endpoints.push(Endpoint { instance: InstanceId::from_parts(8, 9), address: third, draining: false });
+    let revision = put(&store, format!("{UPSTREAMS}{}", component(1)), &entry).await;
+    acknowledged(&store, revision).await;
+    clients[0].send_to(b"moved", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let mut word = [0; 5];
+    let (_, from) = tokio::time::timeout(PATIENCE, moved.recv_from(&mut word)).await.unwrap().unwrap();
+    moved.send_to(b"third", from).await.unwrap();
+    let mut answer = [0; 5];
+    tokio::time::timeout(PATIENCE, clients[0].recv_from(&mut answer)).await.unwrap().unwrap();
+    assert_eq!((&word, &answer), (b"moved", b"third"));
+    put(&store, format!("{UPSTREAMS}{}", component(1)), &ready(1, Ipv4Addr::LOCALHOST)).await;
+    drop(moved);
+    let client = udp_socket().await;
+    eventually("the first instance is back", || async {
+        client.send_to(b"y", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let mut word = [0; 9];
+        let wait = std::time::Duration::from_millis(100);
+        matches!(tokio::time::timeout(wait, client.recv_from(&mut word)).await, Ok(Ok((2, _))))
+    })
+    .await;
+    let clients = [udp_socket().await];
     let large = vec![b'x'; 60_000];
     assert_eq!(asked(&clients[0], port, &large).await.len(), 60_001);
     // From now on the new component answers, those that are known as well.
