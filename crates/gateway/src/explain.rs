@@ -76,7 +76,11 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     let scheme = uri.scheme_str().unwrap_or("http");
     let Some(host) = host_key(authority.as_str()) else { return writeln!(out, "host: none; answer 404") };
     if let Some(upstream) = snapshot.passed_through(&host).filter(|_| scheme == "https") {
-        return writeln!(out, "TLS: connections for `{host}` are passed on unread, to `{upstream}`");
+        return writeln!(
+            out,
+            "TLS: connections for `{host}` are passed on unread, to `{}`",
+            called(snapshot, upstream)
+        );
     }
     let Some(entry) = snapshot.host(&host) else {
         return writeln!(out, "host: no route names `{host}`, and no wildcard covers it; answer 404");
