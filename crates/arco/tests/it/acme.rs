@@ -53,9 +53,17 @@ fn local(port: u16) -> SocketAddr {
 
 fn post(path: &str, body: &serde_json::Value) -> String {
     let body = body.to_string();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json");
-    format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    let head = format!("POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: arco-test\r\nConnection: close\r\n");
+    format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Set when this goes.
+struct Raised<'a>(&'a AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A platform whose certificates an authority of its own issues, and where names lead where the test says.
@@ -207,15 +215,13 @@ fn certificates_are_issued_renewed_and_explained() {
                 }
             });
         }
+        // Also when something panics: the scope waits for its threads.
+        let _stop = Raised(&stop);
         until("a request", 30, || asked.load(Ordering::Relaxed).then_some(()));
         world.urge(&first);
-        let renewed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            until("the renewed certificate", 90, || {
-                world.get("one.auto.test").ok().map(|it| it.1).filter(|it| *it != first)
-            })
-        }));
-        stop.store(true, Ordering::Relaxed);
-        renewed.unwrap_or_else(|it| std::panic::resume_unwind(it))
+        until("the renewed certificate", 90, || {
+            world.get("one.auto.test").ok().map(|it| it.1).filter(|it| *it != first)
+        })
     });
     assert!(failed.lock().unwrap().is_empty(), "{:?}", failed.lock().unwrap());
     assert_ne!(first, second);
