@@ -1,6 +1,9 @@
 //! The only place that spawns tasks: each has a name and says what its end means.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,17 +43,9 @@ impl Supervisor {
     where
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        let token = self.token.clone();
-        self.tracker.spawn(async move {
-            let outcome = tokio::spawn(task).await.map_err(BoxError::from).and_then(|it| it);
-            if let Err(error) = &outcome {
-                tracing::error!(task = name, error = %error, "task failed");
-            }
-            if on_exit == OnExit::Shutdown && !token.is_cancelled() {
-                tracing::info!(task = name, "task ended, the process stops");
-                token.cancel();
-            }
-        });
+        // On the heap: what tracks it would have room for all of it a second time.
+        let watched = Watched { name, on_exit, token: self.token.clone(), task: Box::pin(task) };
+        self.tracker.spawn(watched);
     }
 
     /// Runs the future that `make` gives on a thread of its own with a single-threaded runtime: for loops that share
@@ -64,16 +59,8 @@ impl Supervisor {
         let (token, tracked, task) = (self.token.clone(), self.tracker.token(), name.to_owned());
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _tracked = tracked;
-            let run = std::panic::AssertUnwindSafe(|| runtime.block_on(make()));
-            match std::panic::catch_unwind(run) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(task, %error, "task failed"),
-                Err(_) => tracing::error!(task, "task panicked"),
-            }
-            if on_exit == OnExit::Shutdown && !token.is_cancelled() {
-                tracing::info!(task, "task ended, the process stops");
-                token.cancel();
-            }
+            let run = AssertUnwindSafe(|| runtime.block_on(make()));
+            ended(&task, on_exit, &token, catch_unwind(run));
         })?;
         Ok(())
     }
@@ -83,5 +70,62 @@ impl Supervisor {
         self.token.cancel();
         self.tracker.close();
         tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
+    }
+}
+
+/// A task that runs, and what its end means.
+struct Watched<F> {
+    name: &'static str,
+    on_exit: OnExit,
+    token: CancellationToken,
+    task: Pin<Box<F>>,
+}
+
+impl<F: Future<Output = Result<(), BoxError>>> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let outcome = match catch_unwind(AssertUnwindSafe(|| self.task.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(outcome)) => Ok(outcome),
+            Err(panic) => Err(panic),
+        };
+        ended(self.name, self.on_exit, &self.token, outcome);
+        Poll::Ready(())
+    }
+}
+
+fn ended(task: &str, on_exit: OnExit, token: &CancellationToken, outcome: std::thread::Result<Result<(), BoxError>>) {
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(task, %error, "task failed"),
+        // The panic hook has said where and why.
+        Err(_) => tracing::error!(task, "task panicked"),
+    }
+    if on_exit == OnExit::Shutdown && !token.is_cancelled() {
+        tracing::info!(task, "task ended, the process stops");
+        token.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failure_or_a_panic_of_what_must_run_stops_the_process() {
+        for (on_exit, stops) in [(OnExit::Continue, false), (OnExit::Shutdown, true)] {
+            for panics in [false, true] {
+                let supervisor = Supervisor::new();
+                supervisor.spawn("test", on_exit, async move {
+                    tokio::task::yield_now().await;
+                    assert!(!panics, "on purpose");
+                    Err("on purpose".into())
+                });
+                supervisor.tracker.close();
+                supervisor.tracker.wait().await;
+                assert_eq!(supervisor.token().is_cancelled(), stops, "{on_exit:?} {panics}");
+            }
+        }
     }
 }

@@ -2,20 +2,27 @@
 //! [`Shared`]. Inside: one thread per core, each with its own listeners and connections; nothing is shared on the way
 //! of a request but the snapshot behind an atomic pointer, and counters.
 //!
-//! HTTP/1.1 runs on hyper behind a strict guard (`guard.rs`); what replaces it keeps this interface.
+//! Ordinary HTTP/1.1 requests run on a codec of our own (`http1.rs`). HTTP/2, and what asks for more than being passed on
+//! (upgrades, routes with rules of their own, refusals), runs on hyper (`http.rs`), for HTTP/1.1 behind a strict guard
+//! (`guard.rs`).
 
 mod authorize;
 mod body;
+mod buffers;
 mod check;
+mod date;
 mod forward;
 mod gate;
 mod guard;
 mod headers;
 mod http;
+mod http1;
 mod passthrough;
 mod pool;
 mod proxy_protocol;
+mod room;
 mod tcp;
+mod timer;
 mod tls;
 mod transport;
 mod udp;
@@ -26,8 +33,11 @@ use crate::protect::{ConnectionCounts, Counting};
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
+use forward::Failure;
 use guard::ClientLimits;
+use http1::Endpoint;
 use pool::Pool;
+use room::Room;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -35,8 +45,9 @@ use std::time::Duration;
 pub use tls::{CertificateEntry, CertificateError, Certificates};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc};
+use transport::Sender;
 
-/// Pause after a failed accept (as when file descriptors are used up): what is there is served meanwhile.
+/// Pause before the next try to accept when there is no room: what is there is served meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A peer that is gone without a word is noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -145,12 +156,14 @@ enum ListenSocket {
 /// What the connections of one core share.
 struct Core {
     shared: Arc<Shared>,
-    pool: Arc<Pool>,
+    pool: Arc<Pool<Sender>>,
+    endpoints: Pool<Endpoint>,
     supervisor: Supervisor,
     /// No more requests on a connection than the one it is in.
     drain: CancellationToken,
     /// No more waiting for one, either.
     end_idle: CancellationToken,
+    room: Room,
     id_high: u64,
     id_low: AtomicU64,
 }
@@ -159,6 +172,24 @@ impl Core {
     /// An id for a request: random per core, then counted.
     fn fresh_id(&self) -> u128 {
         u128::from(self.id_high) << 64 | u128::from(self.id_low.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether a connection ends with the answer that it gets now.
+    fn keeps_none(&self) -> bool {
+        self.drain.is_cancelled() || self.room.is_tight()
+    }
+
+    /// Connects to an endpoint, if need be in the place of idle connections to others.
+    async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<Endpoint, Failure> {
+        match Endpoint::connect(address, limit).await {
+            Err(Failure::NoRoom) => {
+                self.room.tighten();
+                self.endpoints.clear();
+                self.pool.clear();
+                Endpoint::connect(address, limit).await
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -179,10 +210,11 @@ pub struct Engine {
 impl Engine {
     /// Starts `cores` threads (0: one per processor); they end with the supervisor.
     pub fn start(supervisor: &Supervisor, shared: Arc<Shared>, cores: usize) -> std::io::Result<Self> {
+        room::raise_limit();
         let cores = threads(cores);
         let (drain, end_idle) = (CancellationToken::new(), CancellationToken::new());
         let mut senders = Vec::new();
-        for number in 0..cores {
+        for (number, room) in Room::of_cores(cores).into_iter().enumerate() {
             let (sender, mut listens) = mpsc::unbounded_channel::<Listen>();
             senders.push(sender);
             let mut random = [0u8; 16];
@@ -192,9 +224,12 @@ impl Engine {
             let core = Arc::new(Core {
                 shared: Arc::clone(&shared),
                 pool: Arc::default(),
+                endpoints: Pool::default(),
                 supervisor: supervisor.clone(),
-                drain: drain.clone(),
-                end_idle: end_idle.clone(),
+                // Its own: looking at them takes a lock that no other core takes.
+                drain: drain.child_token(),
+                end_idle: end_idle.child_token(),
+                room,
                 id_high: number_of(high),
                 id_low: AtomicU64::new(number_of(low)),
             });
@@ -217,9 +252,16 @@ impl Engine {
                     // No more listeners will come, but those that are there go on until the process stops.
                     std::future::pending().await
                 };
+                let ending_idle = async {
+                    core.end_idle.cancelled().await;
+                    core.room.idle.notify_waiters();
+                    std::future::pending().await
+                };
                 tokio::select! {
                     ended = accepting => ended,
+                    () = ending_idle => Ok(()),
                     () = core.pool.sweep() => Ok(()),
+                    () = core.endpoints.sweep() => Ok(()),
                     () = token.cancelled() => Ok(()),
                 }
             })?;
@@ -345,14 +387,26 @@ async fn accept(
     let _accepting = Counted::new(&core.shared.accepting, &core.shared.quiet);
     let mut complained = false;
     loop {
+        let accepting = async {
+            while !core.room.has_place(&listener) {
+                core.room.tighten();
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            listener.accept().await
+        };
         let accepted = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            accepted = listener.accept() => accepted,
+            accepted = accepting => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 complained = false;
+                core.room.gave(&stream);
                 begin(&core, stream, peer, &protocol);
+            }
+            Err(error) if room::is_used_up(&error) => {
+                core.room.tighten();
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
@@ -408,23 +462,23 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
         return;
     };
     match protocol {
-        Protocol::Http => http::serve(core, stream, peer, None).await,
+        Protocol::Http => http1::serve(core, stream, peer, None).await,
         Protocol::Https => {
             let passed = tokio::time::timeout(patience, passthrough::target(&core, &stream)).await;
             if let Ok(Some(upstream)) = passed {
-                return tcp::serve(core, stream, peer, upstream).await;
+                return Box::pin(tcp::serve(core, stream, peer, upstream)).await;
             }
             let certificates = core.shared.certificates.load_full();
-            let handshake = tokio::time::timeout(patience, tls::accept(certificates, stream)).await;
+            let handshake = Box::pin(tokio::time::timeout(patience, tls::accept(certificates, stream))).await;
             if let Ok(Some((stream, entry))) = handshake {
                 if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    http::serve_http2(core, stream, peer, entry).await;
+                    Box::pin(http::serve_http2(core, stream, peer, entry)).await;
                 } else {
-                    http::serve(core, stream, peer, Some(entry)).await;
+                    Box::pin(http1::serve(core, stream, peer, Some(entry))).await;
                 }
             }
         }
-        Protocol::Tcp(upstream) => tcp::serve(core, stream, peer, upstream).await,
+        Protocol::Tcp(upstream) => Box::pin(tcp::serve(core, stream, peer, upstream)).await,
         // Datagrams come without a connection (`udp`).
         Protocol::Udp(_) => {}
         // Never built: a proxy header stands once at the beginning.

@@ -11,8 +11,9 @@ mod head;
 #[cfg(test)]
 mod tests;
 
-use chunked::Chunked;
-pub use head::{Framing, Head, MAX_HEADERS};
+pub(crate) use chunked::Chunked;
+pub(crate) use head::length;
+pub use head::{Framing, Head, MAX_HEADERS, Request, Storage, storage};
 
 /// Why a message is refused: the status to answer, and the reason in words.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -111,6 +111,16 @@ impl Page {
         }
     }
 
+    /// The gateway itself has no room for another connection.
+    pub fn no_room() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "gateway_full",
+            message: "The gateway has too many connections.".to_owned(),
+            advice: "Try again in a moment.",
+        }
+    }
+
     /// Kept out by one of the route's rules.
     pub fn refused(status: StatusCode, code: &'static str, message: &str, advice: &'static str) -> Self {
         Self { status, code, message: message.to_owned(), advice }

@@ -109,10 +109,13 @@ struct Gateway {
 
 impl Gateway {
     fn start(origin: SocketAddr) -> Self {
+        Self::start_by(origin, Command::new(EXECUTABLE))
+    }
+
+    fn start_by(origin: SocketAddr, mut command: Command) -> Self {
         let folder = tempfile::Builder::new().prefix("arco-hand-over-").tempdir().unwrap();
         std::fs::write(folder.path().join("gateway.yaml"), file(origin, "web.test")).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(EXECUTABLE);
         command.args(["gateway", "--config"]).arg(folder.path().join("gateway.yaml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
@@ -285,6 +288,38 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
     until("the upgrade fails", 20, || gateway.log().contains("the upgrade failed").then_some(()));
     assert_eq!(gateway.only_worker(), before);
     assert_eq!(arco_testkit::get(gateway.address, "other.test", "/").unwrap().status, 200);
+}
+
+#[test]
+fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
+    let finish = Arc::new(AtomicBool::new(false));
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=256:256").arg(EXECUTABLE);
+    let gateway = Gateway::start_by(origin(Arc::clone(&finish)), command);
+    let slow = "GET /slow HTTP/1.1\r\nHost: web.test\r\n\r\n";
+    let mut open_requests: Vec<TcpStream> = (0..10).map(|_| open(gateway.address, slow)).collect();
+    open_requests.iter_mut().for_each(|it| assert!(head(it).starts_with("HTTP/1.1 200")));
+    // More than there are descriptors; the kernel takes those that the gateway does not.
+    let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(gateway.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(&mut stream).unwrap();
+    }
+    let log = gateway.log();
+    assert!(log.contains("file descriptors are used up"), "{log}");
+    // Not once for each of them.
+    assert!(log.lines().count() < 20, "{log}");
+    for stream in &mut open_requests {
+        exactly(stream, b"1\r\nx\r\n");
+    }
+    finish.store(true, Ordering::SeqCst);
+    drop((idle, open_requests));
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(gateway.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(&mut stream).unwrap();
+    }
 }
 
 #[test]

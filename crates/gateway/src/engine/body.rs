@@ -230,7 +230,7 @@ impl Body for RequestBody {
 pub(super) struct Exchange {
     pub(super) open: OpenRequest,
     pub(super) sender: Sender,
-    pub(super) pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool<Sender>>,
     pub(super) transport: u64,
     pub(super) watch: Option<Arc<BodyWatch>>,
     pub(super) metrics: Arc<UpstreamMetrics>,

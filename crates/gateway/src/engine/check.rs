@@ -1,8 +1,8 @@
 //! Active checks: asks endpoints whether they are well, and leaves out those that are not.
 
-use super::Shared;
 use super::body::RequestBody;
-use super::transport;
+use super::forward::Failure;
+use super::{Shared, room, transport};
 use crate::balance::Check;
 use crate::upstream::Upstream;
 use arco_daemon::{BoxError, OnExit, Supervisor};
@@ -29,7 +29,7 @@ pub(super) async fn run(shared: Arc<Shared>, supervisor: Supervisor) -> Result<(
                 let (upstream, check, endpoint) = (Arc::clone(upstream), check.clone(), endpoint.clone());
                 let asked = supervisor.clone();
                 supervisor.spawn("health check", OnExit::Continue, async move {
-                    let well = ask(&asked, &upstream, &check, endpoint.address).await;
+                    let Some(well) = ask(&asked, &upstream, &check, endpoint.address).await else { return Ok(()) };
                     if endpoint.state.checked(well, &check) {
                         let (name, address) = (&upstream.name, endpoint.address);
                         tracing::info!(upstream = %name, %address, well, "an endpoint changed its health");
@@ -46,29 +46,34 @@ pub(super) async fn run(shared: Arc<Shared>, supervisor: Supervisor) -> Result<(
     Ok(())
 }
 
-async fn ask(supervisor: &Supervisor, upstream: &Upstream, check: &Check, address: SocketAddr) -> bool {
+/// Whether the endpoint is well; `None` when it could not even be asked.
+async fn ask(supervisor: &Supervisor, upstream: &Upstream, check: &Check, address: SocketAddr) -> Option<bool> {
     let asking = async {
         let Some(http) = &check.http else {
-            return tokio::net::TcpStream::connect(address).await.is_ok();
+            return match tokio::net::TcpStream::connect(address).await {
+                Err(error) if room::is_used_up(&error) => None,
+                connected => Some(connected.is_ok()),
+            };
         };
         let transport = &upstream.settings.transport;
-        let Ok(mut sender) = transport::connect(supervisor, transport, address, check.timeout).await else {
-            return false;
+        let mut sender = match transport::connect(supervisor, transport, address, check.timeout).await {
+            Ok(sender) => sender,
+            Err(failure) => return (failure != Failure::NoRoom).then_some(false),
         };
         let mut request = Request::new(RequestBody::empty());
         *request.uri_mut() = http.path.clone().into();
         request.headers_mut().insert(header::HOST, http.host.clone());
         request.headers_mut().insert(header::USER_AGENT, http::HeaderValue::from_static("arco-gateway-check"));
         if transport.http2 && super::forward::for_http2(&mut request, transport).is_err() {
-            return false;
+            return Some(false);
         }
         match sender.send(request).await {
             Ok(response) => {
                 let status = response.status().as_u16();
-                http.status.map_or((200..400).contains(&status), |it| it == status)
+                Some(http.status.map_or((200..400).contains(&status), |it| it == status))
             }
-            Err(_) => false,
+            Err(_) => Some(false),
         }
     };
-    tokio::time::timeout(check.timeout, asking).await.unwrap_or(false)
+    tokio::time::timeout(check.timeout, asking).await.unwrap_or(Some(false))
 }

@@ -5,6 +5,7 @@
 
 use super::Core;
 use super::body::{BodyWatch, Exchange, RequestBody};
+use super::pool::Pooled as _;
 use super::transport::{Sender, connect};
 use crate::balance::Choice;
 use crate::snapshot::Timeouts;
@@ -17,9 +18,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most endpoints that one request tries.
-const MAX_ENDPOINTS: usize = 4;
+pub(super) const MAX_ENDPOINTS: usize = 4;
 /// Most stale connections that one request finds at one endpoint.
-const MAX_STALE: usize = 2;
+pub(super) const MAX_STALE: usize = 2;
 
 /// Why there is no response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,6 +33,8 @@ pub(super) enum Failure {
     TimedOut,
     /// Too many requests are open.
     Full,
+    /// This process has no file descriptor for another connection.
+    NoRoom,
 }
 
 /// What a request needs on its way.
@@ -71,8 +74,11 @@ pub(super) async fn forward(
         let asked = Instant::now();
         let outcome = attempt(&plan, &open, request).await;
         if let Some(ejection) = &settings.ejection {
-            let well = outcome.as_ref().is_ok_and(|it| !it.0.status().is_server_error());
-            if open.endpoint().state.ended(well, ejection) {
+            let well = match &outcome {
+                Ok((response, _)) => Some(!response.status().is_server_error()),
+                Err(attempt) => (attempt.failure != Failure::NoRoom).then_some(false),
+            };
+            if well.is_some_and(|it| open.endpoint().state.ended(it, ejection)) {
                 let (name, address) = (&plan.upstream.name, open.endpoint().address);
                 tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
             }
@@ -131,12 +137,20 @@ async fn attempt(
                     }
                     sender
                 }
+                Err(Failure::NoRoom) => {
+                    plan.core.room.tighten();
+                    return Err(Attempt { failure: Failure::NoRoom, request: None });
+                }
                 Err(failure) => {
                     open.endpoint().state.failed();
                     return Err(Attempt { failure, request: Some(request) });
                 }
             },
         };
+        if from_pool && matches!(sender, Sender::One(_)) {
+            // Its own task looks first whether the endpoint has closed it, or said something that nobody asked for.
+            tokio::task::yield_now().await;
+        }
         if sender.ready().await.is_err() {
             stale += 1;
             if !from_pool {

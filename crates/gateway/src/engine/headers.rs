@@ -30,6 +30,37 @@ const OURS: [HeaderName; 7] = [
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Whether the field `name`, in any case, is one of [`HOP_BY_HOP`] or `Upgrade`.
+pub(super) fn ends_here(name: &[u8]) -> bool {
+    let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        2 => is(b"te"),
+        7 => is(b"trailer") || is(b"upgrade"),
+        10 => is(b"connection") || is(b"keep-alive"),
+        16 => is(b"proxy-connection"),
+        17 => is(b"transfer-encoding"),
+        18 => is(b"proxy-authenticate"),
+        19 => is(b"proxy-authorization"),
+        _ => false,
+    }
+}
+
+/// Whether a client's field `name`, in any case, is not passed on to an endpoint, whatever `Connection` names.
+pub(super) fn stays_here(name: &[u8]) -> bool {
+    let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
+    let ours = match name.len() {
+        6 => is(b"expect"),
+        9 => is(b"forwarded") || is(b"x-real-ip"),
+        14 => is(b"http2-settings"),
+        15 => is(b"x-forwarded-for"),
+        16 => is(b"x-forwarded-host") || is(b"x-forwarded-port"),
+        17 => is(b"x-forwarded-proto"),
+        _ => false,
+    };
+    let lookalike = || std::str::from_utf8(name).is_ok_and(|it| is_lookalike(&it.to_ascii_lowercase()));
+    ours || ends_here(name) || (name.contains(&b'_') && lookalike())
+}
+
 /// Whether `Connection` asks for `option`.
 pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
     let values = headers.get_all(header::CONNECTION).iter();
@@ -140,7 +171,7 @@ fn is_lookalike(name: &str) -> bool {
     }
 }
 
-fn is_request_id(bytes: &[u8]) -> bool {
+pub(super) fn is_request_id(bytes: &[u8]) -> bool {
     (8..=128).contains(&bytes.len()) && bytes.iter().all(|it| it.is_ascii_alphanumeric() || b"-_.:".contains(it))
 }
 
@@ -190,6 +221,21 @@ mod tests {
                 "x-request-id: good-id-1234",
             ]
         );
+    }
+
+    #[test]
+    fn both_spellings_of_the_lists_agree() {
+        let other =
+            ["host", "cookie", "x-request-id", "tea", "x-forwarded-server", "x_tea"].map(HeaderName::from_static);
+        let lookalikes = ["x_forwarded_for", "content_length", "X_Request_ID"];
+        for name in HOP_BY_HOP.iter().chain(&OURS).chain(&[header::UPGRADE, header::EXPECT]).chain(&other) {
+            let (hop, ours) = (HOP_BY_HOP.contains(name) || *name == header::UPGRADE, OURS.contains(name));
+            for written in [name.as_str().to_owned(), name.as_str().to_ascii_uppercase()] {
+                assert_eq!(ends_here(written.as_bytes()), hop, "{written}");
+                assert_eq!(stays_here(written.as_bytes()), hop || ours || *name == header::EXPECT, "{written}");
+            }
+        }
+        assert!(lookalikes.iter().all(|it| stays_here(it.as_bytes())));
     }
 
     #[test]

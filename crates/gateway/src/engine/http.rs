@@ -1,4 +1,5 @@
-//! HTTP/1.1 connections of clients: parse, route, pass on, answer.
+//! The general path: HTTP/2, and the connections that `http1.rs` hands over because they ask for more than an ordinary
+//! request. On hyper: parse, route, pass on, answer.
 
 use super::Core;
 use super::authorize::{self, Denied};
@@ -9,6 +10,7 @@ use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
 use super::headers::{self, Origin};
 use super::tls::CertificateEntry;
 use crate::balance::Balance;
+use crate::framing::Refusal;
 use crate::metrics::RouteMetrics;
 use crate::pages::Page;
 use crate::protect::client_of;
@@ -90,17 +92,11 @@ where
     let guard = parts.io.into_inner();
     if let Some(refusal) = guard.unanswered_refusal() {
         metrics.refused(refusal.status);
-        let (status, why) = (refusal.status, refusal.why);
-        let reason = StatusCode::from_u16(status).ok().and_then(|it| it.canonical_reason()).unwrap_or_default();
-        let answer = format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{why}\n",
-            why.len() + 1
-        );
-        refuse(guard.into_stream(), answer.as_bytes()).await;
+        refuse(guard.into_stream(), refusal_text(refusal).as_bytes()).await;
     }
 }
 
-fn limits_of(core: &Core) -> (super::guard::ClientLimits, usize) {
+pub(super) fn limits_of(core: &Core) -> (super::guard::ClientLimits, usize) {
     let limits = core.shared.limits.load();
     (limits.client, limits.max_uri_bytes)
 }
@@ -145,7 +141,7 @@ where
 }
 
 /// Writes a last answer and lets the client read it.
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8]) {
+pub(super) async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8]) {
     let last_words = async {
         stream.write_all(answer).await?;
         stream.shutdown().await?;
@@ -155,6 +151,16 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8])
     };
     // Whatever goes wrong now, the connection is over.
     let _ = tokio::time::timeout(LINGER, last_words).await;
+}
+
+/// The whole answer to a request that is refused for its form.
+pub(super) fn refusal_text(refusal: Refusal) -> String {
+    let (status, why) = (refusal.status, refusal.why);
+    let reason = StatusCode::from_u16(status).ok().and_then(|it| it.canonical_reason()).unwrap_or_default();
+    format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{why}\n",
+        why.len() + 1
+    )
 }
 
 /// Answers one request.
@@ -292,15 +298,7 @@ async fn handle(
     let (mut response, exchange) = match outcome {
         Ok(it) => it,
         Err(failure) => {
-            let answer = match (watch.map_or(BodyEnd::Well, |it| it.end()), failure) {
-                (BodyEnd::TimedOut, _) => Page::request_timeout(),
-                (BodyEnd::Failed, _) => malformed_body(),
-                (BodyEnd::TooLarge, _) => gate::too_large(),
-                (BodyEnd::Well, Failure::Full) => Page::overloaded(&upstream.reference),
-                (BodyEnd::Well, Failure::NoEndpoint) => Page::not_up(upstream.state, &upstream.reference),
-                (BodyEnd::Well, Failure::Broken) => Page::bad_gateway(&upstream.reference),
-                (BodyEnd::Well, Failure::TimedOut) => Page::gateway_timeout(&upstream.reference),
-            };
+            let answer = failure_page(watch.map_or(BodyEnd::Well, |it| it.end()), failure, upstream);
             metrics.answered(answer.status.as_u16());
             let mut headers = http::HeaderMap::new();
             accept.map(|it| headers.insert(header::ACCEPT, it));
@@ -438,6 +436,20 @@ fn sticks(upstream: &Upstream, token: &Option<String>, exchange: &super::body::E
 fn uri_too_long() -> Page {
     let advice = "Shorten the address, or send what is in it as a body.";
     Page::refused(StatusCode::URI_TOO_LONG, "uri_too_long", "The address is longer than this gateway accepts.", advice)
+}
+
+/// What the client is told when there is no response.
+pub(super) fn failure_page(body: BodyEnd, failure: Failure, upstream: &Upstream) -> Page {
+    match (body, failure) {
+        (BodyEnd::TimedOut, _) => Page::request_timeout(),
+        (BodyEnd::Failed, _) => malformed_body(),
+        (BodyEnd::TooLarge, _) => gate::too_large(),
+        (BodyEnd::Well, Failure::Full) => Page::overloaded(&upstream.reference),
+        (BodyEnd::Well, Failure::NoRoom) => Page::no_room(),
+        (BodyEnd::Well, Failure::NoEndpoint) => Page::not_up(upstream.state, &upstream.reference),
+        (BodyEnd::Well, Failure::Broken) => Page::bad_gateway(&upstream.reference),
+        (BodyEnd::Well, Failure::TimedOut) => Page::gateway_timeout(&upstream.reference),
+    }
 }
 
 fn malformed_body() -> Page {

@@ -4,7 +4,6 @@
 //! that the race with a server's own idle limit (5 s is common) stays rare, and rarer still for requests that cannot be
 //! repeated.
 
-use super::transport::Sender;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,68 +20,91 @@ const MAX_PER_ENDPOINT: usize = 64;
 /// An address, and the id of the transport that it is spoken to by.
 pub(super) type Key = (SocketAddr, u64);
 
-struct Idle {
-    sender: Sender,
+/// A connection that can lie in a pool.
+pub(super) trait Pooled: Sized {
+    /// Whether the other side has closed it, as far as this side knows.
+    fn is_closed(&self) -> bool;
+
+    /// Another handle of a connection that many requests share.
+    fn share(&self) -> Option<Self>;
+}
+
+struct Idle<C> {
+    connection: C,
     since: Instant,
 }
 
-#[derive(Default)]
-pub(super) struct Pool {
-    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+pub(super) struct Pool<C> {
+    idle: Mutex<HashMap<Key, Vec<Idle<C>>>>,
     filled: Notify,
 }
 
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Vec<Idle>>> {
+impl<C> Default for Pool<C> {
+    fn default() -> Self {
+        Self { idle: Mutex::default(), filled: Notify::new() }
+    }
+}
+
+impl<C: Pooled> Pool<C> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Vec<Idle<C>>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The youngest usable connection. `repeatable` says whether the request may be sent again if this one is stale.
-    pub(super) fn take(&self, address: Key, repeatable: bool) -> Option<Sender> {
+    pub(super) fn take(&self, address: Key, repeatable: bool) -> Option<C> {
         let longest = if repeatable { MAX_IDLE } else { MAX_IDLE_ONCE };
         let mut idle = self.lock();
         let connections = idle.get_mut(&address)?;
-        while let Some(connection) = connections.pop() {
-            if connection.since.elapsed() > longest {
+        while let Some(youngest) = connections.pop() {
+            if youngest.since.elapsed() > longest {
                 // The others are older still.
                 if repeatable {
                     connections.clear();
                 } else {
-                    connections.push(connection);
+                    connections.push(youngest);
                 }
                 return None;
             }
-            if !connection.sender.is_closed() {
-                if let Some(shared) = connection.sender.share() {
-                    connections.push(Idle { sender: shared, since: Instant::now() });
+            if !youngest.connection.is_closed() {
+                if let Some(shared) = youngest.connection.share() {
+                    connections.push(Idle { connection: shared, since: Instant::now() });
                 }
-                return Some(connection.sender);
+                return Some(youngest.connection);
             }
         }
         None
     }
 
     /// Puts a connection back after a complete exchange.
-    pub(super) fn put(&self, address: Key, sender: Sender) {
-        if sender.is_closed() {
+    pub(super) fn put(&self, address: Key, connection: C) {
+        if connection.is_closed() {
             return;
         }
         let mut idle = self.lock();
         let connections = idle.entry(address).or_default();
         // One handle of a connection that many share is enough.
-        if sender.share().is_some() {
+        if connection.share().is_some() {
             connections.clear();
         }
         if connections.len() < MAX_PER_ENDPOINT {
-            connections.push(Idle { sender, since: Instant::now() });
+            connections.push(Idle { connection, since: Instant::now() });
         }
+        // The sweeper sleeps only while there is nothing to sweep.
+        let first = connections.len() == 1;
         drop(idle);
-        self.filled.notify_one();
+        if first {
+            self.filled.notify_one();
+        }
     }
 
     /// Drops every connection to an endpoint that closed one unexpectedly.
     pub(super) fn forget(&self, address: Key) {
         self.lock().remove(&address);
+    }
+
+    /// Drops every connection.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
     }
 
     /// Closes what has been idle for too long; sleeps while the pool is empty.
@@ -91,7 +113,7 @@ impl Pool {
             let empty = {
                 let mut idle = self.lock();
                 idle.retain(|_, connections| {
-                    connections.retain(|it| it.since.elapsed() < MAX_IDLE && !it.sender.is_closed());
+                    connections.retain(|it| it.since.elapsed() < MAX_IDLE && !it.connection.is_closed());
                     !connections.is_empty()
                 });
                 idle.is_empty()

@@ -1,6 +1,6 @@
 //! TCP listeners: bytes pass in both directions through 64 KiB buffers until both sides are done.
 
-use super::{Core, proxy_protocol};
+use super::{Core, proxy_protocol, room};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
@@ -22,10 +22,14 @@ pub(super) async fn serve(core: Arc<Core>, mut client: TcpStream, peer: SocketAd
         let address = open.endpoint().address;
         tried.push(address);
         let connected = tokio::time::timeout(upstream.timeouts.connect, TcpStream::connect(address)).await;
-        let Ok(Ok(mut endpoint)) = connected else {
-            upstream.metrics.failures.inc();
-            open.endpoint().state.failed();
-            continue;
+        let mut endpoint = match connected {
+            Ok(Ok(endpoint)) => endpoint,
+            Ok(Err(error)) if room::is_used_up(&error) => return core.room.tighten(),
+            Ok(Err(_)) | Err(_) => {
+                upstream.metrics.failures.inc();
+                open.endpoint().state.failed();
+                continue;
+            }
         };
         open.endpoint().state.answered();
         // A socket that refuses this still works.

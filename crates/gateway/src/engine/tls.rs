@@ -169,7 +169,7 @@ impl Certificates {
 pub(super) async fn accept<S>(
     certificates: Arc<Certificates>,
     stream: S,
-) -> Option<(TlsStream<S>, Arc<CertificateEntry>)>
+) -> Option<(Box<TlsStream<S>>, Arc<CertificateEntry>)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -198,7 +198,8 @@ where
         return None;
     };
     match start.into_stream(Arc::clone(&entry.config)).await {
-        Ok(stream) => Some((stream, entry)),
+        // On the heap: every connection that might speak TLS has room for what this returns.
+        Ok(stream) => Some((Box::new(stream), entry)),
         Err(error) => {
             tracing::debug!(%error, "a TLS handshake broke off");
             None

@@ -2,6 +2,8 @@
 
 use super::body::RequestBody;
 use super::forward::Failure;
+use super::pool::Pooled;
+use super::room;
 use crate::upstream::Transport;
 use arco_daemon::{OnExit, Supervisor};
 use http::{Request, Response};
@@ -32,22 +34,23 @@ pub(super) enum Sender {
     Many(http2::SendRequest<RequestBody>),
 }
 
-impl Sender {
-    pub(super) fn is_closed(&self) -> bool {
+impl Pooled for Sender {
+    fn is_closed(&self) -> bool {
         match self {
             Self::One(it) => it.is_closed(),
             Self::Many(it) => it.is_closed(),
         }
     }
 
-    /// Another handle of a shared connection.
-    pub(super) fn share(&self) -> Option<Self> {
+    fn share(&self) -> Option<Self> {
         match self {
             Self::One(_) => None,
             Self::Many(it) => Some(Self::Many(it.clone())),
         }
     }
+}
 
+impl Sender {
     pub(super) async fn ready(&mut self) -> Result<(), hyper::Error> {
         match self {
             Self::One(it) => it.ready().await,
@@ -76,6 +79,7 @@ pub(super) async fn connect(
     let connecting = async {
         let stream = match TcpStream::connect(address).await {
             Ok(stream) => stream,
+            Err(error) if room::is_used_up(&error) => return Err(Failure::NoRoom),
             Err(error) => {
                 tracing::debug!(%address, %error, "an endpoint cannot be reached");
                 return Err(Failure::Broken);

@@ -6,8 +6,9 @@ use super::{Refusal, refuse};
 const MAX_EXTENSION: usize = 256;
 const MAX_TRAILERS: usize = 8 * 1024;
 
+/// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Chunked {
+pub(crate) struct Chunked {
     at: At,
     size: u64,
     digits: usize,
@@ -29,27 +30,55 @@ enum At {
 }
 
 impl Chunked {
-    pub(super) fn is_done(&self) -> bool {
+    /// Whether the body is over, trailers included.
+    pub(crate) fn is_done(&self) -> bool {
         self.at == At::Done
     }
 
     /// How many of `bytes` belong to the body; fewer than all only when it ends there.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         let mut taken = 0;
         while taken < bytes.len() && self.at != At::Done {
             if self.at == At::Content {
-                let step = usize::try_from(self.size).unwrap_or(usize::MAX).min(bytes.len() - taken);
-                self.size -= step as u64;
-                taken += step;
-                if self.size == 0 {
-                    self.at = At::ContentCr;
-                }
+                taken += self.content(bytes.len() - taken);
             } else {
                 self.byte(bytes[taken])?;
                 taken += 1;
             }
         }
         Ok(taken)
+    }
+
+    /// The same, and moves the contents of the chunks to the front of `bytes`. Returns how many bytes belong to the body,
+    /// and how many of contents there were.
+    pub(crate) fn decode(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), Refusal> {
+        let (mut taken, mut kept) = (0, 0);
+        while taken < bytes.len() && self.at != At::Done {
+            if self.at == At::Content {
+                let step = self.content(bytes.len() - taken);
+                bytes.copy_within(taken..taken + step, kept);
+                taken += step;
+                kept += step;
+            } else {
+                self.byte(bytes[taken])?;
+                taken += 1;
+            }
+        }
+        Ok((taken, kept))
+    }
+
+    /// The trailer section with its empty line, as it was written; only when the body is over.
+    pub(crate) fn trailers(&self) -> &[u8] {
+        &self.trailers
+    }
+
+    fn content(&mut self, available: usize) -> usize {
+        let step = usize::try_from(self.size).unwrap_or(usize::MAX).min(available);
+        self.size -= step as u64;
+        if self.size == 0 {
+            self.at = At::ContentCr;
+        }
+        step
     }
 
     fn byte(&mut self, byte: u8) -> Result<(), Refusal> {

@@ -42,29 +42,80 @@ pub(super) fn check_bytes(bytes: &[u8], from: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-impl Head {
-    /// Judges a head, from its request line to its empty line.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
-        check_bytes(bytes, 0)?;
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut request = httparse::Request::new(&mut fields);
-        match request.parse(bytes) {
-            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-            Ok(_) => return refuse(400, "the header is not complete"),
+/// The same question without branches, so that the compiler makes wide instructions of it.
+fn has_bad_bytes(bytes: &[u8]) -> bool {
+    let nul = bytes.iter().fold(false, |found, it| found | (*it == 0));
+    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    let split = pairs.fold(false, |found, (first, second)| found | ((*first == b'\r') != (*second == b'\n')));
+    nul | split | (bytes.first() == Some(&b'\n')) | (bytes.last() == Some(&b'\r'))
+}
+
+/// Room for the fields of one head.
+pub type Storage<'b> = [std::mem::MaybeUninit<httparse::Header<'b>>; MAX_HEADERS];
+
+/// An empty [`Storage`]; it costs nothing to make.
+pub const fn storage<'b>() -> Storage<'b> {
+    [const { std::mem::MaybeUninit::uninit() }; MAX_HEADERS]
+}
+
+/// A request head that was found valid.
+#[derive(Debug)]
+pub struct Request<'s, 'b> {
+    /// Method.
+    pub method: &'b str,
+    /// Target, as written.
+    pub target: &'b str,
+    /// Whether the version is 1.1 and not 1.0.
+    pub http_11: bool,
+    /// Fields in their order.
+    pub fields: &'s [httparse::Header<'b>],
+    /// How many bytes the head has.
+    pub length: usize,
+    /// The `Host` field.
+    pub host: Option<&'b [u8]>,
+    /// How the body is delimited.
+    pub framing: Framing,
+}
+
+impl<'s, 'b> Request<'s, 'b> {
+    /// Judges the head that `bytes` begin with; `None` while it is not complete.
+    pub fn read(bytes: &'b [u8], storage: &'s mut Storage<'b>) -> Result<Option<Self>, Refusal> {
+        let mut request = httparse::Request::new(&mut []);
+        let length = match request.parse_with_uninit_headers(bytes, storage) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => return refuse(431, "the request has more than 128 header fields"),
             Err(httparse::Error::Version) => return refuse(505, "the HTTP version is not 1.0 or 1.1"),
             Err(httparse::Error::HeaderName) => return refuse(400, "a header field's name is malformed or folded"),
             Err(httparse::Error::HeaderValue) => return refuse(400, "a header field's value is malformed"),
             Err(_) => return refuse(400, "the request line is malformed"),
+        };
+        if has_bad_bytes(&bytes[..length]) {
+            check_bytes(&bytes[..length], 0)?;
         }
         let http_11 = request.version == Some(1);
-        let target = request.path.unwrap_or_default();
-        let target_host = check_target(request.method.unwrap_or_default(), target)?;
+        let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+        let fields: &'s [httparse::Header<'b>] = request.headers;
+        let target_host = check_target(method, target)?;
         let mut found = Found::default();
-        for field in request.headers.iter() {
+        for field in fields {
             found.field(field, http_11)?;
         }
-        found.judge(http_11, target_host)
+        let host = found.host;
+        let framing = found.judge(http_11, target_host)?;
+        Ok(Some(Self { method, target, http_11, fields, length, host, framing }))
+    }
+}
+
+impl Head {
+    /// Judges a head, from its request line to its empty line.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        check_bytes(bytes, 0)?;
+        let mut storage = storage();
+        match Request::read(bytes, &mut storage)? {
+            Some(request) if request.length == bytes.len() => Ok(Self { framing: request.framing }),
+            _ => refuse(400, "the header is not complete"),
+        }
     }
 }
 
@@ -131,7 +182,7 @@ impl<'a> Found<'a> {
         Ok(())
     }
 
-    fn judge(self, http_11: bool, target_host: Option<&str>) -> Result<Head, Refusal> {
+    fn judge(self, http_11: bool, target_host: Option<&str>) -> Result<Framing, Refusal> {
         match self.host {
             None if http_11 => return refuse(400, "the request has no Host field"),
             Some(host) => {
@@ -156,12 +207,12 @@ impl<'a> Found<'a> {
         } else {
             Framing::Length(0)
         };
-        Ok(Head { framing })
+        Ok(framing)
     }
 }
 
 /// Digits alone: no sign, no list, no space.
-fn length(value: &[u8]) -> Result<u64, Refusal> {
+pub(crate) fn length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return refuse(400, "the Content-Length is not a plain number");
     }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
+mod differential;
 mod framing;
+mod hostile;
+mod http2;
 mod kit;
 mod process;
 mod protection;

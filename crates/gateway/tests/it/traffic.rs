@@ -76,7 +76,7 @@ async fn a_large_body_passes_in_bounded_memory() {
         wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{sum}", sum.to_string().len())).await;
     })
     .await;
-    let gateway = Gateway::start(&file(&[address])).await;
+    let gateway = Gateway::start(&patient(&file(&[address]))).await;
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send(format!("PUT / HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: {SIZE}\r\n\r\n"))
         .await;
@@ -91,7 +91,7 @@ async fn a_large_body_passes_in_bounded_memory() {
     assert!(grown < 48 << 20, "memory grew by {grown} bytes");
 }
 
-fn resident() -> usize {
+pub(crate) fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }

@@ -14,7 +14,6 @@ use arco_gateway::process::{self, HoldArgs, Process};
 use arco_mesh::dns::Dns;
 use arco_store::kv::SwapKv;
 use arco_store::secrets::SecretBox;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -93,10 +92,6 @@ fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()>
     telemetry::init(&link.log, telemetry::LogFormat::Text)?;
     tls::install_provider();
     let _ = nix::sys::prctl::set_name(c"arco-gateway");
-    // Each connection is two of them.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
     let build = process::build_of(Path::new("/proc/self/exe"));
     let listeners = Listeners::bind(&link.gateway, sockets)?;
     let (control, _control) = process::inherited_control(sockets)?;

@@ -1,0 +1,169 @@
+//! HTTP/1.1 connections of clients on a codec of our own: ordinary requests to endpoints that speak plain HTTP/1.1.
+//!
+//! What must hold: a connection that waits holds no buffer; a request that is anything but ordinary is handed over, with
+//! the connection and all of its bytes, to the general path (`http.rs`), which then keeps the connection.
+
+mod endpoint;
+mod exchange;
+mod half;
+mod handover;
+mod request;
+mod response;
+
+use super::guard::ClientLimits;
+use super::timer::Timer;
+use super::tls::CertificateEntry;
+use super::{Core, buffers, date, http};
+use crate::framing::Refusal;
+use ::http::Response;
+pub(super) use endpoint::Endpoint;
+use handover::Prefixed;
+use request::{Client, Judged, judge};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::futures::OwnedNotified;
+use tokio_util::io::poll_read_buf;
+
+/// What the requests of one connection share.
+struct Session<S> {
+    core: Arc<Core>,
+    stream: S,
+    limits: ClientLimits,
+    timer: Timer,
+    /// Rung when a connection without a request may have to end.
+    rung: Pin<Box<OwnedNotified>>,
+}
+
+/// What becomes of the connection after an exchange.
+enum End {
+    /// It goes on with these bytes.
+    Keep(Vec<u8>),
+    /// It ends.
+    Close,
+    /// It ends when the client has read the response, or after a while.
+    Linger,
+}
+
+/// What came of waiting for bytes.
+enum More {
+    Bytes,
+    Late,
+    End,
+}
+
+/// Serves one client connection to its end.
+pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Option<Arc<CertificateEntry>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (limits, max_uri) = http::limits_of(&core);
+    let address = peer.ip().to_canonical();
+    let written = address.to_string();
+    let rung = Box::pin(Arc::clone(&core.room.idle).notified_owned());
+    let timer = Timer::new(Instant::now().into());
+    let mut session = Session { core, stream, limits, timer, rung };
+    let mut bytes = Vec::new();
+    // Until the first request there is less patience.
+    let (mut patience, mut since) = (limits.request_header, Instant::now());
+    loop {
+        if !bytes.is_empty() {
+            let max_head = limits.max_header_bytes;
+            let client =
+                Client { core: &session.core, address, written: &written, tls: tls.as_ref(), max_uri, max_head };
+            match judge(&bytes, &client) {
+                Judged::Forward(plan) => {
+                    let began = Instant::now();
+                    match Box::pin(session.exchange(plan, std::mem::take(&mut bytes), began)).await {
+                        End::Keep(rest) => bytes = rest,
+                        End::Close => return session.close().await,
+                        End::Linger => return Box::pin(http::refuse(session.stream, b"")).await,
+                    }
+                    (patience, since) = (limits.idle, Instant::now());
+                    continue;
+                }
+                Judged::Incomplete if bytes.len() <= limits.max_header_bytes => patience = limits.request_header,
+                Judged::Incomplete | Judged::Special => {
+                    let stream = Prefixed::new(bytes, session.stream);
+                    return Box::pin(http::serve(session.core, stream, peer, tls)).await;
+                }
+            }
+        }
+        let was_idle = bytes.is_empty();
+        match session.more(&mut bytes, since, patience).await {
+            More::Bytes if was_idle => since = Instant::now(),
+            More::Bytes => {}
+            More::Late if !was_idle => {
+                let refusal = Refusal { status: 408, why: "the request header did not arrive in time" };
+                session.core.shared.metrics.refused(refusal.status);
+                buffers::put(bytes);
+                let answer = http::refusal_text(refusal);
+                return Box::pin(http::refuse(session.stream, answer.as_bytes())).await;
+            }
+            More::Late | More::End => return session.close().await,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    /// Waits for bytes. Without any, the connection also ends when the gateway drains or needs its place.
+    async fn more(&mut self, bytes: &mut Vec<u8>, since: Instant, patience: Duration) -> More {
+        self.timer.set((since + patience).into());
+        poll_fn(|cx| {
+            if bytes.capacity() == 0 {
+                *bytes = buffers::take();
+            } else if bytes.len() == bytes.capacity() {
+                bytes.reserve(bytes.len());
+            }
+            match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
+                Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
+                Poll::Ready(_) => return Poll::Ready(More::End),
+                Poll::Pending => {}
+            }
+            if bytes.is_empty() {
+                buffers::put(std::mem::take(bytes));
+                while self.rung.as_mut().poll(cx).is_ready() {
+                    self.rung.set(Arc::clone(&self.core.room.idle).notified_owned());
+                }
+                if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
+                    return Poll::Ready(More::End);
+                }
+            }
+            self.timer.poll(cx).map(|()| More::Late)
+        })
+        .await
+    }
+
+    /// Ends the connection. Whatever goes wrong now, it is over.
+    async fn close(mut self) {
+        let _ = self.stream.shutdown().await;
+    }
+
+    /// Writes an answer of our own. Returns whether that went well.
+    async fn page(&mut self, page: &Response<String>, is_head: bool, close: bool) -> bool {
+        let status = page.status();
+        let reason = status.canonical_reason().unwrap_or_default();
+        let mut out = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
+        for (name, value) in page.headers() {
+            response::push_field(&mut out, name.as_str().as_bytes(), value.as_bytes());
+        }
+        response::push_field(&mut out, b"content-length", page.body().len().to_string().as_bytes());
+        if close {
+            response::push_field(&mut out, b"connection", b"close");
+        }
+        date::push(&mut out);
+        out.extend_from_slice(b"\r\n");
+        if !is_head {
+            out.extend_from_slice(page.body().as_bytes());
+        }
+        let writing = async {
+            self.stream.write_all(&out).await?;
+            self.stream.flush().await
+        };
+        matches!(tokio::time::timeout(self.limits.idle, writing).await, Ok(Ok(())))
+    }
+}

@@ -1,0 +1,222 @@
+//! The head of an endpoint's response: what frames its body, and the head that the client gets instead. Pure but for the
+//! date.
+//!
+//! What must hold: an endpoint that is ambiguous about where its response ends is not believed.
+
+use super::half::Left;
+use crate::engine::{date, headers};
+use crate::framing::{MAX_HEADERS, length};
+use http::StatusCode;
+use std::mem::MaybeUninit;
+
+/// Largest head of a response, in bytes.
+pub(super) const MAX_HEAD: usize = 128 * 1024;
+
+/// A response whose head is complete.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// Status; below 200 the response itself is still to come.
+    pub(super) status: StatusCode,
+    /// How many bytes the head has.
+    pub(super) length: usize,
+    /// The head for the client.
+    pub(super) head: Vec<u8>,
+    /// What body follows.
+    pub(super) left: Left,
+    /// Whether the endpoint keeps the connection.
+    pub(super) keeps: bool,
+    /// Whether it is a stream of events, which may be silent for any time.
+    pub(super) events: bool,
+}
+
+/// What is known of the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// Whether it was HEAD.
+    pub(super) head: bool,
+    /// Whether the client's connection ends after the response.
+    pub(super) close: bool,
+}
+
+#[derive(Default)]
+struct Found<'b> {
+    length: Option<&'b [u8]>,
+    chunked: bool,
+    close: bool,
+    names: bool,
+    date: bool,
+    events: bool,
+}
+
+/// Reads the head that `bytes` begin with, into a head that is written to `out`; `None` while it is not complete.
+pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Option<Reply>, &'static str> {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let head_length = match config.parse_response_with_uninit_headers(&mut response, bytes, &mut storage) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD => return Err("its head is larger than 128 KiB"),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err("its head is malformed"),
+    };
+    let status = StatusCode::from_u16(response.code.unwrap_or(0)).map_err(|_| "its status is malformed")?;
+    let http_11 = response.version == Some(1);
+    let mut found = Found::default();
+    for field in response.headers.iter() {
+        found.field(field)?;
+    }
+    if found.chunked && (found.length.is_some() || !http_11) {
+        return Err("it has Transfer-Encoding beside Content-Length or in HTTP/1.0");
+    }
+    let bodiless = asked.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    let known = found.length.map(length).transpose().map_err(|_| "its Content-Length is malformed")?;
+    let left = match known {
+        _ if bodiless => Left::Length(0),
+        Some(length) => Left::Length(length),
+        None if found.chunked => Left::Chunked(Box::default()),
+        None => Left::UntilEnd,
+    };
+    out.clear();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for field in response.headers.iter() {
+        let name = field.name.as_bytes();
+        let useless_length = matches!(status.as_u16(), 204 | 304) && name.eq_ignore_ascii_case(b"content-length");
+        let named = found.names && is_named(name, response.headers);
+        if !headers::ends_here(name) && !useless_length && !named {
+            push_field(&mut out, name, field.value);
+        }
+    }
+    if !status.is_informational() {
+        if !found.date {
+            date::push(&mut out);
+        }
+        if !matches!(left, Left::Length(_)) {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        if asked.close {
+            out.extend_from_slice(b"connection: close\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    let keeps = http_11 && !found.close && !matches!(left, Left::UntilEnd);
+    Ok(Some(Reply { status, length: head_length, head: out, left, keeps, events: found.events }))
+}
+
+impl<'b> Found<'b> {
+    fn field(&mut self, field: &httparse::Header<'b>) -> Result<(), &'static str> {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        match field.name.len() {
+            4 if is("date") => self.date = true,
+            10 if is("connection") => {
+                for option in field.value.split(|it| *it == b',').map(<[u8]>::trim_ascii) {
+                    if option.eq_ignore_ascii_case(b"close") {
+                        self.close = true;
+                    } else if !option.is_empty() && !option.eq_ignore_ascii_case(b"keep-alive") {
+                        self.names = true;
+                    }
+                }
+            }
+            12 if is("content-type") => self.events = field.value.starts_with(b"text/event-stream"),
+            14 if is("content-length") => {
+                if self.length.replace(field.value).is_some_and(|it| it != field.value) {
+                    return Err("it has several Content-Length fields");
+                }
+            }
+            17 if is("transfer-encoding") => {
+                if std::mem::replace(&mut self.chunked, true) || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err("its Transfer-Encoding is not `chunked`");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a `Connection` field names `name`.
+fn is_named(name: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    let connections = fields.iter().filter(|it| it.name.eq_ignore_ascii_case("connection"));
+    !name.eq_ignore_ascii_case(b"content-length")
+        && connections
+            .flat_map(|it| it.value.split(|it| *it == b','))
+            .any(|it| it.trim_ascii().eq_ignore_ascii_case(name))
+}
+
+/// Appends a field with its name in lower case.
+pub(super) fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let at = out.len();
+    out.extend_from_slice(name);
+    out[at..].make_ascii_lowercase();
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(text: &str, head: bool) -> Result<Option<String>, &'static str> {
+        let reply = read(text.as_bytes(), Asked { head, close: false }, Vec::new())?;
+        Ok(reply.map(|it| {
+            let head = String::from_utf8(it.head).unwrap().replace("\r\n", "|");
+            let (before, date) = head.split_once("date: ").unwrap_or((&head, ""));
+            let after = date.split_once('|').map_or("", |it| it.1);
+            let left = match it.left {
+                Left::Length(length) => format!("{length}"),
+                Left::Chunked(_) => "chunked".to_owned(),
+                Left::UntilEnd => "end".to_owned(),
+            };
+            format!("{before}{after} {left} {}", if it.keeps { "keeps" } else { "ends" })
+        }))
+    }
+
+    #[test]
+    fn heads_are_judged_and_made_anew() {
+        for (text, expected) in [
+            (
+                "HTTP/1.1 200 Fine\r\nContent-Length: 2\r\nX-A: b\r\n\r\nok",
+                "HTTP/1.1 200 Fine|content-length: 2|x-a: b|| 2 keeps",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "HTTP/1.1 200 OK|transfer-encoding: chunked|| chunked keeps",
+            ),
+            ("HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK|transfer-encoding: chunked|| end ends"),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 200 OK|content-length: 2|| 2 ends"),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Drop, content-length\r\nx-drop: 1\r\nKeep-Alive: 5\r\n\r\n",
+                "HTTP/1.1 200 OK|content-length: 2|| 2 ends",
+            ),
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 204 No Content|| 0 keeps"),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 304 Not Modified|| 0 keeps"),
+            ("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "HTTP/1.1 103 Early Hints|link: x|| 0 keeps"),
+            ("HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 299 |content-length: 0|| 0 keeps"),
+        ] {
+            assert_eq!(outcome(text, false), Ok(Some(expected.to_owned())), "{text:?}");
+        }
+        let head = outcome("HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n", true);
+        assert_eq!(head, Ok(Some("HTTP/1.1 200 OK|content-length: 200|| 0 keeps".to_owned())));
+        assert_eq!(outcome("HTTP/1.1 200 OK\r\nContent-Le", false), Ok(None));
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_not_believed() {
+        for text in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX y: 1\r\n\r\n",
+            "this is not HTTP\r\n\r\n",
+        ] {
+            assert!(outcome(text, false).is_err(), "{text:?}");
+        }
+    }
+}

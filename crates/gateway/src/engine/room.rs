@@ -1,0 +1,166 @@
+//! Room for connections: file descriptors. When they run out, those that are open are served, idle connections make room,
+//! and it is said, but not with every connection.
+//!
+//! What must hold: clients never take the last descriptors, which endpoints and files need; a lack of them is never
+//! counted against an endpoint.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How long a lack lasts at least.
+const TIGHT: Duration = Duration::from_secs(1);
+/// A connection that has been idle for less stays, however tight it is: its next request may be on its way.
+const MIN_IDLE: Duration = Duration::from_secs(1);
+/// How often a lack is spoken of.
+const SAID: Duration = Duration::from_secs(30);
+
+/// Lets this process have as many descriptors as it may.
+pub(super) fn raise_limit() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // If not, what there is has to do.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
+}
+
+/// Whether it was the lack of descriptors, here or on the whole machine.
+pub(super) fn is_used_up(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))
+}
+
+/// The first descriptor that no client gets, of so many: an eighth is for everything else.
+fn first_reserved(descriptors: u64) -> u64 {
+    descriptors.saturating_sub((descriptors / 8).clamp(24, 1024))
+}
+
+/// One core's view of it. Its bell is its own, because waiting for it takes a lock.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Rung when connections without a request are to look whether they may stay.
+    pub(super) idle: Arc<Notify>,
+    all: Arc<Shared>,
+}
+
+/// What all cores know.
+#[derive(Debug)]
+struct Shared {
+    bells: Vec<Arc<Notify>>,
+    reserved: u64,
+    full: AtomicBool,
+    born: Instant,
+    /// Milliseconds since `born`; 0 for never.
+    tight_until: AtomicU64,
+    said_until: AtomicU64,
+}
+
+impl Shared {
+    fn new(cores: usize, descriptors: u64) -> Self {
+        Self {
+            bells: (0..cores).map(|_| Arc::default()).collect(),
+            reserved: first_reserved(descriptors),
+            full: AtomicBool::new(false),
+            born: Instant::now(),
+            tight_until: AtomicU64::new(0),
+            said_until: AtomicU64::new(0),
+        }
+    }
+
+    fn rooms(self) -> Vec<Room> {
+        let all = Arc::new(self);
+        all.bells.iter().map(|it| Room { idle: Arc::clone(it), all: Arc::clone(&all) }).collect()
+    }
+}
+
+impl Room {
+    /// One for each core.
+    pub(super) fn of_cores(cores: usize) -> Vec<Self> {
+        Shared::new(cores, getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |it| it.0)).rooms()
+    }
+
+    /// A client got this descriptor. The kernel gives the lowest free one: its number says how many are in use.
+    pub(super) fn gave(&self, client: &impl AsFd) {
+        if client.as_fd().as_raw_fd() as u64 >= self.all.reserved {
+            self.all.full.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there is room for one more client; `any` is an open descriptor.
+    pub(super) fn has_place(&self, any: &impl AsFd) -> bool {
+        if self.all.full.load(Ordering::Relaxed) {
+            let next = any.as_fd().try_clone_to_owned();
+            let full = next.map_or(true, |it| it.as_raw_fd() as u64 >= self.all.reserved);
+            self.all.full.store(full, Ordering::Relaxed);
+        }
+        !self.all.full.load(Ordering::Relaxed)
+    }
+
+    /// There is a lack: idle connections end.
+    pub(super) fn tighten(&self) {
+        let all = &self.all;
+        let now = all.born.elapsed();
+        let after = |time: Duration| (now + time).as_millis() as u64;
+        all.tight_until.store(after(TIGHT), Ordering::Relaxed);
+        if now.as_millis() as u64 >= all.said_until.load(Ordering::Relaxed) {
+            all.said_until.store(after(SAID), Ordering::Relaxed);
+            tracing::warn!(
+                for_clients = all.reserved,
+                "file descriptors are used up: open requests go on, idle connections are closed, new ones wait; raise the \
+                 limit (LimitNOFILE, ulimit -n)"
+            );
+        }
+        all.bells.iter().for_each(|it| it.notify_waiters());
+    }
+
+    /// Whether there was a lack just now.
+    pub(super) fn is_tight(&self) -> bool {
+        let until = self.all.tight_until.load(Ordering::Relaxed);
+        until != 0 && (self.all.born.elapsed().as_millis() as u64) < until
+    }
+
+    /// Whether a connection that has been idle since then has to go.
+    pub(super) fn wants(&self, since: Instant) -> bool {
+        self.is_tight() && since.elapsed() >= MIN_IDLE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_some_for_the_rest() {
+        for (descriptors, first) in
+            [(0, 0), (20, 0), (64, 40), (256, 224), (1024, 896), (20_000, 18_976), (1 << 20, 1_047_552)]
+        {
+            assert_eq!(first_reserved(descriptors), first);
+        }
+    }
+
+    #[test]
+    fn what_is_full_is_full_until_a_descriptor_is_free() {
+        let any = std::fs::File::open("/dev/null").unwrap();
+        for (descriptors, is_full) in [(0, true), (1 << 20, false)] {
+            let room = Shared::new(1, descriptors).rooms().remove(0);
+            assert!(room.has_place(&any));
+            room.gave(&any);
+            assert_eq!((room.has_place(&any), room.has_place(&any)), (!is_full, !is_full));
+            room.all.full.store(true, Ordering::Relaxed);
+            assert_eq!(room.has_place(&any), !is_full);
+        }
+    }
+
+    #[test]
+    fn a_lack_ends_and_spares_the_young() {
+        let long_ago = Instant::now() - Duration::from_secs(100);
+        let rooms = Shared { born: long_ago, ..Shared::new(2, 1024) }.rooms();
+        assert!(!rooms[0].wants(long_ago));
+        rooms[1].tighten();
+        assert!(rooms[0].is_tight() && rooms[0].wants(long_ago) && !rooms[0].wants(Instant::now()));
+        rooms[0].all.tight_until.store(1, Ordering::Relaxed);
+        assert!(!rooms[1].is_tight());
+    }
+}

@@ -1,0 +1,180 @@
+//! HTTP/2 clients that mean harm, frame by frame: what they ask for ends with their connection, and others are served.
+
+use crate::kit::*;
+use crate::traffic::resident;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A field whose name is an entry of HPACK's static table, not indexed.
+fn field(name: u8, value: &str) -> Vec<u8> {
+    [&[name, u8::try_from(value.len()).unwrap()], value.as_bytes()].concat()
+}
+
+/// `GET https://a.test` of `path`.
+fn get_block(path: &str) -> Vec<u8> {
+    [vec![0x82, 0x87], field(4, path), field(1, "a.test")].concat()
+}
+
+/// A gateway with TLS for `a.test`, and how many requests its endpoint saw.
+async fn gateway() -> (Gateway, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&seen);
+    let address = origin(move |mut wire| {
+        let counter = Arc::clone(&counter);
+        async move {
+            while wire.message().await.is_some() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let yaml = file(&[address])
+        .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+        + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    (gateway, Arc::new(client), seen)
+}
+
+/// Sends the preface and then `frames` for as long as the gateway takes them. Returns the code of its GOAWAY, if one
+/// came before it closed.
+async fn attack(
+    gateway: &Gateway,
+    client: &Arc<rustls::ClientConfig>,
+    frames: impl Iterator<Item = Vec<u8>>,
+) -> Option<u32> {
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(client));
+    let tls = connector.connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(tls);
+    let reading = async {
+        let mut head = [0u8; 9];
+        let mut code = None;
+        while reader.read_exact(&mut head).await.is_ok() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            let mut payload = vec![0; length];
+            if reader.read_exact(&mut payload).await.is_err() {
+                break;
+            }
+            if head[3] == GOAWAY {
+                code = Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+            }
+        }
+        code
+    };
+    let writing = async {
+        let hello = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+        let mut open = writer.write_all(&hello).await.is_ok();
+        for frame in frames {
+            open = open && writer.write_all(&frame).await.is_ok();
+            if !open {
+                break;
+            }
+        }
+        let _ = writer.flush().await;
+    };
+    let both = async { tokio::join!(reading, writing).0 };
+    tokio::time::timeout(PATIENCE, both).await.expect("the connection ends")
+}
+
+/// Others are served as if nothing had happened.
+async fn assert_serves(gateway: &Gateway) {
+    assert_eq!(get(gateway.web(), "a.test", "/").await.status(), 200);
+}
+
+fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|it| it * 2 + 1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rapid_reset_ends_the_connection() {
+    let (gateway, client, seen) = gateway().await;
+    let frames = streams(100_000).map(|id| {
+        let ask = frame(HEADERS, END_HEADERS | END_STREAM, id, &get_block("/"));
+        [ask, frame(RST_STREAM, 0, id, &8u32.to_be_bytes())].concat()
+    });
+    assert_eq!(attack(&gateway, &client, frames).await.unwrap_or(ENHANCE_YOUR_CALM), ENHANCE_YOUR_CALM);
+    let reached = seen.load(Ordering::SeqCst);
+    assert!(reached < 1000, "{reached} requests reached the endpoint");
+    assert_serves(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_the_gateway_must_reset_end_the_connection() {
+    let (gateway, client, seen) = gateway().await;
+    // A window that grows beyond all bounds is an error of its stream, which the gateway has to reset.
+    let frames = streams(100_000).map(|id| {
+        let ask = frame(HEADERS, END_HEADERS | END_STREAM, id, &get_block("/"));
+        [ask, frame(WINDOW_UPDATE, 0, id, &[0x7f, 0xff, 0xff, 0xff])].concat()
+    });
+    assert_eq!(attack(&gateway, &client, frames).await.unwrap_or(ENHANCE_YOUR_CALM), ENHANCE_YOUR_CALM);
+    let reached = seen.load(Ordering::SeqCst);
+    assert!(reached < 5000, "{reached} requests reached the endpoint");
+    assert_serves(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_without_end_ends_the_connection() {
+    let (gateway, client, seen) = gateway().await;
+    let before = resident();
+    let junk: Vec<u8> = std::iter::repeat_with(|| [&[0, 1, b'x'][..], &field(0, &"y".repeat(100))[1..]].concat())
+        .take(150)
+        .flatten()
+        .collect();
+    for piece in [&junk[..], &[]] {
+        let first = frame(HEADERS, END_STREAM, 1, &get_block("/"));
+        let frames = std::iter::once(first).chain((0..100_000).map(|_| frame(CONTINUATION, 0, 1, piece)));
+        attack(&gateway, &client, frames).await;
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 48 << 20, "memory grew by {grown} bytes");
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    assert_serves(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_header_that_unpacks_to_a_large_one_reaches_nobody() {
+    let (gateway, client, seen) = gateway().await;
+    let before = resident();
+    // A field of 100 bytes is put into the table once, then named again and again by one byte each.
+    let large = [&[0x40, 1, b'x'][..], &field(0, &"y".repeat(100))[1..], &[0xbe; 15_000]].concat();
+    let frames =
+        streams(200).map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &[get_block("/"), large.clone()].concat()));
+    attack(&gateway, &client, frames.chain([frame(DATA, 0, 0, &[])])).await;
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 48 << 20, "memory grew by {grown} bytes");
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    assert_serves(&gateway).await;
+}
