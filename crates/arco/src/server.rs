@@ -12,7 +12,7 @@ mod gateway;
 mod instances;
 mod lock;
 mod roles;
-mod stores;
+pub(crate) mod stores;
 mod tickets;
 
 use anyhow::Context as _;
