@@ -20,5 +20,12 @@ else
   tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation::
   step "tests on a real node"
   tests/kubernetes/cluster.py run --node -- cargo test --locked --workspace --test it -- real_node::
+  step "acceptance with pods: every example is built, deployed, asked, scaled, rolled, crashed and deleted"
+  if [ -f ../shared/acceptance/spine.py ]; then
+    tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/with_settings.py \
+      python3 ../shared/acceptance/spine.py --arco target/debug/arco --config '{config}'
+  else
+    echo "SKIPPED: ../shared/acceptance/spine.py is not beside this clone"
+  fi
 fi
 step "done"

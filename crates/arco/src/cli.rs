@@ -8,6 +8,7 @@ mod apply;
 mod args;
 mod bind;
 mod certificate;
+mod cluster;
 mod config;
 mod context;
 mod credential;
@@ -89,7 +90,7 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
             return Ok(ExitCode::SUCCESS);
         }
         Command::Config(command) => return config::run(command, ui),
-        Command::Doctor => return doctor::run(ui),
+        Command::Doctor(args) if !args.cluster => return doctor::run(ui),
         Command::Detect(args) => return detect::run(args, ui).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
@@ -97,6 +98,12 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
         Failure::local(format!("failed to start: {it}"), "check the limits of this process (`ulimit -a`)")
     })?;
     let result = runtime.block_on(async {
+        if let Command::Cluster(command) = &cli.command {
+            return cluster::run(command, ui).await.map(|()| ExitCode::SUCCESS);
+        }
+        if let Command::Doctor(args) = &cli.command {
+            return doctor::cluster(args, ui).await;
+        }
         let session = Session::open(&cli.global, ui)?;
         connected(cli.command, &session).await
     });
@@ -140,7 +147,11 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
             }
         }
         Command::Server(_) | Command::DataPlane(_) => {}
-        Command::Completion { .. } | Command::Config(_) | Command::Doctor | Command::Detect(_) => {}
+        Command::Completion { .. }
+        | Command::Config(_)
+        | Command::Doctor(_)
+        | Command::Detect(_)
+        | Command::Cluster(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

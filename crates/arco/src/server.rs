@@ -12,11 +12,11 @@ mod gateway;
 mod instances;
 mod lock;
 mod roles;
-mod stores;
+pub(crate) mod stores;
 mod tickets;
 
 use anyhow::Context as _;
-use arco_config::{Config, Role};
+use arco_config::{Config, OrchestratorDriver, Role};
 use arco_daemon::health::Health;
 use arco_daemon::{Supervisor, listener, telemetry, tls};
 pub(crate) use args::{DataPlaneArgs, GatewayArgs, GatewayCommand, ServerArgs};
@@ -65,12 +65,14 @@ pub(crate) struct Listeners {
     pub(crate) api: Option<TcpListener>,
     pub(crate) console: Option<TcpListener>,
     pub(crate) registry: Option<TcpListener>,
+    /// The registry with TLS, for the nodes of a cluster.
+    pub(crate) nodes_registry: Option<TcpListener>,
 }
 
 impl Listeners {
     async fn bind(config: &Config) -> anyhow::Result<Self> {
         let problem = |it: listener::ListenError| anyhow::anyhow!("{}\n  {}", it.message, it.advice);
-        let mut bound = Self { api: None, console: None, registry: None };
+        let mut bound = Self { api: None, console: None, registry: None, nodes_registry: None };
         if config.server.has(Role::Api) {
             bound.api = Some(listener::bind(config.api.listen, "API", "--api-listen").await.map_err(problem)?);
         }
@@ -81,6 +83,11 @@ impl Listeners {
         if config.server.has(Role::Registry) {
             bound.registry =
                 Some(listener::bind(config.registry.listen, "registry", "--registry-listen").await.map_err(problem)?);
+            let for_nodes = config.kubernetes.registry_listen;
+            if let Some(address) = for_nodes.filter(|_| config.orchestrator.driver == OrchestratorDriver::Kubernetes) {
+                let bind = listener::bind(address, "registry of nodes", "kubernetes.registry_listen");
+                bound.nodes_registry = Some(bind.await.map_err(problem)?);
+            }
         }
         Ok(bound)
     }

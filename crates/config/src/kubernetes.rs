@@ -3,7 +3,7 @@
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Who may mount a volume at the same time.
@@ -29,8 +29,11 @@ pub struct KubernetesConfig {
     pub namespace_prefix: String,
     /// Name under which the API server records what is ours.
     pub field_manager: String,
-    /// How nodes reach the platform's registry: `HOST:PORT`.
+    /// How nodes name the platform's registry: `HOST:PORT`. Their container runtime must reach and trust it.
     pub registry: String,
+    /// Where this server's registry answers nodes, with TLS by the platform's own authority (`<data-dir>/pki/ca.pem`)
+    /// for the host of `registry`; absent means that something else leads from `registry` to `registry.listen`.
+    pub registry_listen: Option<SocketAddr>,
     /// Storage class of volumes; empty means the cluster's default.
     pub storage_class: String,
     /// Storage class of shared volumes; empty means `storage_class`.
@@ -63,6 +66,7 @@ impl Default for KubernetesConfig {
             namespace_prefix: "arco-".to_owned(),
             field_manager: "arco".to_owned(),
             registry: String::new(),
+            registry_listen: None,
             storage_class: String::new(),
             shared_storage_class: String::new(),
             shared_access: VolumeAccess::default(),

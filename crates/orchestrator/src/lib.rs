@@ -7,6 +7,7 @@
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod fake;
+pub mod layer;
 pub mod local;
 
 use arco_model::artifact::Layer;

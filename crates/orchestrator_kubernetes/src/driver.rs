@@ -42,7 +42,7 @@ pub struct KubernetesOptions {
     /// `builder.allowed_networks`.
     pub allowed_networks: Vec<Ipv4Net>,
     /// Makes credentials by which nodes pull; without it nodes must be able to pull anyway.
-    pub pull_credentials: Option<PullCredentials>,
+    pub pull_credentials: Option<Arc<dyn PullCredentials>>,
 }
 
 impl std::fmt::Debug for KubernetesOptions {
@@ -335,6 +335,12 @@ impl Orchestrator for KubernetesOrchestrator {
         let task = run_once::run(self.inner.clone(), workload.clone(), output, cancel);
         let task = self.inner.tracker.spawn(task);
         task.await.unwrap_or_else(|it| Err(Error::failed("run a one-shot workload", it)))
+    }
+
+    async fn attach(&self, workload: &OneShot, terminal: Option<(u16, u16)>) -> Result<ExecSession, Error> {
+        // A task of its own, so that it is cleaned up also when the caller is dropped.
+        let task = self.inner.tracker.spawn(run_once::attach(self.inner.clone(), workload.clone(), terminal));
+        task.await.unwrap_or_else(|it| Err(Error::failed("run a one-off instance", it)))
     }
 
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {

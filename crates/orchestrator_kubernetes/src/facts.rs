@@ -130,13 +130,18 @@ pub(crate) fn fault(pod: &PodSeen) -> Option<String> {
     pod.warning.as_deref().map(short)
 }
 
-/// The first 300 characters, in one line.
+/// At most 300 characters in one line. Of longer texts the end stays: that is where errors name their cause.
 fn short(text: &str) -> String {
-    let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((at, _)) = line.char_indices().nth(300) {
-        line.truncate(at);
+    const FIRST: usize = 60;
+    const LAST: usize = 240;
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let count = line.chars().count();
+    if count <= FIRST + LAST {
+        return line;
     }
-    line
+    let first: String = line.chars().take(FIRST).collect();
+    let last: String = line.chars().skip(count - LAST).collect();
+    format!("{first} … {last}")
 }
 
 /// A pod as the decision sees it.

@@ -4,6 +4,7 @@
 //! of these pure); `watch`, `component`, `run_once` and `driver` act. Only this crate knows Kubernetes; nothing here
 //! judges how a component is: `model::status` does.
 
+mod access;
 mod cluster;
 mod component;
 mod decide;
@@ -12,7 +13,9 @@ mod exec;
 mod facts;
 mod lines;
 mod logs;
+pub mod manifest;
 mod names;
+pub mod preflight;
 mod render;
 mod run_once;
 mod seen;

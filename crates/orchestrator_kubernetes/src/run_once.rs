@@ -13,12 +13,12 @@ use crate::driver::Inner;
 use crate::facts;
 use crate::render::{self, Kind, Object, Surroundings};
 use crate::seen::{PodSeen, Program};
-use crate::{lines, names};
+use crate::{exec, lines, names};
 use arco_model::artifact::{ImageConfig, ImageRef};
-use arco_model::id::ComponentId;
+use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
-use arco_orchestrator::{Error, OneShotResult, OutputLine};
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, LogParams};
@@ -95,6 +95,87 @@ pub(crate) async fn clear(inner: &Inner) {
     }
 }
 
+/// Makes the pod and waits until its program runs, or ran.
+async fn begin(
+    inner: &Inner,
+    namespace: &str,
+    work: &OneShot,
+    in_session: bool,
+    changed: &mut broadcast::Receiver<ComponentId>,
+) -> Result<(), Error> {
+    let tenants = &inner.shared.tenants;
+    tenants.ensure(&work.tenant).await.map_err(|it| failed("make the tenant's namespace", &it))?;
+    let (image, config) = image(inner, work).await?;
+    let object = pod(inner, work, &image, &config, in_session)?;
+    let secret = variables(namespace, work, &object);
+    for object in [&secret, &object] {
+        let step = format!("make {} `{}`", object.kind.wire().1, object.name);
+        inner.cluster().apply(object).await.map_err(|it| failed(step, &it))?;
+    }
+    let begun = |pod: &PodSeen| {
+        if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
+            return Some(Ok(()));
+        }
+        let fault = facts::fault(pod)?;
+        HOPELESS.iter().any(|it| fault.contains(it)).then_some(Err(Error::Refused(fault)))
+    };
+    until(inner, &work.component, &names::one_shot(&work.id), changed, begun).await?
+}
+
+/// Runs it with its input and output connected: its pod waits, and the program is started in there as an instance's
+/// would be. The image needs `/bin/sh`.
+pub(crate) async fn attach(
+    inner: Arc<Inner>,
+    work: OneShot,
+    terminal: Option<(u16, u16)>,
+) -> Result<ExecSession, Error> {
+    let namespace = names::namespace(&inner.config.namespace_prefix, &work.tenant);
+    let name = names::one_shot(&work.id);
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
+    let request = ExecRequest { argv: work.argv.clone(), terminal };
+    let waiting = OneShot { argv: session::waiting(), ..work };
+    let begun = async {
+        let mut changed = inner.changed.subscribe();
+        begin(&inner, &namespace, &waiting, false, &mut changed).await?;
+        exec::start(inner.cluster(), &namespace, &name, request).await
+    };
+    let begun = tokio::select! {
+        begun = begun => begun,
+        () = inner.stop.cancelled() => Err(Error::Refused("the server stops".to_owned())),
+        () = tokio::time::sleep_until(deadline) => Err(Error::Refused("its time was over before it could start".to_owned())),
+    };
+    let ExecSession { stdin, stdout, stderr, resize, exit: mut ended } = match begun {
+        Ok(session) => session,
+        Err(error) => {
+            leave(&inner, &namespace, &waiting.id).await;
+            return Err(error);
+        }
+    };
+    let (mut told, exit) = oneshot::channel();
+    let work = inner.clone();
+    inner.tracker.spawn(async move {
+        let status = tokio::select! {
+            status = &mut ended => status.ok(),
+            () = told.closed() => None,
+            () = tokio::time::sleep_until(deadline) => None,
+            () = work.stop.cancelled() => None,
+        };
+        drop(ended); // ends the connection; the program goes with the pod
+        leave(&work, &namespace, &waiting.id).await;
+        if let Some(status) = status {
+            let _ = told.send(status); // the session may be gone
+        }
+    });
+    Ok(ExecSession { stdin, stdout, stderr, resize, exit })
+}
+
+async fn leave(inner: &Inner, namespace: &str, id: &InstanceId) {
+    if let Err(error) = clear_one(inner, namespace, &names::one_shot(id)).await {
+        let error = crate::cluster::words(&error);
+        tracing::error!(instance = %id, error, "a one-off instance is not wholly cleared; the next start clears it");
+    }
+}
+
 async fn attempt(
     inner: &Arc<Inner>,
     namespace: &str,
@@ -103,25 +184,9 @@ async fn attempt(
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
     let in_session = !work.mounts.is_empty() || work.export.is_some();
-    let tenants = &inner.shared.tenants;
-    tenants.ensure(&work.tenant).await.map_err(|it| failed("make the tenant's namespace", &it))?;
-    let (image, config) = image(inner, work).await?;
-    let mut changed = inner.changed.subscribe();
-    let object = pod(inner, work, &image, &config, in_session)?;
-    let secret = variables(namespace, work, &object);
-    for object in [&secret, &object] {
-        let step = format!("make {} `{}`", object.kind.wire().1, object.name);
-        inner.cluster().apply(object).await.map_err(|it| failed(step, &it))?;
-    }
     let name = names::one_shot(&work.id);
-    let begun = |pod: &PodSeen| {
-        if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
-            return Some(Ok(()));
-        }
-        let fault = facts::fault(pod)?;
-        HOPELESS.iter().any(|it| fault.contains(it)).then_some(Err(Error::Refused(fault)))
-    };
-    until(inner, &work.component, &name, &mut changed, begun).await??;
+    let mut changed = inner.changed.subscribe();
+    begin(inner, namespace, work, in_session, &mut changed).await?;
     *started = true;
     if in_session {
         return session::run(inner, namespace, &name, work, output, &mut changed).await;

@@ -11,8 +11,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Makes a pull credential for a tenant's images, good for the given time.
-pub type PullCredentials = Arc<dyn Fn(&TenantName, Duration) -> String + Send + Sync>;
+/// Who gives the credentials by which nodes pull.
+pub trait PullCredentials: Send + Sync {
+    /// A credential for a tenant's images, good for the given time.
+    fn issue(&self, tenant: &TenantName, life: Duration) -> String;
+    /// Whether the registry still takes a credential: one of a registry that was set up anew is of no use.
+    fn takes(&self, credential: &str) -> bool;
+}
 
 /// Life of a pull credential; it is renewed at half of it.
 const CREDENTIAL_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -22,7 +27,7 @@ pub(crate) struct Tenants {
     cluster: Cluster,
     config: KubernetesConfig,
     allowed_networks: Vec<Ipv4Net>,
-    credentials: Option<PullCredentials>,
+    credentials: Option<Arc<dyn PullCredentials>>,
     /// When each is looked at again.
     known: Mutex<BTreeMap<TenantName, tokio::time::Instant>>,
     making: tokio::sync::Mutex<()>,
@@ -33,7 +38,7 @@ impl Tenants {
         cluster: Cluster,
         config: KubernetesConfig,
         allowed_networks: Vec<Ipv4Net>,
-        credentials: Option<PullCredentials>,
+        credentials: Option<Arc<dyn PullCredentials>>,
     ) -> Self {
         let (known, making) = (Mutex::default(), tokio::sync::Mutex::default());
         Self { cluster, config, allowed_networks, credentials, known, making }
@@ -89,13 +94,16 @@ impl Tenants {
         let Some(credentials) = &self.credentials else { return Ok(()) };
         let now = clock::now();
         let found = self.cluster.get(Kind::Secret, namespace, names::PULL_SECRET).await?;
-        let annotations = found.and_then(|it| it.metadata.annotations);
-        let renew_at: u64 = crate::seen::convert::word(&annotations, names::RENEW_AT).parse().unwrap_or_default();
-        if renew_at > now.0 {
-            return Ok(());
+        if let Some(found) = found {
+            let renew_at: u64 =
+                crate::seen::convert::word(&found.metadata.annotations, names::RENEW_AT).parse().unwrap_or_default();
+            let held = render::held_credential(&found.data, &self.config.registry);
+            if renew_at > now.0 && held.is_some_and(|it| credentials.takes(&it)) {
+                return Ok(());
+            }
         }
         let half = (CREDENTIAL_LIFE / 2).as_millis() as u64;
-        let credential = credentials(tenant, CREDENTIAL_LIFE);
+        let credential = credentials.issue(tenant, CREDENTIAL_LIFE);
         self.cluster.apply(&render::pull_secret(tenant, &self.config, &credential, now.plus_ms(half))).await?;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::Registry;
 use crate::refusal::Refusal;
+use crate::serve::FORWARDED_PROTO;
 use crate::tokens::{ACCESS_LIFE, Action, SERVICE, Scope};
 use arco_store::clock;
 use axum::Json;
@@ -49,7 +50,11 @@ impl Registry {
         }
         let host = headers.get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or("localhost");
         let plain = |it: char| it.is_ascii_alphanumeric() || matches!(it, '.' | '-' | ':' | '[' | ']');
-        format!("http://{}", if host.chars().all(plain) { host } else { "localhost" })
+        let scheme = match headers.get(FORWARDED_PROTO) {
+            Some(it) if it == "https" => "https",
+            _ => "http",
+        };
+        format!("{scheme}://{}", if host.chars().all(plain) { host } else { "localhost" })
     }
 }
 

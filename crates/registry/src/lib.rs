@@ -71,6 +71,11 @@ impl Registry {
         serve::router(self.clone())
     }
 
+    /// The same API for a listener that ends TLS.
+    pub fn router_over_tls(&self) -> axum::Router {
+        serve::over_tls(self.clone())
+    }
+
     /// Gives credentials.
     pub fn tokens(&self) -> &Tokens {
         &self.0.tokens

@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+/// By which scheme the client came; set by what ends TLS before us.
+pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 pub(crate) fn router(registry: Registry) -> Router {
@@ -20,6 +22,14 @@ pub(crate) fn router(registry: Registry) -> Router {
         .route("/v2/", any(serve))
         .route("/v2/{*path}", any(serve))
         .with_state(registry)
+}
+
+/// The same behind TLS: what it tells clients to call is `https`, too.
+pub(crate) fn over_tls(registry: Registry) -> Router {
+    router(registry).layer(axum::middleware::map_request(|mut request: Request| async move {
+        request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+        request
+    }))
 }
 
 async fn serve(

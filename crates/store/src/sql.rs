@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use memory::MemoryMetadata;
 pub use rows::{CertificateRow, ContextRow, Renewal, RouteRow, StreamRow, VolumeRow, row};
-pub use seaorm::SeaOrmMetadata;
+pub use seaorm::{Looked, SeaOrmMetadata};
 
 /// A shared store.
 pub type SharedMetadata = Arc<dyn Metadata>;

@@ -3,8 +3,8 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, certificate, config, context, credential, delete, deploy, detect, env, exec, logs, operations, power,
-    revisions, route, secret, volume,
+    apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, logs,
+    operations, power, revisions, route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -164,12 +164,20 @@ pub(crate) enum Command {
     /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
+    /// Install the platform on a Kubernetes cluster
+    #[command(
+        subcommand,
+        after_help = "Example:\n  arco cluster image push registry.example.com/platform/arco:1\n  arco cluster manifest --domain apps.example.com --trust-registry --image registry.example.com/platform/arco:1 | kubectl apply -f -"
+    )]
+    Cluster(cluster::ClusterCommand),
     /// Print or check the server's configuration
     #[command(subcommand, after_help = "Example:\n  arco config template > /etc/arco.toml")]
     Config(config::ConfigCommand),
     /// Check this machine and say how to mend what is missing
-    #[command(after_help = "Example:\n  arco doctor")]
-    Doctor,
+    #[command(
+        after_help = "Examples:\n  arco doctor\n  arco doctor --cluster --config arco.toml --image registry.example.com/platform/arco:1"
+    )]
+    Doctor(doctor::DoctorArgs),
     /// Print a completion script
     #[command(after_help = "Example:\n  arco completion bash > /etc/bash_completion.d/arco")]
     Completion {

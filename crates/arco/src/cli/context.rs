@@ -7,7 +7,7 @@ use arco_api::client::Context;
 use arco_api::wire::CertificateRequest;
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a person may do.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -53,9 +53,12 @@ pub(crate) enum ContextCommand {
         /// Tenants that the person may see [default: the tenant of this command]
         #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
         tenants: Vec<String>,
-        /// Where to write it [default: NAME.toml]
+        /// Where to write it; `-` is standard output [default: NAME.toml]
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// How that person reaches the API [default: as this command does]
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
     },
     /// List the contexts that were made for people
     #[command(visible_alias = "ls", after_help = "Example:\n  arco context list")]
@@ -121,7 +124,7 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
                 .ui
                 .list(&revoked, |ui| ui.line(&format!("{} contexts of {name} are refused from now on", revoked.len())));
         }
-        ContextCommand::Create { name, role, tenants, file } => {
+        ContextCommand::Create { name, role, tenants, file, address } => {
             let file = file.clone().unwrap_or_else(|| {
                 PathBuf::from(format!(
                     "{}.toml",
@@ -139,8 +142,14 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
             let tenant = tenants.first().cloned();
             let request = CertificateRequest { name: name.clone(), role: role.as_str().to_owned(), tenants };
             let answer = session.client.create_certificate(&request).await?;
-            let api = session.context.api.clone();
-            Context { api, tenant, ca: answer.ca, certificate: answer.certificate, key: answer.key }.save(&file)?;
+            let api = address.clone().unwrap_or_else(|| session.context.api.clone());
+            let context = Context { api, tenant, ca: answer.ca, certificate: answer.certificate, key: answer.key };
+            if file == Path::new("-") {
+                let text = toml::to_string(&context).map_err(|it| Failure::local(it.to_string(), "report this"))?;
+                session.ui.bytes(text.as_bytes());
+                return Ok(());
+            }
+            context.save(&file)?;
             let document = serde_json::json!({"name": name, "role": role.as_str(), "file": file});
             session.ui.document(&document, |ui| {
                 ui.line(&format!(

@@ -7,7 +7,7 @@ use arco_daemon::pki::{Leaf, Pki, PkiError, Subject, keep_fresh};
 use arco_daemon::{OnExit, Supervisor};
 use arco_store::secrets::write_private;
 use serde::Serialize;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,8 +92,10 @@ pub(crate) fn keep_admin_context(
 }
 
 fn write_admin_context(config: &Config, pki: &Pki, api: SocketAddr, leaf: &Leaf) -> anyhow::Result<()> {
+    // A listener on all addresses is reached on this machine by loopback, which its certificate names.
+    let reached = if api.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, api.port())) } else { api };
     let context = Context {
-        api: api.to_string(),
+        api: reached.to_string(),
         tenant: None,
         ca: pki.authority_pem().to_owned(),
         certificate: leaf.certificate_pem.clone(),

@@ -7,6 +7,7 @@ use super::stores::Stores;
 use anyhow::Context as _;
 use arco_builder::BuildProxy;
 use arco_config::{Config, Egress, OrchestratorDriver};
+use arco_model::name::TenantName;
 use arco_orchestrator::SharedOrchestrator;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
@@ -14,6 +15,7 @@ use arco_registry::{Action, Registry, Scope};
 use arco_store::logs::LogSink;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The orchestrator, and what of it belongs to this machine.
 pub(super) struct Instances {
@@ -49,7 +51,7 @@ impl Instances {
                 let options = KubernetesOptions {
                     config: config.kubernetes.clone(),
                     allowed_networks: config.builder.allowed_networks.clone(),
-                    pull_credentials: Some(pull_credentials(registry)),
+                    pull_credentials: Some(Arc::new(NodeLogins(registry.clone()))),
                 };
                 let driver = KubernetesOrchestrator::start(options, stores.images.clone(), logs).await.context(
                     "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
@@ -88,10 +90,15 @@ impl Instances {
 }
 
 /// A tenant's nodes pull its images and our base stacks, and nothing else.
-fn pull_credentials(registry: &Registry) -> PullCredentials {
-    let registry = registry.clone();
-    Arc::new(move |tenant, life| {
+struct NodeLogins(Registry);
+
+impl PullCredentials for NodeLogins {
+    fn issue(&self, tenant: &TenantName, life: Duration) -> String {
         let stacks = Scope::repository("stack/*", &[Action::Pull]);
-        registry.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]).and(stacks), life)
-    })
+        self.0.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]).and(stacks), life)
+    }
+
+    fn takes(&self, credential: &str) -> bool {
+        self.0.tokens().check(credential).is_some()
+    }
 }

@@ -165,6 +165,13 @@ pub(crate) async fn start(
             OnExit::Shutdown,
             listener::serve(listener, None, registry.router(), supervisor.clone()),
         );
+        if let Some(listener) = listeners.nodes_registry {
+            let name = host_of(&config.kubernetes.registry);
+            let certificate = certificate(&pki, "registry certificate", listener.local_addr()?, name, supervisor)?;
+            let tls = server_config(certificate, pki.authority_pem(), ClientAuth::None)?;
+            let serve = listener::serve(listener, Some(tls), registry.router_over_tls(), supervisor.clone());
+            supervisor.spawn("registry of nodes", OnExit::Shutdown, serve);
+        }
         collect_garbage(registry.clone(), orchestrator.clone(), supervisor);
         health.role("registry").ready();
     }
@@ -198,7 +205,7 @@ pub(crate) async fn start(
             registry_token: Some(issue),
         });
         role.prepare().await?;
-        let certificate = certificate(&pki, address, supervisor)?;
+        let certificate = certificate(&pki, "api certificate", address, None, supervisor)?;
         let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required)?;
         supervisor.spawn("api", OnExit::Shutdown, role.run(listener, tls, supervisor.clone()));
         health.role("api").ready();
@@ -277,8 +284,20 @@ fn name_servers(text: &str) -> Vec<std::net::IpAddr> {
     text.lines().filter_map(line).collect()
 }
 
-/// A certificate of the API for its address, renewed at half of its life.
-fn certificate(pki: &Arc<Pki>, address: SocketAddr, supervisor: &Supervisor) -> anyhow::Result<HotCertificate> {
+/// The host of `HOST:PORT`.
+fn host_of(address: &str) -> Option<String> {
+    let host = address.rsplit_once(':').map_or(address, |it| it.0).trim_matches(['[', ']']);
+    (!host.is_empty()).then(|| host.to_owned())
+}
+
+/// A certificate of a listener for its address and `name`, renewed at half of its life.
+fn certificate(
+    pki: &Arc<Pki>,
+    task: &'static str,
+    address: SocketAddr,
+    name: Option<String>,
+    supervisor: &Supervisor,
+) -> anyhow::Result<HotCertificate> {
     let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     if address.ip().is_unspecified() {
         hosts.extend(interface_addresses());
@@ -288,10 +307,11 @@ fn certificate(pki: &Arc<Pki>, address: SocketAddr, supervisor: &Supervisor) -> 
     if let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
         hosts.push(name.trim().to_owned());
     }
+    hosts.extend(name);
     let leaf = pki.server(&hosts)?;
     let certificate = HotCertificate::new(&leaf)?;
     let (pki, swapped, token) = (pki.clone(), certificate.clone(), supervisor.token().clone());
-    supervisor.spawn("api certificate", OnExit::Continue, async move {
+    supervisor.spawn(task, OnExit::Continue, async move {
         keep_fresh(leaf, move || pki.server(&hosts), move |fresh: &Leaf| swapped.swap(fresh), token).await;
         Ok(())
     });

@@ -37,6 +37,49 @@ impl Stores {
     }
 }
 
+/// Tries each shared store that the settings name, with what it will be used for; leaves nothing in it. Stores on this
+/// machine's disk are not looked at.
+pub(crate) async fn look(config: &StoreConfig) -> Vec<(&'static str, anyhow::Result<String>)> {
+    let mut found = Vec::new();
+    if matches!(scheme(&config.metadata), "mysql" | "mariadb" | "postgres" | "postgresql") {
+        found.push(("metadata", look_at_metadata(config).await));
+    }
+    if scheme(&config.coordination) == "etcd" {
+        found.push(("coordination", look_at_coordination(config).await));
+    }
+    if scheme(&config.blobs) == "s3" {
+        found.push(("blobs", look_at_blobs(config).await));
+    }
+    found
+}
+
+async fn look_at_metadata(config: &StoreConfig) -> anyhow::Result<String> {
+    let password = text(&config.metadata_password_file, "metadata_password_file")?;
+    let password = password.as_deref().map(|it| it.trim_end_matches(['\n', '\r']));
+    let looked = SeaOrmMetadata::look(&config.metadata, password).await?;
+    Ok(format!("{}, character set {}", looked.version, looked.charset))
+}
+
+async fn look_at_coordination(config: &StoreConfig) -> anyhow::Result<String> {
+    let kv = coordination(config, Path::new("")).await?;
+    let (key, lease) = (format!("/preflight/{}", std::process::id()), kv.lease_grant(30).await?);
+    kv.put(&key, b"arco".to_vec(), Some(lease)).await?;
+    let kept = kv.get(&key).await?;
+    kv.lease_revoke(lease).await?;
+    anyhow::ensure!(kept.is_some(), "a key that was just written is not there");
+    Ok("reads, writes and leases".to_owned())
+}
+
+async fn look_at_blobs(config: &StoreConfig) -> anyhow::Result<String> {
+    let blobs = blobs(config, Path::new("")).await?;
+    let path = format!("preflight/{}", std::process::id());
+    blobs.put_bytes(&path, bytes::Bytes::from_static(b"arco")).await?;
+    let kept = blobs.get_bytes(&path, 16).await;
+    blobs.delete(&path).await?;
+    anyhow::ensure!(kept?.as_ref() == b"arco", "an object that was just written reads differently");
+    Ok("reads, writes and deletes".to_owned())
+}
+
 async fn metadata(config: &StoreConfig, data_dir: &Path) -> anyhow::Result<SharedMetadata> {
     let url = config.metadata.as_str();
     match scheme(url) {

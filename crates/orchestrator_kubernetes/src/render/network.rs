@@ -5,7 +5,7 @@
 
 use super::{Kind, Object};
 use crate::names;
-use arco_config::KubernetesConfig;
+use arco_config::{KubernetesConfig, PRIVATE_NETWORKS};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::{ComponentKind, Port, Protocol};
 use ipnet::Ipv4Net;
@@ -14,20 +14,6 @@ use serde_json::{Map, Value, json};
 /// What a one-shot may reach: `none`, `build` or `instance`.
 pub(super) const NETWORK: &str = "arco.internal/network";
 
-/// Address ranges that builds never reach (RFC 6890 and RFC 1918).
-const PRIVATE: [&str; 11] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-];
 /// Where clouds keep the credentials of a node.
 const METADATA: &str = "169.254.0.0/16";
 
@@ -97,7 +83,8 @@ pub(super) fn tenant_policies(
     labels: &Map<String, Value>,
 ) -> [Object; 2] {
     let closed = json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] });
-    let mut open = vec![json!({ "to": [{ "ipBlock": { "cidr": "0.0.0.0/0", "except": PRIVATE } }] }), dns(config)];
+    let mut open =
+        vec![json!({ "to": [{ "ipBlock": { "cidr": "0.0.0.0/0", "except": PRIVATE_NETWORKS } }] }), dns(config)];
     if !allowed.is_empty() {
         let to: Vec<_> = allowed.iter().map(|it| json!({ "ipBlock": { "cidr": it.to_string() } })).collect();
         open.push(json!({ "to": to }));

@@ -7,7 +7,7 @@ use arco_model::name::TenantName;
 use arco_model::time::Timestamp;
 use base64::Engine as _;
 use ipnet::Ipv4Net;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Namespace, quota and policies, in the order of sending. `allowed`: private networks that builds may reach.
 pub(crate) fn tenant(tenant: &TenantName, config: &KubernetesConfig, allowed: &[Ipv4Net]) -> Vec<Object> {
@@ -45,4 +45,12 @@ pub(crate) fn pull_secret(
     let mut object = Object::new(Kind::Secret, &namespace, names::PULL_SECRET, labels, rest);
     object.annotate(names::RENEW_AT, renew_at.0.to_string());
     object
+}
+
+/// The credential for a registry that such a secret holds.
+pub(crate) fn held_credential(secret: &Value, registry: &str) -> Option<String> {
+    let engine = base64::engine::general_purpose::STANDARD;
+    let docker = engine.decode(secret["data"][".dockerconfigjson"].as_str()?).ok()?;
+    let docker: Value = serde_json::from_slice(&docker).ok()?;
+    docker["auths"][registry]["password"].as_str().map(str::to_owned)
 }

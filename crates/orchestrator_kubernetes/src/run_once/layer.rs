@@ -3,17 +3,14 @@
 //! What must hold: equal content gives an equal layer: entries are sorted, times whole seconds, owners by number alone;
 //! what is gone is marked as the OCI image specification says (`.wh.NAME`).
 
-use arco_model::artifact::{Descriptor, Digest, Layer};
-use arco_orchestrator::Error;
-use arco_store::blob::content_path;
-use arco_store::images::{Images, LAYER_ZSTD_TYPE};
-use sha2::Digest as _;
+use arco_model::artifact::Layer;
+use arco_orchestrator::{Error, layer};
+use arco_store::images::Images;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read as _, Result, Seek as _, SeekFrom, Write};
+use std::io::{BufReader, Read as _, Result, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use tar::{Archive, Builder, EntryType, Header};
-use tokio_util::io::ReaderStream;
+use tar::{Archive, EntryType, Header};
 
 /// What the tar does not say.
 pub(super) struct Change {
@@ -39,39 +36,9 @@ pub(super) async fn write(images: &Images, tar: &Path, change: Change) -> std::r
     let packed = tar.with_extension("zst");
     let (from, to) = (tar.to_owned(), packed.clone());
     let written = tokio::task::spawn_blocking(move || repack(&from, &to, &change)).await;
-    let (diff_id, digest, size) = written.map_err(|it| failed(&it))?.map_err(|it| failed(&it))?;
-    let path = content_path(&digest);
-    let blobs = images.blobs();
-    if blobs.stat(&path).await.map_err(|it| failed(&it))?.is_none() {
-        let file = tokio::fs::File::open(&packed).await.map_err(|it| failed(&it))?;
-        blobs.put(&path, Box::pin(ReaderStream::with_capacity(file, 256 << 10))).await.map_err(|it| failed(&it))?;
-    }
-    Ok(Layer { blob: Descriptor { media_type: LAYER_ZSTD_TYPE.to_owned(), digest, size }, diff_id })
-}
-
-struct Hashing<W> {
-    inner: W,
-    hash: sha2::Sha256,
-    size: u64,
-}
-
-impl<W> Hashing<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hash: sha2::Sha256::new(), size: 0 }
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.inner.flush()
-    }
+    let layer = written.map_err(|it| failed(&it))?.map_err(|it| failed(&it))?;
+    layer::keep(images, &packed, &layer).await.map_err(|it| failed(&it))?;
+    Ok(layer)
 }
 
 /// One entry of the tar, as far as it is kept.
@@ -81,8 +48,8 @@ struct Kept {
     at: u64,
 }
 
-/// Digest of the sorted tar, digest and size of the compressed file.
-fn repack(from: &Path, to: &Path, change: &Change) -> Result<(Digest, Digest, u64)> {
+/// The tar, sorted and compressed.
+fn repack(from: &Path, to: &Path, change: &Change) -> Result<Layer> {
     let mut kept: BTreeMap<PathBuf, Kept> = BTreeMap::new();
     let mut archive = Archive::new(BufReader::with_capacity(256 << 10, File::open(from)?));
     for entry in archive.entries_with_seek()? {
@@ -104,47 +71,40 @@ fn repack(from: &Path, to: &Path, change: &Change) -> Result<(Digest, Digest, u6
         kept.insert(path, Kept { header, link, at: entry.raw_file_position() });
     }
     let mut file = File::open(from)?;
-    let stored = Hashing::new(BufWriter::with_capacity(256 << 10, File::create(to)?));
-    let mut encoder = zstd::stream::write::Encoder::new(stored, 1)?;
-    encoder.include_checksum(false)?;
-    let mut builder = Builder::new(Hashing::new(encoder));
     // A hard link stands after what it links to: links come last, in order.
     let (links, others): (Vec<_>, Vec<_>) =
         kept.into_iter().partition(|(_, it)| it.header.entry_type() == EntryType::Link);
-    for (path, Kept { mut header, link, at }) in others.into_iter().chain(links) {
-        match link {
-            Some(link) if header.entry_type() == EntryType::Link => {
-                builder.append_link(&mut header, &path, clean(&link))?
-            }
-            Some(link) => builder.append_link(&mut header, &path, link)?,
-            None => {
-                file.seek(SeekFrom::Start(at))?;
-                let size = header.size()?;
-                builder.append_data(&mut header, &path, (&mut file).take(size))?;
+    layer::pack(to, |builder| {
+        for (path, Kept { mut header, link, at }) in others.into_iter().chain(links) {
+            match link {
+                Some(link) if header.entry_type() == EntryType::Link => {
+                    builder.append_link(&mut header, &path, clean(&link))?
+                }
+                Some(link) => builder.append_link(&mut header, &path, link)?,
+                None => {
+                    file.seek(SeekFrom::Start(at))?;
+                    let size = header.size()?;
+                    builder.append_data(&mut header, &path, (&mut file).take(size))?;
+                }
             }
         }
-    }
-    for path in &change.gone {
-        use std::os::unix::ffi::OsStrExt as _;
-        let path = clean(Path::new(std::ffi::OsStr::from_bytes(path)));
-        let Some(name) = path.file_name() else { continue };
-        let mut mark = std::ffi::OsString::from(".wh.");
-        mark.push(name);
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0o600);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(0);
-        builder.append_data(&mut header, path.with_file_name(mark), std::io::empty())?;
-    }
-    let tar = builder.into_inner()?;
-    let diff_id = Digest::from_sha256(&tar.hash.finalize().into());
-    let mut stored = tar.inner.finish()?;
-    stored.flush()?;
-    let size = stored.size;
-    Ok((diff_id, Digest::from_sha256(&stored.hash.finalize().into()), size))
+        for path in &change.gone {
+            use std::os::unix::ffi::OsStrExt as _;
+            let path = clean(Path::new(std::ffi::OsStr::from_bytes(path)));
+            let Some(name) = path.file_name() else { continue };
+            let mut mark = std::ffi::OsString::from(".wh.");
+            mark.push(name);
+            let mut header = Header::new_gnu();
+            header.set_entry_type(EntryType::Regular);
+            header.set_mode(0o600);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_size(0);
+            builder.append_data(&mut header, path.with_file_name(mark), std::io::empty())?;
+        }
+        Ok(())
+    })
 }
 
 /// A path inside the layer: without the first slash, and with nothing that climbs.
@@ -155,6 +115,7 @@ fn clean(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tar::Builder;
 
     fn paths(of: &[&str]) -> BTreeSet<Vec<u8>> {
         of.iter().map(|it| it.as_bytes().to_vec()).collect()

@@ -2,5 +2,5 @@
 //! one). Where none is named, the tests say SKIPPED.
 
 mod control_plane;
-mod place;
+pub(crate) mod place;
 mod real_node;

@@ -2,3 +2,4 @@
 #![allow(clippy::unwrap_used, reason = "the lint knows test functions, not what they call")]
 
 mod cluster;
+mod installation;

@@ -6,6 +6,7 @@
 
 mod connect;
 mod faults;
+mod look;
 
 use super::{Batch, Cursor, Kind, Metadata, Page, Query, Row, SqlError, Write, migrations};
 use arco_model::time::Timestamp;
@@ -22,6 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+
+pub use look::Looked;
 
 /// Rows in a database, through sea-orm.
 pub struct SeaOrmMetadata {

@@ -6,23 +6,19 @@
 
 use super::ContainerPhase;
 use super::state::Inner;
-use crate::Error;
 use crate::local::shim::protocol::ID_RANGE;
 use crate::local::shim::rootfs::UPPER;
-use arco_model::artifact::{Descriptor, Digest, Layer};
+use crate::{Error, layer};
+use arco_model::artifact::Layer;
 use arco_model::id::InstanceId;
 use arco_model::plan::LayerExport;
-use arco_store::blob::content_path;
-use arco_store::images::LAYER_ZSTD_TYPE;
-use sha2::Digest as _;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{BufWriter, Result, Write};
+use std::io::{Result, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
-use tokio_util::io::ReaderStream;
 
 /// Never part of a layer.
 const OURS: [&str; 7] = ["/.arco", "/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
@@ -56,19 +52,10 @@ pub(super) async fn export_layer(
         let file = file.clone();
         tokio::task::spawn_blocking(move || write_layer(&walk, &upper, &file)).await
     };
-    let (diff_id, digest, size) = written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-    let source = tokio::fs::File::open(&file).await.map_err(|error| failed(&error))?;
-    let path = content_path(&digest);
-    let blobs = inner.images.blobs();
-    if blobs.stat(&path).await.map_err(|error| failed(&error))?.is_none() {
-        blobs
-            .put(&path, Box::pin(ReaderStream::with_capacity(source, 256 << 10)))
-            .await
-            .map_err(|error| failed(&error))?;
-    }
+    let layer = written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    layer::keep(&inner.images, &file, &layer).await.map_err(|error| failed(&error))?;
     let _ = tokio::fs::remove_file(&file).await;
-    let blob = Descriptor { media_type: LAYER_ZSTD_TYPE.to_owned(), digest, size };
-    Ok(Layer { blob, diff_id })
+    Ok(layer)
 }
 
 struct Walk {
@@ -77,45 +64,8 @@ struct Walk {
     exclude: Vec<PathBuf>,
 }
 
-struct Hashing<W> {
-    inner: W,
-    hash: sha2::Sha256,
-    size: u64,
-}
-
-impl<W> Hashing<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hash: sha2::Sha256::new(), size: 0 }
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.inner.flush()
-    }
-}
-
-/// Digest of the tar, digest and size of the compressed file.
-fn write_layer(walk: &Walk, upper: &Path, file: &Path) -> Result<(Digest, Digest, u64)> {
-    let stored = Hashing::new(BufWriter::with_capacity(256 << 10, File::create(file)?));
-    let mut encoder = zstd::stream::write::Encoder::new(stored, 1)?;
-    encoder.include_checksum(false)?;
-    let mut builder = Builder::new(Hashing::new(encoder));
-    let mut links = HashMap::new();
-    walk.folder(&mut builder, upper, Path::new("/"), &mut links)?;
-    let tar = builder.into_inner()?;
-    let diff_id = Digest::from_sha256(&tar.hash.finalize().into());
-    let mut stored = tar.inner.finish()?;
-    stored.flush()?;
-    let size = stored.size;
-    Ok((diff_id, Digest::from_sha256(&stored.hash.finalize().into()), size))
+fn write_layer(walk: &Walk, upper: &Path, file: &Path) -> Result<Layer> {
+    layer::pack(file, |builder| walk.folder(builder, upper, Path::new("/"), &mut HashMap::new()))
 }
 
 impl Walk {

@@ -26,7 +26,7 @@ pub(crate) struct Place {
     pub(crate) image: ImageRef,
     pub(crate) driver: Arc<KubernetesOrchestrator>,
     pub(crate) logs: Mutex<mpsc::Receiver<LogBatch>>,
-    credentials: Option<PullCredentials>,
+    credentials: Option<Arc<dyn PullCredentials>>,
     sink: LogSink,
 }
 
@@ -75,7 +75,7 @@ pub(crate) async fn on_a_platform<F: Future<Output = ()>>(
     images: Images,
     image: ImageRef,
     registry: &str,
-    credentials: Option<PullCredentials>,
+    credentials: Option<Arc<dyn PullCredentials>>,
     test: impl FnOnce(Arc<Place>) -> F,
 ) {
     let Some(kubeconfig) = kubeconfig() else { return };

@@ -3,10 +3,12 @@
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
+use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
-use arco_orchestrator::{OneShotResult, Orchestrator as _, Removal};
+use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
+use arco_orchestrator_kubernetes::PullCredentials;
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::blob::{MemoryBlobs, content_path};
 use arco_store::clock;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 /// Serves on port 8080.
@@ -44,11 +47,22 @@ async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
     let router = registry.router();
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
     trust(&kubeconfig, &address);
-    let credentials = Arc::new(move |tenant: &arco_model::name::TenantName, life| {
-        registry.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]), life)
-    });
+    let credentials = Arc::new(Logins(registry));
     on_a_platform(images, image, &address, Some(credentials), test).await;
     serving.abort();
+}
+
+/// Logins of one tenant's images.
+struct Logins(Registry);
+
+impl PullCredentials for Logins {
+    fn issue(&self, tenant: &TenantName, life: Duration) -> String {
+        self.0.tokens().issue(&Scope::tenant(tenant, &[Action::Pull]), life)
+    }
+
+    fn takes(&self, credential: &str) -> bool {
+        self.0.tokens().check(credential).is_some()
+    }
 }
 
 /// Lets the node's containerd pull from an address without TLS.
@@ -177,6 +191,50 @@ async fn a_one_shot_tells_its_output_and_its_end() {
         let left: kube::api::ObjectList<k8s_openapi::api::core::v1::Secret> =
             place.api().list(&kube::api::ListParams::default().labels("arco.internal/role=one-shot")).await.unwrap();
         assert!(left.items.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_one_off_instance_is_talked_with_and_leaves_nothing() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        let work = one_shot(&asked, &["sh", "-c", "read line; echo $COLOUR $line; exit 4"]);
+        let session = place.driver.attach(&work, None).await.unwrap();
+        let ExecSession { mut stdin, mut stdout, exit, .. } = session;
+        stdin.write_all(b"hello\n").await.unwrap();
+        let mut said = String::new();
+        stdout.read_to_string(&mut said).await.unwrap();
+        let status = tokio::time::timeout(in_time(Duration::from_secs(60)), exit).await.unwrap().unwrap();
+        assert_eq!((said.as_str(), status), ("red hello\n", 4));
+        let secrets = place.api::<k8s_openapi::api::core::v1::Secret>();
+        let one_shots = kube::api::ListParams::default().labels("arco.internal/role=one-shot");
+        assert!(secrets.list(&one_shots).await.unwrap().items.is_empty(), "its exit is told when nothing is left");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_of_a_registry_that_is_gone_is_made_anew() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        let (result, _) = run(&place, &one_shot(&asked, &["true"])).await;
+        assert_eq!(result.exit.status, 0);
+        let secrets = place.api::<k8s_openapi::api::core::v1::Secret>();
+        let held = async || secrets.get("arco-registry").await.unwrap().data.unwrap();
+        let good = held().await;
+        let wrong = serde_json::json!({ "auths": { (place.config.registry.as_str()): { "password": "of another" } } });
+        let fields = serde_json::json!({ "stringData": { ".dockerconfigjson": wrong.to_string() } });
+        let how = kube::api::PatchParams::default();
+        secrets.patch("arco-registry", &how, &kube::api::Patch::Merge(fields)).await.unwrap();
+        assert_ne!(held().await, good);
+
+        let next = place.restarted().await;
+        next.apply(&asked).await.unwrap();
+        reached(next.as_ref(), &asked).await;
+        assert!(!String::from_utf8_lossy(&held().await[".dockerconfigjson"].0).contains("of another"));
+        next.remove(&asked.component, &Removal::Everything).await.unwrap();
+        next.shutdown(false).await.unwrap();
     })
     .await;
 }

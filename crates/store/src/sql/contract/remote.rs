@@ -170,6 +170,32 @@ async fn writers_in_each_others_way_all_come_through(fresh: &Fresh) {
     }
 }
 
+async fn a_look_tries_everything_and_leaves_nothing(fresh: &Fresh) {
+    let looked = SeaOrmMetadata::look(&fresh.url, None).await.unwrap();
+    assert!(looked.version.contains(|it: char| it.is_ascii_digit()), "{looked:?}");
+    assert!(looked.charset.to_ascii_lowercase().starts_with("utf8"), "{looked:?}");
+    let raw = Database::connect(&fresh.url).await.unwrap();
+    let tables = match raw.get_database_backend() {
+        DbBackend::MySql => "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()",
+        _ => "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'",
+    };
+    let rows = raw.query_all_raw(sea_orm::Statement::from_string(raw.get_database_backend(), tables));
+    assert!(rows.await.unwrap().is_empty(), "its own table is removed, ours were not made");
+    // A user who may not make tables is told so. (The user of the MySQL test server may not grant anything.)
+    if raw.get_database_backend() == DbBackend::MySql {
+        return;
+    }
+    let reader = format!("reader_{}", &fresh.name[10..20]);
+    for sql in [format!("CREATE USER {reader} PASSWORD 'r'"), "REVOKE CREATE ON SCHEMA public FROM PUBLIC".to_owned()] {
+        raw.execute_unprepared(&sql).await.unwrap();
+    }
+    let mut url = url::Url::parse(&fresh.url).unwrap();
+    url.set_username(&reader).unwrap();
+    let refused = SeaOrmMetadata::look(url.as_str(), Some("r")).await;
+    raw.execute_unprepared(&format!("DROP USER {reader}")).await.unwrap();
+    assert!(matches!(&refused, Err(SqlError::Unavailable { step: "create a table", .. })), "{refused:?}");
+}
+
 macro_rules! remote {
     ($database:ident: $($name:ident)*) => {
         mod $database {
@@ -189,6 +215,7 @@ macro_rules! remote {
             idle_connections_that_broke_are_not_noticed
             a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
             writers_in_each_others_way_all_come_through
+            a_look_tries_everything_and_leaves_nothing
         }
     )*};
 }

@@ -1,0 +1,35 @@
+//! `arco cluster`: the platform on a Kubernetes cluster: its image, and what is applied there.
+
+mod image;
+mod manifest;
+mod trust_registry;
+
+use super::failure::Failure;
+use super::ui::Ui;
+use clap::Subcommand;
+
+/// What to do for a cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make the platform's own container image from this program
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  arco cluster image save arco.tar\n  arco cluster image push registry.example.com/platform/arco:1"
+    )]
+    Image(image::ImageCommand),
+    /// Print everything that installs the platform, for `kubectl apply`
+    #[command(after_help = manifest::EXAMPLES)]
+    Manifest(Box<manifest::ManifestArgs>),
+    /// Let containerd on this node find the platform's registry (run by the manifest's DaemonSet)
+    #[command(hide = true)]
+    TrustRegistry(trust_registry::TrustArgs),
+}
+
+/// Runs.
+pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure> {
+    match command {
+        ClusterCommand::Image(command) => image::run(command, ui).await,
+        ClusterCommand::Manifest(args) => manifest::run(args, ui),
+        ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
+    }
+}

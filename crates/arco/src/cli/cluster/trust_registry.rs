@@ -1,0 +1,93 @@
+//! `arco cluster trust-registry`: keeps one `hosts.toml` of containerd on this node, so that it finds the platform's registry
+//! by the name that images carry. Run by a DaemonSet; removes the file when it is told to end.
+//!
+//! What must hold: only that one file is touched. Nodes do not know the cluster's names, so the file has the address of the
+//! service, which is asked for again: a service that was made anew has another.
+
+use super::Failure;
+use clap::Args;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often the address is asked for.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Flags.
+#[derive(Args, Debug)]
+pub(crate) struct TrustArgs {
+    /// How images name the registry
+    #[arg(long, value_name = "HOST:PORT")]
+    name: String,
+    /// Where it answers inside the cluster
+    #[arg(long, value_name = "HOST:PORT")]
+    service: String,
+    /// containerd's folder of hosts, as it is mounted here
+    #[arg(long, value_name = "FOLDER")]
+    folder: PathBuf,
+}
+
+/// Runs until it is told to end.
+pub(super) async fn run(args: &TrustArgs) -> Result<(), Failure> {
+    let local = |it: std::io::Error| Failure::local(it.to_string(), "check the pod's limits");
+    if args.name.contains('/') || args.name.starts_with('.') {
+        return Err(Failure::usage("name_invalid", format!("`{}` is not HOST:PORT", args.name), "give HOST:PORT"));
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(local)?;
+    let folder = args.folder.join(&args.name);
+    let mut written = None;
+    loop {
+        match tokio::net::lookup_host(&args.service).await.map(|mut it| it.next()) {
+            Ok(Some(address)) if written != Some(address) => {
+                write(&folder, address).map_err(|it| {
+                    let advice =
+                        "check the folder's mount, and that containerd reads it (`config_path` of its registry)";
+                    Failure::local(format!("writing {}: {it}", folder.join("hosts.toml").display()), advice)
+                })?;
+                eprintln!("{} is at {address}", args.name);
+                written = Some(address);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => eprintln!("{} has no address yet", args.service),
+            Err(error) => eprintln!("{} is not known: {error}", args.service),
+        }
+        tokio::select! {
+            _ = terminate.recv() => break,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+    // Only what we made: another file in the folder keeps it.
+    let _ = std::fs::remove_file(folder.join("hosts.toml"));
+    let _ = std::fs::remove_dir(folder);
+    Ok(())
+}
+
+/// The whole file or none: containerd reads it at each pull.
+fn write(folder: &Path, address: SocketAddr) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let part = folder.join(".hosts.toml.part");
+    std::fs::write(&part, hosts_toml(address))?;
+    std::fs::rename(part, folder.join("hosts.toml"))
+}
+
+fn hosts_toml(address: SocketAddr) -> String {
+    format!("server = \"http://{address}\"\n\n[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_whole_and_names_the_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let mine = folder.path().join("arco-registry.arco-system.svc:5000");
+        write(&mine, "10.96.0.7:5000".parse().unwrap()).unwrap();
+        let text = std::fs::read_to_string(mine.join("hosts.toml")).unwrap();
+        let parsed: toml::Table = text.parse().unwrap();
+        assert_eq!(parsed["server"].as_str(), Some("http://10.96.0.7:5000"));
+        assert!(parsed["host"].as_table().unwrap().contains_key("http://10.96.0.7:5000"));
+        assert_eq!(std::fs::read_dir(&mine).unwrap().count(), 1, "no part is left");
+    }
+}

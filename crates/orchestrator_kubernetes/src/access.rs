@@ -1,0 +1,48 @@
+//! What the platform may do in a cluster, in one table: the manifest makes its role of it, and preflight asks for each line.
+//!
+//! What must hold: no line that no code needs. Workloads and secrets are watched in every namespace, because tenants get
+//! theirs at run time; everything is asked for by the label of this platform, which RBAC cannot say.
+
+/// Things of one API group, and what is done with them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    pub(crate) group: &'static str,
+    pub(crate) resources: &'static [&'static str],
+    pub(crate) verbs: &'static [&'static str],
+}
+
+/// Made, changed and removed by us.
+const OURS: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
+/// Only looked at.
+const SEEN: &[&str] = &["get", "list", "watch"];
+
+/// All of it.
+pub(crate) const RULES: &[Rule] = &[
+    Rule {
+        group: "",
+        resources: &["namespaces", "resourcequotas"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule { group: "", resources: &["pods", "services", "secrets", "persistentvolumeclaims"], verbs: OURS },
+    // Deployment and Job are removed with their pods by the cluster; a pod that drained is removed by us.
+    Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
+    Rule { group: "", resources: &["pods/exec"], verbs: &["get", "create"] },
+    Rule { group: "", resources: &["events", "nodes"], verbs: SEEN },
+    Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: OURS },
+    Rule { group: "batch", resources: &["jobs"], verbs: OURS },
+    Rule { group: "networking.k8s.io", resources: &["networkpolicies"], verbs: OURS },
+    Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: OURS },
+    Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
+];
+
+/// Not given by the manifest: what nodes say of the use of CPU and memory comes by a right that also opens their other doors.
+pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
+
+/// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.21 or earlier.
+pub(crate) const GROUPS: &[(&str, &str)] = &[
+    ("apps/v1", "components run as Deployments and StatefulSets"),
+    ("batch/v1", "jobs and builds run as Jobs"),
+    ("networking.k8s.io/v1", "tenants are kept apart by NetworkPolicies"),
+    ("policy/v1", "PodDisruptionBudgets keep components up while nodes are drained"),
+    ("storage.k8s.io/v1", "volumes are made by StorageClasses"),
+];

@@ -1,0 +1,163 @@
+//! Everything that installs the platform on a cluster, as documents for `kubectl apply`. Pure: equal settings give equal
+//! documents, in the order in which they are to be applied.
+//!
+//! What must hold: no more rights than [`crate::access`] says; pods that pass the `restricted` pod security standard; no
+//! secret value in any document. One server runs all roles: its stores decide what survives it. Not here: applying it.
+
+mod objects;
+mod registry;
+
+use arco_model::artifact::Digest;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// How traffic from outside reaches the gateway.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Exposure {
+    /// An address of the cloud's or the cluster's load balancer.
+    #[default]
+    LoadBalancer,
+    /// A port of every node.
+    NodePort,
+    /// Only inside the cluster; something of the operator's leads there.
+    ClusterIp,
+}
+
+/// Shared stores; an empty URL keeps that store on the server's own volume.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Stores {
+    /// `store.metadata`.
+    pub metadata: String,
+    /// `store.coordination`.
+    pub coordination: String,
+    /// `store.blobs`.
+    pub blobs: String,
+    /// Secret in the platform's namespace with their credentials, under the keys of [`CREDENTIALS`].
+    pub secret: String,
+}
+
+/// Keys of the secret with the stores' credentials, and the settings that name their files.
+pub const CREDENTIALS: [(&str, &str); 7] = [
+    ("metadata-password", "metadata_password_file"),
+    ("coordination-ca.pem", "coordination_ca_file"),
+    ("coordination-cert.pem", "coordination_cert_file"),
+    ("coordination-key.pem", "coordination_key_file"),
+    ("blobs-credentials", "blobs_credentials_file"),
+    ("blobs-ca.pem", "blobs_ca_file"),
+    ("secret.key", "secret_key"),
+];
+
+/// What is installed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Installation {
+    /// Namespace of the platform itself; names what the whole cluster shares, too.
+    pub namespace: String,
+    /// Our image.
+    pub image: String,
+    /// Secret in that namespace with the login for the image; empty when none is needed.
+    pub image_pull_secret: String,
+    /// Suffix of default hosts.
+    pub domain: String,
+    /// How the gateway is reached.
+    pub gateway: Exposure,
+    /// How nodes reach our registry, `HOST:PORT`; empty means by the name of its service.
+    pub registry: String,
+    /// Port of every node for the registry; 0 means none.
+    pub registry_node_port: u16,
+    /// Folder of containerd's `hosts.toml` files on the nodes, to let a DaemonSet write ours there.
+    pub containerd_hosts: Option<PathBuf>,
+    /// Storage class of the server's volume and of the components' volumes; empty means the cluster's default.
+    pub storage_class: String,
+    /// Size of the server's volume, in GiB.
+    pub volume_gb: u32,
+    /// Tenant `t` gets the namespace `<prefix>t`.
+    pub namespace_prefix: String,
+    /// Whether instances and builds get a user namespace; every node must be able to.
+    pub user_namespaces: bool,
+    /// Keys of the secret that are there (of [`CREDENTIALS`]), and the stores.
+    pub stores: Stores,
+    /// Which of [`CREDENTIALS`] the secret has.
+    pub credentials: Vec<String>,
+}
+
+impl Installation {
+    /// How nodes name our registry.
+    pub fn registry_host(&self) -> String {
+        if self.registry.is_empty() {
+            format!("arco-registry.{}.svc:{}", self.namespace, objects::REGISTRY_PORT)
+        } else {
+            self.registry.clone()
+        }
+    }
+
+    /// The server's settings.
+    pub fn settings(&self) -> String {
+        let mut lines = vec![
+            "# Written by `arco cluster manifest`.".to_owned(),
+            "[server]".to_owned(),
+            format!("domain = {}", toml_text(&self.domain)),
+            "[api]".to_owned(),
+            format!("listen = \"0.0.0.0:{}\"", objects::API_PORT),
+            "[console]".to_owned(),
+            format!("listen = \"0.0.0.0:{}\"", objects::CONSOLE_PORT),
+            "[registry]".to_owned(),
+            format!("listen = \"0.0.0.0:{}\"", objects::REGISTRY_PORT),
+            "[gateway]".to_owned(),
+            format!("http_listen = \"0.0.0.0:{}\"", objects::HTTP_PORT),
+            format!("https_listen = \"0.0.0.0:{}\"", objects::HTTPS_PORT),
+            "[orchestrator]".to_owned(),
+            "driver = \"kubernetes\"".to_owned(),
+            "[kubernetes]".to_owned(),
+            format!("namespace_prefix = {}", toml_text(&self.namespace_prefix)),
+            format!("registry = {}", toml_text(&self.registry_host())),
+            format!("storage_class = {}", toml_text(&self.storage_class)),
+            format!("user_namespaces = {}", self.user_namespaces),
+            "[store]".to_owned(),
+        ];
+        let stores = &self.stores;
+        for (key, url) in
+            [("metadata", &stores.metadata), ("coordination", &stores.coordination), ("blobs", &stores.blobs)]
+        {
+            if !url.is_empty() {
+                lines.push(format!("{key} = {}", toml_text(url)));
+            }
+        }
+        for (key, setting) in CREDENTIALS {
+            if self.credentials.iter().any(|it| it == key) {
+                lines.push(format!("{setting} = {}", toml_text(&format!("{}/{key}", objects::CREDENTIALS_FOLDER))));
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
+/// Every document, in order.
+pub fn manifest(installation: &Installation) -> Vec<Value> {
+    let settings = installation.settings();
+    let digest = Digest::of(settings.as_bytes());
+    let mut documents = objects::access(installation);
+    documents.push(objects::settings(installation, &settings));
+    documents.extend(objects::services(installation));
+    documents.extend(objects::guards(installation));
+    documents.push(objects::server(installation, &digest.hex()[..16]));
+    if let Some(folder) = &installation.containerd_hosts {
+        documents.extend(registry::trust(installation, folder));
+    }
+    documents
+}
+
+/// A basic string of TOML.
+fn toml_text(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for it in text.chars() {
+        match it {
+            '"' | '\\' => quoted.extend(['\\', it]),
+            it if it.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(it))),
+            it => quoted.push(it),
+        }
+    }
+    quoted + "\""
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! What findings mean, from tables.
+
+use super::*;
+use serde_json::json;
+
+fn class(name: &str, default: bool, expands: bool) -> StorageClass {
+    let annotations = json!({ "storageclass.kubernetes.io/is-default-class": default.to_string() });
+    serde_json::from_value(json!({
+        "metadata": { "name": name, "annotations": annotations }, "provisioner": "p.test", "allowVolumeExpansion": expands,
+    }))
+    .unwrap()
+}
+
+fn node(ready: &str, closed: bool, confined: bool) -> Node {
+    serde_json::from_value(json!({
+        "metadata": { "name": "n" },
+        "spec": { "unschedulable": closed },
+        "status": {
+            "conditions": [{ "type": "Ready", "status": ready }],
+            "runtimeHandlers": [{ "name": "", "features": { "userNamespaces": confined } }],
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn versions() {
+    for (major, minor, wanted) in [
+        ("1", "32", Weight::Bad),
+        ("1", "33+", Weight::Good),
+        ("1", "36", Weight::Good),
+        ("1", "37", Weight::Warning),
+        ("2", "0", Weight::Warning),
+        ("", "", Weight::Warning),
+    ] {
+        assert_eq!(judge_version(major, minor, "v").weight, wanted, "{major}.{minor}");
+    }
+}
+
+#[test]
+fn clocks() {
+    for (seconds, wanted) in
+        [(0, Weight::Good), (3, Weight::Good), (4, Weight::Warning), (30, Weight::Warning), (31, Weight::Bad)]
+    {
+        assert_eq!(judge_clock(seconds).weight, wanted, "{seconds}");
+    }
+}
+
+#[test]
+fn missing_groups_are_named_with_their_use() {
+    let all: BTreeSet<String> = GROUPS.iter().map(|(it, _)| (*it).to_owned()).collect();
+    assert_eq!(judge_groups(&all).weight, Weight::Good);
+    let mut some = all;
+    some.remove("policy/v1");
+    let found = judge_groups(&some);
+    assert!(found.weight == Weight::Bad && found.found.contains("PodDisruptionBudgets"), "{found:?}");
+}
+
+#[test]
+fn missing_rights_are_named() {
+    let missing = BTreeMap::from([
+        ("pods/exec".to_owned(), vec!["get", "create"]),
+        (shown("apps", "deployments"), vec!["patch"]),
+    ]);
+    let found = judge_permissions(9, &missing);
+    assert_eq!(found.found, "this account may not: patch deployments.apps, get/create pods/exec");
+    assert_eq!(judge_permissions(9, &BTreeMap::new()).weight, Weight::Good);
+}
+
+#[test]
+fn rights_of_parts_are_asked_for_as_parts() {
+    let asked = question("", "pods/exec", "create").spec.resource_attributes.unwrap();
+    assert_eq!((asked.resource.as_deref(), asked.subresource.as_deref()), (Some("pods"), Some("exec")));
+}
+
+#[test]
+fn storage_classes() {
+    let classes = [class("slow", false, false), class("fast", true, true)];
+    for (classes, wanted, weight, part) in [
+        (&classes[..], "", Weight::Good, "`fast`"),
+        (&classes[..], "fast", Weight::Good, "`fast`"),
+        (&classes[..], "slow", Weight::Warning, "cannot expand"),
+        (&classes[..], "none", Weight::Bad, "there are slow, fast"),
+        (&classes[..1], "", Weight::Bad, "no storage class is the default"),
+        (&[], "", Weight::Bad, "the cluster has none"),
+    ] {
+        let found = judge_storage(classes, wanted);
+        assert!(found.weight == weight && found.found.contains(part), "{wanted}: {found:?}");
+    }
+}
+
+#[test]
+fn nodes_are_counted_when_they_take_pods() {
+    let config = KubernetesConfig::default();
+    let no_namespaces = KubernetesConfig { user_namespaces: false, ..KubernetesConfig::default() };
+    for (nodes, config, weight, part) in [
+        (vec![node("True", false, true)], &config, Weight::Good, "1 of 1"),
+        (vec![node("True", false, true), node("Unknown", false, true)], &config, Weight::Good, "1 of 2"),
+        (vec![node("True", false, false)], &config, Weight::Bad, "user namespace"),
+        (vec![node("True", false, false)], &no_namespaces, Weight::Good, "1 of 1"),
+        (vec![node("True", true, true), node("False", false, true)], &config, Weight::Bad, "none of 2"),
+        (vec![], &config, Weight::Bad, "none of 0"),
+    ] {
+        let found = judge_nodes(&nodes, config);
+        assert!(found.weight == weight && found.found.contains(part), "{found:?}");
+    }
+}

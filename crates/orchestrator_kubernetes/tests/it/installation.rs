@@ -1,0 +1,130 @@
+//! The manifest on a real API server: every document is accepted, its account may do what preflight asks for, and another
+//! account is told what it lacks.
+
+use crate::cluster::place::kubeconfig;
+use arco_config::KubernetesConfig;
+use arco_orchestrator_kubernetes::manifest::{Exposure, Installation, Stores, manifest};
+use arco_orchestrator_kubernetes::preflight::{Finding, Weight, preflight};
+use arco_store::clock;
+use futures_util::FutureExt as _;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Client, discovery};
+use serde_json::Value;
+use std::path::Path;
+
+fn installation() -> Installation {
+    let id = clock::fresh::<arco_model::id::InstanceId>();
+    Installation {
+        namespace: format!("arco-test-{}", &id.as_str()[10..]),
+        image: "registry.test/arco:1".to_owned(),
+        image_pull_secret: String::new(),
+        domain: "apps.test".to_owned(),
+        gateway: Exposure::NodePort,
+        registry: String::new(),
+        registry_node_port: 0,
+        containerd_hosts: Some("/etc/containerd/certs.d".into()),
+        storage_class: String::new(),
+        volume_gb: 1,
+        namespace_prefix: "arco-".to_owned(),
+        user_namespaces: false,
+        stores: Stores { secret: "stores".to_owned(), ..Stores::default() },
+        credentials: vec!["metadata-password".to_owned()],
+    }
+}
+
+async fn connect(file: &Kubeconfig) -> Client {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let config = kube::Config::from_custom_kubeconfig(file.clone(), &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
+async fn apply(client: &Client, document: &Value) {
+    let (version, kind) = (document["apiVersion"].as_str().unwrap(), document["kind"].as_str().unwrap());
+    let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
+    let (resource, _) = discovery::pinned_kind(client, &GroupVersionKind::gvk(group, version, kind)).await.unwrap();
+    let name = document["metadata"]["name"].as_str().unwrap();
+    let api: Api<DynamicObject> = match document["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let mut how = PatchParams::apply("arco-test").force();
+    how.field_validation = Some(ValidationDirective::Strict);
+    let applied = api.patch(name, &how, &Patch::Apply(document)).await;
+    applied.unwrap_or_else(|it| panic!("{kind} {name}: {it}"));
+}
+
+/// The kubeconfig of an account of the cluster.
+async fn account(client: &Client, admin: &Kubeconfig, namespace: &str, name: &str) -> Kubeconfig {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let spec = TokenRequestSpec { expiration_seconds: Some(600), ..TokenRequestSpec::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    let token = answer.status.unwrap().token.unwrap();
+    let mut file = admin.clone();
+    for it in &mut file.auth_infos {
+        it.auth_info = Some(AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() });
+    }
+    file
+}
+
+async fn look(file: &Kubeconfig, folder: &Path) -> Vec<Finding> {
+    let path = folder.join("kubeconfig");
+    std::fs::write(&path, serde_json::to_string(file).unwrap()).unwrap();
+    let config = KubernetesConfig { kubeconfig: path, user_namespaces: false, ..KubernetesConfig::default() };
+    preflight(&config, None).await
+}
+
+fn weight(findings: &[Finding], check: &str) -> Weight {
+    findings.iter().find(|it| it.check == check).unwrap_or_else(|| panic!("{check} is not in {findings:?}")).weight
+}
+
+async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
+    let documents = manifest(it);
+    for _ in 0..2 {
+        // The second time is the upgrade: nothing that is applied may be refused as immutable.
+        for document in &documents {
+            apply(client, document).await;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let platform = account(client, admin, &it.namespace, "arco").await;
+    let findings = look(&platform, folder.path()).await;
+    for check in ["version", "clock", "APIs", "permissions", "nodes"] {
+        assert_eq!(weight(&findings, check), Weight::Good, "{findings:?}");
+    }
+    let nobody = account(client, admin, &it.namespace, "default").await;
+    let findings = look(&nobody, folder.path()).await;
+    assert_eq!(weight(&findings, "permissions"), Weight::Bad);
+    let text = &findings.iter().find(|it| it.check == "permissions").unwrap().found;
+    assert!(text.contains("get/list/watch/create/patch/delete deployments.apps"), "{text}");
+
+    let mut gone = admin.clone();
+    for it in &mut gone.clusters {
+        it.cluster.as_mut().unwrap().server = Some("https://127.0.0.1:1".to_owned());
+    }
+    let findings = look(&gone, folder.path()).await;
+    assert!(findings.len() == 1 && findings[0].weight == Weight::Bad && !findings[0].advice.is_empty(), "{findings:?}");
+}
+
+#[tokio::test]
+async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for() {
+    let Some(file) = kubeconfig() else { return };
+    let admin = Kubeconfig::read_from(file).unwrap();
+    let client = connect(&admin).await;
+    let it = installation();
+    let outcome = std::panic::AssertUnwindSafe(installed(&client, &admin, &it)).catch_unwind().await;
+    let now = DeleteParams::default();
+    for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
+        let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
+    }
+    let _ = Api::<ClusterRole>::all(client.clone()).delete(&it.namespace, &now).await;
+    let _ = Api::<ClusterRoleBinding>::all(client.clone()).delete(&it.namespace, &now).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
