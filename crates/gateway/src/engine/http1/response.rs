@@ -122,12 +122,14 @@ impl<'b> Found<'b> {
             }
             12 if is("content-type") => self.events = field.value.starts_with(b"text/event-stream"),
             14 if is("content-length") => {
-                if self.length.replace(field.value).is_some_and(|it| it != field.value) {
+                let before = self.length.replace(field.value);
+                if before.is_some_and(|it| it != field.value) {
                     return Err("it has several Content-Length fields");
                 }
             }
             17 if is("transfer-encoding") => {
-                if std::mem::replace(&mut self.chunked, true) || !field.value.eq_ignore_ascii_case(b"chunked") {
+                let again = std::mem::replace(&mut self.chunked, true);
+                if again || !field.value.eq_ignore_ascii_case(b"chunked") {
                     return Err("its Transfer-Encoding is not `chunked`");
                 }
             }
