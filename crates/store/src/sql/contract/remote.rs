@@ -173,7 +173,8 @@ async fn writers_in_each_others_way_all_come_through(fresh: &Fresh) {
 async fn a_look_tries_everything_and_leaves_nothing(fresh: &Fresh) {
     let looked = SeaOrmMetadata::look(&fresh.url, None).await.unwrap();
     assert!(looked.version.contains(|it: char| it.is_ascii_digit()), "{looked:?}");
-    assert!(looked.charset.to_ascii_lowercase().starts_with("utf8"), "{looked:?}");
+    // Ours are made with a character set of their own, whatever the database has.
+    assert!(!looked.charset.is_empty(), "{looked:?}");
     let raw = Database::connect(&fresh.url).await.unwrap();
     let tables = match raw.get_database_backend() {
         DbBackend::MySql => "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()",
