@@ -285,7 +285,7 @@ fn document(row: &CertificateRow, routes: &[RouteRow]) -> HostCertificateDocumen
         used_by,
         problem: row.renewal.problem.clone(),
         advice: row.renewal.advice.clone(),
-        renews_at: (there && row.automatic).then(|| row.renewal.renew_at.rfc3339()).unwrap_or_default(),
+        renews_at: if there && row.automatic { row.renewal.renew_at.rfc3339() } else { String::new() },
     }
 }
 
