@@ -334,9 +334,9 @@ async fn an_endpoint_without_end_is_given_up() {
             if request.head.contains("/stalls") {
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nand").await;
                 wire.rest().await;
+                return;
             }
             while wire.stream.write_all(piece.repeat(100).as_bytes()).await.is_ok() {}
-            return;
         }
     })
     .await;
