@@ -177,7 +177,9 @@ pub(crate) fn assert_nothing_left(config: &ContainersConfig, id: &InstanceId) {
     let id = id.as_str();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let arguments = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        assert!(!String::from_utf8_lossy(&arguments).contains(id), "process {:?}", process.path());
+        let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        let status = || std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        assert!(!arguments.contains(id), "process {:?}: {arguments}: {}", process.path(), status());
     }
     assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains(id));
     let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
