@@ -3,6 +3,7 @@
 use crate::host_root::{in_time, place, put_layer};
 use arco_model::plan::HostMount;
 use arco_orchestrator::local::container::RestartPolicy;
+use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_inside_has_few_rights() {
