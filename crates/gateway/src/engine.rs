@@ -203,6 +203,8 @@ pub fn threads(wanted: usize) -> usize {
 pub struct Engine {
     shared: Arc<Shared>,
     cores: Vec<mpsc::UnboundedSender<Listen>>,
+    /// Ends accepting; after `drain`, so that whoever sees a closed port gets answers that end their connection.
+    closed: CancellationToken,
     drain: CancellationToken,
     end_idle: CancellationToken,
 }
@@ -267,7 +269,7 @@ impl Engine {
             })?;
         }
         supervisor.spawn("health checks", OnExit::Shutdown, check::run(Arc::clone(&shared), supervisor.clone()));
-        Ok(Self { shared, cores: senders, drain, end_idle })
+        Ok(Self { shared, cores: senders, closed: CancellationToken::new(), drain, end_idle })
     }
 
     /// Threads that serve.
@@ -283,7 +285,7 @@ impl Engine {
 
     /// Listens on sockets that are bound already, however many there are.
     pub fn listen_on(&self, bound: Bound, protocol: &Protocol) -> std::io::Result<Listening> {
-        let stop = self.drain.child_token();
+        let stop = self.closed.child_token();
         for (core, listener) in self.cores.iter().cycle().zip(&bound.listeners) {
             let (socket, stop) = (ListenSocket::Stream(listener.try_clone()?, protocol.clone()), stop.clone());
             // A core that has ended stops the process; nobody is left to tell.
@@ -295,7 +297,7 @@ impl Engine {
 
     /// Takes datagrams on sockets that are bound already.
     pub fn listen_udp(&self, bound: BoundUdp, upstream: &Arc<str>) -> std::io::Result<Listening> {
-        let stop = self.drain.child_token();
+        let stop = self.closed.child_token();
         for (core, socket) in self.cores.iter().cycle().zip(&bound.sockets) {
             let (socket, stop) = (ListenSocket::Datagram(socket.try_clone()?, Arc::clone(upstream)), stop.clone());
             let _ = core.send(Listen { socket, stop });
@@ -339,6 +341,7 @@ impl Engine {
 
     async fn drained(&self, grace: Duration) -> bool {
         self.drain.cancel();
+        self.closed.cancel();
         let all_ended = async {
             loop {
                 let quiet = self.shared.quiet.notified();
