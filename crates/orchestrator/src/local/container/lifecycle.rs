@@ -322,9 +322,14 @@ fn await_arguments(pid: i32) {
 
 /// The shim of a directory among all processes; for what a crash left.
 fn find_shim(directory: &Path) -> Option<i32> {
-    let names = std::fs::read_dir("/proc").ok()?.filter_map(|it| it.ok()?.file_name().into_string().ok()?.parse().ok());
-    let mut pids = names.filter(|pid: &i32| is_shim(*pid, directory));
-    pids.next()
+    // A process that forks and ends after its number was read and before its arguments are hides its child from one look.
+    // A launch forks three times at most.
+    (0..4).find_map(|_| {
+        let names =
+            std::fs::read_dir("/proc").ok()?.filter_map(|it| it.ok()?.file_name().into_string().ok()?.parse().ok());
+        let mut pids = names.filter(|pid: &i32| is_shim(*pid, directory));
+        pids.next()
+    })
 }
 
 fn is_shim(pid: i32, directory: &Path) -> bool {
