@@ -155,7 +155,7 @@ async fn seen(gateway: SocketAddr, host: &str, requests: &[Asked]) -> Vec<String
 fn both_paths_give_endpoints_and_clients_the_same() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let gateway = runtime.block_on(async {
-        let yaml = patient(&file(&[actor().await])).replace(
+        let yaml = file(&[actor().await]).replace(
             "routes: [",
             "routes: [{hosts: [b.test], targets: [{upstream: a}], request_headers: {remove: [x-never]}}, ",
         );
@@ -214,7 +214,7 @@ async fn a_large_response_passes_in_bounded_memory() {
         }
     })
     .await;
-    let gateway = Gateway::start(&patient(&file(&[address]))).await;
+    let gateway = Gateway::start(&file(&[address])).await;
     for path in ["/length", "/chunked"] {
         let mut wire = Wire::connect(gateway.web()).await;
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")).await;

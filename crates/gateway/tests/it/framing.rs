@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A gateway whose endpoint counts the requests that it sees.
-async fn counted() -> (Gateway, Arc<AtomicUsize>) {
+async fn counted(limits: fn(&str) -> String) -> (Gateway, Arc<AtomicUsize>) {
     let seen = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&seen);
     let address = origin(move |mut wire| {
@@ -18,12 +18,12 @@ async fn counted() -> (Gateway, Arc<AtomicUsize>) {
         }
     })
     .await;
-    (Gateway::start(&file(&[address])).await, seen)
+    (Gateway::start(&limits(&file(&[address]))).await, seen)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ambiguous_requests_get_an_answer_and_reach_nobody() {
-    let (gateway, seen) = counted().await;
+    let (gateway, seen) = counted(str::to_owned).await;
     for (request, status) in [
         ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nabcd", 400),
@@ -51,7 +51,7 @@ async fn ambiguous_requests_get_an_answer_and_reach_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_after_good_ones_ends_the_connection_after_their_answers() {
-    let (gateway, seen) = counted().await;
+    let (gateway, seen) = counted(str::to_owned).await;
     let good = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send(format!("{good}{good}GET / HTTP/1.1\r\nHost: a.test\r\nContent-Length: x\r\n\r\n{good}")).await;
@@ -64,7 +64,7 @@ async fn a_bad_request_after_good_ones_ends_the_connection_after_their_answers()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_with_bad_chunks_is_refused() {
-    let (gateway, _) = counted().await;
+    let (gateway, _) = counted(str::to_owned).await;
     let mut wire = Wire::connect(gateway.web()).await;
     let head = "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n";
     let answer = wire.ask(&format!("{head}5\r\nhelloX\n0\r\n\r\n")).await;
@@ -74,7 +74,7 @@ async fn a_body_with_bad_chunks_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_silent_clients_are_let_go() {
-    let (gateway, _) = counted().await;
+    let (gateway, _) = counted(hasty).await;
     let mut slow = Wire::connect(gateway.web()).await;
     slow.send("GET / HTTP/1.1\r\nHost: a.te").await;
     assert_eq!(slow.message().await.unwrap().status(), 408);

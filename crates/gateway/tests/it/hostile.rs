@@ -19,7 +19,7 @@ fn both(endpoints: &[std::net::SocketAddr]) -> String {
 }
 
 /// A gateway, and what its endpoint took for whole requests.
-async fn watched() -> (Gateway, Arc<Mutex<Vec<Message>>>) {
+async fn watched(limits: fn(&str) -> String) -> (Gateway, Arc<Mutex<Vec<Message>>>) {
     let seen: Arc<Mutex<Vec<Message>>> = Arc::default();
     let writer = Arc::clone(&seen);
     let address = origin(move |mut wire| {
@@ -32,7 +32,7 @@ async fn watched() -> (Gateway, Arc<Mutex<Vec<Message>>>) {
         }
     })
     .await;
-    (Gateway::start(&both(&[address])).await, seen)
+    (Gateway::start(&limits(&both(&[address]))).await, seen)
 }
 
 /// Nothing but what we sent on purpose was seen, and each in a form that every reader cuts alike.
@@ -56,7 +56,7 @@ fn assert_canonical(seen: &[Message], sent: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_shape_of_a_request_smuggles_another() {
-    let (gateway, seen) = watched().await;
+    let (gateway, seen) = watched(str::to_owned).await;
     for host in HOSTS {
         let inner = format!("GET /smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let length = inner.len() + 5;
@@ -149,7 +149,7 @@ async fn no_shape_of_a_request_smuggles_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_text_reach_an_endpoint_unchanged_or_not_at_all() {
-    let (gateway, seen) = watched().await;
+    let (gateway, seen) = watched(str::to_owned).await;
     for host in HOSTS.map(str::as_bytes) {
         for (line, status) in [
             (&b"GET /\xff\xfe HTTP/1.1"[..], 400),
@@ -172,7 +172,7 @@ async fn bytes_that_are_no_text_reach_an_endpoint_unchanged_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_refused() {
-    let (gateway, seen) = watched().await;
+    let (gateway, seen) = watched(str::to_owned).await;
     let repeated = |what: &str, count: usize| what.repeat(count);
     for host in HOSTS {
         let chunked = format!("POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -194,7 +194,7 @@ async fn what_is_too_large_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_trickles_in_is_given_up() {
-    let (gateway, _) = watched().await;
+    let (gateway, _) = watched(hasty).await;
     for host in HOSTS {
         let mut wire = Wire::connect(gateway.web()).await;
         let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nX: {}", "x".repeat(2000));
@@ -232,7 +232,7 @@ async fn who_does_not_read_is_let_go_and_frees_the_endpoint() {
         }
     })
     .await;
-    let gateway = Gateway::start(&both(&[address])).await;
+    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
     // Only our codec has a limit here; on the general path hyper waits for the client.
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
@@ -300,7 +300,7 @@ async fn an_endpoint_that_lies_harms_its_own_answer_only() {
         }
     })
     .await;
-    let gateway = Gateway::start(&both(&[address])).await;
+    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
     for host in HOSTS {
         for (name, _, statuses) in LIES {
             for reset in ["", "X-Reset: 1\r\n"] {
@@ -340,7 +340,7 @@ async fn an_endpoint_without_end_is_given_up() {
         }
     })
     .await;
-    let gateway = Gateway::start(&both(&[address])).await;
+    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
     for (host, path, status) in [
         ("a.test", "/informs", Some(502)),
         ("a.test", "/head", Some(502)),

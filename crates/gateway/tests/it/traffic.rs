@@ -76,7 +76,7 @@ async fn a_large_body_passes_in_bounded_memory() {
         wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{sum}", sum.to_string().len())).await;
     })
     .await;
-    let gateway = Gateway::start(&patient(&file(&[address]))).await;
+    let gateway = Gateway::start(&file(&[address])).await;
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send(format!("PUT / HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: {SIZE}\r\n\r\n"))
         .await;
@@ -208,7 +208,7 @@ async fn what_nobody_answers_gets_a_page() {
     })
     .await;
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let yaml = file(&[stalls]).replace(
+    let yaml = hasty(&file(&[stalls])).replace(
         "routes: [",
         "routes: [{hosts: [dead.test], targets: [{upstream: dead}]}, \
          {hosts: [part.test], paths: [{prefix: /only}], targets: [{upstream: a}]}, ",
@@ -368,7 +368,7 @@ async fn a_client_that_leaves_frees_its_endpoint() {
     })
     .await;
     // Far beyond the patience of this test: only the client's leaving may end the request.
-    let gateway = Gateway::start(&file(&[address]).replace("response_ms: 1000", "response_ms: 600000")).await;
+    let gateway = Gateway::start(&file(&[address])).await;
     for path in ["/waits", "/stream"] {
         let mut wire = Wire::connect(gateway.web()).await;
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")).await;
@@ -395,7 +395,7 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
         }
     })
     .await;
-    let gateway = Gateway::start(&file(&[address]).replace("response_ms: 1000", "response_ms: 600000")).await;
+    let gateway = Gateway::start(&file(&[address])).await;
     let mut idle = Wire::connect(gateway.web()).await;
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
