@@ -15,9 +15,9 @@ pub struct Response {
     pub body: String,
 }
 
-/// `GET path` with a Host header; an error when there is no whole answer within 10 s.
+/// `GET path` with a Host header; an error when there is no whole answer within 60 s.
 pub fn get(address: SocketAddr, host: &str, path: &str) -> std::io::Result<Response> {
-    let limit = Duration::from_secs(10);
+    let limit = Duration::from_secs(60);
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;

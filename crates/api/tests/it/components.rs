@@ -25,7 +25,7 @@ async fn a_deploy_makes_what_is_missing_and_leaves_a_job_in_the_outbox() {
         (operation.kind, operation.status, operation.generation),
         (OperationKind::Deploy, OperationStatus::Pending, 1)
     );
-    tokio::time::timeout(Duration::from_secs(10), platform.outbox.notified()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), platform.outbox.notified()).await.unwrap();
     let row = platform.metadata.get::<Operation>(&operation.id).await.unwrap().unwrap().value;
     assert_eq!((row.topic, row.enqueued), (Topic::Builder, false));
     assert!(row.deadline > row.created_at);

@@ -138,7 +138,7 @@ impl World {
             &at("pebble.log"),
         );
         for port in [port, control, names_control] {
-            until("the ACME server listens", 30, || TcpStream::connect(local(port)).ok());
+            until("the ACME server listens", 60, || TcpStream::connect(local(port)).ok());
         }
         let authority_pem = authority.pem();
         let answer = get_over_tls(local(control), "127.0.0.1", "127.0.0.1", "/roots/0", &authority_pem).unwrap();
@@ -217,7 +217,7 @@ fn certificates_are_issued_renewed_and_explained() {
         }
         // Also when something panics: the scope waits for its threads.
         let _stop = Raised(&stop);
-        until("a request", 30, || asked.load(Ordering::Relaxed).then_some(()));
+        until("a request", 60, || asked.load(Ordering::Relaxed).then_some(()));
         world.urge(&first);
         until("the renewed certificate", 90, || {
             world.get("one.auto.test").ok().map(|it| it.1).filter(|it| *it != first)
@@ -240,7 +240,7 @@ fn certificates_are_issued_renewed_and_explained() {
     world.point("two.auto.test", "127.0.0.1");
     good(&world.platform, &["certificate", "renew", "auto:two.auto.test"]);
     until("the second certificate", 60, || world.get("two.auto.test").ok());
-    let status = until("no more warnings", 30, || {
+    let status = until("no more warnings", 60, || {
         Some(world.platform.status("shop/web")).filter(|it| it["warnings"].as_array().is_none_or(Vec::is_empty))
     });
     assert_eq!(status["status"], "running");

@@ -19,7 +19,7 @@ fn holder(platform: &Platform) -> u32 {
 }
 
 fn worker(platform: &Platform) -> u32 {
-    until("one worker of the data plane", 20, || {
+    until("one worker of the data plane", 60, || {
         let workers = children(holder(platform));
         (workers.len() == 1).then(|| *workers.first().unwrap())
     })
@@ -85,7 +85,7 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
     let words = ["deploy", folder.to_str().unwrap(), "--app", "calm", "--component", "named", "--env", "BEHAVE=names"];
     good(&platform, &words);
     let asks = |platform: &Platform| platform.get(HOST, "/").map(|it| it.status).map_err(|it| it.to_string());
-    until("the application answers", 20, || (asks(&platform) == Ok(200)).then_some(()));
+    until("the application answers", 60, || (asks(&platform) == Ok(200)).then_some(()));
     has_few_rights(&platform);
 
     // Killed without a server: the last known routes are enough.
@@ -94,7 +94,7 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
     signal("KILL", before);
     let began = Instant::now();
     assert_eq!(asks(&platform), Ok(200));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_ne!(worker(&platform), before);
 
     // The next server finds it as it is.
@@ -114,7 +114,7 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
         assert_eq!(outcome.status, 0, "{outcome:?}");
         assert!(outcome.stderr.contains("took over"), "{outcome:?}");
         load.goes_on(20);
-        until("the one before ends", 30, || (!children(holder(&platform)).contains(&before)).then_some(()));
+        until("the one before ends", 60, || (!children(holder(&platform)).contains(&before)).then_some(()));
         assert_eq!(holder(&platform), keeper);
     }
     load.goes_on(20);
@@ -134,12 +134,12 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
 
     // Without its keeper it makes room, and the server starts another one on the same address.
     signal("KILL", keeper);
-    until("a data plane with another keeper answers", 20, || {
+    until("a data plane with another keeper answers", 60, || {
         (asks(&platform) == Ok(200) && holder(&platform) != keeper).then_some(())
     });
     has_few_rights(&platform);
 
     good(&platform, &["delete", "calm", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

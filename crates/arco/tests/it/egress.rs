@@ -58,5 +58,5 @@ fn builds_reach_listed_hosts_only() {
     assert!(log.lines().any(|it| it.contains("refused by builder.allowed_hosts") && it.contains(":80")), "{log}");
     good(&platform, &["delete", "demo", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

@@ -115,7 +115,7 @@ impl FakeApi {
 
     /// Nobody listens there any more.
     pub(crate) fn stop(&self) {
-        assert!(self.runtime.block_on(self.supervisor.shutdown(std::time::Duration::from_secs(5))));
+        assert!(self.runtime.block_on(self.supervisor.shutdown(std::time::Duration::from_secs(60))));
     }
 }
 

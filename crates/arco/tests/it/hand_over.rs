@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Nothing here takes longer; a test that waits for it has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers `/` at once, `/slow` with a byte every 50 ms until `finish`, and an upgrade with an echo.
 fn origin(finish: Arc<AtomicBool>) -> SocketAddr {
@@ -120,7 +120,7 @@ impl Gateway {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
         let mut gateway = Self { folder, child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
-        gateway.address = until("the gateway listens", 20, || {
+        gateway.address = until("the gateway listens", 60, || {
             let log = gateway.log();
             let line = log.lines().find(|it| it.contains("listening"))?;
             line.split_once("address=")?.1.split_whitespace().next()?.parse().ok()
@@ -145,7 +145,7 @@ impl Gateway {
     }
 
     fn only_worker(&self) -> u32 {
-        until("one worker", 20, || {
+        until("one worker", 60, || {
             let workers = self.workers();
             (workers.len() == 1).then(|| *workers.first().unwrap())
         })
@@ -220,8 +220,8 @@ fn an_upgrade_under_load_loses_no_request_and_finishes_what_is_open() {
     load.goes_on(100);
 
     gateway.signal("USR2");
-    let new = until("a second worker", 20, || gateway.workers().into_iter().find(|it| *it != old));
-    until("the old one leaves", 20, || gateway.log().contains("another process has taken over").then_some(()));
+    let new = until("a second worker", 60, || gateway.workers().into_iter().find(|it| *it != old));
+    until("the old one leaves", 60, || gateway.log().contains("another process has taken over").then_some(()));
     load.goes_on(200);
     tunnel.write_all(b"still here").unwrap();
     exactly(&mut tunnel, b"still here");
@@ -235,12 +235,12 @@ fn an_upgrade_under_load_loses_no_request_and_finishes_what_is_open() {
         rest.extend_from_slice(&buffer[..length]);
     }
     drop((slow, tunnel));
-    until("the old one ends", 20, || (!gateway.workers().contains(&old)).then_some(()));
+    until("the old one ends", 60, || (!gateway.workers().contains(&old)).then_some(()));
     assert_eq!(gateway.only_worker(), new);
 
     // Once more: the keeper of the sockets is a new one by now.
     gateway.signal("USR2");
-    until("a third worker alone", 30, || {
+    until("a third worker alone", 60, || {
         let workers = gateway.workers();
         (workers.len() == 1 && !workers.contains(&new)).then_some(())
     });
@@ -255,7 +255,7 @@ fn an_upgrade_under_load_loses_no_request_and_finishes_what_is_open() {
 
     let mut gateway = gateway;
     gateway.signal("TERM");
-    let status = until("the gateway ends", 30, || gateway.child.try_wait().unwrap());
+    let status = until("the gateway ends", 60, || gateway.child.try_wait().unwrap());
     assert!(status.success(), "{status}");
     assert!(TcpStream::connect(gateway.address).is_err());
 }
@@ -271,21 +271,21 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
         let mut stream = TcpStream::connect(gateway.address).expect("nothing is refused");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         ask(&mut stream).unwrap();
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
         assert_ne!(gateway.only_worker(), old);
         // Long enough alive: the next death is again the first one.
     }
     // A changed file counts for the one that serves, by signal.
     std::fs::write(gateway.config(), file(origin, "other.test")).unwrap();
     gateway.signal("HUP");
-    until("the new file", 20, || {
+    until("the new file", 60, || {
         arco_testkit::get(gateway.address, "other.test", "/").ok().filter(|it| it.status == 200)
     });
     // A file that is not valid does not take over, and nothing is lost.
     let before = gateway.only_worker();
     std::fs::write(gateway.config(), "listeners: 5\n").unwrap();
     gateway.signal("USR2");
-    until("the upgrade fails", 20, || gateway.log().contains("the upgrade failed").then_some(()));
+    until("the upgrade fails", 60, || gateway.log().contains("the upgrade failed").then_some(()));
     assert_eq!(gateway.only_worker(), before);
     assert_eq!(arco_testkit::get(gateway.address, "other.test", "/").unwrap().status, 200);
 }

@@ -391,7 +391,7 @@ fn a_huge_repository_is_refused_and_leaves_nothing() {
         good(&platform, &["delete", app, "--yes"]);
     }
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }
 
 #[test]
@@ -420,5 +420,5 @@ fn a_long_build_whose_server_is_killed_is_done_again() {
     });
     good(&platform, &["delete", "bad", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

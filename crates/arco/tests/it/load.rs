@@ -44,7 +44,7 @@ impl Load {
     /// Waits for that many further answers.
     pub(crate) fn goes_on(&self, more: usize) {
         let before = self.answers.load(Ordering::SeqCst);
-        until("answers under load", 20, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
+        until("answers under load", 60, || (self.answers.load(Ordering::SeqCst) >= before + more).then_some(()));
     }
 
     /// Stops the clients; their complaints.

@@ -162,7 +162,7 @@ impl Neighbour {
             .unwrap();
         self.children.lock().unwrap().push(child);
         let at = (self.address, port);
-        arco_testkit::until("sshd listens", 20, || std::net::TcpStream::connect(at).ok());
+        arco_testkit::until("sshd listens", 60, || std::net::TcpStream::connect(at).ok());
         port
     }
 

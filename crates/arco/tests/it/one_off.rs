@@ -58,7 +58,7 @@ fn a_one_off_has_input_a_terminal_and_leaves_nothing() {
     );
     let before = containers(&platform);
     let gone = |what: &str| {
-        until(&format!("nothing is left of {what}"), 30, || (containers(&platform) == before).then_some(()))
+        until(&format!("nothing is left of {what}"), 60, || (containers(&platform) == before).then_some(()))
     };
 
     // Bytes go in and come out as they are; the exit status is the program's own.
@@ -89,7 +89,7 @@ fn a_one_off_has_input_a_terminal_and_leaves_nothing() {
     let text = read_until(&mut master, "ready");
     assert!(text.contains("33 99"), "{text:?}");
     master.write_all(&[3]).unwrap();
-    let status = until("the program ends", 30, || child.try_wait().unwrap());
+    let status = until("the program ends", 60, || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(130));
     gone("what Ctrl-C ended");
 
@@ -105,5 +105,5 @@ fn a_one_off_has_input_a_terminal_and_leaves_nothing() {
 
     good(&platform, &["delete", "demo", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }

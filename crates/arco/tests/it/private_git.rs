@@ -82,7 +82,7 @@ fn private_repositories_are_fetched_and_credentials_stay_hidden() {
         let _ = platform.arco(&["delete", app, "--yes"]);
     }
     assert!(platform.stop(), "the server stops by itself");
-    until("nothing is left over", 20, || platform.leftovers().is_empty().then_some(()));
+    until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
 }
 
 fn over_https(platform: &Platform, neighbour: &Neighbour) {

@@ -25,7 +25,7 @@ for (;;) {
 
 /// The body that `host` answers with once it answers well.
 fn body(platform: &Platform, host: &str, path: &str) -> String {
-    until(&format!("an answer of {host}{path}"), 30, || {
+    until(&format!("an answer of {host}{path}"), 60, || {
         platform.get(host, path).ok().filter(|it| it.status == 200).map(|it| it.body)
     })
 }
@@ -121,7 +121,7 @@ fn routes_and_certificates_end_to_end() {
     // Conditions, rewrites and answers.
     good(&platform, &["route", "add", "shop/canary", "w.test", "--path", "/api", "--rewrite-prefix", "/"]);
     assert_eq!(
-        until("the rewrite", 30, || {
+        until("the rewrite", 60, || {
             platform.get("w.test", "/api/x").ok().map(|it| it.body).filter(|it| it.starts_with("canary "))
         }),
         "canary GET /x HTTP/1.1"
@@ -129,7 +129,7 @@ fn routes_and_certificates_end_to_end() {
     let routes = good(&platform, &["route", "list", "shop/web"]);
     let id = routes["items"].as_array().unwrap().iter().find(|it| it["host"] == "w.test").unwrap()["id"].clone();
     good(&platform, &["route", "set", "shop/web", "w.test", "--maintenance", "Back at noon."]);
-    until("the maintenance", 30, || platform.get("w.test", "/").ok().filter(|it| it.status == 503));
+    until("the maintenance", 60, || platform.get("w.test", "/").ok().filter(|it| it.status == 503));
     assert!(platform.get("w.test", "/").unwrap().body.contains("Back at noon."));
     let again = good(&platform, &["route", "set", "shop/web", "w.test", "--unset", "maintenance"]);
     assert_eq!(again["id"], id);
@@ -151,7 +151,7 @@ fn routes_and_certificates_end_to_end() {
     for host in ["a.tls.test", "b.tls.test"] {
         good(&platform, &["route", "add", "shop/web", host, "--redirect-https", "--hsts", "60"]);
     }
-    let answer = until("an answer over TLS", 30, || secure(&platform, "b.tls.test", "b.tls.test", &root).ok());
+    let answer = until("an answer over TLS", 60, || secure(&platform, "b.tls.test", "b.tls.test", &root).ok());
     assert!(answer.contains(" 200 ") && answer.contains("web GET /"), "{answer}");
     assert!(answer.to_lowercase().contains("strict-transport-security: max-age=60"), "{answer}");
     assert!(secure(&platform, "a.tls.test", "w.test", &root).unwrap().contains(" 421 "));
@@ -163,14 +163,14 @@ fn routes_and_certificates_end_to_end() {
     let (cert, key, renewed) = certificate(&platform, "two", &["*.tls.test"]);
     assert_eq!(add(&cert, &key).status, 0);
     for host in ["a.tls.test", "b.tls.test"] {
-        until("the renewed certificate", 30, || secure(&platform, host, host, &renewed).ok());
+        until("the renewed certificate", 60, || secure(&platform, host, host, &renewed).ok());
     }
     good(&platform, &["certificate", "delete", "one"]);
-    until("the alert", 30, || secure(&platform, "a.tls.test", "a.tls.test", &renewed).err());
+    until("the alert", 60, || secure(&platform, "a.tls.test", "a.tls.test", &renewed).err());
 
     // A target that is gone gets nothing; its own routes go with it.
     good(&platform, &["delete", "shop/canary", "--yes"]);
-    until("only one target", 30, || {
+    until("only one target", 60, || {
         let all = (0..20).all(|_| platform.get("w.test", "/").is_ok_and(|it| it.body.starts_with("web ")));
         all.then_some(())
     });

@@ -25,7 +25,7 @@ for (;;) {
 
 fn said(port: u16, word: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.write_all(word.as_bytes())?;
     let mut answer = vec![0; 100];
     let length = stream.read(&mut answer)?;
@@ -73,10 +73,10 @@ fn tcp_and_udp_ports_lead_to_components() {
     // A free port of the pool; the same one when asked for again; another one by its number.
     let one = good(&platform, &["route", "add", "shop/db", "--tcp"]);
     assert_eq!((port_of(&one), &one["target_port"]), (first, &serde_json::json!(9000)));
-    assert_eq!(until("an answer by TCP", 30, || said(first, "a").ok()), "db a");
+    assert_eq!(until("an answer by TCP", 60, || said(first, "a").ok()), "db a");
     assert_eq!(good(&platform, &["route", "add", "shop/db", "--tcp"])["id"], one["id"]);
     good(&platform, &["route", "add", "shop/db", "--tcp", &(first + 1).to_string()]);
-    assert_eq!(until("an answer of the second port", 30, || said(first + 1, "b").ok()), "db b");
+    assert_eq!(until("an answer of the second port", 60, || said(first + 1, "b").ok()), "db b");
 
     // No port leads to two, none beyond the pool, none that another program has.
     let refused = |words: &[&str], status: i32, code: &str| {
@@ -91,11 +91,11 @@ fn tcp_and_udp_ports_lead_to_components() {
     refused(&["--tcp"], 6, "ports_exhausted");
     drop(held);
     assert_eq!(port_of(&good(&platform, &["route", "add", "shop/other", "--tcp"])), first + 2);
-    assert_eq!(until("an answer of the other component", 30, || said(first + 2, "c").ok()), "other c");
+    assert_eq!(until("an answer of the other component", 60, || said(first + 2, "c").ok()), "other c");
 
     // Datagrams have ports of their own.
     let udp = port_of(&good(&platform, &["route", "add", "shop/db", "--udp"]));
-    assert_eq!(until("an answer by UDP", 30, || said_by_udp(udp, "d").ok()), "db d");
+    assert_eq!(until("an answer by UDP", 60, || said_by_udp(udp, "d").ok()), "db d");
     let listed = good(&platform, &["route", "list", "shop/db"]);
     let streams: Vec<_> = listed["items"].as_array().unwrap().iter().filter(|it| it["protocol"].is_string()).collect();
     assert_eq!(streams.len(), 3, "{listed}");
@@ -105,7 +105,7 @@ fn tcp_and_udp_ports_lead_to_components() {
     let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, first)).unwrap();
     platform.kill();
     assert_eq!(said(first, "e").unwrap(), "db e");
-    assert_eq!(until("an answer by UDP", 30, || said_by_udp(udp, "f").ok()), "db f");
+    assert_eq!(until("an answer by UDP", 60, || said_by_udp(udp, "f").ok()), "db f");
     platform.boot();
     open.write_all(b"g").unwrap();
     let mut answer = [0; 4];
@@ -116,11 +116,11 @@ fn tcp_and_udp_ports_lead_to_components() {
     // Taken away one by one, and with the component.
     good(&platform, &["route", "delete", "shop/db", "--tcp", &first.to_string()]);
     let closed = |port: u16| TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).err();
-    until("the port is closed", 30, || closed(first));
+    until("the port is closed", 60, || closed(first));
     assert_eq!(said(first + 1, "h").unwrap(), "db h");
     good(&platform, &["delete", "shop", "--yes"]);
     for port in [first + 1, first + 2] {
-        until("the port is closed with its component", 30, || closed(port));
+        until("the port is closed with its component", 60, || closed(port));
     }
     assert!(platform.stop(), "the server stops by itself");
 }

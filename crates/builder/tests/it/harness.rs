@@ -200,6 +200,6 @@ impl Harness {
     }
 
     pub(crate) async fn stop(self) {
-        assert!(self.supervisor.shutdown(Duration::from_secs(20)).await, "the builder did not stop");
+        assert!(self.supervisor.shutdown(Duration::from_secs(60)).await, "the builder did not stop");
     }
 }

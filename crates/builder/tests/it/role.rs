@@ -55,7 +55,7 @@ async fn a_cancelled_build_ends_soon() {
         .await
         .unwrap();
     assert_eq!(harness.wait(&operation).await.status, OperationStatus::Cancelled);
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < Duration::from_secs(60));
     harness.stop().await;
 }
 

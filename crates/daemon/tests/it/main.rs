@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn whoami(Extension(peer): Extension<Peer>) -> String {
     peer.certificate.map_or_else(|| "nobody".to_owned(), |it| Subject::of(&it).unwrap().name)

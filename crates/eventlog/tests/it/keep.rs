@@ -95,7 +95,7 @@ async fn a_flood_costs_only_its_own_stream_and_is_said() {
     }
     let before = tokio::time::Instant::now();
     assert!(logs.sink.append_durably(component(2), lines(0..10)).await);
-    assert!(before.elapsed() < Duration::from_secs(5));
+    assert!(before.elapsed() < Duration::from_secs(30));
     assert_eq!(logs.texts(&component(2), Filter::default()).await.len(), 10);
     let said = Filter { grep: Some("lines are missing here: more than 64 KiB".into()), ..Filter::default() };
     until("the loss is said", async || !logs.texts(&component(1), said.clone()).await.is_empty()).await;

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn put<T: serde::Serialize>(kv: &SharedKv, key: &str, value: &T) {
     kv.put(key, serde_json::to_vec(value).unwrap(), None).await.unwrap();

@@ -227,7 +227,7 @@ async fn until_pids(containers: &Containers, id: &arco_model::id::InstanceId, wh
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(in_time(Duration::from_secs(10)), wait).await.expect("the number of processes changes");
+    tokio::time::timeout(in_time(Duration::from_secs(60)), wait).await.expect("the number of processes changes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

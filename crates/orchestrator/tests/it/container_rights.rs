@@ -208,6 +208,6 @@ async fn a_container_starts_quickly_and_its_shim_is_small() {
         median.0, median.1
     );
     // An unoptimised build on a busy machine; the real bounds are those of the benchmark.
-    assert!(median.0 < in_time(std::time::Duration::from_secs(5)) && pss < 8 << 10, "{times:?} {pss} KiB");
+    assert!(median.0 < in_time(std::time::Duration::from_secs(30)) && pss < 8 << 10, "{times:?} {pss} KiB");
     place.end().await;
 }

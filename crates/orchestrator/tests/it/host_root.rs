@@ -145,7 +145,7 @@ pub(crate) async fn all_lines(mut output: mpsc::Receiver<arco_orchestrator::Outp
             lines.push(line.text);
         }
     };
-    tokio::time::timeout(in_time(Duration::from_secs(30)), read).await.expect("the container ends");
+    tokio::time::timeout(in_time(Duration::from_secs(90)), read).await.expect("the container ends");
     lines
 }
 
@@ -166,7 +166,7 @@ pub(crate) async fn until(
             let _ = changes.recv().await;
         }
     };
-    match tokio::time::timeout(in_time(Duration::from_secs(20)), wait).await {
+    match tokio::time::timeout(in_time(Duration::from_secs(60)), wait).await {
         Ok(state) => state,
         Err(_) => panic!("waited in vain; the container is {:?}", containers.state(id).await),
     }

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long to wait for an answer that must come; only a failed test waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long to wait for one that must not come: packets are lost, not refused.
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -414,7 +414,7 @@ fn an_instance_is_connected_quickly() {
         times.sort();
         eprintln!("attach: median {:?}, worst {:?}", times[5], times[9]);
         // What grows with the number of instances would show; the figure itself is the benchmark's.
-        assert!(times[5] < in_time(Duration::from_secs(2)));
+        assert!(times[5] < in_time(Duration::from_secs(20)));
         assert!(Path::new(&made[0].netns).exists());
         close(network, &made.iter().collect::<Vec<_>>()).await;
     });
@@ -450,6 +450,6 @@ fn two_hundred_components_load_quickly() {
             .collect();
         times.sort();
         eprintln!("200 components, 600 instances: {:?}", times[1]);
-        assert!(times[1] < in_time(Duration::from_secs(10)));
+        assert!(times[1] < in_time(Duration::from_secs(30)));
     });
 }

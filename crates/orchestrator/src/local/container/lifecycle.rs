@@ -304,15 +304,17 @@ fn kill_shim(pid: i32, directory: &Path) {
     }
 }
 
-/// A process that was started a moment ago has no arguments until the kernel has laid out its memory; whoever looks too
-/// early takes it for another and lets it live.
+/// A process that was started a moment ago has the arguments of this one, then none, until the kernel has laid out its
+/// memory; whoever looks too early takes it for another and lets it live.
 fn await_arguments(pid: i32) {
     let process = Path::new("/proc").join(pid.to_string());
+    let own = std::fs::read("/proc/self/cmdline").unwrap_or_default();
     // What has ended, or is the kernel's, has no executable either.
     let is_starting = || {
-        std::fs::read(process.join("cmdline")).is_ok_and(|it| it.is_empty()) && process.join("exe").read_link().is_ok()
+        std::fs::read(process.join("cmdline")).is_ok_and(|it| it.is_empty() || it == own)
+            && process.join("exe").read_link().is_ok()
     };
-    for _ in 0..1000 {
+    for _ in 0..10_000 {
         if !is_starting() {
             return;
         }
