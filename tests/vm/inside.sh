@@ -23,7 +23,7 @@ modprobe -a overlay loop bridge veth nf_tables 2>/dev/null
 
 for it in /work/tests/*; do
   say "$(basename "$it")"
-  timeout 600 "$it" --test-threads=2
+  timeout 900 "$it" --test-threads=2
   status=$?
   [ $status = 0 ] || bad "$(basename "$it") ended with $status"
 done
