@@ -6,7 +6,7 @@
 
 mod pull;
 
-use crate::access::{GROUPS, OF_USAGE, RULES, Rule};
+use crate::access::{GROUPS, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
@@ -106,7 +106,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
         Ok(served) => judge_groups(&served),
         Err(error) => Finding::bad("APIs", words(&error), "let this account read the API groups (system:discovery)"),
     });
-    findings.push(permissions(client).await);
+    findings.push(permissions(client, !config.route_class.is_empty()).await);
     findings.push(usage(client).await);
     findings.push(storage(client, &config.storage_class).await);
     findings.push(nodes(&cluster, config).await);
@@ -187,8 +187,9 @@ fn judge_groups(served: &BTreeSet<String>) -> Finding {
 }
 
 /// Asks for each right that the table has.
-async fn permissions(client: &Client) -> Finding {
-    match missing(client, RULES).await {
+async fn permissions(client: &Client, routes: bool) -> Finding {
+    let rules: Vec<Rule> = RULES.iter().chain(if routes { OF_ROUTES } else { &[] }).copied().collect();
+    match missing(client, &rules).await {
         Ok((count, missing)) => judge_permissions(count, &missing),
         Err(error) => {
             Finding::bad("permissions", words(&error), "let this account ask what it may do (system:basic-user)")

@@ -142,7 +142,7 @@ fn precedence_is_that_of_the_gateway_api() {
         (Method::GET, "/v1/x", None, 0, "exact"),
     ] {
         let headers = fields(headers);
-        let asked = Asked { method: &method, path, query, headers: &headers };
+        let asked = Asked { method: &method, path, query, headers: &headers, secure: false };
         assert_eq!(&**host.find(&asked).unwrap().target(), expected, "{method} {path} {query:?}");
     }
 }
@@ -173,7 +173,7 @@ fn conditions_look_at_headers_cookies_and_query() {
         for (name, value) in good.iter().copied().filter(|it| Some(it.0) != without).chain(extra) {
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(value));
         }
-        let asked = Asked { method: &method, path: "/", query: Some(query), headers: &headers };
+        let asked = Asked { method: &method, path: "/", query: Some(query), headers: &headers, secure: false };
         let broken = all.broken(&asked).unwrap_or_default();
         assert!(broken.contains(fails) && broken.is_empty() == fails.is_empty(), "{fails}: {broken}");
     }
