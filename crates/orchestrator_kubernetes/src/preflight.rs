@@ -301,12 +301,26 @@ fn judge_storage(classes: &[StorageClass], wanted: &str) -> Finding {
             ),
         };
     };
-    let shown = format!("class `{}` of {}", name(class), class.provisioner);
+    let others: Vec<String> = classes.iter().filter(|it| name(it) != name(class)).map(able).collect();
+    let others = if others.is_empty() { String::new() } else { format!("; also there: {}", others.join(", ")) };
+    let shown = format!("class {} is used{others}", able(class));
     if class.allow_volume_expansion != Some(true) {
         let advice = "volumes keep their first size; set `allowVolumeExpansion: true` where the provisioner can do it";
-        return Finding::warning("storage", format!("{shown} cannot expand volumes"), advice);
+        return Finding::warning("storage", format!("{shown}; volumes of `{}` cannot grow", name(class)), advice);
     }
     Finding::good("storage", shown)
+}
+
+/// A storage class and what it can.
+fn able(class: &StorageClass) -> String {
+    let name = class.metadata.name.as_deref().unwrap_or_default();
+    let grows = if class.allow_volume_expansion == Some(true) { "can grow" } else { "keeps its size" };
+    let when = match class.volume_binding_mode.as_deref() {
+        Some("WaitForFirstConsumer") => "made on the node of the first pod",
+        _ => "made at once",
+    };
+    let kept = if class.reclaim_policy.as_deref() == Some("Retain") { ", kept when deleted" } else { "" };
+    format!("`{name}` of {} ({grows}, {when}{kept})", class.provisioner)
 }
 
 /// The nodes that instances may run on.
