@@ -96,6 +96,7 @@ fn shares_are_exact_and_mixed() {
 fn conditions(methods: &[Method], headers: usize, query: usize) -> Conditions {
     let name = |at: usize| HeaderName::try_from(format!("x-{at}")).unwrap();
     Conditions {
+        secure: None,
         methods: methods.to_vec(),
         headers: (0..headers).map(|it| (name(it), Test::Present)).collect(),
         cookies: Vec::new(),
@@ -152,6 +153,7 @@ fn conditions_look_at_headers_cookies_and_query() {
     let matches = |it: &str| Test::Matches(Pattern::new(it).unwrap());
     let equals = |it: &str| Test::Equals(it.to_owned());
     let all = Conditions {
+        secure: None,
         methods: vec![Method::GET, Method::HEAD],
         headers: vec![(HeaderName::from_static("x-a"), equals("1")), (HeaderName::from_static("x-no"), Test::Absent)],
         cookies: vec![("c".to_owned(), matches("^v[0-9]$"))],

@@ -8,7 +8,7 @@ use super::status::{Status, changed};
 use super::table::{Age, Draft, certificate};
 use super::translate::Terms;
 use super::world::{Known, Name, World};
-use arco_model::route::{PathMatch, Redirect, Rewrite, Route, Scheme, Target, UpstreamTarget};
+use arco_model::route::{Answer, PathMatch, Redirect, Rewrite, Route, Scheme, Target, UpstreamTarget};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -91,15 +91,21 @@ struct Place<'a, 'w> {
 impl Place<'_, '_> {
     fn rule(&mut self, host: &str, tls: bool, path: (PathMatch, Option<Rewrite>), backend: &IngressBackend) {
         let (matched, rewrite) = path;
-        let shown = matched.to_string();
-        let target = match target(self.name, backend, self.backends, self.wishes.http2) {
-            Ok(target) => target,
-            Err(why) => return self.problems.push(format!("`{host}` {shown}: {why}")),
-        };
         let mut rule = self.wishes.rule.clone();
+        match target(self.name, backend, self.backends, self.wishes.http2) {
+            Ok(to) => {
+                rule.rewrite = rewrite.or(rule.rewrite);
+                rule.targets = vec![Target { to, weight: 100 }];
+            }
+            Err(why) => {
+                self.problems.push(format!("`{host}` {matched}: {why}"));
+                // These requests must not get to whoever has the path above.
+                let body = "No backend of this path can answer.\n".to_owned();
+                let answer = Some(Answer { status: 503, body, content_type: None });
+                rule = Route { answer, headers: rule.headers, cookies: rule.cookies, ..Route::default() };
+            }
+        }
         rule.paths = vec![matched];
-        rule.rewrite = rewrite.or(rule.rewrite);
-        rule.targets = vec![Target { to: target, weight: 100 }];
         self.add(host, tls, rule);
     }
 
