@@ -5,6 +5,7 @@
 
 mod args;
 mod ask_gateway;
+mod cluster_routes;
 mod console;
 pub(crate) mod data_plane;
 mod files;

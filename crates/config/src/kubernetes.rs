@@ -55,6 +55,13 @@ pub struct KubernetesConfig {
     pub user_namespaces: bool,
     /// How much of its limits an instance is promised, in percent.
     pub request_percent: u32,
+    /// Class of the cluster's Ingress and Gateway API objects that the gateway serves, whatever `orchestrator.driver` says;
+    /// empty means none. Gateway classes name the controller `arco.internal/<class>`.
+    pub route_class: String,
+    /// Addresses of the gateway, IPs or names, as these objects tell them.
+    pub route_addresses: Vec<String>,
+    /// Service `NAMESPACE/NAME` that leads to the gateway; its addresses are told beside `route_addresses`.
+    pub route_service: String,
 }
 
 impl Default for KubernetesConfig {
@@ -77,6 +84,9 @@ impl Default for KubernetesConfig {
             dns_address: None,
             user_namespaces: true,
             request_percent: 50,
+            route_class: String::new(),
+            route_addresses: Vec::new(),
+            route_service: String::new(),
         }
     }
 }

@@ -403,7 +403,7 @@ fn upstream(component: &Component, revision: Option<&Revision>, observed: &Obser
             InstancePhase::Draining => true,
             _ => return None,
         };
-        it.address.map(|address| Endpoint { instance: it.id.clone(), address, draining })
+        it.address.map(|address| Endpoint { instance: it.id.clone(), address, port: None, draining })
     };
     let mut endpoints: Vec<_> = observed.instances.iter().filter_map(endpoint).collect();
     endpoints.sort_by(|a, b| a.instance.cmp(&b.instance));

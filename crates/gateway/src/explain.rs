@@ -92,7 +92,8 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     if normal != uri.path() {
         writeln!(out, "path: `{}` is matched as `{normal}`", uri.path())?;
     }
-    let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers };
+    let secure = scheme == "https";
+    let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers, secure };
     let mut chosen = None;
     for (number, rule) in entry.rules().iter().enumerate() {
         let verdict = if !rule.path.matches(&normal) {

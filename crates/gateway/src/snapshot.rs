@@ -215,7 +215,7 @@ impl Host {
     /// The rule for a plain GET of a path.
     pub fn rule(&self, path: &str) -> Option<&Rule> {
         let headers = http::HeaderMap::new();
-        self.find(&Asked { method: &http::Method::GET, path, query: None, headers: &headers })
+        self.find(&Asked { method: &http::Method::GET, path, query: None, headers: &headers, secure: false })
     }
 
     /// The rule for a request.
@@ -251,7 +251,21 @@ pub struct Snapshot {
 impl Snapshot {
     /// The upstream that TLS connections for `host` are passed to unread.
     pub fn passed_through(&self, host: &str) -> Option<&Arc<str>> {
-        self.passthrough.get(host).or_else(|| lookup_wildcard(&self.passthrough, host))
+        // The one that names the host most closely decides, whether it passes connections on or not.
+        let mut name = host.to_owned();
+        let mut rest = host;
+        loop {
+            if let Some(found) = self.passthrough.get(name.as_str()) {
+                return Some(found);
+            }
+            if self.passthrough.is_empty() || self.hosts.contains_key(name.as_str()) || name == "*" {
+                return None;
+            }
+            (name, rest) = match rest.split_once('.') {
+                Some((_, suffix)) => (format!("*.{suffix}"), suffix),
+                None => ("*".to_owned(), ""),
+            };
+        }
     }
 
     /// The host entry for `host` (lower case, no port, no final dot).

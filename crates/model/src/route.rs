@@ -49,6 +49,9 @@ pub struct Route<T> {
     /// Conditions on parameters of the query.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub query: Vec<FieldMatch>,
+    /// Only requests that came over this; either when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Scheme>,
     /// Who answers, with shares.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target<T>>,
@@ -121,6 +124,7 @@ impl<T> Default for Route<T> {
             headers: Vec::new(),
             cookies: Vec::new(),
             query: Vec::new(),
+            scheme: None,
             targets: Vec::new(),
             sticky: None,
             balance: None,
@@ -189,6 +193,7 @@ impl<T> Route<T> {
             headers: self.headers,
             cookies: self.cookies,
             query: self.query,
+            scheme: self.scheme,
             targets,
             sticky: self.sticky,
             balance: self.balance,
@@ -228,6 +233,7 @@ impl<T> Route<T> {
         let paths = if paths.is_empty() { "prefix /".to_owned() } else { paths.join(",") };
         let mut meaning = paths;
         for (word, conditions) in [
+            ("over", self.scheme.map(|it| it.as_str().to_owned()).unwrap_or_default()),
             ("methods", methods.join(",")),
             ("headers", sorted(&self.headers)),
             ("cookies", sorted(&self.cookies)),
@@ -238,6 +244,26 @@ impl<T> Route<T> {
             }
         }
         meaning
+    }
+}
+
+/// What a request came over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheme {
+    /// Plain HTTP.
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// `http` or `https`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
     }
 }
 

@@ -19,6 +19,16 @@ pub const UPSTREAMS: &str = "/gateway/upstreams/";
 pub const CERTIFICATES: &str = "/gateway/certificates/";
 /// `/gateway/challenges/<host>` → [`CertificateEntry`]: answers to ACME's TLS-ALPN-01, sealed as for the host's name.
 pub const CHALLENGES: &str = "/gateway/challenges/";
+/// `/gateway/cluster/hosts/<host>` → [`HostEntry`] that objects of a cluster ask for. One of [`HOSTS`] wins over it.
+pub const CLUSTER_HOSTS: &str = "/gateway/cluster/hosts/";
+/// `/gateway/cluster/upstreams/<id>` → [`UpstreamEntry`] of a port of a service.
+pub const CLUSTER_UPSTREAMS: &str = "/gateway/cluster/upstreams/";
+/// `/gateway/cluster/certificates/<id>` → [`CertificateEntry`].
+pub const CLUSTER_CERTIFICATES: &str = "/gateway/cluster/certificates/";
+/// `/gateway/cluster/streams/<protocol>:<port>` → [`StreamEntry`]. One of [`STREAMS`] wins over it.
+pub const CLUSTER_STREAMS: &str = "/gateway/cluster/streams/";
+/// Key prefix of everything that objects of a cluster ask for.
+pub const CLUSTER_PREFIX: &str = "/gateway/cluster/";
 /// `/gateway/streams/<protocol>:<port>` → [`StreamEntry`].
 pub const STREAMS: &str = "/gateway/streams/";
 /// `/gateway/names/<component id>` → [`NameEntry`].
@@ -173,8 +183,11 @@ pub enum UpstreamState {
 pub struct Endpoint {
     /// The instance.
     pub instance: InstanceId,
-    /// Its address; the port comes from the rule.
+    /// Its address.
     pub address: Ipv4Addr,
+    /// Its port; that of the rule's target when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// Draining: open requests go on, new ones go elsewhere.
     pub draining: bool,
 }

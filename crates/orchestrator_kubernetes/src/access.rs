@@ -35,6 +35,38 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
 ];
 
+/// Needed beside [`RULES`] where the gateway serves the cluster's Ingress and Gateway API objects (`kubernetes.route_class`).
+pub(crate) const OF_ROUTES: &[Rule] = &[
+    Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: SEEN },
+    Rule { group: "networking.k8s.io", resources: &["ingresses/status"], verbs: &["patch"] },
+    Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: SEEN },
+    Rule {
+        group: "gateway.networking.k8s.io",
+        resources: &[
+            "gatewayclasses",
+            "gateways",
+            "httproutes",
+            "grpcroutes",
+            "tlsroutes",
+            "tcproutes",
+            "referencegrants",
+        ],
+        verbs: SEEN,
+    },
+    Rule {
+        group: "gateway.networking.k8s.io",
+        resources: &[
+            "gatewayclasses/status",
+            "gateways/status",
+            "httproutes/status",
+            "grpcroutes/status",
+            "tlsroutes/status",
+            "tcproutes/status",
+        ],
+        verbs: &["patch"],
+    },
+];
+
 /// Not given by the manifest: what nodes say of the use of CPU and memory comes by a right that also opens their other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 

@@ -137,6 +137,29 @@ impl Cluster {
         self.api(kind, namespace).patch(name, &how, &Patch::Merge(fields)).await
     }
 
+    /// Writes fields of an object's status. `version`: only when the object is still that one.
+    pub(crate) async fn say(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        status: &Value,
+        version: Option<&str>,
+    ) -> Result<DynamicObject, kube::Error> {
+        let api: Api<DynamicObject> = if namespace.is_empty() {
+            Api::all_with(self.client.clone(), resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), namespace, resource)
+        };
+        let how = PatchParams { field_manager: Some(self.manager.clone()), ..PatchParams::default() };
+        let mut fields = serde_json::json!({ "status": status });
+        if let Some(version) = version {
+            fields["metadata"] = serde_json::json!({ "resourceVersion": version });
+        }
+        tracing::debug!(kind = resource.kind, namespace, name, %status, "status");
+        api.patch_status(name, &how, &Patch::Merge(&fields)).await
+    }
+
     /// An object, if it is there.
     pub(crate) async fn get(
         &self,

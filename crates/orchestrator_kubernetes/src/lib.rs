@@ -1,7 +1,8 @@
 //! Runs workloads on a Kubernetes cluster: a driver of the orchestrator's seam.
 //!
 //! `render` turns a plan into objects, `seen` keeps what the cluster says of them, `facts` and `decide` translate it (all
-//! of these pure); `watch`, `component`, `run_once` and `driver` act. Only this crate knows Kubernetes; nothing here
+//! of these pure); `watch`, `component`, `run_once` and `driver` act. `routes` is apart: what Ingress and Gateway API ask of
+//! gateways. Only this crate knows Kubernetes; nothing here
 //! judges how a component is: `model::status` does.
 
 mod access;
@@ -17,6 +18,7 @@ pub mod manifest;
 mod names;
 pub mod preflight;
 mod render;
+pub mod routes;
 mod run_once;
 mod seen;
 mod tenant;

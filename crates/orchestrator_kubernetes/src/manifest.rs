@@ -72,6 +72,8 @@ pub struct Installation {
     pub volume_gb: u32,
     /// Tenant `t` gets the namespace `<prefix>t`.
     pub namespace_prefix: String,
+    /// Class of the Ingress and Gateway API objects that the gateway serves; empty means none.
+    pub route_class: String,
     /// Whether instances and builds get a user namespace; every node must be able to.
     pub user_namespaces: bool,
     /// Keys of the secret that are there (of [`CREDENTIALS`]), and the stores.
@@ -112,8 +114,12 @@ impl Installation {
             format!("registry = {}", toml_text(&self.registry_host())),
             format!("storage_class = {}", toml_text(&self.storage_class)),
             format!("user_namespaces = {}", self.user_namespaces),
-            "[store]".to_owned(),
         ];
+        if !self.route_class.is_empty() {
+            lines.push(format!("route_class = {}", toml_text(&self.route_class)));
+            lines.push(format!("route_service = {}", toml_text(&format!("{}/arco-gateway", self.namespace))));
+        }
+        lines.push("[store]".to_owned());
         let stores = &self.stores;
         for (key, url) in
             [("metadata", &stores.metadata), ("coordination", &stores.coordination), ("blobs", &stores.blobs)]

@@ -6,7 +6,7 @@
 
 mod pull;
 
-use crate::access::{GROUPS, OF_USAGE, RULES, Rule};
+use crate::access::{GROUPS, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
@@ -106,7 +106,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
         Ok(served) => judge_groups(&served),
         Err(error) => Finding::bad("APIs", words(&error), "let this account read the API groups (system:discovery)"),
     });
-    findings.push(permissions(client).await);
+    findings.push(permissions(client, !config.route_class.is_empty()).await);
     findings.push(usage(client).await);
     findings.push(storage(client, &config.storage_class).await);
     findings.push(nodes(&cluster, config).await);
@@ -187,8 +187,9 @@ fn judge_groups(served: &BTreeSet<String>) -> Finding {
 }
 
 /// Asks for each right that the table has.
-async fn permissions(client: &Client) -> Finding {
-    match missing(client, RULES).await {
+async fn permissions(client: &Client, routes: bool) -> Finding {
+    let rules: Vec<Rule> = RULES.iter().chain(if routes { OF_ROUTES } else { &[] }).copied().collect();
+    match missing(client, &rules).await {
         Ok((count, missing)) => judge_permissions(count, &missing),
         Err(error) => {
             Finding::bad("permissions", words(&error), "let this account ask what it may do (system:basic-user)")
@@ -300,12 +301,26 @@ fn judge_storage(classes: &[StorageClass], wanted: &str) -> Finding {
             ),
         };
     };
-    let shown = format!("class `{}` of {}", name(class), class.provisioner);
+    let others: Vec<String> = classes.iter().filter(|it| name(it) != name(class)).map(able).collect();
+    let others = if others.is_empty() { String::new() } else { format!("; also there: {}", others.join(", ")) };
+    let shown = format!("class {} is used{others}", able(class));
     if class.allow_volume_expansion != Some(true) {
         let advice = "volumes keep their first size; set `allowVolumeExpansion: true` where the provisioner can do it";
-        return Finding::warning("storage", format!("{shown} cannot expand volumes"), advice);
+        return Finding::warning("storage", format!("{shown}; volumes of `{}` cannot grow", name(class)), advice);
     }
     Finding::good("storage", shown)
+}
+
+/// A storage class and what it can.
+fn able(class: &StorageClass) -> String {
+    let name = class.metadata.name.as_deref().unwrap_or_default();
+    let grows = if class.allow_volume_expansion == Some(true) { "can grow" } else { "keeps its size" };
+    let when = match class.volume_binding_mode.as_deref() {
+        Some("WaitForFirstConsumer") => "made on the node of the first pod",
+        _ => "made at once",
+    };
+    let kept = if class.reclaim_policy.as_deref() == Some("Retain") { ", kept when deleted" } else { "" };
+    format!("`{name}` of {} ({grows}, {when}{kept})", class.provisioner)
 }
 
 /// The nodes that instances may run on.

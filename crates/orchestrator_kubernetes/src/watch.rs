@@ -165,7 +165,7 @@ async fn follow<T>(
     }
 }
 
-fn why(error: &watcher::Error) -> String {
+pub(crate) fn why(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)

@@ -135,6 +135,7 @@ pub(crate) async fn start(
             gone,
         });
         controller.start(supervisor).await.map_err(|it| anyhow::anyhow!("failed to start the controller: {it}"))?;
+        super::cluster_routes::serve(config, stores.kv.clone(), &stores.secrets, supervisor).await?;
         health.role("controller").ready();
     }
     clean_up_after(left, eventlog.clone(), stores.images.clone(), data_dir.join("cache").join("builds"), supervisor);

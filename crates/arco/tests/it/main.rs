@@ -6,6 +6,7 @@
 mod acme;
 mod behave;
 mod command_line;
+mod control_plane;
 mod data_plane;
 mod egress;
 mod fake_api;

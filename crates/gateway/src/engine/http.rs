@@ -205,6 +205,7 @@ async fn handle(
         path: &normal_path(request.uri().path()),
         query: request.uri().query(),
         headers: request.headers(),
+        secure: connection.tls.is_some(),
     }) else {
         metrics.answered(404);
         return page(&Page::unknown_path(&host), &request, in_flight);

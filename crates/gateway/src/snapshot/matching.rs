@@ -129,6 +129,8 @@ pub struct Asked<'a> {
     pub query: Option<&'a str>,
     /// Header fields.
     pub headers: &'a HeaderMap,
+    /// Whether it came over TLS.
+    pub secure: bool,
 }
 
 /// Conditions beyond the path; all must hold. The default holds always.
@@ -142,6 +144,8 @@ pub struct Conditions {
     pub cookies: Vec<(String, Test)>,
     /// Parameters of the query, percent-decoded.
     pub query: Vec<(String, Test)>,
+    /// It came over TLS, or it did not.
+    pub secure: Option<bool>,
 }
 
 impl Conditions {
@@ -154,6 +158,9 @@ impl Conditions {
     pub fn broken(&self, asked: &Asked<'_>) -> Option<String> {
         if !self.methods.is_empty() && !self.methods.contains(asked.method) {
             return Some(format!("the method {} is none of {:?}", asked.method, self.methods));
+        }
+        if let Some(secure) = self.secure.filter(|it| *it != asked.secure) {
+            return Some(if secure { "it did not come over TLS" } else { "it came over TLS" }.to_owned());
         }
         let broken = |kind, name: &str, test: &Test| Some(format!("the {kind} `{name}` is not {}", words(test)));
         for (name, test) in &self.headers {

@@ -96,6 +96,7 @@ fn shares_are_exact_and_mixed() {
 fn conditions(methods: &[Method], headers: usize, query: usize) -> Conditions {
     let name = |at: usize| HeaderName::try_from(format!("x-{at}")).unwrap();
     Conditions {
+        secure: None,
         methods: methods.to_vec(),
         headers: (0..headers).map(|it| (name(it), Test::Present)).collect(),
         cookies: Vec::new(),
@@ -142,7 +143,7 @@ fn precedence_is_that_of_the_gateway_api() {
         (Method::GET, "/v1/x", None, 0, "exact"),
     ] {
         let headers = fields(headers);
-        let asked = Asked { method: &method, path, query, headers: &headers };
+        let asked = Asked { method: &method, path, query, headers: &headers, secure: false };
         assert_eq!(&**host.find(&asked).unwrap().target(), expected, "{method} {path} {query:?}");
     }
 }
@@ -152,6 +153,7 @@ fn conditions_look_at_headers_cookies_and_query() {
     let matches = |it: &str| Test::Matches(Pattern::new(it).unwrap());
     let equals = |it: &str| Test::Equals(it.to_owned());
     let all = Conditions {
+        secure: None,
         methods: vec![Method::GET, Method::HEAD],
         headers: vec![(HeaderName::from_static("x-a"), equals("1")), (HeaderName::from_static("x-no"), Test::Absent)],
         cookies: vec![("c".to_owned(), matches("^v[0-9]$"))],
@@ -173,7 +175,7 @@ fn conditions_look_at_headers_cookies_and_query() {
         for (name, value) in good.iter().copied().filter(|it| Some(it.0) != without).chain(extra) {
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(value));
         }
-        let asked = Asked { method: &method, path: "/", query: Some(query), headers: &headers };
+        let asked = Asked { method: &method, path: "/", query: Some(query), headers: &headers, secure: false };
         let broken = all.broken(&asked).unwrap_or_default();
         assert!(broken.contains(fails) && broken.is_empty() == fails.is_empty(), "{fails}: {broken}");
     }

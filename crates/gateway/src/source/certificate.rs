@@ -4,7 +4,9 @@
 use crate::engine::{CertificateEntry, Certificates};
 use crate::tickets::Tickets;
 use arco_model::id::RowId;
-use arco_model::traffic::{CERTIFICATES, CHALLENGES, CertificateEntry as Sealed, HostTls, certificate_context};
+use arco_model::traffic::{
+    CERTIFICATES, CHALLENGES, CLUSTER_CERTIFICATES, CertificateEntry as Sealed, HostTls, certificate_context,
+};
 use arco_store::kv::mirror::View;
 use arco_store::secrets::{Sealed as SealedText, SecretBox};
 use std::collections::{BTreeMap, HashMap};
@@ -38,7 +40,7 @@ impl CertificateSource {
         self.tickets_seen = self.tickets.follow(view, &self.keys, self.tickets_seen);
         let hosts: Vec<_> = hosts.collect();
         let mut made_of: BTreeMap<Vec<u8>, u64> = hosts.iter().map(|it| (it.0.to_vec(), it.1)).collect();
-        for prefix in [CERTIFICATES, CHALLENGES] {
+        for prefix in [CERTIFICATES, CLUSTER_CERTIFICATES, CHALLENGES] {
             made_of.extend(super::store::below(view, prefix).map(|(key, entry)| (key.clone(), entry.mod_revision)));
         }
         if self.made_of.as_ref() == Some(&made_of) {
@@ -75,7 +77,8 @@ impl CertificateSource {
         (id, client_ca): &(RowId, Option<String>),
         before: Option<(u64, Option<Arc<CertificateEntry>>)>,
     ) -> (u64, Option<Arc<CertificateEntry>>) {
-        let Some(entry) = view.entries.get(format!("{CERTIFICATES}{id}").as_bytes()) else { return (0, None) };
+        let known = |prefix| view.entries.get(format!("{prefix}{id}").as_bytes());
+        let Some(entry) = known(CERTIFICATES).or_else(|| known(CLUSTER_CERTIFICATES)) else { return (0, None) };
         let old = match before {
             Some(known) if known.0 == entry.mod_revision => return known,
             other => other.and_then(|it| it.1),

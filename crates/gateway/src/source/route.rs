@@ -230,6 +230,7 @@ fn conditions<T>(route: &Route<T>) -> Result<Conditions, String> {
         headers: headers.collect::<Result<_, String>>()?,
         cookies: named(&route.cookies)?,
         query: named(&route.query)?,
+        secure: route.scheme.map(|it| it == route::Scheme::Https),
     })
 }
 

@@ -8,7 +8,9 @@ use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::route::{Balance, UpstreamTarget};
-use arco_model::traffic::{HOSTS, HostEntry, STREAMS, StreamEntry, UPSTREAMS, UpstreamEntry};
+use arco_model::traffic::{
+    CLUSTER_HOSTS, CLUSTER_STREAMS, CLUSTER_UPSTREAMS, HOSTS, HostEntry, STREAMS, StreamEntry, UPSTREAMS, UpstreamEntry,
+};
 use arco_store::kv::mirror::{Entry, View};
 use arco_store::secrets::SecretBox;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -120,8 +122,9 @@ impl StoreSource {
     fn read_components(&mut self, view: &View) -> HashSet<ComponentId> {
         let mut changed = HashSet::new();
         let mut seen = HashSet::new();
-        for (key, entry) in below(view, UPSTREAMS) {
-            let Some(id) = suffix(key, UPSTREAMS).and_then(|it| it.parse::<ComponentId>().ok()) else { continue };
+        let known = [UPSTREAMS, CLUSTER_UPSTREAMS].into_iter().flat_map(|it| below(view, it).map(move |at| (it, at)));
+        for (prefix, (key, entry)) in known {
+            let Some(id) = suffix(key, prefix).and_then(|it| it.parse::<ComponentId>().ok()) else { continue };
             seen.insert(id.clone());
             if self.components.get(&id).is_some_and(|it| it.0 == entry.mod_revision) {
                 continue;
@@ -165,7 +168,7 @@ impl StoreSource {
 
     fn read_hosts(&mut self, view: &View) {
         let mut hosts = BTreeMap::new();
-        for (key, entry) in below(view, HOSTS) {
+        for (key, entry) in below(view, HOSTS).chain(unless_ours(view, CLUSTER_HOSTS, HOSTS)) {
             let known = self.hosts.remove(key);
             if known.as_ref().is_some_and(|it| it.0 == entry.mod_revision) {
                 known.into_iter().for_each(|it| drop(hosts.insert(key.to_vec(), it)));
@@ -190,7 +193,7 @@ impl StoreSource {
 
     fn read_streams(&mut self, view: &View) {
         let mut streams = BTreeMap::new();
-        for (key, entry) in below(view, STREAMS) {
+        for (key, entry) in below(view, STREAMS).chain(unless_ours(view, CLUSTER_STREAMS, STREAMS)) {
             let known = self.streams.remove(key).filter(|it| it.0 == entry.mod_revision);
             let read = || decode::<StreamEntry>(key, entry).map(|it| (entry.mod_revision, it));
             streams.extend(known.or_else(read).map(|it| (key.clone(), it)));
@@ -227,7 +230,7 @@ impl StoreSource {
     ) -> Upstream {
         let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
             let state = Arc::clone(self.instances.get(&it.instance)?);
-            Some(Endpoint { address: SocketAddr::from((it.address, port)), state, weight: 1 })
+            Some(Endpoint { address: SocketAddr::from((it.address, it.port.unwrap_or(port))), state, weight: 1 })
         });
         let http2 = entry.http2_ports.contains(&port);
         let transport = Transport { id: u64::from(http2), http2, tls: None };
@@ -248,6 +251,19 @@ impl StoreSource {
 
 pub(super) fn below<'a>(view: &'a View, prefix: &'static str) -> impl Iterator<Item = (&'a Vec<u8>, &'a Entry)> {
     view.entries.range(prefix.as_bytes().to_vec()..).take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
+}
+
+/// What objects of a cluster ask for below `prefix`, but for what the platform has below `ours`: nobody takes a host or a port
+/// from it by an object.
+fn unless_ours<'a>(
+    view: &'a View,
+    prefix: &'static str,
+    ours: &'static str,
+) -> impl Iterator<Item = (&'a Vec<u8>, &'a Entry)> {
+    below(view, prefix).filter(move |(key, _)| {
+        let name = key.strip_prefix(prefix.as_bytes()).unwrap_or_default();
+        !view.entries.contains_key(&[ours.as_bytes(), name].concat())
+    })
 }
 
 fn suffix<'a>(key: &'a [u8], prefix: &str) -> Option<&'a str> {

@@ -87,7 +87,8 @@ fn address(number: u8) -> Ipv4Addr {
 
 /// Endpoints at [`address`]; those in `draining` get nothing new.
 async fn put_endpoints(store: &Arc<Store>, ready: &[u8], draining: &[u8], state: UpstreamState) -> u64 {
-    let endpoint = |number: u8, draining| Endpoint { instance: instance(number), address: address(number), draining };
+    let endpoint =
+        |number: u8, draining| Endpoint { instance: instance(number), address: address(number), port: None, draining };
     let endpoints = ready.iter().map(|it| endpoint(*it, false)).chain(draining.iter().map(|it| endpoint(*it, true)));
     let entry = UpstreamEntry {
         component: component(),

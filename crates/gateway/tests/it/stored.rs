@@ -36,7 +36,12 @@ async fn component_at(store: &Arc<Store>, number: u8) -> u64 {
         component: component(number.into()),
         reference: format!("demo/c{number}"),
         state: UpstreamState::Up,
-        endpoints: vec![Endpoint { instance: InstanceId::from_parts(4, number.into()), address, draining: false }],
+        endpoints: vec![Endpoint {
+            instance: InstanceId::from_parts(4, number.into()),
+            address,
+            port: None,
+            draining: false,
+        }],
         http2_ports: Vec::new(),
     };
     put(store, format!("{UPSTREAMS}{}", component(number.into())), &entry).await
@@ -109,6 +114,66 @@ async fn routes_of_the_store_do_what_routes_of_the_file_do() {
     let revision = put_host(&store, entry).await;
     acknowledged(&store, revision).await;
     assert_eq!(ask("GET / HTTP/1.1").await.text(), "2 GET / HTTP/1.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_objects_of_a_cluster_ask_for_takes_nothing_from_the_platform() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    for number in [11, 12] {
+        component_at(&store, number).await;
+    }
+    // An upstream of the cluster has a port for each endpoint.
+    let mut upstream: UpstreamEntry = store.value(&format!("{UPSTREAMS}{}", component(12))).await.unwrap();
+    (upstream.component, upstream.reference) = (component(13), "shop/web:80".to_owned());
+    upstream.endpoints[0].port = Some(PORT);
+    put(&store, format!("{CLUSTER_UPSTREAMS}{}", component(13)), &upstream).await;
+    let to_cluster = UpstreamTarget { component: component(13), port: 80 };
+    let of_cluster = |host: &str, more: serde_json::Value| {
+        let mut entry = HostEntry { host: host.to_owned(), rules: vec![rule(13, more)], ..HostEntry::default() };
+        entry.rules.iter_mut().flat_map(|it| &mut it.targets).for_each(|it| it.to = to_cluster.clone());
+        entry
+    };
+    let passed = serde_json::json!({"tls": {"certificate": "passthrough"}});
+    for entry in [
+        of_cluster("ours.test", serde_json::json!({})),
+        of_cluster("theirs.test", serde_json::json!({})),
+        of_cluster("plain.test", serde_json::json!({"scheme": "http"})),
+        of_cluster("*.test", passed),
+    ] {
+        put(&store, format!("{CLUSTER_HOSTS}{}", entry.host), &entry).await;
+    }
+    let ours = Authority::new();
+    let id = RowId::from_parts(7, 1);
+    put_certificate(&store, &id, &ours.leaf(&["ours.test", "plain.test"])).await;
+    let tls = HostTls { certificate: Some(id.clone()), client_ca: None };
+    let entry = HostEntry {
+        host: "ours.test".to_owned(),
+        rules: vec![rule(11, serde_json::json!({}))],
+        tls: tls.clone(),
+        ..HostEntry::default()
+    };
+    let mut plain = of_cluster("plain.test", serde_json::json!({"scheme": "http"}));
+    plain.tls = tls;
+    put(&store, format!("{CLUSTER_HOSTS}plain.test"), &plain).await;
+    let revision = put_host(&store, entry).await;
+    acknowledged(&store, revision).await;
+    assert_eq!(get(plane.http, "ours.test", "/").await.text(), "11 GET / HTTP/1.1");
+    assert_eq!(get(plane.http, "theirs.test", "/").await.text(), "12 GET / HTTP/1.1");
+    // A wildcard that passes connections on does not get those of hosts that are named more closely.
+    let mut secure = connect(plane.https, &ours, "ours.test", None, b"http/1.1").await.unwrap();
+    assert!(ask(&mut secure, "ours.test").await.unwrap().starts_with("HTTP/1.1 200 "));
+    // A route for one scheme is not there for the other.
+    assert_eq!(get(plane.http, "plain.test", "/").await.status(), 200);
+    let mut secure = connect(plane.https, &ours, "plain.test", None, b"http/1.1").await.unwrap();
+    assert!(ask(&mut secure, "plain.test").await.unwrap().starts_with("HTTP/1.1 404 "));
+    // When the platform lets its host go, the cluster's is served.
+    let kv: arco_store::kv::SharedKv = store.clone();
+    kv.delete(&format!("{HOSTS}ours.test")).await.unwrap();
+    eventually("the cluster's route takes over", || async {
+        get(plane.http, "ours.test", "/").await.text() == "12 GET / HTTP/1.1"
+    })
+    .await;
 }
 
 struct Authority {

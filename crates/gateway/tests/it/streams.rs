@@ -25,7 +25,7 @@ fn ready(number: u64, address: Ipv4Addr) -> UpstreamEntry {
         component: component(number),
         reference: format!("demo/c{number}"),
         state: UpstreamState::Up,
-        endpoints: vec![Endpoint { instance: InstanceId::from_parts(8, number), address, draining: false }],
+        endpoints: vec![Endpoint { instance: InstanceId::from_parts(8, number), address, port: None, draining: false }],
         http2_ports: Vec::new(),
     }
 }
@@ -171,7 +171,12 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
     let moved = UdpSocket::bind((third, one.port())).await.unwrap();
     let mut entry = ready(1, Ipv4Addr::LOCALHOST);
     entry.endpoints[0].draining = true;
-    entry.endpoints.push(Endpoint { instance: InstanceId::from_parts(8, 9), address: third, draining: false });
+    entry.endpoints.push(Endpoint {
+        instance: InstanceId::from_parts(8, 9),
+        address: third,
+        port: None,
+        draining: false,
+    });
     let revision = put(&store, format!("{UPSTREAMS}{}", component(1)), &entry).await;
     acknowledged(&store, revision).await;
     clients[0].send_to(b"moved", (Ipv4Addr::LOCALHOST, port)).await.unwrap();

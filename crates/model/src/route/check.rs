@@ -87,6 +87,7 @@ impl<T> Route<T> {
             || !self.headers.is_empty()
             || !self.cookies.is_empty()
             || !self.query.is_empty()
+            || self.scheme.is_some()
             || self.sticky.is_some()
             || self.balance.is_some()
             || self.rewrite.is_some()

@@ -1,7 +1,7 @@
 //! The documents of the platform itself: who it is and what it may do, its settings, how it is reached, and the server.
 
 use super::{Exposure, Installation};
-use crate::access::RULES;
+use crate::access::{OF_ROUTES, RULES};
 use crate::names;
 use serde_json::{Value, json};
 
@@ -39,12 +39,14 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
     for mode in ["enforce", "audit", "warn"] {
         guarded[format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
     }
+    let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
     let rules: Vec<Value> = RULES
         .iter()
+        .chain(of_routes)
         .map(|rule| json!({ "apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs }))
         .collect();
     let whole = json!({ "name": it.namespace, "labels": labels("server") });
-    vec![
+    let mut documents = vec![
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": it.namespace, "labels": guarded } }),
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(it, "arco", "server"), "automountServiceAccountToken": false }),
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": whole, "rules": rules }),
@@ -53,7 +55,15 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": it.namespace },
             "subjects": [{ "kind": "ServiceAccount", "name": "arco", "namespace": it.namespace }],
         }),
-    ]
+    ];
+    if !it.route_class.is_empty() {
+        documents.push(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+            "metadata": { "name": it.route_class, "labels": labels("server") },
+            "spec": { "controller": format!("arco.internal/{}", it.route_class) },
+        }));
+    }
+    documents
 }
 
 /// The settings' file.

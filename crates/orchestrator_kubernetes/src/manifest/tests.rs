@@ -17,6 +17,7 @@ fn plain() -> Installation {
         storage_class: String::new(),
         volume_gb: 20,
         namespace_prefix: "arco-".into(),
+        route_class: String::new(),
         user_namespaces: true,
         stores: Stores::default(),
         credentials: Vec::new(),

@@ -78,8 +78,8 @@ fn storage_classes() {
     let classes = [class("slow", false, false), class("fast", true, true)];
     for (classes, wanted, weight, part) in [
         (&classes[..], "", Weight::Good, "`fast`"),
-        (&classes[..], "fast", Weight::Good, "`fast`"),
-        (&classes[..], "slow", Weight::Warning, "cannot expand"),
+        (&classes[..], "fast", Weight::Good, "also there: `slow` of p.test (keeps its size, made at once)"),
+        (&classes[..], "slow", Weight::Warning, "cannot grow"),
         (&classes[..], "none", Weight::Bad, "there are slow, fast"),
         (&classes[..1], "", Weight::Bad, "no storage class is the default"),
         (&[], "", Weight::Bad, "the cluster has none"),

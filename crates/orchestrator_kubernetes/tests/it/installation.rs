@@ -9,6 +9,7 @@ use arco_store::clock;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
@@ -31,6 +32,7 @@ fn installation() -> Installation {
         storage_class: String::new(),
         volume_gb: 1,
         namespace_prefix: "arco-".to_owned(),
+        route_class: "arco-test".to_owned(),
         user_namespaces: false,
         stores: Stores { secret: "stores".to_owned(), ..Stores::default() },
         credentials: vec!["metadata-password".to_owned()],
@@ -75,7 +77,12 @@ async fn account(client: &Client, admin: &Kubeconfig, namespace: &str, name: &st
 async fn look(file: &Kubeconfig, folder: &Path) -> Vec<Finding> {
     let path = folder.join("kubeconfig");
     std::fs::write(&path, serde_json::to_string(file).unwrap()).unwrap();
-    let config = KubernetesConfig { kubeconfig: path, user_namespaces: false, ..KubernetesConfig::default() };
+    let config = KubernetesConfig {
+        kubeconfig: path,
+        user_namespaces: false,
+        route_class: "arco-test".to_owned(),
+        ..KubernetesConfig::default()
+    };
     preflight(&config, None).await
 }
 
@@ -122,6 +129,7 @@ async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for()
     for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
         let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
     }
+    let _ = Api::<IngressClass>::all(client.clone()).delete(&it.route_class, &now).await;
     let _ = Api::<ClusterRole>::all(client.clone()).delete(&it.namespace, &now).await;
     let _ = Api::<ClusterRoleBinding>::all(client.clone()).delete(&it.namespace, &now).await;
     if let Err(panic) = outcome {

@@ -59,6 +59,9 @@ pub(crate) struct ManifestArgs {
     /// Storage class [default: the cluster's default]
     #[arg(long, value_name = "NAME", default_value = "")]
     storage_class: String,
+    /// Serve the cluster's Ingress and Gateway API objects of this class
+    #[arg(long, value_name = "NAME", default_value = "")]
+    route_class: String,
     /// Run instances and builds without a user namespace, for nodes that cannot give one (before containerd 2.0)
     #[arg(long)]
     no_user_namespaces: bool,
@@ -157,6 +160,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         storage_class: args.storage_class.clone(),
         volume_gb: args.volume_gb,
         namespace_prefix: args.namespace_prefix.clone(),
+        route_class: args.route_class.clone(),
         user_namespaces: !args.no_user_namespaces,
         stores: Stores {
             metadata: args.metadata.clone(),

@@ -149,7 +149,8 @@ fn route(
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     let path = normal_path(path);
     let headers = HeaderMap::new();
-    let asked = Asked { method, path: &path, query, headers: &headers };
+    // Whether it came over TLS is a condition as well.
+    let asked = Asked { method, path: &path, query, headers: &headers, secure: false };
     let rule = entry.rules().iter().find(|it| it.path.matches(&path))?;
     // With conditions the rule depends on fields, or another rule may be the one.
     if rule.policy.is_some() || rule.conditions != Conditions::default() || !rule.conditions.hold(&asked) {

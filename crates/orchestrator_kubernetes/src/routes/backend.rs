@@ -1,0 +1,151 @@
+//! Ports of services as upstreams: which endpoints answer for them. Pure.
+
+use super::object::{ObjectRef, ServicePort};
+use super::table::hashed;
+use super::world::{Name, World};
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::route::UpstreamTarget;
+use arco_model::traffic::{Endpoint, UpstreamEntry, UpstreamState};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Why a reference leads nowhere: the reason as the Gateway API words it, and a sentence.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Unresolved {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Unresolved {
+    fn new(reason: &'static str, message: String) -> Self {
+        Self { reason, message }
+    }
+}
+
+/// A port of a service, by number or by name.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Port<'a> {
+    Number(u16),
+    Named(&'a str),
+}
+
+/// The upstreams that routes named.
+pub(super) struct Backends<'a> {
+    world: &'a World,
+    pub(super) upstreams: BTreeMap<ComponentId, UpstreamEntry>,
+}
+
+impl<'a> Backends<'a> {
+    pub(super) fn new(world: &'a World) -> Self {
+        Self { world, upstreams: BTreeMap::new() }
+    }
+
+    /// What a route of the Gateway API names. `from` is the kind and the namespace of the route.
+    pub(super) fn referred(
+        &mut self,
+        from: (&str, &str),
+        to: &ObjectRef,
+        http2: bool,
+    ) -> Result<UpstreamTarget, Unresolved> {
+        let (kind, namespace) = from;
+        let (to_group, to_kind) = (to.group.as_deref().unwrap_or_default(), to.kind.as_deref().unwrap_or("Service"));
+        let name = Name::new(to.namespace.as_deref().unwrap_or(namespace), &to.name);
+        if (to_group, to_kind) != ("", "Service") {
+            let message = format!("`{to_kind}` `{name}` cannot answer: only a Service can");
+            return Err(Unresolved::new("InvalidKind", message));
+        }
+        if !self.world.may_name((super::kind::GATEWAY_GROUP, kind, namespace), ("", "Service", &name)) {
+            let place = &name.namespace;
+            let message =
+                format!("no ReferenceGrant in `{place}` lets {kind} of `{namespace}` name the service `{name}`");
+            return Err(Unresolved::new("RefNotPermitted", message));
+        }
+        let Some(port) = to.port else {
+            return Err(Unresolved::new(
+                "UnsupportedValue",
+                format!("the reference to the service `{name}` needs a port"),
+            ));
+        };
+        self.port(&name, Port::Number(port), http2)
+    }
+
+    /// A port of a service. `http2`: it speaks HTTP/2 without TLS, whatever the service says.
+    pub(super) fn port(&mut self, name: &Name, port: Port<'_>, http2: bool) -> Result<UpstreamTarget, Unresolved> {
+        let missing = |what: String| Unresolved::new("BackendNotFound", what);
+        let service = self.world.services.get(name).ok_or_else(|| missing(format!("there is no service `{name}`")))?;
+        if service.spec.r#type == "ExternalName" {
+            let message =
+                format!("the service `{name}` leads outside the cluster (ExternalName), which is not followed");
+            return Err(Unresolved::new("BackendNotFound", message));
+        }
+        let is_wanted = |it: &&ServicePort| match port {
+            Port::Number(number) => it.port == number,
+            Port::Named(word) => it.name == word,
+        };
+        let udp = |it: &&ServicePort| it.protocol.as_deref() == Some("UDP");
+        let mut ports = service.spec.ports.iter().filter(|it| !udp(it));
+        let found = ports.find(is_wanted).ok_or_else(|| {
+            let shown = match port {
+                Port::Number(number) => number.to_string(),
+                Port::Named(word) => format!("`{word}`"),
+            };
+            missing(format!("the service `{name}` has no port {shown}"))
+        })?;
+        let http2 = match found.app_protocol.as_str() {
+            "kubernetes.io/h2c" | "h2c" | "grpc" => true,
+            "https" | "kubernetes.io/wss" | "grpcs" | "tls" => {
+                let message = format!("port {} of the service `{name}` wants TLS (`appProtocol`)", found.port);
+                return Err(Unresolved::new("UnsupportedProtocol", message));
+            }
+            _ => http2,
+        };
+        let reference = format!("{name}:{}", found.port);
+        let (high, low) = hashed(&format!("{reference} {http2}"));
+        let target = UpstreamTarget { component: ComponentId::from_parts(high, low), port: found.port };
+        if !self.upstreams.contains_key(&target.component) {
+            let entry = UpstreamEntry {
+                component: target.component.clone(),
+                reference,
+                state: UpstreamState::Up,
+                endpoints: self.endpoints(name, &found.name),
+                http2_ports: if http2 { vec![found.port] } else { Vec::new() },
+            };
+            self.upstreams.insert(target.component.clone(), entry);
+        }
+        Ok(target)
+    }
+
+    /// Endpoints of a port. Those that are ready get requests; when none is, those that end but still answer do.
+    fn endpoints(&self, service: &Name, port: &str) -> Vec<Endpoint> {
+        let mut found: BTreeMap<InstanceId, (Endpoint, bool)> = BTreeMap::new();
+        let slices = self.world.slices_of.get(service).into_iter().flatten().filter_map(|it| self.world.slices.get(it));
+        for slice in slices.filter(|it| it.address_type == "IPv4") {
+            let numbers = slice.ports.iter().filter(|it| it.name.as_deref().unwrap_or_default() == port);
+            for number in numbers.filter_map(|it| it.port) {
+                for it in &slice.endpoints {
+                    let Some(address) = it.addresses.first().and_then(|it| it.parse::<Ipv4Addr>().ok()) else {
+                        continue;
+                    };
+                    let ending = it.conditions.terminating == Some(true);
+                    let ready = it.conditions.ready != Some(false) && !ending;
+                    let serving = it.conditions.serving.unwrap_or(ready);
+                    if !(ready || ending && serving) {
+                        continue;
+                    }
+                    let uid = it.target_ref.as_ref().map(|it| it.uid.as_str()).unwrap_or_default();
+                    let (high, low) = hashed(&format!("{service} {uid} {address}:{number}"));
+                    let instance = InstanceId::from_parts(high, low);
+                    let endpoint =
+                        Endpoint { instance: instance.clone(), address, port: Some(number), draining: !ready };
+                    found.insert(instance, (endpoint, ready));
+                }
+            }
+        }
+        let none_ready = !found.values().any(|it| it.1);
+        let endpoints = found.into_values().map(|(mut it, _)| {
+            it.draining &= !none_ready;
+            it
+        });
+        endpoints.collect()
+    }
+}

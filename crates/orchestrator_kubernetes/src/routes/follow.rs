@@ -1,0 +1,184 @@
+//! Watches of the kinds that are read, each of which feeds [`World`] and rings.
+//!
+//! What must hold: a watch that ends or is cut is taken up again or listed anew, with growing pauses; what vanished
+//! meanwhile is forgotten; contents of secrets do not come here.
+
+use super::kind::{GATEWAY_GROUP, Kind};
+use super::world::{Name, World};
+use futures_util::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::{GroupVersionKind, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What the watches share.
+#[derive(Clone)]
+pub(super) struct Followed {
+    client: Client,
+    world: Arc<Mutex<World>>,
+    /// Kinds that were listed once.
+    listed: Arc<Mutex<BTreeSet<Kind>>>,
+    /// Versions by which kinds are followed.
+    versions: BTreeMap<Kind, &'static str>,
+    /// Rung when something that is read has changed.
+    pub(super) bell: Arc<Notify>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Followed {
+    /// Follows what every cluster has.
+    pub(super) fn start(client: &Client, stop: &CancellationToken) -> Self {
+        let mut this = Self {
+            client: client.clone(),
+            world: Arc::default(),
+            listed: Arc::default(),
+            versions: BTreeMap::new(),
+            bell: Arc::default(),
+            stop: stop.clone(),
+            tracker: TaskTracker::new(),
+        };
+        for kind in Kind::ALL.into_iter().filter(|it| !it.optional()) {
+            this.follow(kind, kind.wire().3[0]);
+        }
+        this
+    }
+
+    /// What is known.
+    pub(super) fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether everything that is followed was listed once.
+    pub(super) fn listed(&self) -> bool {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.versions.keys().all(|it| listed.contains(it))
+    }
+
+    /// Kinds that the cluster did not have when it was asked last.
+    pub(super) fn missing(&self) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|it| !self.versions.contains_key(it)).collect()
+    }
+
+    /// How a kind that is followed is addressed.
+    pub(super) fn resource(&self, kind: Kind) -> Option<ApiResource> {
+        let (group, word, plural, _) = kind.wire();
+        let version = self.versions.get(&kind)?;
+        Some(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, word), plural))
+    }
+
+    /// Looks which kinds of the Gateway API the cluster has, and follows those that are new.
+    pub(super) async fn discover(&mut self) -> Result<(), kube::Error> {
+        let groups = self.client.list_api_groups().await?;
+        let group = groups.groups.into_iter().find(|it| it.name == GATEWAY_GROUP);
+        let mut served: HashSet<(String, String)> = HashSet::new();
+        for version in group.into_iter().flat_map(|it| it.versions) {
+            let list = self.client.list_api_group_resources(&version.group_version).await?;
+            served.extend(list.resources.into_iter().map(|it| (it.name, version.version.clone())));
+        }
+        for kind in self.missing() {
+            let (_, _, plural, versions) = kind.wire();
+            let found = versions.iter().find(|it| served.contains(&(plural.to_owned(), (**it).to_owned())));
+            if let Some(version) = found {
+                self.follow(kind, version);
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, kind: Kind, version: &'static str) {
+        self.versions.insert(kind, version);
+        let this = self.clone();
+        if kind == Kind::Secret {
+            let config = watcher::Config::default().fields("type=kubernetes.io/tls");
+            let api = Api::<PartialObjectMeta<Secret>>::all(self.client.clone());
+            let events = watcher(api, config).default_backoff();
+            let plain = |it: PartialObjectMeta<Secret>| DynamicObject {
+                types: None,
+                metadata: it.metadata,
+                data: serde_json::Value::Null,
+            };
+            self.tracker.spawn(this.take(kind, events, plain));
+        } else if let Some(resource) = self.resource(kind) {
+            let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+            let events = watcher(api, watcher::Config::default()).default_backoff();
+            self.tracker.spawn(this.take(kind, events, |it| it));
+        }
+    }
+
+    async fn take<T>(
+        self,
+        kind: Kind,
+        events: impl Stream<Item = Result<Event<T>, watcher::Error>> + Send,
+        plain: impl Fn(T) -> DynamicObject + Send,
+    ) {
+        let mut events = pin!(events);
+        let mut listed: HashSet<Name> = HashSet::new();
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            let rings = match event {
+                None => return,
+                Some(Ok(Event::Init)) => {
+                    listed.clear();
+                    false
+                }
+                Some(Ok(Event::InitApply(it))) => {
+                    let it = plain(it);
+                    listed.insert(name(&it));
+                    self.put(kind, it)
+                }
+                Some(Ok(Event::Apply(it))) => self.put(kind, plain(it)),
+                Some(Ok(Event::Delete(it))) => self.world().gone(kind, &name(&plain(it))),
+                Some(Ok(Event::InitDone)) => {
+                    let mut world = self.world();
+                    for it in world.names(kind).into_iter().filter(|it| !listed.contains(it)) {
+                        world.gone(kind, &it);
+                    }
+                    listed = HashSet::new();
+                    self.listed.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+                    true
+                }
+                Some(Err(error)) => {
+                    let why = crate::watch::why(&error);
+                    tracing::warn!(
+                        kind = kind.word(),
+                        error = why,
+                        "a watch for routes of the cluster is taken up again"
+                    );
+                    false
+                }
+            };
+            if rings {
+                self.bell.notify_one();
+            }
+        }
+    }
+
+    /// Takes an object over; whether something changed.
+    pub(super) fn put(&self, kind: Kind, object: DynamicObject) -> bool {
+        let name = name(&object);
+        match self.world().put(kind, object) {
+            Ok(changed) => changed,
+            Err(why) => {
+                tracing::warn!(kind = kind.word(), object = %name, why, "an object cannot be read; what it said before stays");
+                false
+            }
+        }
+    }
+}
+
+fn name(it: &DynamicObject) -> Name {
+    let part = |it: &Option<String>| it.clone().unwrap_or_default();
+    Name { namespace: part(&it.metadata.namespace), name: part(&it.metadata.name) }
+}

@@ -1,0 +1,187 @@
+//! Ingresses of our class as rules of hosts. Pure.
+
+use super::annotations::{Wishes, path, wishes};
+use super::backend::{Backends, Port};
+use super::kind::Kind;
+use super::object::{IngressBackend, IngressSpec};
+use super::status::{Status, changed};
+use super::table::{Age, Draft, certificate};
+use super::translate::Terms;
+use super::world::{Known, Name, World};
+use arco_model::route::{Answer, PathMatch, Redirect, Rewrite, Route, Scheme, Target, UpstreamTarget};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Ingresses of the class.
+pub(super) fn ours<'a>(
+    world: &'a World,
+    terms: &'a Terms,
+) -> impl Iterator<Item = (&'a Name, &'a Known<IngressSpec>)> + 'a {
+    world.ingresses.iter().filter(|(_, it)| it.spec.ingress_class_name.as_deref() == Some(&terms.class))
+}
+
+/// Translates one; what cannot be served of it is told.
+pub(super) fn translate(
+    world: &World,
+    (name, known): (&Name, &Known<IngressSpec>),
+    terms: &Terms,
+    draft: &mut Draft,
+    backends: &mut Backends<'_>,
+) -> Vec<String> {
+    let wishes = wishes(&known.annotations);
+    let mut problems = wishes.problems.clone();
+    if let Some(why) = &wishes.closed {
+        problems.push(format!("it is not served: {why}"));
+        return problems;
+    }
+    let age = (known.created, name.clone());
+    let spec = &known.spec;
+    if let Some(port) = wishes.stream {
+        problems.extend(stream(name, spec, port, terms, &age, draft, backends).err());
+        return problems;
+    }
+    let host_of = |host: &str| if host.is_empty() { "*".to_owned() } else { host.to_ascii_lowercase() };
+    let hosts: BTreeSet<String> = spec.rules.iter().map(|it| host_of(&it.host)).collect();
+    let mut secure = BTreeSet::new();
+    for tls in spec.tls.iter().filter(|it| !it.secret_name.is_empty()) {
+        match certificate(world, &Name::new(&name.namespace, &tls.secret_name)) {
+            Ok(served) => {
+                let named =
+                    if tls.hosts.is_empty() { hosts.clone() } else { tls.hosts.iter().map(|it| host_of(it)).collect() };
+                named.iter().for_each(|it| draft.serve(it, &age, served));
+                secure.extend(named);
+            }
+            Err(why) => problems.push(format!("`tls`: {why}")),
+        }
+    }
+    let mut place = Place { name, wishes: &wishes, age: &age, draft, backends, problems: &mut problems };
+    for rule in &spec.rules {
+        let host = host_of(&rule.host);
+        let tls = secure.contains(&host) || spec.tls.iter().any(|it| it.hosts.iter().any(|it| host_of(it) == host));
+        for it in &rule.http.paths {
+            let (matched, rewrite) = path(&wishes, &it.path_type, &it.path);
+            place.rule(&host, tls, (matched, rewrite), &it.backend);
+        }
+        if let Some(root) = &wishes.app_root {
+            let redirect = Redirect { path: Some(root.clone()), status: Some(302), ..Redirect::default() };
+            let rule = Route { paths: vec![PathMatch::exact("/")], redirect: Some(redirect), ..Route::default() };
+            place.add(&host, tls, rule);
+        }
+    }
+    if let Some(backend) = &spec.default_backend {
+        // After the paths above: it gets what is left.
+        let anywhere = BTreeSet::from(["*".to_owned()]);
+        for host in if hosts.is_empty() { &anywhere } else { &hosts } {
+            place.rule(host, secure.contains(host), (PathMatch::prefix("/"), None), backend);
+        }
+    }
+    problems
+}
+
+/// One Ingress while its rules are made.
+struct Place<'a, 'w> {
+    name: &'a Name,
+    wishes: &'a Wishes,
+    age: &'a Age,
+    draft: &'a mut Draft,
+    backends: &'a mut Backends<'w>,
+    problems: &'a mut Vec<String>,
+}
+
+impl Place<'_, '_> {
+    fn rule(&mut self, host: &str, tls: bool, path: (PathMatch, Option<Rewrite>), backend: &IngressBackend) {
+        let (matched, rewrite) = path;
+        let mut rule = self.wishes.rule.clone();
+        match target(self.name, backend, self.backends, self.wishes.http2) {
+            Ok(to) => {
+                rule.rewrite = rewrite.or(rule.rewrite);
+                rule.targets = vec![Target { to, weight: 100 }];
+            }
+            Err(why) => {
+                self.problems.push(format!("`{host}` {matched}: {why}"));
+                // These requests must not get to whoever has the path above.
+                let body = "No backend of this path can answer.\n".to_owned();
+                let answer = Some(Answer { status: 503, body, content_type: None });
+                rule = Route { answer, headers: rule.headers, cookies: rule.cookies, ..Route::default() };
+            }
+        }
+        rule.paths = vec![matched];
+        self.add(host, tls, rule);
+    }
+
+    /// Adds a rule, and a redirect for plain HTTP where that is asked for.
+    fn add(&mut self, host: &str, tls: bool, mut rule: Route<UpstreamTarget>) {
+        let checked = arco_model::route::check_host(host).map_err(|it| it.to_string());
+        if let Err(why) = checked.and_then(|()| rule.check()) {
+            return self.problems.push(format!("`{host}`: {why}"));
+        }
+        if self.wishes.redirect.unwrap_or(tls) {
+            let redirect = Redirect { scheme: Some("https".to_owned()), status: Some(308), ..Redirect::default() };
+            let plain = Route {
+                paths: rule.paths.clone(),
+                headers: rule.headers.clone(),
+                cookies: rule.cookies.clone(),
+                scheme: Some(Scheme::Http),
+                redirect: Some(redirect),
+                ..Route::default()
+            };
+            self.draft.rule(host, self.age, None, plain);
+            rule.scheme = Some(Scheme::Https);
+        }
+        let share = self.wishes.share.filter(|_| !rule.answers_itself());
+        self.draft.rule(host, self.age, share, rule);
+    }
+}
+
+fn target(
+    name: &Name,
+    backend: &IngressBackend,
+    backends: &mut Backends<'_>,
+    http2: bool,
+) -> Result<UpstreamTarget, String> {
+    let service = backend.service.as_ref().ok_or("its backend is no service")?;
+    let port = match service.port.number {
+        0 => Port::Named(&service.port.name),
+        number => Port::Number(number),
+    };
+    backends.port(&Name::new(&name.namespace, &service.name), port, http2).map_err(|it| it.message)
+}
+
+/// A port of the gateway that leads to the first backend.
+fn stream(
+    name: &Name,
+    spec: &IngressSpec,
+    port: u16,
+    terms: &Terms,
+    age: &Age,
+    draft: &mut Draft,
+    backends: &mut Backends<'_>,
+) -> Result<(), String> {
+    let range = &terms.ports.streams;
+    if !range.contains(&port) {
+        return Err(format!("`l4-port`: {port} is none of {}-{} (`gateway.stream_ports`)", range.start(), range.end()));
+    }
+    let first = spec.rules.iter().flat_map(|it| &it.http.paths).map(|it| &it.backend).next();
+    let backend = first.or(spec.default_backend.as_ref()).ok_or("`l4-port`: there is no backend")?;
+    let target = target(name, backend, backends, false)?;
+    draft.stream(age, port, target).map_err(|other| format!("`l4-port`: {port} is taken by `{other}`"))
+}
+
+/// Where it is reached.
+pub(super) fn status(name: &Name, known: &Known<IngressSpec>, addresses: &[String]) -> Option<Status> {
+    let entry = |it: &String| match it.parse::<std::net::IpAddr>() {
+        Ok(_) => json!({ "ip": it }),
+        Err(_) => json!({ "hostname": it }),
+    };
+    let wanted: Vec<Value> = addresses.iter().map(entry).collect();
+    let before = known.status.pointer("/loadBalancer/ingress").cloned().unwrap_or(json!([]));
+    // What others know about ports of an address is not ours to remove.
+    let addresses_of = |list: &Value| -> BTreeSet<String> {
+        let of = |it: &Value| it["ip"].as_str().or(it["hostname"].as_str()).unwrap_or_default().to_owned();
+        list.as_array().into_iter().flatten().map(of).collect()
+    };
+    if addresses_of(&before) == addresses.iter().cloned().collect() {
+        return None;
+    }
+    changed(Kind::Ingress, name, json!({ "loadBalancer": { "ingress": wanted } }), &known.status)
+}

@@ -1,0 +1,60 @@
+//! Conditions as the Gateway API words them, and the statuses that objects get. Pure.
+
+use super::kind::Kind;
+use super::world::Name;
+use arco_model::time::Timestamp;
+use serde_json::{Value, json};
+
+/// A condition.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Condition {
+    pub(super) kind: &'static str,
+    pub(super) holds: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Condition {
+    pub(super) fn new(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, holds, reason, message: message.into() }
+    }
+
+    /// One that holds, for the usual reason: its own name.
+    pub(super) fn good(kind: &'static str) -> Self {
+        Self::new(kind, true, kind, "")
+    }
+}
+
+/// What an object of the cluster should say about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Status {
+    pub(super) kind: Kind,
+    pub(super) name: Name,
+    /// Fields of `status` that are replaced.
+    pub(super) body: Value,
+}
+
+/// Conditions as they are written. The time of one that says the same as in `before` stays.
+pub(super) fn conditions(wanted: &[Condition], before: &Value, generation: i64, now: Timestamp) -> Value {
+    let before = before.as_array().map(Vec::as_slice).unwrap_or_default();
+    let seconds = Timestamp(now.0 / 1000 * 1000).rfc3339().replace(".000Z", "Z");
+    let written = wanted.iter().map(|it| {
+        let status = if it.holds { "True" } else { "False" };
+        let known = before.iter().find(|old| old["type"] == it.kind && old["status"] == status);
+        let since = known.and_then(|it| it["lastTransitionTime"].as_str()).unwrap_or(&seconds);
+        json!({
+            "type": it.kind, "status": status, "reason": it.reason, "message": it.message,
+            "observedGeneration": generation, "lastTransitionTime": since,
+        })
+    });
+    Value::Array(written.collect())
+}
+
+/// The status when `body` is other than what the cluster has.
+pub(super) fn changed(kind: Kind, name: &Name, body: Value, before: &Value) -> Option<Status> {
+    let same = body.as_object().into_iter().flatten().all(|(field, value)| {
+        let old = before.get(field).unwrap_or(&Value::Null);
+        old == value || (old.is_null() && value.as_array().is_some_and(Vec::is_empty))
+    });
+    (!same).then(|| Status { kind, name: name.clone(), body })
+}
