@@ -5,14 +5,18 @@
 //! tell them, every address counts as here, and binding it decides.
 
 use arco_daemon::{BoxError, OnExit, Supervisor};
-use futures_util::StreamExt as _;
-use rtnetlink::MulticastGroup;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+/// Messages about links, IPv4 and IPv6 addresses (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`).
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 /// Pause before the kernel is asked again after it refused.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -70,12 +74,10 @@ impl Addresses {
     }
 }
 
-/// Reads all addresses again after each change, until the kernel's messages end.
+/// Reads all addresses again after each change, until the kernel refuses something.
 async fn look(sender: &watch::Sender<Option<Arc<BTreeSet<IpAddr>>>>, ignored: &[String]) -> Result<(), BoxError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     // Before the look: what changes after it rings.
-    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
-    let mut connection = tokio::task::JoinSet::from_iter([connection]);
+    let bell = bell()?;
     loop {
         let found = read(ignored)?;
         sender.send_if_modified(|known| {
@@ -85,13 +87,28 @@ async fn look(sender: &watch::Sender<Option<Arc<BTreeSet<IpAddr>>>>, ignored: &[
             }
             changed
         });
-        tokio::select! {
-            message = messages.next() => if message.is_none() { return Ok(()) },
-            _ = connection.join_next() => return Ok(()),
+        let mut rung = bell.readable().await?;
+        // All that is there already is one change. What was too much for the socket's buffer is a change as well.
+        let mut message = [0; 4096];
+        loop {
+            match nix::sys::socket::recv(bell.get_ref().as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
+                Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Ok(0) => return Err("the kernel closed its messages".into()),
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
         }
-        // All that is there already is one change.
-        while messages.try_recv().is_ok() {}
+        rung.clear_ready();
     }
+}
+
+/// A socket that the kernel writes to when links or addresses change (rtnetlink(7)).
+fn bell() -> Result<AsyncFd<OwnedFd>, BoxError> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    // SAFETY: the descriptor is owned by what watches it, and is always the same one.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, tokio::io::Interest::READABLE) }?)
 }
 
 /// The addresses of every interface that is not ignored.

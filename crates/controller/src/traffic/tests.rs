@@ -204,7 +204,7 @@ async fn certificates_are_chosen_sealed_for_gateways_and_taken_away() {
 async fn what_proves_a_host_is_published_by_every_controller() {
     let world = World::new();
     let web = world.component(1, "web").await;
-    world.route(&web, "auto.test", &[&web], Some(TLS_AUTO)).await;
+    let id = world.route(&web, "auto.test", &[&web], Some(TLS_AUTO)).await;
     world.publish(&web).await;
     let proof = Proof::Http { token: "token".to_owned(), answer: "answer".to_owned() };
     let first = Publisher::new(
@@ -222,8 +222,11 @@ async fn what_proves_a_host_is_published_by_every_controller() {
     let asked = ["/.well-known/acme-challenge/token"];
     assert_eq!(answers().await, asked);
     // Another controller that knows nothing of the order publishes the host anew.
-    world.route(&web, "auto.test", &[&web], Some(TLS_AUTO)).await;
+    let mut row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+    row.value.route.max_body_bytes = Some(1);
+    world.publisher.metadata.update(&row).await.unwrap();
     world.publish(&web).await;
+    assert!(world.entry("auto.test").await.unwrap().rules.iter().any(|it| it.max_body_bytes.is_some()));
     assert_eq!(answers().await, asked);
     // And takes away what a controller that ended left.
     world.publisher.prove("auto.test", None).await.unwrap();

@@ -11,7 +11,6 @@ mod render;
 use super::Driver;
 use crate::addresses::Addresses;
 use crate::data_plane::GatewayError;
-use crate::engine::Protocol;
 use crate::source::file::{ListenerSpec, Loaded};
 use futures_util::future::BoxFuture;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,7 +26,9 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_secs(10);
 /// Pause before nginx is started again: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How often a process that ends is looked at.
+/// How long it may take to be there after it listens.
+const START: Duration = Duration::from_secs(5);
+/// How often a process that starts or ends is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// See the module.
@@ -80,8 +81,16 @@ impl Nginx {
             Some(process) => pidfd_send_signal(process, Signal::HUP).map_err(|it| step("be told")(it.into()))?,
             None => {
                 nginx(&["-q"], &path, &self.folder)?;
-                let ended = || GatewayError::Driver("nginx ended at once; `nginx.log` says why".to_owned());
-                self.process = Some(self.running().ok_or_else(ended)?);
+                // It listens now, and is about to write its number down.
+                let began = Instant::now();
+                while self.process.is_none() && began.elapsed() < START {
+                    std::thread::sleep(LOOK);
+                    self.process = self.running();
+                }
+                if self.process.is_none() {
+                    let log = self.folder.join("nginx.log");
+                    return Err(GatewayError::Driver(format!("nginx ended at once; `{}` says why", log.display())));
+                }
             }
         }
         self.text = text;
@@ -206,13 +215,4 @@ fn step(step: &'static str) -> impl Fn(std::io::Error) -> GatewayError {
 
 fn cannot(parts: Vec<String>) -> GatewayError {
     GatewayError::Driver(format!("the driver `nginx` cannot do all of the file:\n  {}", parts.join("\n  ")))
-}
-
-/// Whether a listener speaks HTTP, and over TLS.
-fn is_tls(protocol: &Protocol) -> Option<bool> {
-    match protocol {
-        Protocol::Http => Some(false),
-        Protocol::Https => Some(true),
-        _ => None,
-    }
 }

@@ -86,6 +86,14 @@ impl Drop for Nginx {
     }
 }
 
+/// How many workers an nginx has.
+fn workers(pid: i32) -> usize {
+    let parent = format!("PPid:\t{pid}\n");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let status = processes.filter_map(|it| std::fs::read_to_string(it.path().join("status")).ok());
+    status.filter(|it| it.contains(&parent)).count()
+}
+
 struct World {
     gateway: Gateway,
     web: SocketAddr,
@@ -249,6 +257,9 @@ async fn nginx_follows_its_file_and_refuses_what_it_cannot_do() {
     let before = std::fs::read_to_string(&path).unwrap();
     world.gateway.rewrite(&before.replace("hosts: [fixed.test], paths: [{exact: /robots.txt}]", "hosts: [fresh.test]"));
     eventually("the new host", || async { status("fresh.test").await == 200 }).await;
+    // Until the workers with the file before have ended, they may still answer.
+    let settled = || async { workers(pid) == 1 };
+    eventually("the workers before are gone", settled).await;
     // A file that it cannot serve changes nothing; one after it does.
     world.gateway.rewrite(&before.replace("hosts: [a.test], targets", "hosts: [a.test], methods: [GET], targets"));
     let problem = arco_gateway::alone::check(&path).unwrap_err().to_string();

@@ -39,8 +39,8 @@ async fn closed() -> SocketAddr {
 
 /// A gateway whose route to these endpoints retries like this.
 async fn gateway(endpoints: &[SocketAddr], retry: &str) -> Gateway {
-    let yaml = patient(&file(endpoints))
-        .replace("targets: [{upstream: a}]", &format!("targets: [{{upstream: a}}], retry: {retry}"));
+    let yaml =
+        file(endpoints).replace("targets: [{upstream: a}]", &format!("targets: [{{upstream: a}}], retry: {retry}"));
     Gateway::start(&yaml).await
 }
 
@@ -96,16 +96,16 @@ async fn a_route_says_after_what_and_how_often() {
         (broken().await, "{}", false, 200),
         (broken().await, "{}", true, 502),
         (broken().await, "{on: [connect]}", false, 502),
-        (silent().await, "{on: [timeout], attempt_ms: 200}", false, 200),
+        (silent().await, "{attempts: 4, on: [timeout], attempt_ms: 1000}", false, 200),
     ] {
-        let (good, _) = answering(200).await;
-        let gateway = gateway(&[first, good], retry).await;
+        let (one, two, three) = (answering(200).await.0, answering(200).await.0, answering(200).await.0);
+        let gateway = gateway(&[first, one, two, three], retry).await;
         let method = if post { "POST" } else { "GET" };
         // The first request goes to the first endpoint.
         assert_eq!(statuses(&gateway, method, 1).await, [expected], "{method} {retry}");
     }
     // Whoever is slow with a body is waited for: nobody knows what it has done.
-    let yaml = file(&[silent().await, answering(200).await.0])
+    let yaml = hasty(&file(&[silent().await, answering(200).await.0]))
         .replace("targets: [{upstream: a}]", "targets: [{upstream: a}], retry: {on: [timeout], attempt_ms: 1}");
     assert_eq!(statuses(&Gateway::start(&yaml).await, "POST", 1).await, [504]);
 }
