@@ -13,6 +13,7 @@ mod gateway;
 mod instances;
 mod lock;
 mod roles;
+mod shared_address;
 pub(crate) mod stores;
 mod tickets;
 

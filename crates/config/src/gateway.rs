@@ -1,6 +1,7 @@
 //! Settings of the gateway: `[gateway]`.
 
-use crate::PortRange;
+use crate::{PortRange, VirtualAddress};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -16,6 +17,8 @@ pub struct GatewayConfig {
     pub stream_listen: IpAddr,
     /// Which ports these may be, as `10000-10999`.
     pub stream_ports: PortRange,
+    /// Interfaces whose addresses are not the gateway's, as `docker0` or `veth*`: routes with an address do not apply there.
+    pub ignore_interfaces: Vec<String>,
     /// User and group that gateway and DNS run as, by number; no account is needed. 0: a number of its own from the range of
     /// systemd's dynamic users, by the data dir.
     pub user_id: u32,
@@ -23,14 +26,29 @@ pub struct GatewayConfig {
     pub drain_timeout_ms: u64,
     /// Largest accepted request header, in bytes.
     pub max_header_bytes: usize,
+    /// Longest accepted path with query, in bytes.
+    pub max_uri_bytes: usize,
+    /// Most connections of clients in all; more are closed at once. 0: as many as there are file descriptors for.
+    pub max_connections: usize,
+    /// Most connections of one client address. 0: no limit.
+    pub max_connections_per_address: u32,
+    /// Networks of proxies in front of the gateway: their word about a client's address and scheme is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
+    pub proxy_protocol: bool,
     /// How long a client may take to send its request header, in ms.
     pub request_header_ms: u64,
+    /// Longest pause of a client between two pieces of a request body, in ms.
+    pub request_body_ms: u64,
     /// How long a connect to an instance may take, in ms.
     pub connect_ms: u64,
     /// How long an instance may take until its response begins, in ms.
     pub response_ms: u64,
     /// How long a connection may be idle, in ms.
     pub idle_ms: u64,
+    /// An address that this machine shares with other gateway machines, one at a time (needs keepalived).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<VirtualAddress>,
 }
 
 impl Default for GatewayConfig {
@@ -41,13 +59,21 @@ impl Default for GatewayConfig {
             https_listen: SocketAddr::new(any, 443),
             stream_listen: any,
             stream_ports: PortRange { first: 10_000, last: 10_999 },
+            ignore_interfaces: Vec::new(),
             user_id: 0,
             drain_timeout_ms: 10_000,
             max_header_bytes: 65_536,
+            max_uri_bytes: 16_384,
+            max_connections: 0,
+            max_connections_per_address: 0,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             request_header_ms: 10_000,
+            request_body_ms: 30_000,
             connect_ms: 3_000,
             response_ms: 60_000,
             idle_ms: 60_000,
+            virtual_address: None,
         }
     }
 }

@@ -14,6 +14,7 @@ mod orchestrator;
 mod ports;
 mod server;
 mod store;
+mod virtual_address;
 
 pub use acme::{AcmeChallenge, AcmeConfig};
 pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS};
@@ -26,6 +27,7 @@ pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
 pub use ports::PortRange;
 pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
 pub use store::StoreConfig;
+pub use virtual_address::VirtualAddress;
 
 use serde::{Deserialize, Serialize};
 

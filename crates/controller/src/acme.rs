@@ -35,6 +35,15 @@ const PERIOD: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 4;
 /// Locks of orders, by host.
 const LOCKS: &str = "/acme/locks/";
+/// A host whose certificate is looked after.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    host: &'a str,
+    tenant: &'a TenantName,
+    /// The account of this process, once there is one.
+    account: &'a Mutex<Option<Account>>,
+}
+
 /// What a lock lives beyond the longest order, in seconds.
 const LOCK_SPARE_S: u64 = 60;
 
@@ -68,7 +77,7 @@ impl Controller {
         self.drop_unwanted(&wanted).await?;
         futures_util::stream::iter(&wanted)
             .for_each_concurrent(AT_ONCE, |(host, tenant)| async move {
-                if let Err(error) = self.look_at_host(host, tenant, account).await {
+                if let Err(error) = self.look_at_host(Wanted { host, tenant, account }).await {
                     tracing::warn!(host, %error, "the certificate of a host could not be looked at, it is tried again");
                 }
             })
@@ -76,23 +85,19 @@ impl Controller {
         Ok(())
     }
 
-    async fn look_at_host(
-        &self,
-        host: &str,
-        tenant: &TenantName,
-        account: &Mutex<Option<Account>>,
-    ) -> Result<(), BoxError> {
-        let found = self.automatic(host, tenant).await?;
+    async fn look_at_host(&self, wanted: Wanted<'_>) -> Result<(), BoxError> {
+        let found = self.automatic(wanted).await?;
         match (next(found.as_ref().map(|it| &it.value), clock::now()), found) {
-            (Next::AskWhen, Some(found)) => self.plan_renewal(found, account).await,
-            (Next::Order, _) => self.order_locked(host, tenant, account).await,
+            (Next::AskWhen, Some(found)) => self.plan_renewal(found, wanted.account).await,
+            (Next::Order, _) => self.order_locked(wanted).await,
             _ => Ok(()),
         }
     }
 
-    async fn automatic(&self, host: &str, tenant: &TenantName) -> Result<Option<Versioned<CertificateRow>>, BoxError> {
-        let name = CertificateRow::automatic_name(host);
-        let found = self.deps.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
+    async fn automatic(&self, wanted: Wanted<'_>) -> Result<Option<Versioned<CertificateRow>>, BoxError> {
+        let name = CertificateRow::automatic_name(wanted.host);
+        let of_tenant = Query::parent(wanted.tenant.as_str());
+        let found = self.deps.metadata.list::<CertificateRow>(&of_tenant).await?.items;
         Ok(found.into_iter().find(|it| it.value.name == name))
     }
 
@@ -120,47 +125,36 @@ impl Controller {
     }
 
     /// Orders a certificate, unless another controller does.
-    async fn order_locked(
-        &self,
-        host: &str,
-        tenant: &TenantName,
-        account: &Mutex<Option<Account>>,
-    ) -> Result<(), BoxError> {
+    async fn order_locked(&self, wanted: Wanted<'_>) -> Result<(), BoxError> {
         let timeout_ms = self.deps.acme.order_timeout_ms;
-        let Some(lock) = Lock::take(&self.deps.kv, host, timeout_ms / 1000 + LOCK_SPARE_S).await? else {
-            return Ok(());
-        };
-        let ordered = self.order_now(host, tenant, account).await;
+        let life_s = timeout_ms / 1000 + LOCK_SPARE_S;
+        let Some(lock) = Lock::take(&self.deps.kv, wanted.host, life_s).await? else { return Ok(()) };
+        let ordered = self.order_now(wanted).await;
         lock.release().await;
         ordered
     }
 
-    async fn order_now(
-        &self,
-        host: &str,
-        tenant: &TenantName,
-        account: &Mutex<Option<Account>>,
-    ) -> Result<(), BoxError> {
+    async fn order_now(&self, wanted: Wanted<'_>) -> Result<(), BoxError> {
         // Another controller may have had the lock until now: what it left counts.
-        let found = self.automatic(host, tenant).await?;
+        let found = self.automatic(wanted).await?;
         let before = found.as_ref().map(|it| &it.value);
         if next(before, clock::now()) != Next::Order {
             return Ok(());
         }
         let timeout_ms = self.deps.acme.order_timeout_ms;
         let ordering = async {
-            let account = self.account(account).await?;
-            self.order(&account, host, before).await
+            let account = self.account(wanted.account).await?;
+            self.order(&account, wanted.host, before).await
         };
         let ordered = tokio::time::timeout(Duration::from_millis(timeout_ms), ordering).await;
         let outcome = ordered.unwrap_or(Err(Trouble::Slow(timeout_ms)));
         if outcome.as_ref().is_err_and(Trouble::is_account_gone) {
-            self.forget_account(account).await?;
+            self.forget_account(wanted.account).await?;
         }
-        let kept = self.keep(host, tenant, found, outcome).await;
+        let kept = self.keep(wanted, found, outcome).await;
         // What proved the host is needed no more, however it ended; the host is published with its certificate.
-        if let Err(error) = self.traffic.prove(host, None).await {
-            tracing::warn!(host, %error, "the host is not published anew yet, it is tried again");
+        if let Err(error) = self.traffic.prove(wanted.host, None).await {
+            tracing::warn!(host = wanted.host, %error, "the host is not published anew yet, it is tried again");
         }
         kept
     }
@@ -168,8 +162,7 @@ impl Controller {
     /// Keeps what came of an order: the certificate, or why there is none.
     async fn keep(
         &self,
-        host: &str,
-        tenant: &TenantName,
+        Wanted { host, tenant, .. }: Wanted<'_>,
         found: Option<Versioned<CertificateRow>>,
         outcome: Result<(String, String), Trouble>,
     ) -> Result<(), BoxError> {

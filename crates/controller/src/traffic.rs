@@ -24,7 +24,7 @@ use arco_store::clock;
 use arco_store::kv::{KvError, Operation, Range, SharedKv, Txn};
 use arco_store::secrets::{Sealed, SecretBox, SecretError};
 use arco_store::sql::{CertificateRow, Query, RouteRow, SharedMetadata, SqlError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Notify};
@@ -52,8 +52,6 @@ struct Published {
     default_hosts: BTreeMap<String, (TenantName, UpstreamTarget)>,
     /// Hosts whose entry names a component.
     leads: HashMap<ComponentId, BTreeSet<String>>,
-    /// What proves hosts to an authority over plain HTTP: path and answer.
-    proofs: HashMap<String, (String, String)>,
     /// Hosts that are served with a certificate.
     serves: HashMap<RowId, BTreeSet<String>>,
 }
@@ -72,6 +70,16 @@ impl Published {
             self.leads.entry(target.component.clone()).or_default().insert(host.to_owned());
         }
     }
+}
+
+/// `/acme/proofs/<host>` → what proves it over plain HTTP, [`HttpProof`]: whichever controller publishes the host, its
+/// gateways answer.
+const PROOFS: &str = "/acme/proofs/";
+
+#[derive(Serialize, Deserialize)]
+struct HttpProof {
+    path: String,
+    answer: String,
 }
 
 /// What proves a host to the authority that issues certificates.
@@ -189,11 +197,15 @@ impl Publisher {
                 return self.put(&mut published, tls_key, &entry).await;
             }
             Some(Proof::Http { token, answer }) => {
-                published.proofs.insert(host.to_owned(), (format!("{CHALLENGE_PREFIX}{token}"), answer));
+                let proof = HttpProof { path: format!("{CHALLENGE_PREFIX}{token}"), answer };
+                self.kv.put(&format!("{PROOFS}{host}"), serde_json::to_vec(&proof)?, None).await?;
             }
             None => {
-                self.delete(&mut published, &tls_key).await?;
-                published.proofs.remove(host);
+                // Also what another controller left.
+                published.keys.remove(&tls_key);
+                let gone = [tls_key, format!("{PROOFS}{host}")];
+                let gone = gone.map(|it| Operation::Delete(Range::Key(it.into_bytes())));
+                self.kv.txn(Txn { success: gone.into(), ..Txn::default() }).await?;
             }
         }
         self.write_host(&mut published, host.to_owned(), None).await
@@ -350,10 +362,12 @@ impl Publisher {
         let tls = HostTls { certificate: certificate.as_ref().map(|it| it.id.clone()), client_ca };
         let mut rules = Vec::new();
         // Before whatever its routes do with such a path, and without the redirect to an HTTPS that is not there yet.
-        if let Some((path, answer)) = published.proofs.get(&host) {
-            let answer =
-                Answer { status: 200, body: answer.clone(), content_type: Some("application/octet-stream".to_owned()) };
-            rules.push(Route { paths: vec![PathMatch::exact(path)], answer: Some(answer), ..Route::default() });
+        if named.as_deref() == Some(TLS_AUTO)
+            && let Some(HttpProof { path, answer }) = self.proof(&host).await?
+        {
+            let content_type = Some("application/octet-stream".to_owned());
+            let answer = Answer { status: 200, body: answer, content_type };
+            rules.push(Route { paths: vec![PathMatch::exact(&path)], answer: Some(answer), ..Route::default() });
         }
         for row in rows {
             // A target that is gone gets no share; with its last target a rule goes.
@@ -365,6 +379,13 @@ impl Publisher {
             }
         }
         Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate))
+    }
+
+    /// What proves a host over plain HTTP just now.
+    async fn proof(&self, host: &str) -> Result<Option<HttpProof>, PublishError> {
+        let key = Range::Key(format!("{PROOFS}{host}").into_bytes());
+        let found = self.kv.range(key, 1, None).await?.items;
+        Ok(found.first().and_then(|it| serde_json::from_slice(&it.value).ok()))
     }
 
     async fn put(&self, published: &mut Published, key: String, value: &impl Serialize) -> Result<u64, PublishError> {

@@ -1,13 +1,17 @@
 //! `arco gateway --config FILE`: the data plane without a control plane. The file is read again on SIGHUP and when it
-//! changes; a file that is not valid, or asks for an address that cannot be had, is refused and the old one stays. Its
-//! sockets outlive it: a holder keeps them over a crash and an upgrade.
+//! changes; a file that is not valid, or asks for an address that cannot be had, is refused and the old one stays. Who
+//! serves it is a driver ([`crate::driver`]).
 
+use crate::addresses::Addresses;
 use crate::admin::{Admin, serve_tcp};
-use crate::bind::{BindError, Bound, BoundUdp, bind_kept, bind_udp_kept};
 use crate::data_plane::{GatewayError, system};
-use crate::engine::{Engine, Listening, Protocol, Shared};
+use crate::driver::{Builtin, Driver, GRACE_OF_HAND_OVER, Nginx};
+use crate::engine::{Protocol, Shared};
 use crate::metrics::Metrics;
-use crate::source::file::{FileSource, ListenerSpec, Loaded};
+use crate::snapshot::StickyCookie;
+use crate::source::file::{DriverKind, FileSource};
+use crate::virtual_address::{Keepalived, Stop};
+use arco_config::VirtualAddress;
 use arco_daemon::handover::{Claim, Order, Sockets};
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use std::collections::HashMap;
@@ -20,27 +24,32 @@ use std::time::Duration;
 
 /// How often the file's time and size are looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long open requests may finish: when everything stops, and when another process goes on.
-const GRACE: Duration = Duration::from_secs(10);
-const GRACE_OF_HAND_OVER: Duration = Duration::from_secs(60);
+/// Where the configurations of programs that work for us are kept, by the gateway's file.
+const RUN: &str = "/run/arco-gateway";
 /// Name of the admin listener among the sockets that are kept; those of the file have names of their own.
 const ADMIN: &str = "admin";
 
 /// Reads and checks a file without serving.
 pub fn check(path: &Path) -> Result<(), GatewayError> {
-    FileSource::new(path, Metrics::new()).load()?;
-    Ok(())
+    let loaded = FileSource::new(path, Metrics::new()).load()?;
+    match loaded.driver {
+        DriverKind::Builtin => Ok(()),
+        DriverKind::Nginx => Nginx::check(&loaded),
+    }
 }
 
 /// A gateway that serves one file.
 pub struct Alone {
     path: PathBuf,
     source: FileSource,
-    engine: Engine,
+    driver: Box<dyn Driver>,
+    kind: DriverKind,
     shared: Arc<Shared>,
     sockets: Sockets,
-    listening: HashMap<String, (ListenerSpec, Listening)>,
+    addresses: Addresses,
     admin: Option<(SocketAddr, Claim)>,
+    /// Stops looking after the address that this machine shares.
+    shared_address: Option<Stop>,
     /// Another process has taken over.
     over: CancellationToken,
 }
@@ -57,12 +66,22 @@ impl Alone {
         let mut source = FileSource::new(path, metrics.clone());
         let loaded = source.load()?;
         let shared = Shared::new(loaded.limits, metrics);
-        let engine =
-            Engine::start(supervisor, Arc::clone(&shared), loaded.threads).map_err(system("start its threads"))?;
-        let (path, listening, over) = (path.to_owned(), HashMap::new(), supervisor.token().child_token());
-        let mut this = Self { path, source, engine, shared, sockets, listening, admin: None, over };
-        let admin = loaded.admin;
-        this.put(loaded)?;
+        let addresses = Addresses::follow(supervisor, &loaded.ignore_interfaces);
+        let kind = loaded.driver;
+        let driver: Box<dyn Driver> = match kind {
+            DriverKind::Builtin => {
+                Box::new(Builtin::start(supervisor, &shared, loaded.threads, sockets.clone(), addresses.clone())?)
+            }
+            DriverKind::Nginx => Box::new(Nginx::new(&folder(path)?.join("nginx"), addresses.clone())),
+        };
+        let (path, over) = (path.to_owned(), supervisor.token().child_token());
+        let (admin, shared_address) = (loaded.admin, loaded.virtual_address.clone());
+        let mut this =
+            Self { path, source, driver, kind, shared, sockets, addresses, admin: None, shared_address: None, over };
+        this.driver.put(loaded)?;
+        if let Some(settings) = shared_address {
+            this.shared_address = Some(this.share_address(supervisor, settings)?);
+        }
         if let Some(address) = admin {
             this.admin = Some(this.serve_admin(supervisor, address)?);
         }
@@ -71,7 +90,7 @@ impl Alone {
 
     /// Listeners by name, as really bound.
     pub fn addresses(&self) -> HashMap<String, SocketAddr> {
-        self.listening.iter().map(|(name, (_, listening))| (name.clone(), listening.address)).collect()
+        self.driver.listeners().into_iter().map(|(spec, address)| (spec.name, address)).collect()
     }
 
     /// Where `/healthz` and `/metrics` answer, as really bound.
@@ -86,6 +105,7 @@ impl Alone {
         let mut seen = stamp(&self.path);
         self.sockets.forget_rest();
         self.sockets.ready(GRACE_OF_HAND_OVER);
+        let mut addresses = self.addresses.clone();
         let successor = loop {
             let asked = tokio::select! {
                 () = stop.cancelled() => break false,
@@ -98,24 +118,31 @@ impl Alone {
                     }
                 },
                 _ = hangup.recv() => true,
+                () = addresses.changed() => {
+                    self.driver.follow_addresses();
+                    false
+                }
                 () = tokio::time::sleep(LOOK) => false,
             };
+            self.driver.tend();
             let now = stamp(&self.path);
             if asked || now != seen {
                 seen = now;
                 self.reload();
             }
         };
+        match &self.shared_address {
+            Some(stop) if successor => stop.leave.cancel(),
+            // Before this one stops to answer, another machine does.
+            Some(stop) => stop.give_away().await,
+            None => {}
+        }
         self.sockets.released();
-        // Whoever connects from now on is a successor's, or refused.
-        self.listening.clear();
-        let whole = if successor {
+        if successor {
             tracing::info!("another process has taken over; what is open here is finished");
             self.over.cancel();
-            self.engine.hand_over(GRACE_OF_HAND_OVER).await
-        } else {
-            self.engine.drain(GRACE).await
-        };
+        }
+        let whole = self.driver.end(successor).await;
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");
         }
@@ -124,78 +151,41 @@ impl Alone {
 
     /// Reads the file again; on any error everything stays as it is.
     pub fn reload(&mut self) {
-        match self.source.load().map_err(GatewayError::from).and_then(|it| self.put(it).map_err(GatewayError::from)) {
+        let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it.driver == self.kind {
+            true => Ok(it),
+            false => Err(GatewayError::Driver("another `driver` needs a restart".to_owned())),
+        });
+        match loaded.and_then(|it| self.driver.put(it)) {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),
             Err(error) => tracing::error!(%error, "the file is refused; the one before stays"),
         }
     }
 
-    /// Puts a valid file into effect: first what can fail (addresses), then the rest at once. Only then connections are
-    /// accepted: they may have been waiting on kept sockets.
-    fn put(&mut self, loaded: Loaded) -> Result<(), BindError> {
-        let mut fresh = Vec::new();
-        for spec in &loaded.listeners {
-            if self.listening.get(&spec.name).is_none_or(|(known, _)| known != spec) {
-                // The same address under another name or protocol is switched after the new file is in effect.
-                let taken = self
-                    .listening
-                    .iter()
-                    .find(|(_, (known, _))| is_same(known.address, spec.address) && known.is_udp() == spec.is_udp());
-                let bound = match taken {
-                    Some((name, _)) => Err(name.clone()),
-                    None => Ok(self.bind(spec)?),
-                };
-                fresh.push((spec.clone(), bound));
-            }
-        }
-        self.shared.limits.store(Arc::new(loaded.limits));
-        self.shared.certificates.store(Arc::new(loaded.certificates));
-        self.shared.metrics.applied(loaded.snapshot.revision);
-        self.shared.snapshot.store(Arc::new(loaded.snapshot));
-        self.shared.metrics.prune();
-        let mut failed = None;
-        let mut ready = Vec::new();
-        for (spec, bound) in fresh {
-            let listening = match bound {
-                Ok(bound) => self.listen(bound, &spec),
-                Err(name) => match self.listening.remove(&name) {
-                    Some((_, before)) => {
-                        self.engine.switch(before, &spec.protocol).map_err(|it| BindError::new(spec.address, &it))
-                    }
-                    None => self.bind(&spec).and_then(|it| self.listen(it, &spec)),
-                },
-            };
-            match listening {
-                Ok(listening) => ready.push((spec, listening)),
-                Err(error) => failed = Some(error),
-            }
-        }
-        self.listening.retain(|_, (known, _)| loaded.listeners.contains(known));
-        self.listening.extend(ready.into_iter().map(|(spec, it)| (spec.name.clone(), (spec, it))));
-        failed.map_or(Ok(()), Err)
-    }
-
-    fn bind(&self, spec: &ListenerSpec) -> Result<AnyBound, BindError> {
-        // A listener with an address keeps it under any name.
-        let name = match spec.address.port() {
-            0 => format!("listener {}", spec.name),
-            _ => format!("listener {}", spec.address),
+    /// Looks after the address that this machine shares with others.
+    fn share_address(&self, supervisor: &Supervisor, settings: VirtualAddress) -> Result<Stop, GatewayError> {
+        let open = self.driver.listeners();
+        let plain = open.iter().filter(|it| it.0.protocol == Protocol::Http);
+        let listener = plain.map(|it| it.1).min_by_key(|it| (!it.ip().is_unspecified(), it.port()));
+        let missing = || {
+            let why = "`virtual_address` needs an http listener that is open here, as one on 0.0.0.0:80";
+            GatewayError::VirtualAddress(why.to_owned())
         };
-        let cores = self.engine.cores();
-        if let Protocol::Udp(upstream) = &spec.protocol {
-            let name = format!("UDP {name}");
-            let bound = bind_udp_kept(&self.sockets, &name, spec.address, cores)?;
-            return Ok(AnyBound::Udp(bound, Arc::clone(upstream)));
-        }
-        bind_kept(&self.sockets, &name, spec.address, cores).map(AnyBound::Tcp)
-    }
-
-    fn listen(&self, bound: AnyBound, spec: &ListenerSpec) -> Result<Listening, BindError> {
-        let listening = match bound {
-            AnyBound::Tcp(bound) => self.engine.listen_on(bound, &spec.protocol),
-            AnyBound::Udp(bound, upstream) => self.engine.listen_udp(bound, &upstream),
-        };
-        listening.map_err(|it| BindError::new(spec.address, &it))
+        let listener = listener.ok_or_else(missing)?;
+        let executable = std::env::current_exe().map_err(system("find this executable"))?;
+        let folder = folder(&self.path)?;
+        let keepalived =
+            Keepalived::new(settings, &folder, &executable, listener).map_err(GatewayError::VirtualAddress)?;
+        let (stop, metrics, address) = (Stop::default(), self.shared.metrics.clone(), keepalived.address());
+        let looking = keepalived.run(
+            self.addresses.clone(),
+            move |standing| metrics.virtual_address(address, standing),
+            stop.clone(),
+        );
+        supervisor.spawn("shared address", OnExit::Continue, async move {
+            looking.await;
+            Ok(())
+        });
+        Ok(stop)
     }
 
     fn serve_admin(&self, supervisor: &Supervisor, address: SocketAddr) -> Result<(SocketAddr, Claim), GatewayError> {
@@ -219,11 +209,13 @@ impl Alone {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(&fail)?;
         let bound = listener.local_addr().map_err(&fail)?;
         let (metrics, shared) = (self.shared.metrics.clone(), Arc::clone(&self.shared));
+        let driver = self.driver.name();
         let admin = Admin {
             metrics: Box::new(move || metrics.text()),
             status: Box::new(move || {
                 let snapshot = shared.snapshot.load();
                 serde_json::json!({
+                    "driver": driver,
                     "pid": std::process::id(),
                     "revision": snapshot.revision,
                     "hosts": snapshot.hosts.len(),
@@ -246,15 +238,10 @@ impl Alone {
     }
 }
 
-/// An address that is bound, for connections or for datagrams.
-enum AnyBound {
-    Tcp(Bound),
-    Udp(BoundUdp, Arc<str>),
-}
-
-/// Whether two listeners are one socket; port 0 is never another's.
-fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
-    one == other && one.port() != 0
+/// Where the configurations of programs that work for the gateway of this file are kept.
+fn folder(file: &Path) -> Result<PathBuf, GatewayError> {
+    let path = std::path::absolute(file).map_err(system("find its file"))?;
+    Ok(Path::new(RUN).join(StickyCookie::token(&path.to_string_lossy())))
 }
 
 /// What changes when a file is written or replaced.

@@ -3,6 +3,7 @@
 //! What must hold: a revision is acknowledged only after every new request is routed by it; instances that drain and
 //! still have open requests are named with it.
 
+use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
 use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
 use crate::metrics::Metrics;
@@ -56,6 +57,12 @@ pub enum GatewayError {
     /// The process that keeps the sockets cannot go on.
     #[error(transparent)]
     Hold(#[from] HoldError),
+    /// The address that machines share cannot be looked after.
+    #[error("{0}")]
+    VirtualAddress(String),
+    /// The driver cannot serve the file.
+    #[error("{0}")]
+    Driver(String),
     /// The process ended before it was ready.
     #[error("the data plane did not start: {0}")]
     NotStarted(String),
@@ -98,6 +105,7 @@ pub struct DataPlane {
     /// Closed when this process leaves.
     listening: Mutex<Vec<Listening>>,
     streams: Arc<Mutex<Streams>>,
+    addresses: Addresses,
     drain_timeout: Duration,
     /// No new connections are accepted any more.
     left: AtomicBool,
@@ -128,15 +136,21 @@ impl DataPlane {
     ) -> Result<Self, GatewayError> {
         let millis = Duration::from_millis;
         let metrics = Metrics::new();
-        let limits = Limits::new(config.max_header_bytes, millis(config.request_header_ms), millis(config.idle_ms));
+        let mut limits = Limits::new(config.max_header_bytes, millis(config.request_header_ms), millis(config.idle_ms));
+        limits.max_uri_bytes = config.max_uri_bytes;
+        limits.max_connections = Some(config.max_connections).filter(|it| *it > 0);
+        limits.max_connections_per_address = Some(config.max_connections_per_address).filter(|it| *it > 0);
         let shared = Shared::new(limits, metrics.clone());
         let timeouts = Timeouts {
             connect: millis(config.connect_ms),
             response: millis(config.response_ms),
+            request_body: millis(config.request_body_ms),
             ..Timeouts::default()
         };
         let idle = Arc::new(Notify::new());
-        let source = Arc::new(Mutex::new(StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys)));
+        let mut source = StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys);
+        source.trust(&config.trusted_proxies);
+        let source = Arc::new(Mutex::new(source));
         let engine =
             Engine::start(supervisor, Arc::clone(&shared), listeners.cores).map_err(system("start its threads"))?;
         let (http, https) = (listeners.http.address, listeners.https.address);
@@ -144,7 +158,9 @@ impl DataPlane {
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
         let listening = Mutex::default();
-        let streams = Arc::new(Mutex::new(Streams::new(config.stream_listen, listeners.sockets)));
+        let addresses = Addresses::follow(supervisor, &config.ignore_interfaces);
+        let streams = Streams::new(config.stream_listen, listeners.sockets, addresses.clone());
+        let streams = Arc::new(Mutex::new(streams));
         let this = Self {
             id: id.to_owned(),
             engine,
@@ -157,14 +173,17 @@ impl DataPlane {
             https,
             listening,
             streams,
+            addresses,
             drain_timeout,
             left: AtomicBool::new(false),
         };
         // Connections may be waiting on kept sockets: what is known is in effect before the first is accepted.
         this.apply();
         let share = system("share a listener among its threads");
-        let http = this.engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
-        let https = this.engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;
+        // Behind another proxy every connection begins with who it is for.
+        let spoken = |it| if config.proxy_protocol { Protocol::Proxied(Box::new(it)) } else { it };
+        let http = this.engine.listen_on(listeners.http, &spoken(Protocol::Http)).map_err(&share)?;
+        let https = this.engine.listen_on(listeners.https, &spoken(Protocol::Https)).map_err(&share)?;
         this.listening.lock().unwrap_or_else(PoisonError::into_inner).extend([http, https]);
         Ok(this)
     }
@@ -207,14 +226,16 @@ impl DataPlane {
     /// hears about the requests that are open here.
     pub async fn run_until(self, kv: SharedKv, leave: impl Future<Output = bool>) {
         let mut changed = self.mirror.changed();
+        let mut addresses = self.addresses.clone();
         let follow = async {
             loop {
                 self.apply();
-                let closed = !self.streams().problems().is_empty();
+                let closed = self.streams().has_failed();
                 tokio::select! {
                     changed = changed.changed() => if changed.is_err() {
                         std::future::pending::<()>().await;
                     },
+                    () = addresses.changed() => {}
                     // Whoever has a port that is wanted may let go of it.
                     () = tokio::time::sleep(STREAM_PAUSE), if closed => {}
                 }

@@ -191,6 +191,9 @@ fn applied(
     if let Some(host) = &policy.rewrite.host {
         writeln!(out, "rewrite: Host becomes `{}`", String::from_utf8_lossy(host.as_bytes()))?;
     }
+    if let Some(retry) = &policy.retry {
+        writeln!(out, "retry: at most {} endpoints are asked", retry.attempts)?;
+    }
     if let Some(mirror) = &policy.mirror {
         let shown = called(snapshot, &mirror.upstream);
         writeln!(out, "mirror: {} % of the requests also go to `{shown}`", mirror.percent)?;

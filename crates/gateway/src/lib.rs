@@ -6,11 +6,13 @@
 //!
 //! Not here: certificates' issuing, DNS (`mesh`), and who decides about routes (the controller).
 
+pub mod addresses;
 pub mod admin;
 pub mod alone;
 pub mod balance;
 pub mod bind;
 pub mod data_plane;
+pub mod driver;
 pub mod engine;
 mod explain;
 pub mod framing;
@@ -24,6 +26,7 @@ pub mod source;
 mod streams;
 pub mod tickets;
 pub mod upstream;
+pub mod virtual_address;
 
 pub use data_plane::{DataPlane, GatewayError};
 pub use explain::{Question, explain};

@@ -2,6 +2,7 @@
 //! request only adds to atomics. At most [`MAX_SERIES`] routes and upstreams have series of their own; the rest count
 //! under `other`.
 
+use crate::virtual_address::Standing;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +32,11 @@ struct RouteLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct UpstreamLabels {
     upstream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AddressLabels {
+    address: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -145,6 +152,7 @@ struct Inner {
     connections: Gauge,
     accepted: Counter,
     revision: Gauge,
+    virtual_address: Family<AddressLabels, Gauge>,
     known: Mutex<Known>,
 }
 
@@ -175,6 +183,7 @@ impl Metrics {
             connections: Gauge::default(),
             accepted: Counter::default(),
             revision: Gauge::default(),
+            virtual_address: Family::default(),
             known: Mutex::default(),
             registry: Registry::default(),
         };
@@ -187,6 +196,8 @@ impl Metrics {
         registry.register("connections", "Client connections that are open", inner.connections.clone());
         registry.register("accepted", "Client connections accepted", inner.accepted.clone());
         registry.register("revision", "Revision of the routing snapshot", inner.revision.clone());
+        let standing = "How the shared address stands: 0 keepalived is down, 1 standby, 2 active here";
+        registry.register("virtual_address", standing, inner.virtual_address.clone());
         Self { inner: Arc::new(Inner { registry, ..inner }) }
     }
 
@@ -254,6 +265,12 @@ impl Metrics {
     /// Says which revision is routed by.
     pub fn applied(&self, revision: u64) {
         self.inner.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+    }
+
+    /// Says how a shared address stands on this machine.
+    pub fn virtual_address(&self, address: IpAddr, standing: Standing) {
+        let labels = AddressLabels { address: address.to_string() };
+        self.inner.virtual_address.get_or_create(&labels).set(standing as i64);
     }
 
     /// Everything, as `/metrics` answers it.

@@ -5,6 +5,7 @@
 
 mod action;
 mod matching;
+mod retry;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::protect::Protection;
 use crate::upstream::Upstream;
 pub use action::{Action, Answer, Cors, HeaderEdits, Https, Maintenance, Mirror, PathRewrite, Redirect, Rewrite};
 pub use matching::{Asked, Conditions, PathMatch, Pattern, Test, cookies, normal_path};
+pub use retry::Retry;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,6 +69,8 @@ pub struct Policy {
     pub protection: Protection,
     /// Who else decides about that.
     pub forward_auth: Option<ForwardAuth>,
+    /// When a request is sent to another endpoint; `None` is whenever that is safe.
+    pub retry: Option<Retry>,
 }
 
 /// Somebody else who decides whether a request may come in.

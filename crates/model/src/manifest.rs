@@ -1,7 +1,9 @@
 //! `arco.yaml`: a whole application in one document. The same schema in a repository and in `arco apply -f`.
 
 use crate::name::{ApplicationName, ComponentName};
+use crate::route::{ComponentTarget, Route};
 use crate::spec::{ComponentKind, Port, Probe, Resources, RolloutSpec, VolumeSpec};
+use crate::traffic::StreamProtocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -64,4 +66,28 @@ pub struct ComponentManifest {
     /// How changes are rolled out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSpec>,
+    /// Every route of the component but its own host; when absent, they stay as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<Route<ComponentTarget>>>,
+    /// Every port of the gateway that leads to the component without HTTP; when absent, they stay as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Vec<StreamManifest>>,
+}
+
+/// A port of the gateway that leads to a component without HTTP.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamManifest {
+    /// `tcp` or `udp`.
+    pub protocol: StreamProtocol,
+    /// Port of the gateway; a free one of the pool when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Inner port of the component; its first outer one of the protocol when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+    /// Address of the gateway's machine that it is served on, where that address is; every one of
+    /// `gateway.stream_listen` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::IpAddr>,
 }

@@ -10,6 +10,7 @@
 mod action;
 mod balance;
 mod check;
+mod endpoints;
 mod host;
 mod target;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use action::{
     Answer, BasicAuth, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite, Sticky,
 };
 pub use balance::{Balance, HashBy};
+pub use endpoints::{Circuit, HealthCheck, Retry, RetryOn};
 pub use host::{HostError, check_host};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -61,6 +63,15 @@ pub struct Route<T> {
     /// How an instance of a target is chosen; in turn when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,
+    /// When a request is sent to another instance; when absent, after every failure that allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// When an instance gets no requests for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<Circuit>,
+    /// How instances are asked whether they are well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// Who gets copies of requests.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror<T>>,
@@ -128,6 +139,9 @@ impl<T> Default for Route<T> {
             targets: Vec::new(),
             sticky: None,
             balance: None,
+            retry: None,
+            circuit: None,
+            health_check: None,
             mirror: None,
             rewrite: None,
             redirect: None,
@@ -197,6 +211,9 @@ impl<T> Route<T> {
             targets,
             sticky: self.sticky,
             balance: self.balance,
+            retry: self.retry,
+            circuit: self.circuit,
+            health_check: self.health_check,
             mirror,
             rewrite: self.rewrite,
             redirect: self.redirect,

@@ -7,7 +7,7 @@ use crate::name::{ApplicationName, ComponentName, TenantName};
 use crate::route::{Route, UpstreamTarget};
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 /// Key prefix of everything that a gateway reads.
 pub const GATEWAY_PREFIX: &str = "/gateway/";
@@ -138,6 +138,10 @@ pub struct StreamEntry {
     pub port: u16,
     /// Where it leads.
     pub target: UpstreamTarget,
+    /// The only address that it is served on, by the gateway whose machine has it; when absent, by every gateway on the
+    /// address of its settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
 }
 
 impl StreamEntry {
@@ -215,7 +219,7 @@ pub struct DataPlaneSettings {
     /// Where DNS listens: the bridge address, when there is one.
     pub dns_listen: Option<SocketAddrV4>,
     /// Where names that are not ours are asked.
-    pub dns_forwarders: Vec<std::net::IpAddr>,
+    pub dns_forwarders: Vec<IpAddr>,
     /// Suffix of default hosts.
     pub domain: String,
 }
@@ -255,5 +259,5 @@ pub struct RouteQuestion {
     pub headers: Vec<String>,
     /// Address of who asks; this machine when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client: Option<std::net::IpAddr>,
+    pub client: Option<IpAddr>,
 }

@@ -2,6 +2,7 @@
 
 use arco_model::traffic::StreamProtocol;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use utoipa::ToSchema;
 
 /// Asks for a port of the gateway.
@@ -17,6 +18,10 @@ pub struct StreamRequest {
     /// Inner port of the component; its first outer port of the protocol when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
+    /// The only address that it is served on, where a gateway's machine has it; every one of the settings when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
 }
 
 /// A port of the gateway that leads to a component.
@@ -35,6 +40,10 @@ pub struct StreamDocument {
     pub port: u16,
     /// Inner port of the component.
     pub target_port: u16,
+    /// The only address that it is served on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
     /// Where clients connect, as `tcp://web.shop.example.com:10000`.
     pub url: String,
     /// Why the gateway does not serve it, when that is so.

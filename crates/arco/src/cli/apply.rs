@@ -1,5 +1,7 @@
 //! `arco apply`: a whole application as one file says; prints the difference and waits until it is there.
 
+mod routes;
+
 use super::args::WaitArgs;
 use super::failure::Failure;
 use super::session::Session;
@@ -10,6 +12,7 @@ use super::wait::{self, Show};
 use arco_api::wire::{ApplyChange, ApplyRequest, ApplyResult, ComponentApply};
 use arco_model::manifest::{ApplicationManifest, ComponentManifest};
 use clap::Args;
+use routes::Plan;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -56,10 +59,11 @@ pub(crate) async fn run(args: &ApplyArgs, session: &Session<'_>) -> Result<(), F
     let mut request = ApplyRequest { prune: args.prune, ..ApplyRequest::default() };
     for (name, component) in &manifest.components {
         let source = resolve(name.as_str(), component, base, session).await?;
-        request.components.insert(name.clone(), ComponentApply { source, manifest: component.clone() });
+        let manifest = ComponentManifest { routes: None, streams: None, ..component.clone() };
+        request.components.insert(name.clone(), ComponentApply { source, manifest });
     }
     let mut result = session.client.apply(&session.tenant, &application, &request, args.dry_run).await?;
-    if !session.ui.json() {
+    if !session.ui.json() && !result.changes.is_empty() {
         difference(&result.changes, session.ui);
     }
     let mut ended = Vec::new();
@@ -67,6 +71,19 @@ pub(crate) async fn run(args: &ApplyArgs, session: &Session<'_>) -> Result<(), F
         session.ui.note(&format!("{}/{}:", operation.application, operation.component));
         ended.push(wait::operation(operation, &args.wait, Show::Log, session).await?);
     }
+    let mut routed = Vec::new();
+    for (name, component) in &manifest.components {
+        let pair = (application.as_str(), name.as_str());
+        let plan = Plan::make(pair, component, session).await?;
+        if !args.dry_run {
+            plan.carry_out(pair, session).await?;
+        }
+        routed.extend(plan.changes);
+    }
+    if !session.ui.json() && (result.changes.is_empty() || !routed.is_empty()) {
+        difference(&routed, session.ui);
+    }
+    result.changes.extend(routed);
     session.ui.document(&ApplyResult { changes: result.changes, operations: ended }, |_| {});
     Ok(())
 }

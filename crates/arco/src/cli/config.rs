@@ -80,7 +80,9 @@ mod tests {
                 "env": {"A": "1"}, "secrets": ["B"], "build_env": {"C": "1"},
                 "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared"}],
                 "bind": ["store=STORE"], "command": "run", "probe": {"kind": "http", "path": "/", "port": 80},
-                "rollout": {"start_deadline_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1}
+                "rollout": {"start_deadline_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
+                "routes": [{"hosts": ["a.test"]}],
+                "streams": [{"protocol": "tcp", "port": 10000, "target_port": 5432, "address": "192.0.2.1"}]
             }}
         })
     }
@@ -98,6 +100,7 @@ mod tests {
         assert_eq!(keys(&schema["$defs"]["resources"]["properties"]), keys(&component["resources"]));
         assert_eq!(keys(&schema["$defs"]["port"]["properties"]), keys(&component["ports"][0]));
         assert_eq!(keys(&schema["$defs"]["volume"]["properties"]), keys(&component["volumes"][0]));
+        assert_eq!(keys(&schema["$defs"]["stream"]["properties"]), keys(&component["streams"][0]));
         assert_eq!(keys(&schema["$defs"]["rollout"]["properties"]), keys(&component["rollout"]));
     }
 }

@@ -1,5 +1,6 @@
 //! `arco route`: which requests lead to a component, and what is done with them on the way.
 
+mod endpoints;
 mod flags;
 mod stream;
 
@@ -75,7 +76,8 @@ pub(crate) struct AddArgs {
 pub(crate) struct SetArgs {
     #[command(flatten)]
     which: Which,
-    /// Take a part away: methods, headers, cookies, query, sticky, balance, mirror, rewrite, redirect, answer, maintenance,
+    /// Take a part away: methods, headers, cookies, query, sticky, balance, retry, circuit,
+    /// health_check, mirror, rewrite, redirect, answer, maintenance,
     /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,
@@ -117,7 +119,9 @@ pub(crate) async fn run(command: &RouteCommand, session: &Session<'_>) -> Result
     match command {
         RouteCommand::List { reference } => list(reference.as_ref(), session).await,
         RouteCommand::Add(args) => match args.stream.asked() {
-            Some(asked) => stream::add(&args.reference, asked, args.flags.port(), session).await,
+            Some(asked) => {
+                stream::add(&args.reference, asked, (args.flags.port(), args.stream.address()), session).await
+            }
             None => add(args, session).await,
         },
         RouteCommand::Set(args) => set(args, session).await,

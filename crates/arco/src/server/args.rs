@@ -92,7 +92,7 @@ impl ServerArgs {
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct GatewayArgs {
     /// Listeners, certificates, upstreams and routes (YAML); read again on SIGHUP and when it changes
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "probe")]
     config: Option<PathBuf>,
     /// Only check the file
     #[arg(long)]
@@ -101,6 +101,9 @@ pub(crate) struct GatewayArgs {
     pub(crate) worker: bool,
     #[arg(long, hide = true)]
     pub(crate) resumed: bool,
+    /// Whether a gateway answers at this address: asked by keepalived
+    #[arg(long, hide = true, value_name = "ADDRESS", conflicts_with = "config")]
+    pub(crate) probe: Option<std::net::SocketAddr>,
     /// Something else than to run it
     #[command(subcommand)]
     pub(crate) command: Option<GatewayCommand>,

@@ -8,12 +8,16 @@ use anyhow::Context as _;
 use arco_daemon::handover::{Holding, Sockets, hold, resume};
 use arco_daemon::{CancellationToken, Supervisor, telemetry, tls};
 use arco_gateway::alone::{Alone, check};
+use arco_gateway::virtual_address::probe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
     let outcome = match args {
+        GatewayArgs { probe: Some(address), .. } => {
+            probe(*address).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from)
+        }
         GatewayArgs { check: true, .. } => check(args.file()).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
         GatewayArgs { worker: true, .. } => worker(args.file()).map(|()| ExitCode::SUCCESS),
         _ => keep(args),

@@ -7,15 +7,21 @@ use super::stores::Stores;
 use anyhow::Context as _;
 use arco_builder::BuildProxy;
 use arco_config::{Config, Egress, OrchestratorDriver};
+use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_model::name::TenantName;
+use arco_model::traffic::{STREAMS, StreamEntry};
 use arco_orchestrator::SharedOrchestrator;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
+use arco_store::kv::{Range, SharedKv};
 use arco_store::logs::LogSink;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Pause before ports are followed again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The orchestrator, and what of it belongs to this machine.
 pub(super) struct Instances {
@@ -66,10 +72,33 @@ impl Instances {
         self.local.as_ref().map(|it| it.dns_address())
     }
 
-    /// Lets instances on this machine reach these ports of it.
-    pub(super) async fn publish_ports(&self, ports: [u16; 2]) -> anyhow::Result<()> {
-        let Some(local) = &self.local else { return Ok(()) };
-        local.publish_ports(ports.into()).await.context("failed to let instances reach the gateway")
+    /// Lets instances on this machine reach these ports of it, and those that lead to components without HTTP, as they
+    /// come and go.
+    pub(super) async fn publish_ports(
+        &self,
+        ports: [u16; 2],
+        kv: &SharedKv,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<()> {
+        let Some(local) = self.local.clone() else { return Ok(()) };
+        local.publish_ports(ports.into()).await.context("failed to let instances reach the gateway")?;
+        let (kv, token) = (kv.clone(), supervisor.token().clone());
+        supervisor.spawn("published ports", OnExit::Continue, async move {
+            let follow = async {
+                loop {
+                    if let Err(error) = follow_streams(&local, ports, &kv).await {
+                        tracing::warn!(%error, "ports for components are not open to instances yet, it is tried again");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            };
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = follow => {}
+            }
+            Ok(())
+        });
+        Ok(())
     }
 
     /// Where builds reach out, when a list says which hosts they may reach.
@@ -86,6 +115,21 @@ impl Instances {
         let listener = listener.context("failed to open the proxy of builds on the instances' network")?;
         let endpoints = local.open_build_proxy(listener.local_addr()?.port()).await?;
         Ok(Some(BuildProxy { listener, endpoints }))
+    }
+}
+
+/// Publishes `ports` and those of streams, again after each change, until the watch is cut.
+async fn follow_streams(local: &LocalOrchestrator, ports: [u16; 2], kv: &SharedKv) -> Result<(), BoxError> {
+    loop {
+        let now = kv.list(STREAMS).await?;
+        let streams = now.items.iter().filter_map(|it| serde_json::from_slice::<StreamEntry>(&it.value).ok());
+        local.publish_ports(streams.map(|it| it.port).chain(ports).collect()).await?;
+        let range = Range::Prefix(STREAMS.as_bytes().to_vec());
+        let mut watch = kv.watch(range, Some(now.revision + 1)).await?;
+        match watch.next().await {
+            Some(batch) => drop(batch?),
+            None => return Ok(()),
+        }
     }
 }
 

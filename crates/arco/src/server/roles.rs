@@ -19,6 +19,7 @@ use arco_daemon::pki::{Leaf, Pki, keep_fresh};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{BoxError, OnExit, Supervisor, listener};
 use arco_eventlog::Eventlog;
+use arco_gateway::virtual_address::Stop;
 use arco_model::log::LogStream;
 use arco_model::traffic::{DataPlaneSettings, SETTINGS};
 use arco_mq::Queue;
@@ -45,6 +46,7 @@ const LOGS_GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Platform {
     pub(crate) addresses: Addresses,
     data_plane: Option<Running>,
+    shared_address: Option<Stop>,
     orchestrator: SharedOrchestrator,
     /// The keeper of logs: it has a supervisor of its own, so that it ends after everything that writes.
     logs: Supervisor,
@@ -108,14 +110,16 @@ pub(crate) async fn start(
     }
 
     let mut addresses = Addresses::default();
-    let mut data_plane = None;
+    let (mut data_plane, mut shared_address) = (None, None);
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
         publish_settings(config, &stores, instances.dns_address()).await?;
         super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
-        instances.publish_ports([running.http().port(), running.https().port()]).await?;
+        let ports = [running.http().port(), running.https().port()];
+        instances.publish_ports(ports, &stores.kv, supervisor).await?;
+        shared_address = super::shared_address::keep(config, running.http(), health, &metrics, supervisor)?;
         data_plane = Some(running);
         health.role("gateway").ready();
     }
@@ -227,7 +231,7 @@ pub(crate) async fn start(
         let router = console::router(page, metrics);
         supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
     }
-    Ok(Platform { addresses, data_plane, orchestrator, logs: log_keeper })
+    Ok(Platform { addresses, data_plane, shared_address, orchestrator, logs: log_keeper })
 }
 
 impl Platform {
@@ -248,6 +252,12 @@ impl Platform {
     /// Stops everything in order.
     pub(crate) async fn stop(&self, config: &Config, supervisor: &Supervisor, grace: Duration) {
         let began = std::time::Instant::now();
+        match &self.shared_address {
+            Some(stop) if config.server.keep_data_plane => stop.leave.cancel(),
+            // Before the gateway stops to answer, another machine's does.
+            Some(stop) => stop.give_away().await,
+            None => {}
+        }
         if let Some(data_plane) = self.data_plane.as_ref().filter(|_| !config.server.keep_data_plane) {
             supervisor.token().cancel(); // the watch must not start it again
             data_plane.stop(Duration::from_millis(config.gateway.drain_timeout_ms)).await;

@@ -19,5 +19,6 @@ mod neighbour;
 mod one_off;
 mod private_git;
 mod routes;
+mod shared_address;
 mod streams;
 mod survive;

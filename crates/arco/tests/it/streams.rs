@@ -23,6 +23,15 @@ for (;;) {
 }
 "#;
 
+/// Says `z` to a port of the machine that an instance runs on, and prints the answer.
+const FROM_INSIDE: &str = r#"use strict; use IO::Socket::INET;
+open my $routes, '<', '/proc/net/route' or die "routes: $!";
+my ($way) = map { (split)[2] } grep { (split)[1] eq '00000000' } <$routes>;
+my $gateway = join '.', reverse map { hex } $way =~ /../g;
+my $socket = IO::Socket::INET->new(PeerAddr => $gateway, PeerPort => $ARGV[0], Timeout => 5) or die "connect $gateway: $!";
+syswrite($socket, 'z'); sysread($socket, my $answer, 100) or die "read: $!"; print $answer;
+"#;
+
 fn said(port: u16, word: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -60,7 +69,7 @@ fn tcp_and_udp_ports_lead_to_components() {
     }
     let first = pool();
     let env = vec![
-        ("ARCO_GATEWAY__STREAM_LISTEN", "127.0.0.1".to_owned()),
+        ("ARCO_GATEWAY__STREAM_LISTEN", "0.0.0.0".to_owned()),
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{first}-{}", first + 2)),
     ];
     let mut platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
@@ -92,6 +101,16 @@ fn tcp_and_udp_ports_lead_to_components() {
     drop(held);
     assert_eq!(port_of(&good(&platform, &["route", "add", "shop/other", "--tcp"])), first + 2);
     assert_eq!(until("an answer of the other component", 60, || said(first + 2, "c").ok()), "other c");
+
+    // Instances reach it by the gateway's address, as they reach its HTTP ports; other ports of the machine they do not.
+    let from_inside = |port: u16| {
+        let outcome = platform.arco(&["exec", "shop/other", "--", "perl", "-e", FROM_INSIDE, &port.to_string()]);
+        (outcome.status == 0).then_some(outcome.stdout)
+    };
+    assert_eq!(until("an answer to an instance", 30, || from_inside(first)), "db z");
+    let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    assert_eq!(from_inside(other.local_addr().unwrap().port()), None);
+    drop(other);
 
     // Datagrams have ports of their own.
     let udp = port_of(&good(&platform, &["route", "add", "shop/db", "--udp"]));

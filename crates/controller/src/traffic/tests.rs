@@ -199,3 +199,37 @@ async fn certificates_are_chosen_sealed_for_gateways_and_taken_away() {
     world.publisher.withdraw(&web.id).await.unwrap();
     assert!(world.publisher.kv.get(&key).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn what_proves_a_host_is_published_by_every_controller() {
+    let world = World::new();
+    let web = world.component(1, "web").await;
+    let id = world.route(&web, "auto.test", &[&web], Some(TLS_AUTO)).await;
+    world.publish(&web).await;
+    let proof = Proof::Http { token: "token".to_owned(), answer: "answer".to_owned() };
+    let first = Publisher::new(
+        world.publisher.kv.clone(),
+        world.publisher.metadata.clone(),
+        world.secrets.clone(),
+        "test".to_owned(),
+    );
+    first.prove("auto.test", Some(proof)).await.unwrap();
+    let answers = async || {
+        let rules = world.entry("auto.test").await.unwrap().rules;
+        let paths = rules.iter().filter(|it| it.answer.is_some()).map(|it| it.paths[0].text().to_owned());
+        paths.collect::<Vec<_>>()
+    };
+    let asked = ["/.well-known/acme-challenge/token"];
+    assert_eq!(answers().await, asked);
+    // Another controller that knows nothing of the order publishes the host anew.
+    let mut row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+    row.value.route.max_body_bytes = Some(1);
+    world.publisher.metadata.update(&row).await.unwrap();
+    world.publish(&web).await;
+    assert!(world.entry("auto.test").await.unwrap().rules.iter().any(|it| it.max_body_bytes.is_some()));
+    assert_eq!(answers().await, asked);
+    // And takes away what a controller that ended left.
+    world.publisher.prove("auto.test", None).await.unwrap();
+    assert!(answers().await.is_empty());
+    assert!(world.publisher.kv.list("/acme/").await.unwrap().items.is_empty());
+}

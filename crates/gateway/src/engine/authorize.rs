@@ -37,7 +37,8 @@ pub(super) async fn ask(
 ) -> Result<(), Denied> {
     let upstream = snapshot.upstreams.get(&auth.upstream).ok_or(Denied::Silent)?;
     let timeouts = upstream.timeouts;
-    let plan = Forward { core, upstream, timeouts, watch: None, began: Instant::now(), choice: Choice::default() };
+    let (began, choice) = (Instant::now(), Choice::default());
+    let plan = Forward { core, upstream, timeouts, watch: None, began, choice, retry: None };
     let (response, exchange) = forward(plan, question(auth, parts)).await.map_err(|_| Denied::Silent)?;
     if !response.status().is_success() {
         if response.status().is_informational() {

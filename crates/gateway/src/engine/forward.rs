@@ -8,8 +8,9 @@ use super::body::{BodyWatch, Exchange, RequestBody};
 use super::pool::Pooled as _;
 use super::transport::{Sender, connect};
 use crate::balance::Choice;
-use crate::snapshot::Timeouts;
+use crate::snapshot::{Retry, Timeouts};
 use crate::upstream::{OpenRequest, Transport, Upstream};
+use arco_model::route::RetryOn;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -45,11 +46,14 @@ pub(super) struct Forward<'a> {
     pub(super) watch: Option<Arc<BodyWatch>>,
     pub(super) began: Instant,
     pub(super) choice: Choice,
+    /// What its route says about endpoints that fail.
+    pub(super) retry: Option<&'a Retry>,
 }
 
 /// A failed attempt; the request is there when it may be sent again.
 struct Attempt {
     failure: Failure,
+    outcome: RetryOn,
     request: Option<Request<RequestBody>>,
 }
 
@@ -65,12 +69,22 @@ pub(super) async fn forward(
     if settings.transport.http2 && for_http2(&mut request, &settings.transport).is_err() {
         return Err(Failure::Broken);
     }
-    while tried.len() < MAX_ENDPOINTS {
-        let Some(open) = plan.upstream.pick_for(&tried, &plan.choice) else { break };
-        if !tried.is_empty() {
-            metrics.retries.inc();
-        }
+    plan.retry.into_iter().for_each(Retry::earn);
+    let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
+    let mut next = plan.upstream.pick_for(&tried, &plan.choice);
+    while let Some(open) = next.take() {
         tried.push(open.endpoint().address);
+        let another = || {
+            if tried.len() >= most {
+                return None;
+            }
+            let other = plan.upstream.pick_for(&tried, &plan.choice)?;
+            plan.retry.is_none_or(Retry::spend).then(|| {
+                metrics.retries.inc();
+                other
+            })
+        };
+        let copy = plan.retry.filter(|it| it.wants_any_status() && is_repeatable(&request)).map(|_| copy_of(&request));
         let asked = Instant::now();
         let outcome = attempt(&plan, &open, request).await;
         if let Some(ejection) = &settings.ejection {
@@ -86,6 +100,14 @@ pub(super) async fn forward(
         match outcome {
             Ok((response, sender)) => {
                 open.endpoint().state.answered();
+                if let Some(copy) = copy
+                    && plan.retry.is_some_and(|it| it.wants_status(response.status()))
+                    && let Some(other) = another()
+                {
+                    // Its connection ends with it: nobody reads the rest of that answer.
+                    (request, next) = (copy, Some(other));
+                    continue;
+                }
                 if matches!(settings.balance, crate::balance::Balance::Ewma) {
                     open.endpoint().state.took(asked.elapsed());
                 }
@@ -101,13 +123,11 @@ pub(super) async fn forward(
                 };
                 return Ok((response, exchange));
             }
-            Err(Attempt { failure, request: again }) => {
+            Err(Attempt { failure, outcome, request: again }) => {
                 metrics.failures.inc();
                 last = failure;
-                match again {
-                    Some(again) => request = again,
-                    None => break,
-                }
+                let Some(again) = again.filter(|_| plan.retry.is_none_or(|it| it.wants(outcome))) else { break };
+                (request, next) = (again, another());
             }
         }
     }
@@ -122,7 +142,10 @@ async fn attempt(
     let address = open.endpoint().address;
     let transport = &plan.upstream.settings.transport;
     let key = (address, transport.id);
-    let repeatable = request.body().is_end_stream() && is_idempotent(request.method());
+    let repeatable = is_repeatable(&request);
+    // One endpoint's time is limited only where another one can be asked.
+    let limit = plan.retry.and_then(|it| it.attempt).filter(|_| repeatable);
+    let limit = limit.map_or(plan.timeouts.response, |it| it.min(plan.timeouts.response));
     let mut stale = 0;
     loop {
         let pooled = plan.core.pool.take(key, repeatable).filter(|_| stale < MAX_STALE);
@@ -139,11 +162,11 @@ async fn attempt(
                 }
                 Err(Failure::NoRoom) => {
                     plan.core.room.tighten();
-                    return Err(Attempt { failure: Failure::NoRoom, request: None });
+                    return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
                 }
                 Err(failure) => {
                     open.endpoint().state.failed();
-                    return Err(Attempt { failure, request: Some(request) });
+                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(request) });
                 }
             },
         };
@@ -154,20 +177,24 @@ async fn attempt(
         if sender.ready().await.is_err() {
             stale += 1;
             if !from_pool {
-                return Err(Attempt { failure: Failure::Broken, request: Some(request) });
+                return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request: Some(request) });
             }
             continue;
         }
         let copy = repeatable.then(|| copy_of(&request));
         let sending = sender.send(request);
-        let (failure, unsent) = match in_time(sending, plan.timeouts.response, plan.watch.as_deref()).await {
+        let (failure, unsent) = match in_time(sending, limit, plan.watch.as_deref()).await {
             Some(Ok(response)) => return Ok((response, sender)),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
                 tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");
                 (Failure::Broken, unsent.or(copy))
             }
-            None => return Err(Attempt { failure: Failure::TimedOut, request: None }),
+            None => {
+                // Only where a route says so: whoever is slow gets no more of the same otherwise.
+                let request = copy.filter(|_| plan.retry.is_some());
+                return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
+            }
         };
         match unsent {
             Some(again) if from_pool => {
@@ -176,7 +203,7 @@ async fn attempt(
                 stale += 1;
                 request = again;
             }
-            unsent => return Err(Attempt { failure, request: unsent }),
+            unsent => return Err(Attempt { failure, outcome: RetryOn::Broken, request: unsent }),
         }
     }
 }
@@ -213,6 +240,11 @@ pub(super) fn for_http2(request: &mut Request<RequestBody>, transport: &Transpor
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     Ok(())
+}
+
+/// Whether it may be sent twice: without a body, and by its method (RFC 9110 §9.2.2).
+fn is_repeatable(request: &Request<RequestBody>) -> bool {
+    request.body().is_end_stream() && is_idempotent(request.method())
 }
 
 fn is_idempotent(method: &Method) -> bool {

@@ -168,7 +168,7 @@ pub(super) fn mirror(
     supervisor.spawn("mirror", arco_daemon::OnExit::Continue, async move {
         let timeouts = upstream.timeouts;
         let (began, choice) = (Instant::now(), crate::balance::Choice::default());
-        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch: None, began, choice };
+        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
         if let Ok((response, exchange)) = forward(plan, request).await {
             let mut body = ResponseBody::proxied(response.into_body(), exchange, Some(timeouts.response), None);
             while let Some(Ok(_)) = body.frame().await {}

@@ -289,7 +289,8 @@ async fn handle(
     if let Some(policy) = policy {
         gate::mirror(core, &snapshot, policy, &parts, &mut body);
     }
-    let plan = Forward { core, upstream, timeouts, watch: watch.clone(), began, choice };
+    let retry = policy.and_then(|it| it.retry.as_ref());
+    let plan = Forward { core, upstream, timeouts, watch: watch.clone(), began, choice, retry };
     let deadline = timeouts.total.map(|it| began + it);
     let forwarding = forward(plan, Request::from_parts(parts, body));
     let outcome = match deadline {

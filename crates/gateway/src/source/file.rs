@@ -1,12 +1,13 @@
 //! The gateway's own file (YAML): everything that it needs without a control plane. Unknown keys are errors.
 
-mod upstream;
+pub(crate) mod upstream;
 
 use super::route::{Kept, Prepared};
 use crate::engine::{CertificateEntry, Certificates, Limits, Protocol};
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
+use arco_config::VirtualAddress;
 use arco_model::route::{Route, check_host};
 use arco_model::traffic::UpstreamState;
 use serde::Deserialize;
@@ -45,32 +46,35 @@ pub enum FileError {
 /// The file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct File {
-    listeners: Vec<ListenerFile>,
-    certificates: Vec<CertificateFile>,
-    upstreams: Vec<UpstreamFile>,
-    routes: Vec<Route<String>>,
-    timeouts: TimeoutsFile,
-    limits: LimitsFile,
-    trusted_proxies: Vec<ipnet::IpNet>,
-    admin: Option<AdminFile>,
-    threads: usize,
+pub(crate) struct File {
+    pub(crate) driver: DriverKind,
+    pub(crate) listeners: Vec<ListenerFile>,
+    pub(crate) certificates: Vec<CertificateFile>,
+    pub(crate) upstreams: Vec<UpstreamFile>,
+    pub(crate) routes: Vec<Route<String>>,
+    pub(crate) timeouts: TimeoutsFile,
+    pub(crate) limits: LimitsFile,
+    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
+    pub(crate) admin: Option<AdminFile>,
+    pub(crate) threads: usize,
+    pub(crate) ignore_interfaces: Vec<String>,
+    pub(crate) virtual_address: Option<VirtualAddress>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ListenerFile {
-    name: String,
-    address: SocketAddr,
-    protocol: ProtocolFile,
-    upstream: Option<String>,
+pub(crate) struct ListenerFile {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) protocol: ProtocolFile,
+    pub(crate) upstream: Option<String>,
     #[serde(default)]
-    proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
-enum ProtocolFile {
+pub(crate) enum ProtocolFile {
     Http,
     Https,
     Tcp,
@@ -79,31 +83,31 @@ enum ProtocolFile {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CertificateFile {
-    hosts: Vec<String>,
-    certificate_file: PathBuf,
-    key_file: PathBuf,
-    client_ca_file: Option<PathBuf>,
+pub(crate) struct CertificateFile {
+    pub(crate) hosts: Vec<String>,
+    pub(crate) certificate_file: PathBuf,
+    pub(crate) key_file: PathBuf,
+    pub(crate) client_ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields)]
-struct TimeoutsFile {
-    request_header_ms: Option<u64>,
-    request_body_ms: Option<u64>,
-    connect_ms: Option<u64>,
-    response_ms: Option<u64>,
-    total_ms: Option<u64>,
-    idle_ms: Option<u64>,
+pub(crate) struct TimeoutsFile {
+    pub(crate) request_header_ms: Option<u64>,
+    pub(crate) request_body_ms: Option<u64>,
+    pub(crate) connect_ms: Option<u64>,
+    pub(crate) response_ms: Option<u64>,
+    pub(crate) total_ms: Option<u64>,
+    pub(crate) idle_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LimitsFile {
-    max_header_bytes: usize,
-    max_uri_bytes: usize,
-    max_connections: Option<usize>,
-    max_connections_per_address: Option<u32>,
+pub(crate) struct LimitsFile {
+    pub(crate) max_header_bytes: usize,
+    pub(crate) max_uri_bytes: usize,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) max_connections_per_address: Option<u32>,
 }
 
 impl Default for LimitsFile {
@@ -119,8 +123,19 @@ impl Default for LimitsFile {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AdminFile {
-    address: SocketAddr,
+pub(crate) struct AdminFile {
+    pub(crate) address: SocketAddr,
+}
+
+/// Who serves a file.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    /// The engine of this process.
+    #[default]
+    Builtin,
+    /// nginx, for what it can do of a file.
+    Nginx,
 }
 
 /// One listener that the file asks for.
@@ -144,6 +159,12 @@ impl ListenerSpec {
 /// What a valid file says.
 #[derive(Debug)]
 pub struct Loaded {
+    /// The file itself.
+    pub(crate) written: File,
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// Who serves it.
+    pub driver: DriverKind,
     /// Routing table.
     pub snapshot: Snapshot,
     /// Certificates.
@@ -156,6 +177,10 @@ pub struct Loaded {
     pub admin: Option<SocketAddr>,
     /// Threads; 0 means one per processor.
     pub threads: usize,
+    /// Interfaces whose addresses do not count.
+    pub ignore_interfaces: Vec<String>,
+    /// The address that this machine shares with others.
+    pub virtual_address: Option<VirtualAddress>,
 }
 
 /// Reads one file again and again; counters and turns live on.
@@ -190,8 +215,8 @@ impl FileSource {
             Ok(file) => file.unwrap_or_default(),
             Err(error) => return Err(syntax(error.to_string())),
         };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let parts = check(&file, folder, &self.kept).map_err(syntax)?;
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let parts = check(&file, &folder, &self.kept).map_err(syntax)?;
         let entries = file
             .certificates
             .iter()
@@ -225,13 +250,19 @@ impl FileSource {
         limits.max_uri_bytes = file.limits.max_uri_bytes;
         limits.max_connections = file.limits.max_connections;
         limits.max_connections_per_address = file.limits.max_connections_per_address;
+        let (listeners, admin) = (listeners.collect(), file.admin.as_ref().map(|it| it.address));
         Ok(Loaded {
+            driver: file.driver,
+            folder,
             snapshot,
             certificates: Certificates::new(entries),
-            listeners: listeners.collect(),
+            listeners,
             limits,
-            admin: file.admin.map(|it| it.address),
+            admin,
             threads: file.threads,
+            ignore_interfaces: file.ignore_interfaces.clone(),
+            virtual_address: file.virtual_address.clone(),
+            written: file,
         })
     }
 
@@ -373,8 +404,9 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
                     .to_owned(),
             ));
         }
-        if route.balance.is_some() {
-            return Err(fail("`balance` is set at the upstream".to_owned()));
+        if route.balance.is_some() || route.circuit.is_some() || route.health_check.is_some() {
+            let why = "`balance`, `circuit` and `health_check` are set at the upstream: `balance`, `ejection`, `max_open`, `check`";
+            return Err(fail(why.to_owned()));
         }
         if let Some(name) = route.callees().find(|it| !upstreams.contains(it.as_str())) {
             return Err(fail(format!("it names the upstream `{name}`, which does not exist")));
@@ -390,6 +422,12 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
             }
         }
         parts.routes.push(prepared);
+    }
+    if let Some(address) = &file.virtual_address {
+        address.check()?;
+        if !file.listeners.iter().any(|it| it.protocol == ProtocolFile::Http && !it.proxy_protocol) {
+            return Err("`virtual_address` needs an http listener: it is asked whether the gateway is well".to_owned());
+        }
     }
     if file.limits.max_header_bytes < 1024 {
         return Err("`limits.max_header_bytes` is below 1024".to_owned());

@@ -1,10 +1,10 @@
 //! Rules from a route as it is written ([`arco_model::route`]): the one way, from the file and from the store.
 
-use crate::balance::{Balance, HashKey};
+use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey};
 use crate::protect::{Protection, RateKey, RateLimit, Users};
 use crate::snapshot::{
     Action, Answer, Conditions, Cors, ForwardAuth, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite,
-    Pattern, Policy, Redirect, Rewrite, Rule, StickyCookie, Test, Timeouts,
+    Pattern, Policy, Redirect, Retry, Rewrite, Rule, StickyCookie, Test, Timeouts,
 };
 use arco_model::route::{self, FieldMatch, Route, RouteTimeouts};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What goes on counting when a route is made anew.
 #[derive(Debug, Default)]
@@ -93,7 +94,7 @@ impl Prepared {
             let targets: Vec<(Arc<str>, u32)> = route
                 .targets
                 .iter()
-                .map(|it| (upstream_name(&it.to, route.balance.as_ref()).into(), it.weight))
+                .map(|it| (upstream_name(&it.to, EndpointRules::of(route)).into(), it.weight))
                 .collect();
             let timeouts = (!route.timeouts.is_empty())
                 .then(|| merged(targets.first().map(|it| limits(&it.0)).unwrap_or_default(), &route.timeouts));
@@ -118,6 +119,7 @@ impl Prepared {
             && route.cors.is_none()
             && route.mirror.is_none()
             && route.sticky.is_none()
+            && route.retry.is_none()
             && route.allow.is_empty()
             && route.deny.is_empty()
             && route.rate_limits.is_empty()
@@ -149,16 +151,80 @@ impl Prepared {
                 max_body_bytes: route.max_body_bytes,
             },
             forward_auth: route.forward_auth.as_ref().map(forward_auth).transpose()?,
+            retry: route.retry.as_ref().map(retry).transpose()?,
         })))
     }
 }
 
-/// Name of the upstream of a target: routes that choose its instances in another way have one of their own.
-pub(super) fn upstream_name<T: Display>(target: &T, balance: Option<&route::Balance>) -> String {
-    match balance {
-        None | Some(route::Balance::RoundRobin) => target.to_string(),
-        Some(balance) => format!("{target} {balance}"),
+/// What a route says about the instances of its targets.
+#[derive(Clone, Copy, Default)]
+pub(super) struct EndpointRules<'a> {
+    pub(super) balance: Option<&'a route::Balance>,
+    pub(super) circuit: Option<&'a route::Circuit>,
+    pub(super) check: Option<&'a route::HealthCheck>,
+}
+
+impl<'a> EndpointRules<'a> {
+    pub(super) fn of<T>(route: &'a Route<T>) -> Self {
+        let balance = route.balance.as_ref().filter(|it| !matches!(it, route::Balance::RoundRobin));
+        Self { balance, circuit: route.circuit.as_ref(), check: route.health_check.as_ref() }
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.balance.is_none() && self.circuit.is_none() && self.check.is_none()
+    }
+}
+
+/// Name of the upstream of a target: routes that treat its instances in another way have one of their own.
+pub(super) fn upstream_name<T: Display>(target: &T, rules: EndpointRules<'_>) -> String {
+    let mut name = target.to_string();
+    if let Some(balance) = rules.balance {
+        name.push_str(&format!(" {balance}"));
+    }
+    if let Some(circuit) = rules.circuit {
+        name.push_str(&format!(" circuit {}", serde_json::json!(circuit)));
+    }
+    if let Some(check) = rules.check {
+        name.push_str(&format!(" check {}", serde_json::json!(check)));
+    }
+    name
+}
+
+/// When an endpoint is left out because of its answers.
+pub(super) fn ejection(written: &route::Circuit) -> Option<Ejection> {
+    (written.failures > 0).then(|| Ejection {
+        failures: written.failures,
+        base: Duration::from_millis(written.base_ms),
+        slow_return: Duration::from_millis(written.slow_return_ms),
+    })
+}
+
+/// How endpoints are checked.
+pub(super) fn check(written: &route::HealthCheck) -> Result<Check, String> {
+    written.check()?;
+    let http = match &written.path {
+        None => None,
+        Some(path) => Some(CheckHttp {
+            path: http::uri::PathAndQuery::try_from(path.as_str())
+                .map_err(|it| format!("the check's path `{path}` is malformed: {it}"))?,
+            host: value(written.host.as_deref().unwrap_or("localhost"))?,
+            status: written.status,
+        }),
+    };
+    Ok(Check {
+        http,
+        interval: Duration::from_millis(written.interval_ms),
+        timeout: Duration::from_millis(written.timeout_ms),
+        healthy: written.healthy,
+        unhealthy: written.unhealthy,
+    })
+}
+
+fn retry(written: &route::Retry) -> Result<Retry, String> {
+    let status = |it: &u16| StatusCode::from_u16(*it).map_err(|it| it.to_string());
+    let statuses = written.statuses.iter().map(status).collect::<Result<_, _>>()?;
+    let attempt = written.attempt_ms.map(Duration::from_millis);
+    Ok(Retry::new(written.attempts as usize, &written.on, statuses, attempt, written.budget_percent))
 }
 
 /// How an endpoint is chosen, as a route says it.
@@ -179,12 +245,12 @@ pub(super) fn balance(written: Option<&route::Balance>) -> Balance {
 
 /// The limits of `base`, but what a route says.
 pub(super) fn merged(base: Timeouts, route: &RouteTimeouts) -> Timeouts {
-    let or = |value: Option<u64>, base| value.map_or(base, std::time::Duration::from_millis);
+    let or = |value: Option<u64>, base| value.map_or(base, Duration::from_millis);
     Timeouts {
         request_body: or(route.request_body_ms, base.request_body),
         connect: or(route.connect_ms, base.connect),
         response: or(route.response_ms, base.response),
-        total: route.total_ms.map(std::time::Duration::from_millis).or(base.total),
+        total: route.total_ms.map(Duration::from_millis).or(base.total),
     }
 }
 
@@ -250,7 +316,7 @@ fn rate(written: &route::RateLimit) -> Result<RateLimit, String> {
         (route::RateKey::Address, _) => RateKey::Address,
     };
     let burst = written.burst.unwrap_or(written.requests);
-    Ok(RateLimit::new(key, written.requests, std::time::Duration::from_millis(written.per_ms), burst))
+    Ok(RateLimit::new(key, written.requests, Duration::from_millis(written.per_ms), burst))
 }
 
 fn users(written: &route::BasicAuth, folder: Option<&Path>) -> Result<Users, String> {

@@ -1,13 +1,13 @@
 //! The routing table from the coordination store: decodes what changed since the last time, keeps the rest.
 
 use super::certificate::CertificateSource;
-use super::route::{Kept, Prepared, upstream_name};
+use super::route::{EndpointRules, Kept, Prepared, upstream_name};
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::route::{Balance, UpstreamTarget};
+use arco_model::route::UpstreamTarget;
 use arco_model::traffic::{
     CLUSTER_HOSTS, CLUSTER_STREAMS, CLUSTER_UPSTREAMS, HOSTS, HostEntry, STREAMS, StreamEntry, UPSTREAMS, UpstreamEntry,
 };
@@ -24,6 +24,7 @@ pub struct StoreSource {
     metrics: Metrics,
     timeouts: Timeouts,
     https_port: Option<u16>,
+    trusted_proxies: Vec<ipnet::IpNet>,
     kept: Kept,
     certificates: CertificateSource,
     /// Rung when a draining instance has no open request any more.
@@ -42,6 +43,7 @@ impl StoreSource {
             metrics,
             timeouts,
             https_port: None,
+            trusted_proxies: Vec::new(),
             kept: Kept::default(),
             certificates: CertificateSource::new(keys),
             idle,
@@ -58,12 +60,18 @@ impl StoreSource {
         self.https_port = Some(port);
     }
 
+    /// Peers whose word about addresses and schemes is believed.
+    pub fn trust(&mut self, proxies: &[ipnet::IpNet]) {
+        self.trusted_proxies = proxies.to_vec();
+    }
+
     /// The routing table for `view`, made on the one before.
     pub fn snapshot(&mut self, view: &View, before: &Snapshot) -> Snapshot {
         let changed = self.read_components(view);
         self.read_hosts(view);
         self.read_streams(view);
-        let mut snapshot = Snapshot { revision: view.revision, ..Snapshot::default() };
+        let trusted_proxies = self.trusted_proxies.clone();
+        let mut snapshot = Snapshot { revision: view.revision, trusted_proxies, ..Snapshot::default() };
         let mut turns = HashMap::new();
         for (_, entry, host) in self.hosts.values() {
             snapshot.wildcards |= host.name.starts_with('*');
@@ -73,13 +81,13 @@ impl StoreSource {
                 snapshot.passthrough.insert(Arc::clone(&host.name), target.to.to_string().into());
             }
         }
-        let plain = |target| (target, None);
+        let plain = |target| (target, EndpointRules::default());
         let of_hosts = self.hosts.values().flat_map(|it| it.1.callees()).map(plain);
-        let rules = self.hosts.values().flat_map(|it| &it.1.rules).filter(|it| it.balance.is_some());
-        let balanced = rules.flat_map(|rule| rule.targets.iter().map(|it| (&it.to, rule.balance.as_ref())));
+        let rules = self.hosts.values().flat_map(|it| &it.1.rules).filter(|it| !EndpointRules::of(it).is_empty());
+        let treated = rules.flat_map(|rule| rule.targets.iter().map(|it| (&it.to, EndpointRules::of(rule))));
         let of_streams = self.streams.values().map(|it| &it.1.target).map(plain);
-        for (target, balance) in of_hosts.chain(balanced).chain(of_streams) {
-            let name = upstream_name(target, balance);
+        for (target, rules) in of_hosts.chain(treated).chain(of_streams) {
+            let name = upstream_name(target, rules);
             if snapshot.upstreams.contains_key(name.as_str()) {
                 continue;
             }
@@ -90,8 +98,11 @@ impl StoreSource {
             turns.insert(Arc::clone(&name), Arc::clone(&turn));
             let upstream = match known {
                 Some(known) => Arc::clone(known),
-                None => Arc::new(self.upstream(&name, component, (target.port, balance), turn)),
+                None => Arc::new(self.upstream(&name, component, (target.port, rules), turn)),
             };
+            if upstream.settings.check.is_some() {
+                snapshot.checked.push(Arc::clone(&upstream));
+            }
             snapshot.upstreams.insert(name, upstream);
         }
         self.turns = turns;
@@ -225,7 +236,7 @@ impl StoreSource {
         &self,
         name: &Arc<str>,
         entry: &UpstreamEntry,
-        (port, balance): (u16, Option<&Balance>),
+        (port, rules): (u16, EndpointRules<'_>),
         turn: Arc<AtomicUsize>,
     ) -> Upstream {
         let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
@@ -234,8 +245,15 @@ impl StoreSource {
         });
         let http2 = entry.http2_ports.contains(&port);
         let transport = Transport { id: u64::from(http2), http2, tls: None };
-        let balance = super::route::balance(balance);
-        let settings = Arc::new(UpstreamSettings { transport, balance, ..UpstreamSettings::default() });
+        let settings = Arc::new(UpstreamSettings {
+            transport,
+            balance: super::route::balance(rules.balance),
+            ejection: rules.circuit.and_then(super::route::ejection),
+            max_open: rules.circuit.and_then(|it| it.max_open).map(|it| it as usize),
+            // Checked with the route.
+            check: rules.check.and_then(|it| super::route::check(it).ok()),
+            proxy_protocol: None,
+        });
         Upstream {
             name: Arc::clone(name),
             reference: entry.reference.as_str().into(),

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
 mod differential;
+mod drivers;
 mod framing;
 mod hostile;
 mod http2;
+mod http2_conformance;
 mod kit;
 mod process;
 mod protection;
+mod retry;
 mod rolling;
 mod routing;
 mod stored;

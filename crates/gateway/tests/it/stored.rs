@@ -344,3 +344,72 @@ async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
     let secret = first.1.lines().nth(1).unwrap().as_bytes().to_vec();
     assert!(!kept.windows(secret.len()).any(|it| it == secret));
 }
+
+/// A component with two instances at 127.0.3.1 and 127.0.3.2, the first of which answers 500 where `bad` says.
+async fn with_a_bad_instance(store: &Arc<Store>, number: u64, port: u16, bad: fn(&str) -> bool) {
+    let mut endpoints = Vec::new();
+    for instance in 1..=2u8 {
+        let address = Ipv4Addr::new(127, 0, 3, instance);
+        origin_at(&format!("{address}:{port}"), move |mut wire: Wire| async move {
+            while let Some(message) = wire.message().await {
+                let path = message.head.split(' ').nth(1).unwrap_or_default();
+                let status = if instance == 1 && bad(path) { 500 } else { 200 };
+                wire.send(format!("HTTP/1.1 {status} Status\r\nContent-Length: 1\r\n\r\n{instance}")).await;
+            }
+        })
+        .await;
+        let instance = InstanceId::from_parts(5, number * 10 + u64::from(instance));
+        endpoints.push(Endpoint { instance, address, draining: false });
+    }
+    let entry = UpstreamEntry {
+        component: component(number),
+        reference: format!("demo/c{number}"),
+        state: UpstreamState::Up,
+        endpoints,
+        http2_ports: Vec::new(),
+    };
+    put(store, format!("{UPSTREAMS}{}", component(number)), &entry).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_fails_is_left_out_as_its_route_says() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    with_a_bad_instance(&store, 21, 18_082, |_| true).await;
+    with_a_bad_instance(&store, 22, 18_083, |path| path == "/healthz").await;
+    let target = |number, port| UpstreamTarget { component: component(number), port };
+    let to = |number, port, more: serde_json::Value| {
+        let mut document = serde_json::json!({"targets": [{"to": target(number, port)}]});
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value::<Route<UpstreamTarget>>(document).unwrap()
+    };
+    let circuit = serde_json::json!({"circuit": {"failures": 2, "base_ms": 600_000}});
+    let check = serde_json::json!({"health_check": {"path": "/healthz", "interval_ms": 50, "unhealthy": 1}});
+    let rules = [
+        ("circuit.test", to(21, 18_082, circuit)),
+        ("check.test", to(22, 18_083, check)),
+        ("plain.test", to(22, 18_083, serde_json::json!({}))),
+    ];
+    let mut revision = 0;
+    for (host, rule) in rules {
+        let entry = HostEntry { host: host.to_owned(), rules: vec![rule], ..HostEntry::default() };
+        revision = put_host(&store, entry).await;
+    }
+    acknowledged(&store, revision).await;
+    let mut wire = Wire::connect(plane.http).await;
+    let mut bad = 0;
+    for _ in 0..40 {
+        bad += usize::from(wire.ask("GET / HTTP/1.1\r\nHost: circuit.test\r\n\r\n").await.status() == 500);
+    }
+    assert_eq!(bad, 2, "two failures in a row leave it out");
+    // Nobody asks for it: the checks alone find out.
+    eventually("the bad instance is left out", || async {
+        let mut wire = Wire::connect(plane.http).await;
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            answers.push(wire.ask("GET / HTTP/1.1\r\nHost: check.test\r\n\r\n").await.text());
+        }
+        answers.iter().all(|it| it == "2")
+    })
+    .await;
+}

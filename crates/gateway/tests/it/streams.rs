@@ -41,7 +41,8 @@ async fn greeter(word: &'static str) -> SocketAddr {
 }
 
 async fn put_stream(store: &Arc<Store>, protocol: StreamProtocol, port: u16, number: u64, inner: u16) -> u64 {
-    let entry = StreamEntry { protocol, port, target: UpstreamTarget { component: component(number), port: inner } };
+    let target = UpstreamTarget { component: component(number), port: inner };
+    let entry = StreamEntry { protocol, port, target, address: None };
     put(store, entry.key(), &entry).await
 }
 

@@ -90,6 +90,9 @@ impl<T> Route<T> {
             || self.scheme.is_some()
             || self.sticky.is_some()
             || self.balance.is_some()
+            || self.retry.is_some()
+            || self.circuit.is_some()
+            || self.health_check.is_some()
             || self.rewrite.is_some()
             || self.maintenance.is_some()
             || !self.request_headers.is_empty()
@@ -188,6 +191,9 @@ impl<T> Route<T> {
     }
 
     fn check_protection(&self) -> Result<(), String> {
+        self.retry.as_ref().map_or(Ok(()), super::Retry::check)?;
+        self.circuit.as_ref().map_or(Ok(()), super::Circuit::check)?;
+        self.health_check.as_ref().map_or(Ok(()), super::HealthCheck::check)?;
         self.rate_limits.iter().try_for_each(RateLimit::check)?;
         if let Some(it) = &self.basic_auth {
             if it.realm.contains(['"', '\\']) || !it.realm.bytes().all(|it| (32..127).contains(&it)) {

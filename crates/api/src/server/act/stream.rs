@@ -37,8 +37,11 @@ impl Api {
         for _ in 0..ATTEMPTS {
             let rows = self.deps.metadata.list::<StreamRow>(&Query::parent(request.protocol.as_str())).await?.items;
             let taken: BTreeMap<u16, StreamRow> = rows.into_iter().map(|it| (it.value.stream.port, it.value)).collect();
-            let own =
-                |it: &&StreamRow| it.stream.target == lead && request.port.is_none_or(|port| port == it.stream.port);
+            let own = |it: &&StreamRow| {
+                it.stream.target == lead
+                    && it.stream.address == request.address
+                    && request.port.is_none_or(|port| port == it.stream.port)
+            };
             if let Some(known) = taken.values().find(own) {
                 self.wake(&component.id).await?;
                 return Ok(self.stream_document(&component, known, &[]));
@@ -49,7 +52,12 @@ impl Api {
                 tenant: component.tenant.clone(),
                 application: component.application.clone(),
                 component: component.name.clone(),
-                stream: StreamEntry { protocol: request.protocol, port, target: lead.clone() },
+                stream: StreamEntry {
+                    protocol: request.protocol,
+                    port,
+                    target: lead.clone(),
+                    address: request.address,
+                },
                 created_at: clock::now(),
             };
             match self.deps.metadata.insert(&row).await {
@@ -107,7 +115,9 @@ impl Api {
         let config = &self.deps.config.gateway;
         // On the gateway's machine a port that another program has is seen before the gateway fails on it.
         let here = self.deps.gateway.is_some();
-        let free = |port: u16| !here || can_bind(request.protocol, config.stream_listen, port);
+        // An address of another machine is that one's to look at.
+        let listen = request.address.unwrap_or(config.stream_listen);
+        let free = |port: u16| !here || can_bind(request.protocol, listen, port);
         let pool = config.stream_ports;
         let Some(asked) = request.port else {
             let found = pool.ports().find(|it| !taken.contains_key(it) && free(*it));
@@ -152,7 +162,7 @@ impl Api {
         row: &StreamRow,
         problems: &[(StreamProtocol, u16, String)],
     ) -> StreamDocument {
-        let StreamEntry { protocol, port, target } = &row.stream;
+        let StreamEntry { protocol, port, target, address } = &row.stream;
         let [host, _] = component.default_hosts(&self.deps.config.server.domain);
         let problem = problems.iter().find(|it| (it.0, it.1) == (*protocol, *port));
         StreamDocument {
@@ -162,7 +172,11 @@ impl Api {
             protocol: *protocol,
             port: *port,
             target_port: target.port,
-            url: format!("{protocol}://{host}:{port}"),
+            address: *address,
+            url: match address {
+                Some(address) => format!("{protocol}://{}", SocketAddr::new(*address, *port)),
+                None => format!("{protocol}://{host}:{port}"),
+            },
             problem: problem.map(|it| it.2.clone()).unwrap_or_default(),
         }
     }
@@ -177,10 +191,12 @@ fn exhausted(pool: PortRange) -> Problem {
 /// Whether nobody on this machine has the port.
 fn can_bind(protocol: StreamProtocol, ip: IpAddr, port: u16) -> bool {
     let address = SocketAddr::new(ip, port);
-    match protocol {
-        StreamProtocol::Tcp => std::net::TcpListener::bind(address).is_ok(),
-        StreamProtocol::Udp => std::net::UdpSocket::bind(address).is_ok(),
-    }
+    let bound = match protocol {
+        StreamProtocol::Tcp => std::net::TcpListener::bind(address).map(drop),
+        StreamProtocol::Udp => std::net::UdpSocket::bind(address).map(drop),
+    };
+    // An address that is not here (yet) is nobody's.
+    bound.err().is_none_or(|it| it.kind() == std::io::ErrorKind::AddrNotAvailable)
 }
 
 /// The asked port of the component, which must speak the protocol; else its first outer one that speaks nothing else,

@@ -4,6 +4,7 @@ use super::super::failure::Failure;
 use super::super::reference::Named;
 use super::super::secret;
 use super::super::ui::Ui;
+use super::endpoints::EndpointFlags;
 use arco_api::wire::RouteRequest;
 use arco_model::route::{
     Answer, Balance, BasicAuth, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance, Mirror,
@@ -31,6 +32,8 @@ pub(crate) struct RouteFlags {
     /// hash:cookie=NAME, sticky:COOKIE[=SECONDS] (the instance that a client got first)
     #[arg(long, value_name = "HOW", help_heading = "Targets")]
     balance: Option<Balance>,
+    #[command(flatten)]
+    endpoints: EndpointFlags,
     /// Copies of so many percent of the requests go there; their answers are thrown away
     #[arg(long, value_name = "APP/COMPONENT[:PORT][=PERCENT]", value_parser = mirror, help_heading = "Targets")]
     mirror: Option<(ComponentTarget, u32)>,
@@ -241,6 +244,7 @@ impl RouteFlags {
         if let Some(balance) = &self.balance {
             route.balance = Some(balance.clone());
         }
+        self.endpoints.apply(route);
         if let Some(sticky) = &self.sticky {
             route.sticky = Some(sticky.clone());
         }
@@ -268,7 +272,7 @@ impl RouteFlags {
 }
 
 /// Parts of a route that can be left out.
-const PARTS: [&str; 24] = [
+const PARTS: [&str; 27] = [
     "paths",
     "methods",
     "headers",
@@ -277,6 +281,9 @@ const PARTS: [&str; 24] = [
     "targets",
     "sticky",
     "balance",
+    "retry",
+    "circuit",
+    "health_check",
     "mirror",
     "rewrite",
     "redirect",
@@ -420,7 +427,7 @@ fn rate(text: &str) -> Result<RateLimit, String> {
     Ok(RateLimit { key, header, requests: requests.parse().map_err(|_| wrong())?, per_ms, burst: None })
 }
 
-fn milliseconds(text: &str) -> Result<u64, String> {
+pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
     let fine = (0.001..=86_400.0).contains(&seconds);
     if fine { Ok((seconds * 1000.0).round() as u64) } else { Err("give 0.001 to 86400 seconds".to_owned()) }

@@ -7,6 +7,7 @@ use super::super::text;
 use arco_api::wire::{StreamDocument, StreamRequest};
 use arco_model::traffic::StreamProtocol;
 use clap::Args;
+use std::net::IpAddr;
 
 /// Which port of the gateway.
 #[derive(Args, Debug, Default)]
@@ -17,12 +18,20 @@ pub(crate) struct StreamFlags {
     /// A UDP port of the gateway leads to the component [default: a free one]
     #[arg(long, value_name = "PORT", num_args = 0..=1, conflicts_with_all = ["domain", "host"], help_heading = "Ports")]
     udp: Option<Option<u16>>,
+    /// Only on this address of the gateway's machine, while it has it
+    #[arg(long, value_name = "ADDRESS", help_heading = "Ports")]
+    address: Option<IpAddr>,
 }
 
 /// Protocol and, if one is named, port of the gateway.
 pub(super) type Asked = (StreamProtocol, Option<u16>);
 
 impl StreamFlags {
+    /// The only address that is asked for.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
     /// What is asked for, if anything is.
     pub(super) fn asked(&self) -> Option<Asked> {
         let tcp = self.tcp.map(|port| (StreamProtocol::Tcp, port));
@@ -34,11 +43,11 @@ impl StreamFlags {
 pub(super) async fn add(
     reference: &Reference,
     (protocol, port): Asked,
-    target_port: Option<u16>,
+    (target_port, address): (Option<u16>, Option<IpAddr>),
     session: &Session<'_>,
 ) -> Result<(), Failure> {
     let named = session.component(reference).await?;
-    let request = StreamRequest { protocol, port, target_port };
+    let request = StreamRequest { protocol, port, target_port, address };
     let added = session.client.add_stream(&session.tenant, named.pair(), &request).await?;
     session.ui.document(&added, |ui| ui.line(&format!("{} leads to {}", added.url, answer(&added))));
     Ok(())

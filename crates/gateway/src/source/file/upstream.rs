@@ -1,11 +1,11 @@
 //! Upstreams as they are written in the file.
 
-use super::super::route::sticky;
+use super::super::route::{check, sticky};
 use super::{TimeoutsFile, check_timeouts};
-use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey, hash};
+use crate::balance::{Balance, Ejection, HashKey, hash};
 use crate::upstream::{Transport, UpstreamSettings, UpstreamTls};
-use arco_model::route::Sticky;
-use http::{HeaderName, HeaderValue};
+use arco_model::route::{HealthCheck, Sticky};
+use http::HeaderName;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
@@ -16,29 +16,29 @@ use std::time::Duration;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct UpstreamFile {
-    pub(super) name: String,
-    pub(super) endpoints: Vec<SocketAddr>,
+pub(crate) struct UpstreamFile {
+    pub(crate) name: String,
+    pub(crate) endpoints: Vec<SocketAddr>,
     #[serde(default)]
-    pub(super) weights: Vec<u32>,
+    pub(crate) weights: Vec<u32>,
     #[serde(default)]
-    balance: BalanceFile,
-    hash_by: Option<HashByFile>,
-    sticky: Option<Sticky>,
-    check: Option<CheckFile>,
-    ejection: Option<EjectionFile>,
-    max_open: Option<usize>,
+    pub(crate) balance: BalanceFile,
+    pub(crate) hash_by: Option<HashByFile>,
+    pub(crate) sticky: Option<Sticky>,
+    pub(crate) check: Option<HealthCheck>,
+    pub(crate) ejection: Option<EjectionFile>,
+    pub(crate) max_open: Option<usize>,
     #[serde(default)]
-    protocol: UpstreamProtocol,
-    tls: Option<TlsFile>,
-    proxy_protocol: Option<u8>,
+    pub(crate) protocol: UpstreamProtocol,
+    pub(crate) tls: Option<TlsFile>,
+    pub(crate) proxy_protocol: Option<u8>,
     #[serde(default)]
-    pub(super) timeouts: TimeoutsFile,
+    pub(crate) timeouts: TimeoutsFile,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
-enum BalanceFile {
+pub(crate) enum BalanceFile {
     #[default]
     RoundRobin,
     Weighted,
@@ -50,7 +50,7 @@ enum BalanceFile {
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
-enum UpstreamProtocol {
+pub(crate) enum UpstreamProtocol {
     #[default]
     Http1,
     Http2,
@@ -58,35 +58,17 @@ enum UpstreamProtocol {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct HashByFile {
-    cookie: Option<String>,
-    header: Option<String>,
+pub(crate) struct HashByFile {
+    pub(crate) cookie: Option<String>,
+    pub(crate) header: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct CheckFile {
-    path: Option<String>,
-    host: Option<String>,
-    status: Option<u16>,
-    interval_ms: u64,
-    timeout_ms: u64,
-    healthy: u32,
-    unhealthy: u32,
-}
-
-impl Default for CheckFile {
-    fn default() -> Self {
-        Self { path: None, host: None, status: None, interval_ms: 5000, timeout_ms: 1000, healthy: 2, unhealthy: 3 }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct EjectionFile {
-    failures: u32,
-    base_ms: u64,
-    slow_return_ms: u64,
+pub(crate) struct EjectionFile {
+    pub(crate) failures: u32,
+    pub(crate) base_ms: u64,
+    pub(crate) slow_return_ms: u64,
 }
 
 impl Default for EjectionFile {
@@ -97,9 +79,9 @@ impl Default for EjectionFile {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TlsFile {
-    name: String,
-    ca_file: PathBuf,
+pub(crate) struct TlsFile {
+    pub(crate) name: String,
+    pub(crate) ca_file: PathBuf,
 }
 
 impl UpstreamFile {
@@ -131,7 +113,7 @@ impl UpstreamFile {
                 base: Duration::from_millis(it.base_ms),
                 slow_return: Duration::from_millis(it.slow_return_ms),
             }),
-            check: self.check.as_ref().map(|it| self.check(it)).transpose()?,
+            check: self.check.as_ref().map(check).transpose()?,
             max_open: self.max_open,
             transport: self.transport(folder)?,
             proxy_protocol: self.proxy_protocol,
@@ -162,34 +144,6 @@ impl UpstreamFile {
                     );
                 }
             }),
-        })
-    }
-
-    fn check(&self, file: &CheckFile) -> Result<Check, String> {
-        if file.interval_ms < 50 || file.timeout_ms == 0 || file.healthy == 0 || file.unhealthy == 0 {
-            return Err("a `check` needs interval_ms of at least 50, and everything else above 0".to_owned());
-        }
-        let http = match &file.path {
-            None if file.host.is_some() || file.status.is_some() => {
-                return Err("a `check` by HTTP needs a `path`".to_owned());
-            }
-            None => None,
-            Some(path) => Some(CheckHttp {
-                path: http::uri::PathAndQuery::try_from(path.as_str())
-                    .ok()
-                    .filter(|it| it.as_str().starts_with('/'))
-                    .ok_or_else(|| format!("the check's path `{path}` must begin with /"))?,
-                host: HeaderValue::try_from(file.host.as_deref().unwrap_or("localhost"))
-                    .map_err(|_| "the check's `host` is malformed".to_owned())?,
-                status: file.status,
-            }),
-        };
-        Ok(Check {
-            http,
-            interval: Duration::from_millis(file.interval_ms),
-            timeout: Duration::from_millis(file.timeout_ms),
-            healthy: file.healthy,
-            unhealthy: file.unhealthy,
         })
     }
 

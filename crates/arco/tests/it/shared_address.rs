@@ -1,0 +1,186 @@
+//! Two machines (network namespaces) whose gateways share an address: it moves when a machine dies, when its gateway
+//! does, and when it is stopped.
+
+use crate::behave::EXECUTABLE;
+use arco_testkit::until;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+const SHARED: &str = "10.99.0.10";
+
+fn run(words: &[&str]) {
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A client `c` with a bridge, and two machines on it.
+struct Network {
+    names: [String; 3],
+    folder: tempfile::TempDir,
+}
+
+impl Network {
+    fn new() -> Self {
+        let name = |letter: &str| format!("arco-t{}-{letter}", std::process::id());
+        let this = Self { names: [name("a"), name("b"), name("c")], folder: tempfile::tempdir().unwrap() };
+        for name in &this.names {
+            run(&["ip", "netns", "add", name]);
+            run(&["ip", "-n", name, "link", "set", "lo", "up"]);
+        }
+        let client = &this.names[2];
+        run(&["ip", "-n", client, "link", "add", "br0", "type", "bridge"]);
+        run(&["ip", "-n", client, "address", "add", "10.99.0.1/24", "dev", "br0"]);
+        run(&["ip", "-n", client, "link", "set", "br0", "up"]);
+        for (at, port) in [(0, "va"), (1, "vb")] {
+            let machine = &this.names[at];
+            run(&["ip", "-n", client, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine]);
+            run(&["ip", "-n", client, "link", "set", port, "master", "br0", "up"]);
+            run(&["ip", "-n", machine, "address", "add", &format!("10.99.0.{}/24", at + 2), "dev", "eth0"]);
+            run(&["ip", "-n", machine, "link", "set", "eth0", "up"]);
+        }
+        this
+    }
+
+    /// A command in one of the namespaces.
+    fn inside(&self, at: usize, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.names[at])).arg(program);
+        command
+    }
+
+    fn start(&self, at: usize, priority: u8) -> Gateway<'_> {
+        let path = self.folder.path().join(format!("{at}.yaml"));
+        let (letter, peer) = (["a", "b"][at], 3 - at);
+        let yaml = format!(
+            "listeners: [{{name: web, address: \"0.0.0.0:80\", protocol: http}}, \
+             {{name: shared, address: \"{SHARED}:8080\", protocol: http}}]\n\
+             routes: [{{hosts: [\"*\"], answer: {{status: 200, body: {letter}}}}}]\n\
+             virtual_address: {{address: {SHARED}/24, interface: eth0, router_id: 51, priority: {priority}, \
+             peers: [10.99.0.{peer}], advert_ms: 250}}\n\
+             admin: {{address: \"127.0.0.1:9901\"}}\n"
+        );
+        std::fs::write(&path, yaml).unwrap();
+        let log = std::fs::File::create(path.with_extension("log")).unwrap();
+        let mut command = self.inside(at, EXECUTABLE);
+        command.args(["gateway", "--config"]).arg(&path);
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Gateway { network: self, at, child }
+    }
+
+    /// Who answers the client at the shared address.
+    fn answer(&self, port: u16) -> Option<String> {
+        let mut curl = self.inside(2, "curl");
+        curl.args(["-s", "-m", "1", &format!("http://{SHARED}:{port}/")]);
+        let output = curl.output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn answered_by(&self, letter: &str, what: &str) {
+        let began = Instant::now();
+        for port in [80, 8080] {
+            until(what, 60, || self.answer(port).filter(|it| it == letter));
+        }
+        eprintln!("{what}: `{letter}` answers after {:?}", began.elapsed());
+    }
+
+    fn standing(&self, at: usize) -> Option<String> {
+        let mut curl = self.inside(at, "curl");
+        let output = curl.args(["-s", "-m", "1", "http://127.0.0.1:9901/metrics"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|it| it.starts_with("arco_gateway_virtual_address{"))?;
+        line.split(' ').next_back().map(str::to_owned)
+    }
+
+    fn pids(&self, at: usize) -> Vec<i32> {
+        let output = Command::new("ip").args(["netns", "pids", &self.names[at]]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).split_whitespace().filter_map(|it| it.parse().ok()).collect()
+    }
+
+    /// Ends what runs on a machine, or only what is called so.
+    fn kill(&self, at: usize, only: Option<&str>) {
+        for pid in self.pids(at) {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if only.is_none_or(|it| line.contains(it))
+                && let Some(pid) = (pid > 0).then_some(pid)
+            {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for at in 0..2 {
+            self.kill(at, None);
+        }
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "delete", name]).status();
+        }
+        for at in 0..2 {
+            let file = self.folder.path().join(format!("{at}.yaml"));
+            let token = arco_gateway::snapshot::StickyCookie::token(&file.to_string_lossy());
+            let _ = std::fs::remove_dir_all(std::path::Path::new("/run/arco-gateway").join(token));
+        }
+    }
+}
+
+struct Gateway<'n> {
+    network: &'n Network,
+    at: usize,
+    child: Child,
+}
+
+impl Drop for Gateway<'_> {
+    fn drop(&mut self) {
+        self.network.kill(self.at, None);
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_shared_address_moves_to_the_machine_that_is_well() {
+    if !arco_testkit::is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    if Command::new("keepalived").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
+        return;
+    }
+    let network = Network::new();
+    let b = network.start(1, 100);
+    network.answered_by("b", "the only machine has it");
+    let a = network.start(0, 150);
+    network.answered_by("a", "the machine with the higher priority takes it");
+    until("both say so", 60, || (network.standing(0)? == "2" && network.standing(1)? == "1").then_some(()));
+
+    // The machine is gone: neither wire nor processes.
+    run(&["ip", "-n", &network.names[2], "link", "set", "va", "down"]);
+    network.answered_by("b", "a machine dies");
+    drop(a);
+    run(&["ip", "-n", &network.names[0], "address", "flush", "dev", "eth0"]);
+    run(&["ip", "-n", &network.names[0], "address", "add", "10.99.0.2/24", "dev", "eth0"]);
+    run(&["ip", "-n", &network.names[2], "link", "set", "va", "up"]);
+
+    // Its gateway is gone, keepalived is there.
+    let a = network.start(0, 150);
+    network.answered_by("a", "the machine is back");
+    network.kill(0, Some("--config"));
+    network.answered_by("b", "only the gateway dies");
+    assert!(!network.pids(0).is_empty(), "keepalived outlives the gateway");
+    drop(a);
+    run(&["ip", "-n", &network.names[0], "address", "flush", "dev", "eth0"]);
+    run(&["ip", "-n", &network.names[0], "address", "add", "10.99.0.2/24", "dev", "eth0"]);
+
+    // It is stopped: the address goes first, and nothing stays.
+    let mut a = network.start(0, 150);
+    network.answered_by("a", "the gateway is back");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(a.child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    network.answered_by("b", "a gateway is stopped");
+    assert!(a.child.wait().unwrap().success());
+    assert!(network.pids(0).is_empty(), "nothing is left");
+    drop((a, b));
+}

@@ -1,0 +1,280 @@
+//! One table of requests through both drivers: nginx answers what the built-in engine answers, or refuses the file.
+
+use crate::kit::*;
+use arco_gateway::snapshot::StickyCookie;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const ROUTES: &str = r#"
+routes:
+  - {hosts: [a.test], targets: [{upstream: a}]}
+  - {hosts: [a.test], paths: [{prefix: /api}], rewrite: {prefix: /}, targets: [{upstream: a}]}
+  - {hosts: [a.test], paths: [{prefix: /v1}], rewrite: {prefix: /new/}, targets: [{upstream: a}]}
+  - {hosts: [a.test], paths: [{exact: /api/exact}], rewrite: {path: /whole}, targets: [{upstream: a}]}
+  - {hosts: [a.test], paths: [{regex: '^/r[0-9]+$'}], request_headers: {set: {x-tier: 'gold "$1"'}, remove: [x-drop]}, targets: [{upstream: a}]}
+  - {hosts: [a.test], paths: [{prefix: /edit}], rewrite: {host: inner.test}, response_headers: {set: {x-text: '100 $ \'}, remove: [x-origin]}, targets: [{upstream: a}]}
+  - {hosts: ['*.w.test'], redirect: {scheme: https, host: a.test, status: 308}}
+  - {hosts: [moved.test], redirect: {path: /new, status: 301}}
+  - {hosts: [port.test], redirect: {port: 8443}}
+  - {hosts: [fixed.test], paths: [{exact: /robots.txt}], answer: {status: 200, body: "User-agent: *\n\"$\\\n"}}
+  - {hosts: [away.test], maintenance: {message: Back at noon., retry_after_s: 600}, targets: [{upstream: a}]}
+  - {hosts: [closed.test], deny: [127.0.0.0/8], targets: [{upstream: a}]}
+  - {hosts: [open.test], allow: [127.0.0.1/32], max_body_bytes: 4, targets: [{upstream: a}]}
+  - {hosts: [down.test], targets: [{upstream: down}]}
+  - {hosts: [shares.test], targets: [{upstream: one, weight: 1}, {upstream: two, weight: 3}]}
+  - {hosts: [safe.test], tls: {redirect: true, hsts_max_age_s: 60}, targets: [{upstream: a}]}
+"#;
+
+/// What a client and an endpoint saw of one request.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    status: u16,
+    fields: BTreeMap<&'static str, Option<String>>,
+    endpoint: Option<Vec<String>>,
+    text: Option<String>,
+}
+
+fn seen(answer: &Message) -> Seen {
+    let fields = ["location", "x-text", "x-origin", "retry-after", "strict-transport-security", "content-type"];
+    let fields = fields.map(|it| (it, answer.header(it).map(str::to_owned)));
+    let text = answer.text();
+    let echoed = text.contains("HTTP/1.1\r\n");
+    let told =
+        ["host:", "x-forwarded-for:", "x-forwarded-proto:", "x-forwarded-host:", "x-tier:", "x-drop:", "x-keep:"];
+    let endpoint = echoed.then(|| {
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default().to_owned();
+        let mut rest: Vec<String> = lines
+            .map(|it| it.split_once(": ").map_or(it.to_owned(), |(k, v)| format!("{}: {v}", k.to_ascii_lowercase())))
+            .collect();
+        rest.retain(|it| told.iter().any(|name| it.starts_with(name)));
+        rest.sort();
+        [vec![first], rest].concat()
+    });
+    // Pages of errors are each driver's own.
+    let own = answer.status() >= 300;
+    let mut fields: BTreeMap<_, _> = fields.into();
+    if own {
+        fields.remove("content-type");
+    }
+    Seen { status: answer.status(), fields, endpoint, text: (!echoed && !own).then_some(text) }
+}
+
+/// Ends nginx and takes its folder away, also when the test fails.
+struct Nginx(PathBuf);
+
+impl Nginx {
+    fn of(gateway: &Gateway) -> Self {
+        let file = gateway.folder.path().join("gateway.yaml");
+        Self(PathBuf::from("/run/arco-gateway").join(StickyCookie::token(&file.to_string_lossy())))
+    }
+
+    fn pid(&self) -> Option<i32> {
+        std::fs::read_to_string(self.0.join("nginx").join("nginx.pid")).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How many workers an nginx has.
+fn workers(pid: i32) -> usize {
+    let parent = format!("PPid:\t{pid}\n");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let status = processes.filter_map(|it| std::fs::read_to_string(it.path().join("status")).ok());
+    status.filter(|it| it.contains(&parent)).count()
+}
+
+struct World {
+    gateway: Gateway,
+    web: SocketAddr,
+    tls: SocketAddr,
+    client: Arc<rustls::ClientConfig>,
+}
+
+async fn free() -> SocketAddr {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+async fn named(name: &'static str) -> SocketAddr {
+    origin(move |mut wire| async move {
+        while wire.message().await.is_some() {
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await;
+        }
+    })
+    .await
+}
+
+fn skipped() -> bool {
+    let there = std::process::Command::new("nginx").arg("-v").output().is_ok_and(|it| it.status.success());
+    if !there {
+        eprintln!("SKIPPED: the driver `nginx`: it is not installed (`apt install nginx-light`)");
+    }
+    !there
+}
+
+/// A gateway by this driver, on ports of its own.
+async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned(), "safe.test".to_owned()]).unwrap();
+    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (web, tls) = (free().await, free().await);
+    let yaml = format!(
+        "driver: {driver}\nthreads: 1\n\
+         listeners: [{{name: web, address: \"{web}\", protocol: http}}, {{name: tls, address: \"{tls}\", protocol: https}}]\n\
+         certificates: [{{hosts: [a.test, safe.test], certificate_file: c.pem, key_file: c.key}}]\n{upstreams}{ROUTES}"
+    );
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let nginx = Nginx::of(&gateway);
+    (World { gateway, web, tls, client: Arc::new(client) }, nginx)
+}
+
+async fn upstreams() -> String {
+    let (echo, one, two, down) = (echo().await, named("1").await, named("2").await, free().await);
+    format!(
+        "upstreams: [{{name: a, endpoints: [\"{echo}\"]}}, {{name: one, endpoints: [\"{one}\"]}}, \
+         {{name: two, endpoints: [\"{two}\"]}}, {{name: down, endpoints: [\"{down}\"]}}]\n"
+    )
+}
+
+impl World {
+    async fn ask(&self, request: &str) -> Message {
+        Wire::connect(self.web).await.ask(request).await
+    }
+
+    async fn ask_over_tls(&self, name: &'static str) -> std::io::Result<Message> {
+        let stream = tokio::net::TcpStream::connect(self.tls).await?;
+        let server = rustls::pki_types::ServerName::try_from(name).unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(self.client.clone()).connect(server, stream).await?;
+        stream.write_all(format!("GET /t HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+        let mut bytes = Vec::new();
+        // Whoever closes without a word at the end has said everything before.
+        let _ = stream.read_to_end(&mut bytes).await;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        Ok(Message { head: format!("{head}\r\n\r\n"), body: body.as_bytes().to_vec() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_drivers_answer_alike() {
+    if skipped() {
+        return;
+    }
+    let upstreams = upstreams().await;
+    let ((ours, _none), (theirs, _nginx)) = (start("builtin", &upstreams).await, start("nginx", &upstreams).await);
+    for (line, host, more, status) in [
+        ("GET /", "a.test", "X-Keep: 1\r\n", 200),
+        ("GET /x%20y?q=1&r", "A.Test", "", 200),
+        ("HEAD /", "a.test", "", 200),
+        ("DELETE /thing", "a.test", "", 200),
+        ("GET /api", "a.test", "", 200),
+        ("GET /api/", "a.test", "", 200),
+        ("GET /api/items?x=/api", "a.test", "", 200),
+        ("GET /apis", "a.test", "", 200),
+        ("GET /api/exact?q", "a.test", "", 200),
+        ("GET /v1", "a.test", "", 200),
+        ("GET /v1/a/b", "a.test", "", 200),
+        ("GET /r12", "a.test", "X-Drop: 1\r\nX-Tier: none\r\n", 200),
+        ("GET /r12x", "a.test", "X-Drop: 1\r\n", 200),
+        ("GET /edit/x", "a.test", "", 200),
+        ("GET /q?x=1", "deep.x.w.test", "", 308),
+        ("GET /q", "w.test", "", 404),
+        ("GET /old?x=1", "moved.test", "", 301),
+        ("GET /p?x", "port.test:80", "", 302),
+        ("GET /robots.txt", "fixed.test", "", 200),
+        ("GET /other", "fixed.test", "", 404),
+        ("GET /", "away.test", "", 503),
+        ("GET /", "closed.test", "", 403),
+        ("GET /", "open.test", "", 200),
+        ("GET /", "down.test", "", 502),
+        ("GET /", "nobody.test", "", 404),
+        ("GET /s?x", "safe.test", "", 308),
+        ("POST /", "open.test", "Content-Length: 4\r\n\r\nbody", 200),
+        ("POST /", "open.test", "Content-Length: 5\r\n\r\nbody!", 413),
+    ] {
+        let end = if more.contains("\r\n\r\n") { "" } else { "\r\n" };
+        let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n{more}{end}");
+        let mut answers = Vec::new();
+        for (world, name) in [(&ours, "builtin"), (&theirs, "nginx")] {
+            let mut wire = Wire::connect(world.web).await;
+            wire.send(&request).await;
+            let answer = if line.starts_with("HEAD") { wire.head_only().await } else { wire.message().await };
+            let answer = answer.unwrap_or_else(|| panic!("{name} does not answer {request}"));
+            let mut seen = seen(&answer);
+            // Its own port is in what each leads to.
+            for it in seen.fields.values_mut().flatten() {
+                *it = it.replace(&format!(":{}", world.tls.port()), ":TLS");
+            }
+            answers.push(seen);
+        }
+        assert_eq!(answers[0].status, status, "{request} {answers:?}");
+        assert_eq!(answers[0], answers[1], "{request}");
+    }
+    for name in ["a.test", "safe.test"] {
+        let (one, two) = (ours.ask_over_tls(name).await.unwrap(), theirs.ask_over_tls(name).await.unwrap());
+        assert_eq!(seen(&one), seen(&two), "{name}");
+    }
+    assert!(ours.ask_over_tls("nobody.test").await.is_err() && theirs.ask_over_tls("nobody.test").await.is_err());
+    // Shares are exact over each round.
+    for world in [&ours, &theirs] {
+        let mut counts = BTreeMap::new();
+        for _ in 0..40 {
+            let answer = world.ask("GET / HTTP/1.1\r\nHost: shares.test\r\n\r\n").await;
+            *counts.entry(answer.text()).or_insert(0) += 1;
+        }
+        assert_eq!(counts, BTreeMap::from([("1".to_owned(), 10), ("2".to_owned(), 30)]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_follows_its_file_and_refuses_what_it_cannot_do() {
+    if skipped() {
+        return;
+    }
+    let (world, nginx) = start("nginx", &upstreams().await).await;
+    let status = async |host: &str| world.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.status();
+    let pid = nginx.pid().expect("it runs");
+    let path = world.gateway.folder.path().join("gateway.yaml");
+    let before = std::fs::read_to_string(&path).unwrap();
+    world.gateway.rewrite(&before.replace("hosts: [fixed.test], paths: [{exact: /robots.txt}]", "hosts: [fresh.test]"));
+    eventually("the new host", || async { status("fresh.test").await == 200 }).await;
+    // Until the workers with the file before have ended, they may still answer.
+    let settled = || async { workers(pid) == 1 };
+    eventually("the workers before are gone", settled).await;
+    // A file that it cannot serve changes nothing; one after it does.
+    world.gateway.rewrite(&before.replace("hosts: [a.test], targets", "hosts: [a.test], methods: [GET], targets"));
+    let problem = arco_gateway::alone::check(&path).unwrap_err().to_string();
+    assert!(problem.contains("route 1 (a.test): `methods`"), "{problem}");
+    assert_eq!(status("fresh.test").await, 200);
+    world.gateway.rewrite(&before);
+    eventually("the first file", || async { status("fixed.test").await == 404 && status("fresh.test").await == 404 })
+        .await;
+    assert_eq!(nginx.pid(), Some(pid), "reloaded, not restarted");
+    // It is started again when it ends, and ends with the gateway.
+    let dead = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(dead, rustix::process::Signal::TERM).unwrap();
+    let fresh =
+        || async { nginx.pid().is_some_and(|it| it != pid) && tokio::net::TcpStream::connect(world.web).await.is_ok() };
+    eventually("another nginx", fresh).await;
+    world.gateway.stop.cancel();
+    eventually("nobody listens", || async { tokio::net::TcpStream::connect(world.web).await.is_err() }).await;
+}
