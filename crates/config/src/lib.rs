@@ -24,7 +24,7 @@ pub use load::{ConfigError, from_sources, template};
 pub use network::NetworkConfig;
 pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
 pub use ports::PortRange;
-pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
+pub use server::{ApiConfig, ConsoleConfig, LeaderLockPlace, RegistryConfig, Role, ServerConfig};
 pub use store::StoreConfig;
 
 use serde::{Deserialize, Serialize};

@@ -11,6 +11,7 @@ mod decide;
 mod driver;
 mod exec;
 mod facts;
+mod lease;
 mod lines;
 mod logs;
 pub mod manifest;
@@ -24,4 +25,5 @@ mod usage;
 mod watch;
 
 pub use driver::{KubernetesOptions, KubernetesOrchestrator};
+pub use lease::LeaseLock;
 pub use tenant::PullCredentials;

@@ -18,5 +18,6 @@ mod neighbour;
 mod one_off;
 mod private_git;
 mod routes;
+mod several;
 mod streams;
 mod survive;
