@@ -13,6 +13,7 @@ mod identity;
 mod read;
 mod routes;
 mod rules;
+mod turn;
 mod upload;
 mod world;
 
@@ -30,6 +31,7 @@ use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::blob::SharedBlobs;
 use arco_store::clock;
+use arco_store::leader::LeaderLock;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{SharedMetadata, SqlError};
@@ -68,6 +70,8 @@ pub struct ApiDeps {
     pub orchestrator: SharedOrchestrator,
     /// Wakes the controller where no operation does.
     pub queue: Queue,
+    /// Where several processes that serve the API on the same stores take turns; without it this one is alone.
+    pub turn: Option<Arc<dyn LeaderLock>>,
     /// Rung after an operation was written (`mq::outbox::Relay::bell`).
     pub outbox: Arc<Notify>,
     /// Seals secrets.
@@ -102,7 +106,7 @@ pub(crate) struct Shared {
     requests: identity::Requests,
     revoked: act::Revoked,
     /// Held from reading to writing: rules that span rows (hosts, quotas, bindings) are checked by nothing else.
-    changing: tokio::sync::Mutex<()>,
+    changing: turn::Turn,
 }
 
 impl std::ops::Deref for Api {
@@ -120,12 +124,13 @@ pub struct ApiRole {
 /// The role over its parts; nothing runs yet.
 pub fn build(deps: ApiDeps) -> ApiRole {
     let requests = identity::Requests::new(&deps.metrics);
+    let changing = turn::Turn::new(deps.turn.clone());
     let shared = Shared {
         deps,
         revisions: read::RevisionCache::default(),
         requests,
         revoked: act::Revoked::default(),
-        changing: tokio::sync::Mutex::default(),
+        changing,
     };
     ApiRole { api: Api(Arc::new(shared)) }
 }

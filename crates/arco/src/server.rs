@@ -11,8 +11,13 @@ pub(crate) mod data_plane;
 mod files;
 mod gateway;
 mod instances;
+mod keeping;
+mod lead;
 mod lock;
+mod logs;
+mod peers;
 mod roles;
+mod shared;
 mod shared_address;
 pub(crate) mod stores;
 mod tickets;
@@ -69,14 +74,20 @@ pub(crate) struct Listeners {
     pub(crate) registry: Option<TcpListener>,
     /// The registry with TLS, for the nodes of a cluster.
     pub(crate) nodes_registry: Option<TcpListener>,
+    /// Where other servers on the same stores ask this one.
+    pub(crate) peers: Option<TcpListener>,
 }
 
 impl Listeners {
     async fn bind(config: &Config) -> anyhow::Result<Self> {
         let problem = |it: listener::ListenError| anyhow::anyhow!("{}\n  {}", it.message, it.advice);
-        let mut bound = Self { api: None, console: None, registry: None, nodes_registry: None };
+        let mut bound = Self { api: None, console: None, registry: None, nodes_registry: None, peers: None };
         if config.server.has(Role::Api) {
             bound.api = Some(listener::bind(config.api.listen, "API", "--api-listen").await.map_err(problem)?);
+        }
+        if config.store.coordination.starts_with("etcd:") {
+            let address = config.server.peer_listen;
+            bound.peers = Some(listener::bind(address, "server's", "server.peer_listen").await.map_err(problem)?);
         }
         if config.server.has(Role::Console) {
             bound.console =

@@ -25,7 +25,7 @@ pub use load::{ConfigError, from_sources, template};
 pub use network::NetworkConfig;
 pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
 pub use ports::PortRange;
-pub use server::{ApiConfig, ConsoleConfig, RegistryConfig, Role, ServerConfig};
+pub use server::{ApiConfig, ConsoleConfig, LeaderLockPlace, RegistryConfig, Role, ServerConfig};
 pub use store::StoreConfig;
 pub use virtual_address::VirtualAddress;
 

@@ -30,6 +30,17 @@ impl Role {
         [Role::Api, Role::Builder, Role::Controller, Role::Eventlog, Role::Gateway, Role::Registry, Role::Console];
 }
 
+/// Where the lock of a leader lies.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaderLockPlace {
+    /// In the coordination store.
+    #[default]
+    Store,
+    /// A Lease in the namespace of the platform's own pods.
+    Kubernetes,
+}
+
 /// The process itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +59,16 @@ pub struct ServerConfig {
     pub stop_instances: bool,
     /// Whether the data plane goes on when the server stops.
     pub keep_data_plane: bool,
+    /// Where servers with the role `controller` agree on who leads: `store` or `kubernetes`.
+    pub leader_lock: LeaderLockPlace,
+    /// How long a leader that is silent keeps its lock, in seconds; at least 5. Another one takes over after that.
+    pub leader_lease_s: u32,
+    /// Where servers on the same shared stores reach this one, with mutual TLS. Port 0 picks a free port; the default is
+    /// for servers on one machine.
+    pub peer_listen: SocketAddr,
+    /// `HOST:PORT` by which others reach `peer_listen`; empty: the address itself, or this machine's name when it listens
+    /// on all addresses.
+    pub peer_address: String,
     /// Filter of the log, as `info` or `info,arco_builder=debug`.
     pub log: String,
 }
@@ -62,6 +83,10 @@ impl Default for ServerConfig {
             shutdown_timeout_ms: 30_000,
             stop_instances: false,
             keep_data_plane: false,
+            leader_lock: LeaderLockPlace::Store,
+            leader_lease_s: 10,
+            peer_listen: loopback(0),
+            peer_address: String::new(),
             log: "info".to_owned(),
         }
     }

@@ -100,7 +100,9 @@ impl Controller {
         let workload =
             OneShot::of_template(id.clone(), component.tenant.clone(), component.id.clone(), template, RUN_MAX_MS);
         debug_assert_eq!(workload.network, OneShotNetwork::Instance);
-        self.record_run(component, CronRun { scheduled_at, ended_at: None, exit_status: None }).await?;
+        if !self.claim_run(component, scheduled_at).await? {
+            return Ok(()); // another controller led when it was due, and ran it
+        }
         let (sender, mut output) = mpsc::channel::<arco_orchestrator::OutputLine>(256);
         let (_keep, cancel) = oneshot::channel();
         let stream = LogStream::Component { id: component.id.clone() };
@@ -128,6 +130,19 @@ impl Controller {
         .await?;
         self.work.look(component.id.clone());
         Ok(())
+    }
+
+    /// Notes that a run begins, unless one of this time or a later one has begun already.
+    async fn claim_run(&self, component: &Component, scheduled_at: Timestamp) -> Result<bool, ReconcileError> {
+        let mut claimed = false;
+        let claim = |row: &mut Component| {
+            claimed = row.observed.last_run.as_ref().is_none_or(|it| it.scheduled_at < scheduled_at);
+            if claimed {
+                row.observed.last_run = Some(CronRun { scheduled_at, ended_at: None, exit_status: None });
+            }
+            claimed
+        };
+        Ok(self.deps.metadata.modify::<Component>(component.id.as_str(), claim).await?.is_some() && claimed)
     }
 
     async fn record_run(&self, component: &Component, run: CronRun) -> Result<(), ReconcileError> {

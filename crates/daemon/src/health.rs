@@ -86,6 +86,11 @@ impl RoleHandle {
         self.set(RoleHealth { ready: true, detail: String::new() });
     }
 
+    /// It is ready to take over, and `detail` says from whom.
+    pub fn stands_by(&self, detail: impl Into<String>) {
+        self.set(RoleHealth { ready: true, detail: detail.into() });
+    }
+
     /// It does not, because of `detail`.
     pub fn unready(&self, detail: impl Into<String>) {
         self.set(RoleHealth { ready: false, detail: detail.into() });

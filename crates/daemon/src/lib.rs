@@ -5,8 +5,10 @@
 
 pub mod certificate;
 pub mod confine;
+pub mod discovery;
 pub mod handover;
 pub mod health;
+pub mod leader;
 pub mod listener;
 pub mod metrics;
 pub mod pki;

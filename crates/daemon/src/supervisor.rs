@@ -33,6 +33,12 @@ impl Supervisor {
         Self::default()
     }
 
+    /// One whose tasks are stopped with this one's, and can be stopped before: what ends one of them unasked ends the
+    /// others of the child, not of the parent. Whoever makes it waits for its tasks.
+    pub fn child(&self) -> Self {
+        Self { token: self.token.child_token(), tracker: TaskTracker::new() }
+    }
+
     /// Cancelled when the process is to stop.
     pub fn token(&self) -> &CancellationToken {
         &self.token

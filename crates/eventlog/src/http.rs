@@ -24,7 +24,7 @@ use std::time::Duration;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 impl Eventlog {
-    /// `GET` and `DELETE /streams/component/{id}`, `GET /streams/operation/{id}`.
+    /// `GET` and `DELETE` of `/streams/component/{id}` and `/streams/operation/{id}`.
     pub fn router(&self) -> Router {
         Router::new().route("/streams/{kind}/{id}", get(read).delete(remove)).with_state(self.clone())
     }

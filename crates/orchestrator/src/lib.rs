@@ -8,7 +8,10 @@
 pub mod contract;
 pub mod fake;
 pub mod layer;
+mod led;
 pub mod local;
+
+pub use led::LedOrchestrator;
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};

@@ -64,6 +64,8 @@ pub(crate) struct Inner {
     components: Mutex<BTreeMap<ComponentId, Arc<Component>>>,
     /// Rung with the name of a component that changed, also for one-shots.
     pub(crate) changed: broadcast::Sender<ComponentId>,
+    /// Name of this server, where there are several.
+    pub(crate) server: String,
     pub(crate) nodes: usage::Nodes,
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -148,8 +150,52 @@ impl Inner {
 }
 
 impl KubernetesOrchestrator {
-    /// Connects, and lists what there is of this platform. Fails when the cluster does not answer.
+    /// Connects, and lists what there is of this platform. Fails when the cluster does not answer. This process leads.
     pub async fn start(options: KubernetesOptions, images: Images, logs: LogSink) -> Result<Arc<Self>, Error> {
+        Self::connect(options, images, logs, None).await
+    }
+
+    /// As [`Self::start`], for one of several servers, by its name, which leads only when [`Self::lead`] says so.
+    pub async fn follow(
+        options: KubernetesOptions,
+        images: Images,
+        logs: LogSink,
+        server: &str,
+    ) -> Result<Arc<Self>, Error> {
+        Self::connect(options, images, logs, Some(server)).await
+    }
+
+    /// Servers that one-shots in the cluster wait for, or waited for when they died.
+    pub async fn servers_of_one_shots(&self) -> Result<Vec<String>, Error> {
+        let found = run_once::by_server(&self.inner).await;
+        Ok(found.map_err(|it| failed("list one-shot workloads", &it))?.into_keys().collect())
+    }
+
+    /// Removes the one-shots of a server that is gone.
+    pub async fn clear_one_shots_of(&self, server: &str) -> Result<(), Error> {
+        let done = run_once::clear_of(&self.inner, server).await;
+        done.map_err(|it| failed("remove the one-shot workloads of a server that is gone", &it))
+    }
+
+    /// Of several processes one leads: it reads the output of instances. One that does not lead any more forgets the
+    /// plans that it was given, so that it changes nothing.
+    pub fn lead(&self, leads: bool) {
+        if !leads {
+            let known = std::mem::take(&mut *self.inner.lock());
+            known.values().for_each(|it| it.end.cancel());
+            for id in self.inner.seen().everything() {
+                self.inner.ring(&id);
+            }
+        }
+        Logs::read_here(&self.inner, leads);
+    }
+
+    async fn connect(
+        options: KubernetesOptions,
+        images: Images,
+        logs: LogSink,
+        server: Option<&str>,
+    ) -> Result<Arc<Self>, Error> {
         let KubernetesOptions { config, allowed_networks, pull_credentials } = options;
         if config.registry.is_empty() {
             return Err(Error::Refused(
@@ -176,10 +222,11 @@ impl KubernetesOrchestrator {
             Shared { cluster: cluster.clone(), seen: seen.clone(), tenants, bell, talking: Semaphore::new(TALKING) };
         let inner = Arc::new(Inner {
             images,
-            logs: Logs::new(logs),
+            logs: Logs::new(logs, server.is_none()),
             shared: Arc::new(shared),
             components: Mutex::default(),
             changed: broadcast::channel(4096).0,
+            server: server.unwrap_or_default().to_owned(),
             nodes: usage::Nodes::default(),
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -196,7 +243,14 @@ impl KubernetesOrchestrator {
             stop.cancel();
             return Err(error);
         }
-        run_once::clear(&inner).await;
+        match server {
+            None => run_once::clear(&inner).await,
+            // Ours are those of our predecessor; other servers wait for theirs.
+            Some(server) => {
+                let done = run_once::clear_of(&inner, server).await;
+                done.map_err(|it| failed("remove the one-shot workloads of an earlier run", &it))?;
+            }
+        }
         Ok(Arc::new(Self { inner }))
     }
 

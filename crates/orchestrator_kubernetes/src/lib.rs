@@ -12,6 +12,7 @@ mod decide;
 mod driver;
 mod exec;
 mod facts;
+mod lease;
 mod lines;
 mod logs;
 pub mod manifest;
@@ -26,4 +27,5 @@ mod usage;
 mod watch;
 
 pub use driver::{KubernetesOptions, KubernetesOrchestrator};
+pub use lease::LeaseLock;
 pub use tenant::PullCredentials;

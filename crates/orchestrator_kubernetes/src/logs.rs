@@ -2,7 +2,7 @@
 //!
 //! What must hold: while this process runs each line comes once (a cursor per pod, by the runtime's own timestamps); at
 //! most [`FOLLOWED`] pods are followed, so that a large cluster's API server is not held up: beyond that the nodes
-//! themselves must be read. What was written while no server ran is not fetched.
+//! themselves must be read. What was written while no server ran is not fetched. Of several processes the leader reads.
 
 use crate::driver::Inner;
 use crate::seen::{PodSeen, Program};
@@ -17,9 +17,10 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::api::LogParams;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+use tokio_util::sync::CancellationToken;
 
 /// Most pods whose output is followed at the same time.
 const FOLLOWED: usize = 500;
@@ -31,9 +32,16 @@ const BATCH: usize = 256;
 /// Which pods are followed, and how far.
 pub(crate) struct Logs {
     sink: LogSink,
+    state: Mutex<State>,
+}
+
+struct State {
     /// By component and uid of the pod.
-    cursors: Mutex<BTreeMap<ComponentId, BTreeMap<String, Cursor>>>,
+    cursors: BTreeMap<ComponentId, BTreeMap<String, Cursor>>,
+    /// What is older was read by another process.
     began: Timestamp,
+    /// Cancelled when another process reads; `None` while one does.
+    reads: Option<CancellationToken>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,15 +55,40 @@ struct Cursor {
 }
 
 impl Logs {
-    pub(crate) fn new(sink: LogSink) -> Self {
-        Self { sink, cursors: Mutex::default(), began: clock::now() }
+    /// `reads`: whether this process is the one that reads.
+    pub(crate) fn new(sink: LogSink, reads: bool) -> Self {
+        let reads = reads.then(CancellationToken::new);
+        Self { sink, state: Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this process reads, or another one does.
+    pub(crate) fn read_here(inner: &Arc<Inner>, here: bool) {
+        {
+            let mut state = inner.logs.lock();
+            if state.reads.is_some() == here {
+                return;
+            }
+            if let Some(ended) = state.reads.take() {
+                ended.cancel();
+            }
+            state.reads = here.then(CancellationToken::new);
+            (state.cursors, state.began) = (BTreeMap::new(), clock::now());
+        }
+        if here {
+            inner.seen().everything().iter().for_each(|it| Self::follow(inner, it));
+        }
     }
 
     /// Follows every pod of a component whose program runs or ran and is not followed yet.
     pub(crate) fn follow(inner: &Arc<Inner>, component: &ComponentId) {
         let pods: Vec<PodSeen> = inner.seen().with(component, |it| it.instances().cloned().collect());
         let logs = &inner.logs;
-        let mut cursors = logs.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = logs.lock();
+        let State { cursors, began, reads: Some(reads) } = &mut *state else { return };
         let mut open = cursors.values().flat_map(BTreeMap::values).filter(|it| it.open).count();
         if pods.is_empty() {
             cursors.remove(component);
@@ -74,16 +107,17 @@ impl Logs {
                 continue;
             }
             // Pods older than this process were followed by an earlier one.
-            let from = if pod.created < logs.began { logs.began } else { pod.created };
+            let from = if pod.created < *began { *began } else { pod.created };
             let from = jiff::Timestamp::from_millisecond(i64::try_from(from.0).unwrap_or_default()).unwrap_or_default();
             let last = known.map_or(from, |it| it.last);
             open += 1;
             cursors.insert(pod.uid.clone(), Cursor { run: pod.restarts + 1, open: true, last });
-            let (inner, component) = (inner.clone(), component.clone());
+            let (inner, component, elsewhere) = (inner.clone(), component.clone(), reads.clone());
             inner.clone().tracker.spawn(async move {
                 let stop = inner.stop.clone();
                 tokio::select! {
                     () = stop.cancelled() => {}
+                    () = elsewhere.cancelled() => {}
                     () = read(&inner, &component, &pod, last) => {}
                 }
             });
@@ -91,8 +125,7 @@ impl Logs {
     }
 
     fn moved(&self, component: &ComponentId, uid: &str, open: bool, last: jiff::Timestamp) {
-        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(it) = cursors.get_mut(component).and_then(|it| it.get_mut(uid)) {
+        if let Some(it) = self.lock().cursors.get_mut(component).and_then(|it| it.get_mut(uid)) {
             (it.open, it.last) = (open, last);
         }
     }

@@ -29,6 +29,8 @@ pub(crate) const KEY: &str = "arco.internal/key";
 pub(crate) const SERVING: &str = "arco.internal/serving";
 /// `instance`, or `one-shot`.
 pub(crate) const ROLE: &str = "arco.internal/role";
+/// The server that waits for a one-shot, where there are several.
+pub(crate) const SERVER: &str = "arco.internal/server";
 /// Fingerprint of the plan's template (annotation).
 pub(crate) const TEMPLATE: &str = "arco.internal/template";
 /// Id of the revision (annotation).

@@ -20,10 +20,10 @@ use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
 use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine};
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, LogParams};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -93,6 +93,34 @@ pub(crate) async fn clear(inner: &Inner) {
             }
         }
     }
+}
+
+/// Pods and secrets of one-shots by the server that waits for them: namespace and name.
+pub(crate) async fn by_server(inner: &Inner) -> Result<BTreeMap<String, BTreeSet<(String, String)>>, kube::Error> {
+    let platform = names::platform(&inner.config.namespace_prefix);
+    let (ours, server) = (names::OURS, names::SERVER);
+    let selector = format!("{}={ours},{}={platform},{server}", names::MANAGED_BY, names::PLATFORM);
+    let wanted = ListParams::default().labels(&selector);
+    let pods = Api::<Pod>::all(inner.cluster().client.clone()).list_metadata(&wanted).await?;
+    let secrets = Api::<Secret>::all(inner.cluster().client.clone()).list_metadata(&wanted).await?;
+    let metadata = pods.items.into_iter().map(|it| it.metadata).chain(secrets.items.into_iter().map(|it| it.metadata));
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for it in
+        metadata.filter(|it| it.namespace.as_ref().is_some_and(|it| it.starts_with(&inner.config.namespace_prefix)))
+    {
+        let server = it.labels.unwrap_or_default().remove(names::SERVER).unwrap_or_default();
+        found.entry(server).or_default().extend(it.namespace.zip(it.name));
+    }
+    Ok(found)
+}
+
+/// Removes the one-shots of a server that is not there any more.
+pub(crate) async fn clear_of(inner: &Inner, server: &str) -> Result<(), kube::Error> {
+    for (namespace, name) in by_server(inner).await?.remove(server).unwrap_or_default() {
+        tracing::info!(namespace, name, server, "a one-shot workload of a server that is gone is removed");
+        clear_one(inner, &namespace, &name).await?;
+    }
+    Ok(())
 }
 
 /// Makes the pod and waits until its program runs, or ran.
@@ -293,7 +321,11 @@ fn pod(
     } else {
         render::one_shot(work, &around, image, &argv, &claims)
     };
-    rendered.map_err(Error::Refused)
+    let mut object = rendered.map_err(Error::Refused)?;
+    if !inner.server.is_empty() {
+        object.body["metadata"]["labels"][names::SERVER] = inner.server.as_str().into();
+    }
+    Ok(object)
 }
 
 /// The variables, in a Secret that goes with the pod.

@@ -5,12 +5,12 @@
 
 pub mod blob;
 pub mod clock;
+pub mod fence;
 pub mod images;
 pub mod kv;
+pub mod leader;
 pub mod logs;
 pub mod secrets;
-#[cfg(test)]
-mod servers;
 pub mod sql;
 
 /// Whether an error text means that the disk is full, in the words of the kernel or of SQLite. Drivers hand causes up as

@@ -32,6 +32,11 @@ impl LogSink {
         let _ = self.0.send(LogBatch { stream, lines, written: None }).await;
     }
 
+    /// Hands on what came from another sender, with its word about durability. Waits while the receiver is behind.
+    pub async fn hand_on(&self, batch: LogBatch) {
+        let _ = self.0.send(batch).await;
+    }
+
     /// Sends lines and waits until they are durable. Returns whether they are.
     pub async fn append_durably(&self, stream: LogStream, lines: Vec<LogLine>) -> bool {
         let (written, done) = oneshot::channel();

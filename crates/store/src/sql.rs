@@ -56,11 +56,13 @@ pub enum Kind {
     Certificate,
     /// A port of the gateway for a component ([`StreamRow`]).
     Stream,
+    /// Who leads ([`crate::fence::LeaderRow`]).
+    Leader,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -75,6 +77,7 @@ impl Kind {
         Kind::Context,
         Kind::Certificate,
         Kind::Stream,
+        Kind::Leader,
     ];
 
     /// Name of the table.
@@ -94,6 +97,7 @@ impl Kind {
             Kind::Context => "contexts",
             Kind::Certificate => "certificates",
             Kind::Stream => "streams",
+            Kind::Leader => "leaders",
         }
     }
 

@@ -9,6 +9,7 @@ mod http;
 mod leftovers;
 mod platform;
 mod random;
+pub mod servers;
 
 pub use http::{Response, get};
 pub use platform::{Options, Outcome, Platform};

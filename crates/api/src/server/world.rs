@@ -164,7 +164,7 @@ impl Api {
     where
         D: Fn(&mut Change<'_>) -> Result<(), ApiError> + Send + Sync,
     {
-        let one_at_a_time = self.changing.lock().await;
+        let one_at_a_time = self.changing.lock().await?;
         let mut attempt = 0;
         loop {
             attempt += 1;

@@ -75,6 +75,7 @@ impl Platform {
         let outbox = Arc::new(Notify::new());
         let (logs, _nobody) = LogSink::channel(1);
         let role = build(ApiDeps {
+            turn: None,
             config,
             metadata: metadata.clone(),
             blobs: blobs.clone(),

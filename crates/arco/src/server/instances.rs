@@ -23,10 +23,15 @@ use std::time::Duration;
 /// Pause before ports are followed again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The orchestrator, and what of it belongs to this machine.
+/// How often it is looked what servers that are gone left in the cluster.
+const CLEAR: Duration = Duration::from_secs(60);
+
+/// The orchestrator, and what of it belongs to this machine; cheap to clone.
+#[derive(Clone)]
 pub(super) struct Instances {
     pub(super) orchestrator: SharedOrchestrator,
     local: Option<Arc<LocalOrchestrator>>,
+    cluster: Option<Arc<KubernetesOrchestrator>>,
 }
 
 impl Instances {
@@ -36,6 +41,7 @@ impl Instances {
         stores: &Stores,
         logs: LogSink,
         registry: &Registry,
+        server: Option<&str>,
     ) -> anyhow::Result<Self> {
         match config.orchestrator.driver {
             OrchestratorDriver::Local => {
@@ -51,7 +57,7 @@ impl Instances {
                 let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
                     .await
                     .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
-                Ok(Self { orchestrator: local.clone(), local: Some(local) })
+                Ok(Self { orchestrator: local.clone(), local: Some(local), cluster: None })
             }
             OrchestratorDriver::Kubernetes => {
                 let options = KubernetesOptions {
@@ -59,11 +65,46 @@ impl Instances {
                     allowed_networks: config.builder.allowed_networks.clone(),
                     pull_credentials: Some(Arc::new(NodeLogins(registry.clone()))),
                 };
-                let driver = KubernetesOrchestrator::start(options, stores.images.clone(), logs).await.context(
+                let driver = match server {
+                    None => KubernetesOrchestrator::start(options, stores.images.clone(), logs).await,
+                    Some(server) => KubernetesOrchestrator::follow(options, stores.images.clone(), logs, server).await,
+                };
+                let driver = driver.context(
                     "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
                 )?;
-                Ok(Self { orchestrator: driver, local: None })
+                Ok(Self { orchestrator: driver.clone(), local: None, cluster: Some(driver) })
             }
+        }
+    }
+
+    /// Whether this process leads those that share the instances.
+    pub(super) fn lead(&self, leads: bool) {
+        if let Some(cluster) = &self.cluster {
+            cluster.lead(leads);
+        }
+    }
+
+    /// Removes what servers left in the cluster that `known` does not know, one look after the other.
+    pub(super) async fn clear_after(&self, known: impl Fn(&str) -> bool + Send) {
+        let Some(cluster) = &self.cluster else { return std::future::pending().await };
+        // A server that starts works before it is known, so who is unknown twice in a row counts as gone.
+        let mut before = Vec::new();
+        loop {
+            tokio::time::sleep(CLEAR).await;
+            let servers = match cluster.servers_of_one_shots().await {
+                Ok(servers) => servers,
+                Err(error) => {
+                    tracing::warn!(%error, "what servers left in the cluster is looked for later");
+                    continue;
+                }
+            };
+            let unknown: Vec<_> = servers.into_iter().filter(|it| !known(it)).collect();
+            for server in unknown.iter().filter(|it| before.contains(*it)) {
+                if let Err(error) = cluster.clear_one_shots_of(server).await {
+                    tracing::warn!(server, %error, "it is tried again");
+                }
+            }
+            before = unknown;
         }
     }
 

@@ -3,22 +3,25 @@
 //! Order: stores → logs → orchestrator → jobs → data plane → roles. Stopping is the reverse, except that stores need no
 //! stop: what was answered as done is on disk.
 
+use super::ask_gateway::{self, PeerGateway};
 use super::data_plane::{self, Running};
 use super::files::{self, Addresses};
 use super::instances::Instances;
+use super::keeping::Keeping;
+use super::peers::{Peers, advertised};
 use super::stores::Stores;
-use super::{Listeners, console};
+use super::{Listeners, console, lead, shared};
 use anyhow::Context as _;
 use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
 use arco_builder::{Builder, BuilderDeps};
 use arco_config::{Config, Role};
-use arco_controller::{Controller, ControllerDeps, Gone, Retention};
+use arco_controller::{ControllerDeps, Gone, Retention};
+use arco_daemon::discovery::{Directory, Server};
 use arco_daemon::health::Health;
 use arco_daemon::metrics::Metrics;
 use arco_daemon::pki::{Leaf, Pki, keep_fresh};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{BoxError, OnExit, Supervisor, listener};
-use arco_eventlog::Eventlog;
 use arco_gateway::virtual_address::Stop;
 use arco_model::log::LogStream;
 use arco_model::traffic::{DataPlaneSettings, SETTINGS};
@@ -26,21 +29,25 @@ use arco_mq::Queue;
 use arco_mq::outbox::Relay;
 use arco_orchestrator::SharedOrchestrator;
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
+use arco_store::clock;
 use arco_store::images::Images;
-use arco_store::logs::LogSink;
+use arco_store::leader::KvLock;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tower::ServiceExt as _;
 
-/// Batches of log lines on their way.
-const LOG_BATCHES: usize = 1024;
 /// How long a registry token of the API is good for.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
-/// How long the last log lines may take to be on disk.
-const LOGS_GRACE: Duration = Duration::from_secs(3);
+/// Lock by which servers with the API take turns, and how long one that died keeps it, in seconds.
+const TURN: &str = "changes";
+const TURN_S: u64 = 30;
 
 /// Everything that runs.
 pub(crate) struct Platform {
@@ -48,8 +55,7 @@ pub(crate) struct Platform {
     data_plane: Option<Running>,
     shared_address: Option<Stop>,
     orchestrator: SharedOrchestrator,
-    /// The keeper of logs: it has a supervisor of its own, so that it ends after everything that writes.
-    logs: Supervisor,
+    keeping: Keeping,
 }
 
 /// Starts every role of the settings.
@@ -62,40 +68,35 @@ pub(crate) async fn start(
     let data_dir = &config.server.data_dir;
     let token = supervisor.token();
     let metrics = Metrics::new();
-    let pki = Arc::new(Pki::open(&data_dir.join("pki")).context("failed to open the platform's authority")?);
     let stores = Stores::open(config).await?;
+    let name = shared::name_of_server(data_dir)?;
+    let me = shared::name_of_process(&name);
+    let alone = stores.kv.name() == "embedded";
+    let pki = Arc::new(shared::authority(&stores.kv, &stores.secrets, &data_dir.join("pki")).await?);
+    let peers = match alone {
+        true => None,
+        false => {
+            let directory = Directory::follow(stores.kv.clone(), &name, supervisor).await;
+            let directory = directory.context("failed to learn which other servers there are")?;
+            Some(Peers::new(directory, &me, &pki, supervisor)?)
+        }
+    };
 
-    let (logs, batches) = LogSink::channel(LOG_BATCHES);
-    let eventlog = Eventlog::open(&config.eventlog, data_dir.join("logs"))?;
-    metrics.register("eventlog", |it| eventlog.metrics().register(it));
-    let log_keeper = Supervisor::new();
-    {
-        let (eventlog, stop) = (eventlog.clone(), log_keeper.token().clone());
-        log_keeper.spawn("eventlog", OnExit::Shutdown, async move {
-            eventlog.run(batches, stop).await.map_err(BoxError::from)
-        });
-        let (ended, whole) = (log_keeper.token().clone(), token.clone());
-        supervisor.spawn("eventlog watch", OnExit::Continue, async move {
-            tokio::select! {
-                () = whole.cancelled() => {}
-                () = ended.cancelled() => whole.cancel(), // without logs the platform must not go on
-            }
-            Ok(())
-        });
-    }
-    health.role("eventlog").ready();
-
+    let keeping = Keeping::start(config, peers.as_ref(), &metrics, health, supervisor)?;
+    let logs = keeping.sink.clone();
+    shared::registry_key(&stores.kv, &stores.secrets, &data_dir.join("registry")).await?;
     let registry = Registry::build(RegistryDeps {
         images: stores.images.clone(),
         folder: data_dir.join("registry"),
         public_url: None,
     })?;
-    let instances = Instances::start(config, &stores, logs.clone(), &registry).await?;
+    let instances =
+        Instances::start(config, &stores, logs.clone(), &registry, (!alone).then_some(name.as_str())).await?;
     let orchestrator = instances.orchestrator.clone();
     health.role("orchestrator").ready();
 
     let queue = Queue::new(stores.kv.clone());
-    if stores.kv.name() == "embedded" {
+    if alone {
         // Only this process works on the embedded store: what its predecessor had is free at once.
         queue.release_claims().await.context("failed to free the jobs of the last run")?;
     }
@@ -126,7 +127,7 @@ pub(crate) async fn start(
 
     let (gone, left) = mpsc::channel(1024);
     if config.server.has(Role::Controller) {
-        let controller = Controller::new(ControllerDeps {
+        let deps = ControllerDeps {
             metadata: stores.metadata.clone(),
             kv: stores.kv.clone(),
             orchestrator: orchestrator.clone(),
@@ -137,12 +138,19 @@ pub(crate) async fn start(
             domain: config.server.domain.clone(),
             retention: Retention { days: config.eventlog.operation_days, count: config.eventlog.operations },
             gone,
-        });
-        controller.start(supervisor).await.map_err(|it| anyhow::anyhow!("failed to start the controller: {it}"))?;
-        super::cluster_routes::serve(config, stores.kv.clone(), &stores.secrets, supervisor).await?;
-        health.role("controller").ready();
+        };
+        let (me, peers) = (me.clone(), peers.clone());
+        let (stores, instances) = (stores.clone(), instances.clone());
+        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances };
+        lead::start(config, parts, supervisor, health).await?;
     }
-    clean_up_after(left, eventlog.clone(), stores.images.clone(), data_dir.join("cache").join("builds"), supervisor);
+    clean_up_after(
+        left,
+        keeping.router.clone(),
+        stores.images.clone(),
+        data_dir.join("cache").join("builds"),
+        supervisor,
+    );
 
     if config.server.has(Role::Builder) {
         let builder = Builder::new(BuilderDeps {
@@ -191,19 +199,26 @@ pub(crate) async fn start(
             Ok(issuer.tokens().issue(&scope, TOKEN_LIFE))
         });
         let (http, https) = (data_plane.clone(), data_plane.clone());
+        let (of_http, of_https) = (peers.clone(), peers.clone());
+        let gateway = match (&data_plane, &peers) {
+            (Some(here), _) => Some(Arc::new(here.clone()) as Arc<dyn AskGateway>),
+            (None, Some(peers)) => Some(Arc::new(PeerGateway::new(peers.clone())) as Arc<dyn AskGateway>),
+            (None, None) => None,
+        };
         let role = arco_api::server::build(ApiDeps {
             config: config.clone(),
             metadata: stores.metadata.clone(),
             blobs: stores.blobs.clone(),
             orchestrator: orchestrator.clone(),
             queue: queue.clone(),
+            turn: (!alone).then(|| Arc::new(KvLock::new(stores.kv.clone(), TURN, &me, TURN_S)) as _),
             outbox,
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
-            eventlog: eventlog.router(),
-            gateway_http: Arc::new(move || http.as_ref().map(Running::http)),
-            gateway_https: Arc::new(move || https.as_ref().map(Running::https)),
-            gateway: data_plane.clone().map(|it| Arc::new(it) as Arc<dyn AskGateway>),
+            eventlog: keeping.router.clone(),
+            gateway_http: Arc::new(move || first_gateway(http.as_ref(), of_http.as_ref()).map(|it| it.0)),
+            gateway_https: Arc::new(move || first_gateway(https.as_ref(), of_https.as_ref()).map(|it| it.1)),
+            gateway,
             pki: Some(pki.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
@@ -231,7 +246,32 @@ pub(crate) async fn start(
         let router = console::router(page, metrics);
         supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
     }
-    Ok(Platform { addresses, data_plane, shared_address, orchestrator, logs: log_keeper })
+    if let (Some(peers), Some(listener)) = (peers, listeners.peers) {
+        let mut asked = Router::new();
+        if let Some(keeper) = keeping.for_peers.clone() {
+            asked = asked.merge(keeper);
+        }
+        if let Some(here) = &data_plane {
+            asked = asked.merge(ask_gateway::for_peers(here.clone()));
+        }
+        let bound = listener.local_addr()?;
+        let address = advertised(&config.server.peer_address, bound)?;
+        let certificate = certificate(&pki, "certificate for servers", bound, host_of(&address), supervisor)?;
+        let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required)?;
+        supervisor.spawn("servers", OnExit::Shutdown, listener::serve(listener, Some(tls), asked, supervisor.clone()));
+        let roles = Role::ALL.into_iter().filter(|it| config.server.has(*it)).collect();
+        let gateway = data_plane.as_ref().map(|it| (it.http(), it.https()));
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        // Last: whoever finds this server finds it ready.
+        peers.directory().enter(Server { name, roles, address, gateway, version, since: clock::now() }, supervisor);
+    }
+    Ok(Platform { addresses, data_plane, shared_address, orchestrator, keeping })
+}
+
+/// Where a gateway answers: this server's, else one of another server.
+fn first_gateway(here: Option<&Running>, peers: Option<&Peers>) -> Option<(SocketAddr, SocketAddr)> {
+    let there = || peers?.directory().with(Role::Gateway).into_iter().find_map(|it| it.gateway);
+    here.map(|it| (it.http(), it.https())).or_else(there)
 }
 
 impl Platform {
@@ -268,9 +308,7 @@ impl Platform {
         if !supervisor.shutdown(grace.saturating_sub(began.elapsed())).await {
             tracing::warn!("some tasks did not stop in time");
         }
-        if !self.logs.shutdown(LOGS_GRACE).await {
-            tracing::warn!("the last lines of logs are not on disk");
-        }
+        self.keeping.stop().await;
     }
 }
 
@@ -345,7 +383,7 @@ fn interface_addresses() -> Vec<String> {
 /// Removes what components and operations leave with others: logs, images, build caches.
 fn clean_up_after(
     mut gone: mpsc::Receiver<Gone>,
-    eventlog: Eventlog,
+    logs: Router,
     images: Images,
     caches: PathBuf,
     supervisor: &Supervisor,
@@ -360,16 +398,16 @@ fn clean_up_after(
             let component = match found {
                 Some(Gone::Component(component)) => component,
                 Some(Gone::Operation(id)) => {
-                    if let Err(error) = eventlog.remove(&LogStream::Operation { id: id.clone() }).await {
-                        tracing::warn!(operation = %id, %error, "the log of an old operation stays until it is too old");
+                    if let Err(error) = remove_log(&logs, &LogStream::Operation { id: id.clone() }).await {
+                        tracing::warn!(operation = %id, error, "the log of an old operation stays until it is too old");
                     }
                     continue;
                 }
                 None => return Ok(()),
             };
             let (id, shown) = (component.id.clone(), component.reference());
-            if let Err(error) = eventlog.remove(&LogStream::Component { id: id.clone() }).await {
-                tracing::warn!(component = shown, %error, "the log of a deleted component stays");
+            if let Err(error) = remove_log(&logs, &LogStream::Component { id: id.clone() }).await {
+                tracing::warn!(component = shown, error, "the log of a deleted component stays");
             }
             let repository = format!("{}/{}", component.tenant, shown);
             if let Err(error) = arco_registry::garbage::forget_repository(&images, &repository).await {
@@ -383,6 +421,20 @@ fn clean_up_after(
             }
         }
     });
+}
+
+/// Removes a log, wherever it is kept.
+async fn remove_log(logs: &Router, stream: &LogStream) -> Result<(), String> {
+    let path = match stream {
+        LogStream::Operation { id } => format!("/streams/operation/{id}"),
+        LogStream::Component { id } => format!("/streams/component/{id}"),
+    };
+    let request = Request::delete(path).body(Body::empty()).map_err(|it| it.to_string())?;
+    let Ok(response) = logs.clone().oneshot(request).await;
+    match response.status() {
+        status if status.is_success() => Ok(()),
+        status => Err(format!("its keeper answered with {status}")),
+    }
 }
 
 /// Collects what no revision and no running instance uses.

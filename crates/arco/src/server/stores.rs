@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Every store of this process.
+/// Every store of this process; cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) metadata: SharedMetadata,
     pub(crate) kv: SharedKv,

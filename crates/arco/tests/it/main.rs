@@ -19,6 +19,7 @@ mod neighbour;
 mod one_off;
 mod private_git;
 mod routes;
+mod several;
 mod shared_address;
 mod streams;
 mod survive;

@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "the lint knows test functions, not what they call")]
 
 mod cluster;
+mod faults;
+mod faulty;
 mod installation;
+mod leader;

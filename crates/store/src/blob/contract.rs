@@ -127,7 +127,7 @@ contract!(s3, s3().await.map(|it| (it, ())));
 
 /// A folder of its own in the bucket of the test server.
 async fn s3() -> Option<S3Blobs> {
-    let server = crate::servers::s3()?;
+    let server = arco_testkit::servers::s3()?;
     let mut url = url::Url::parse(&server).unwrap();
     if url.host_str().unwrap_or_default().is_empty() {
         let endpoint = url.query_pairs().find(|(key, _)| key == "endpoint").unwrap().1.into_owned();

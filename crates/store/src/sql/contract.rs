@@ -211,6 +211,13 @@ macro_rules! contract {
                 let Some((db, _keep)) = made else { return };
                 super::concurrent_changes_are_all_kept(db).await;
             }
+            #[tokio::test]
+            async fn a_leader_that_was_followed_writes_nothing() {
+                let made = $make;
+                let Some((db, _keep)) = made else { return };
+                let kv = Arc::new(crate::kv::MemoryKv::new());
+                crate::fence::tests::a_leader_that_was_followed_writes_nothing(kv, db).await;
+            }
         }
     };
 }
@@ -221,8 +228,8 @@ contract!(sqlite, {
     let db = SeaOrmMetadata::open(&folder.path().join("metadata.db")).await.unwrap();
     Some((Arc::new(db) as SharedMetadata, folder))
 });
-contract!(mysql, remote::fresh(crate::servers::mysql()).await);
-contract!(postgres, remote::fresh(crate::servers::postgres()).await);
+contract!(mysql, remote::fresh(arco_testkit::servers::mysql()).await);
+contract!(postgres, remote::fresh(arco_testkit::servers::postgres()).await);
 
 #[tokio::test]
 async fn a_database_opens_again_and_a_newer_one_is_refused() {

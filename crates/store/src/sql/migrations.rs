@@ -19,10 +19,11 @@ use std::time::Duration;
 const TRIES: u32 = 20;
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 3] = [
+const STEPS: [Step; 4] = [
     Step::Tables(&FIRST),
     Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate]),
     Step::Tables(&[Kind::Stream]),
+    Step::Tables(&[Kind::Leader]),
 ];
 
 /// How many steps there are.

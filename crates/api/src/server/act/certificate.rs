@@ -26,7 +26,7 @@ impl Api {
         check_name(name)?;
         let now = clock::now();
         let facts = inspect(&request.chain, &request.key.0, now)?;
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let found = self.deps.metadata.find::<CertificateRow>(tenant.as_str(), name).await?;
         let id = found.as_ref().map_or_else(clock::fresh, |it| it.value.id.clone());
         let sealed = self
@@ -97,7 +97,7 @@ impl Api {
         tenant: &TenantName,
         name: &str,
     ) -> Result<HostCertificateDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
         if !found.value.automatic {
             let message = format!("certificate `{name}` was brought, the platform cannot renew it");
@@ -144,7 +144,7 @@ impl Api {
 
     /// Takes a certificate away that no route names.
     pub(in super::super) async fn delete_certificate(&self, tenant: &TenantName, name: &str) -> Result<(), ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
         let routes = self.routes_of_tenant(tenant).await?;
         let by_name = routes.iter().filter(|it| match it.route.tls.certificate.as_deref() {

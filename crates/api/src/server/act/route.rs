@@ -26,7 +26,7 @@ impl Api {
         target: &Target,
         request: RouteRequest,
     ) -> Result<Vec<RouteDocument>, ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let component = self.component(target).await?;
         let (hosts, route) = self.stored(caller, &component, request).await?;
         let (mut batch, mut rows) = (Batch::default(), Vec::new());
@@ -58,7 +58,7 @@ impl Api {
         id: &RowId,
         mut request: RouteRequest,
     ) -> Result<RouteDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let component = self.component(target).await?;
         let mut row = self.own_route(&component, id).await?;
         keep_passwords(&mut request, &row.value.route);

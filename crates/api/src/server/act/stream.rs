@@ -30,7 +30,7 @@ impl Api {
         target: &Target,
         request: StreamRequest,
     ) -> Result<StreamDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let component = self.component(target).await?;
         let inner = inner_port(&component, &self.ports(&component).await?, request.protocol, request.target_port)?;
         let lead = UpstreamTarget { component: component.id.clone(), port: inner };

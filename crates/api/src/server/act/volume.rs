@@ -12,7 +12,7 @@ use arco_store::sql::{Batch, Query, VolumeRow};
 impl Api {
     /// Deletes a kept volume with its content.
     pub(in super::super) async fn delete_volume(&self, tenant: &TenantName, id: &str) -> Result<(), ApiError> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _one_at_a_time = self.changing.lock().await?;
         let missing = || Problem::not_found("volume", id);
         let id: RowId = id.parse().map_err(|_| missing())?;
         let found = self

@@ -81,7 +81,7 @@ mod real {
     static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
     async fn make() -> Option<Fixture> {
-        let url = crate::servers::etcd()?;
+        let url = arco_testkit::servers::etcd()?;
         let kv: SharedKv = Arc::new(EtcdKv::connect(&[url], None).await.unwrap());
         Some(Fixture { kv, _keep: Box::new(TURN.clone().lock_owned().await) })
     }

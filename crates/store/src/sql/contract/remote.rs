@@ -2,10 +2,10 @@
 //! connections, writers in each other's way.
 
 use super::application;
-use crate::servers;
 use crate::sql::{Batch, Entity, Metadata, Query, SeaOrmMetadata, SharedMetadata, SqlError};
 use arco_model::application::Application;
 use arco_model::name::ApplicationName;
+use arco_testkit::servers;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, TransactionTrait as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -33,7 +33,7 @@ fn once(cell: &OnceLock<Made>, variable: &str, make: fn() -> Made) -> Option<Str
 }
 
 /// URL of a MySQL or MariaDB server and its database, of a user who may make databases.
-pub(crate) fn mysql() -> Option<String> {
+pub fn mysql() -> Option<String> {
     static CELL: OnceLock<Made> = OnceLock::new();
     once(&CELL, "ARCO_TEST_MYSQL_URL", || {
         let (install, server) = (found("mariadb-install-db", "mariadb-server")?, found("mariadbd", "mariadb-server")?);
@@ -55,45 +55,60 @@ pub(crate) fn mysql() -> Option<String> {
 }
 
 /// URL of a PostgreSQL server and its database, of a user who may make databases.
-pub(crate) fn postgres() -> Option<String> {
+pub fn postgres() -> Option<String> {
     static CELL: OnceLock<Made> = OnceLock::new();
-    once(&CELL, "ARCO_TEST_POSTGRES_URL", || {
-        let (init, server) = (found("initdb", "postgresql")?, found("postgres", "postgresql")?);
-        let folder = folder();
-        let (data, password) = (folder.join("data"), folder.join("password"));
-        std::fs::write(&password, "a secret\n").unwrap();
-        let mut command = unprivileged(&init);
-        command.args(["--no-sync", "--username=arco", "--auth=scram-sha-256", "--encoding=UTF8"]);
-        done(command.arg(format!("--pwfile={}", password.display())).arg("-D").arg(&data));
-        let port = free_port();
-        let mut command = unprivileged(&server);
-        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
-        command.args(["-c", "fsync=off", "-c", "max_connections=200", "-c"]);
-        start(folder.clone(), command.arg(format!("unix_socket_directories={}", folder.display())), port);
-        Ok(format!("postgres://arco:a%20secret@127.0.0.1:{port}/postgres"))
-    })
+    once(&CELL, "ARCO_TEST_POSTGRES_URL", start_postgres)
+}
+
+fn start_postgres() -> Made {
+    let (init, server) = (found("initdb", "postgresql")?, found("postgres", "postgresql")?);
+    let folder = folder();
+    let (data, password) = (folder.join("data"), folder.join("password"));
+    std::fs::write(&password, "a secret\n").unwrap();
+    let mut command = unprivileged(&init);
+    command.args(["--no-sync", "--username=arco", "--auth=scram-sha-256", "--encoding=UTF8"]);
+    done(command.arg(format!("--pwfile={}", password.display())).arg("-D").arg(&data));
+    let port = free_port();
+    let mut command = unprivileged(&server);
+    command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+    command.args(["-c", "fsync=off", "-c", "max_connections=200", "-c"]);
+    start(folder.clone(), command.arg(format!("unix_socket_directories={}", folder.display())), port);
+    Ok(format!("postgres://arco:a%20secret@127.0.0.1:{port}/postgres"))
 }
 
 /// URL of an etcd without TLS.
-pub(crate) fn etcd() -> Option<String> {
+pub fn etcd() -> Option<String> {
     static CELL: OnceLock<Made> = OnceLock::new();
-    once(&CELL, "ARCO_TEST_ETCD_URL", || {
-        let server = found("etcd", "etcd-server")?;
-        let (folder, port, peer) = (folder(), free_port(), free_port());
-        let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-        let mut command = unprivileged(&server);
-        command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", "one"]);
-        command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
-        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-        start(folder, command.args(["--initial-cluster", &format!("one={peers}")]), port);
-        Ok(clients)
-    })
+    once(&CELL, "ARCO_TEST_ETCD_URL", start_etcd)
+}
+
+fn start_etcd() -> Made {
+    let server = found("etcd", "etcd-server")?;
+    let (folder, port, peer) = (folder(), free_port(), free_port());
+    let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+    let mut command = unprivileged(&server);
+    command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", "one"]);
+    command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
+    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+    start(folder, command.args(["--initial-cluster", &format!("one={peers}")]), port);
+    Ok(clients)
+}
+
+/// URLs of an etcd and of a PostgreSQL server that nobody else uses: for whole platforms, which take all of them.
+pub fn of_its_own() -> Option<(String, String)> {
+    match start_etcd().and_then(|etcd| Ok((etcd, start_postgres()?))) {
+        Ok(both) => Some(both),
+        Err(why) => {
+            eprintln!("SKIPPED: {why}");
+            None
+        }
+    }
 }
 
 /// URL of an S3 server as our driver takes it, without a bucket: `s3://?endpoint=http://HOST:PORT&region=…`.
 /// A bucket named `arco-test` exists or may be made. Its credentials are in the variables that S3 programs read, else
 /// both are `testing`.
-pub(crate) fn s3() -> Option<String> {
+pub fn s3() -> Option<String> {
     static CELL: OnceLock<Made> = OnceLock::new();
     once(&CELL, "ARCO_TEST_S3_URL", || {
         let python = s3_program()?;

@@ -1,0 +1,158 @@
+//! What the driver makes of an API server that fails: it goes on where it was, and does nothing twice.
+
+mod control_plane {
+    use crate::cluster::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
+    use crate::faulty::{Fault, Faulty};
+    use arco_config::KubernetesConfig;
+    use arco_model::observed::{Observed, RolloutFacts};
+    use arco_orchestrator::contract::{plan, reached, ready, until};
+    use arco_orchestrator::{Orchestrator, Removal};
+    use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
+    use arco_store::logs::LogSink;
+    use k8s_openapi::api::core::v1::{Namespace, Pod};
+    use kube::api::{Api, DeleteParams, ListParams};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    async fn on_a_faulty_server<F: Future<Output = ()>>(
+        test: impl FnOnce(Arc<Place>, Arc<KubernetesOrchestrator>, Faulty) -> F,
+    ) {
+        if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
+            eprintln!("SKIPPED: needs fake nodes, which run nothing (tests/kubernetes/cluster.py run --fake-nodes 1)");
+            return;
+        }
+        let (images, image) = without_content().await;
+        on_a_platform(images, image, "registry.invalid:5000", None, |place| async move {
+            let folder = tempfile::tempdir().unwrap();
+            let faulty = Faulty::before(place.client.clone(), folder.path()).await;
+            let config = KubernetesConfig { kubeconfig: faulty.kubeconfig.clone(), ..place.config.clone() };
+            let options = KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials: None };
+            let (sink, _lines) = LogSink::channel(64);
+            let driver = KubernetesOrchestrator::start(options, place.images.clone(), sink).await.unwrap();
+            test(place, driver.clone(), faulty).await;
+            driver.shutdown(false).await.unwrap();
+        })
+        .await;
+    }
+
+    /// Waits until requests met the fault.
+    async fn met(faulty: &Faulty, count: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while faulty.failed() < count {
+            assert!(Instant::now() < deadline, "{} requests failed, wanted {count}", faulty.failed());
+            tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
+        }
+    }
+
+    async fn pods(place: &Place) -> Vec<Pod> {
+        let api: Api<Pod> = place.api();
+        let found = api.list(&ListParams::default().labels("arco.internal/role=instance")).await.unwrap();
+        found.items.into_iter().filter(|it| it.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    async fn as_asked(
+        place: &Place,
+        driver: &KubernetesOrchestrator,
+        asked: &arco_model::plan::WorkloadPlan,
+    ) -> Observed {
+        let found = reached(driver, asked).await;
+        assert_eq!(ready(&found).len(), asked.replicas as usize, "{found:#?}");
+        let deadline = Instant::now() + PATIENCE;
+        while pods(place).await.len() != asked.replicas as usize {
+            assert!(Instant::now() < deadline, "{:#?}", pods(place).await);
+        }
+        found
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_change_arrives_once_whatever_the_api_server_does() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            let mut asked = plan(place.image.clone(), &["serve"]);
+            driver.apply(&asked).await.unwrap();
+            let mut before = as_asked(&place, &driver, &asked).await;
+            for (fault, count) in
+                [(Fault::Down, 5), (Fault::Overloaded, 1), (Fault::Conflicts, 1), (Fault::Expired, 5), (Fault::Gone, 3)]
+            {
+                faulty.fail(fault);
+                // The number changes, so that what runs stays.
+                asked.replicas = if asked.replicas == 1 { 3 } else { asked.replicas + 1 };
+                driver.apply(&asked).await.unwrap();
+                met(&faulty, count).await;
+                let seen = driver.observe(&asked.component).await.unwrap();
+                assert!(ready(&seen).is_superset(&ready(&before)), "{fault:?}: what was known stays known: {seen:#?}");
+                if !matches!(fault, Fault::Overloaded | Fault::Conflicts) {
+                    faulty.fail(Fault::None);
+                }
+                let after = as_asked(&place, &driver, &asked).await;
+                assert!(ready(&after).is_superset(&ready(&before)), "{fault:?}: what ran stays");
+                faulty.fail(Fault::None);
+                before = after;
+            }
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+            assert!(pods(&place).await.is_empty());
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_vanished_while_nobody_watched_is_forgotten() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            let mut asked = plan(place.image.clone(), &["serve"]);
+            asked.replicas = 2;
+            driver.apply(&asked).await.unwrap();
+            let before = as_asked(&place, &driver, &asked).await;
+            faulty.fail(Fault::Down);
+            met(&faulty, 3).await;
+            let api: Api<Pod> = place.api();
+            let victim = pods(&place).await.remove(0).metadata.name.unwrap();
+            api.delete(&victim, &DeleteParams::default().grace_period(0)).await.unwrap();
+            faulty.fail(Fault::None);
+            let after = until(driver.as_ref(), &asked.component, "another one runs in its place", |it| {
+                it.rollout == RolloutFacts::Done && ready(it).len() == 2 && ready(it) != ready(&before)
+            })
+            .await;
+            assert_eq!(ready(&after).intersection(&ready(&before)).count(), 1);
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_webhook_that_rejects_is_named_and_tried_again() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            faulty.fail(Fault::Rejecting);
+            let asked = plan(place.image.clone(), &["serve"]);
+            driver.apply(&asked).await.unwrap();
+            until(driver.as_ref(), &asked.component, "the webhook is named", |it| {
+                format!("{it:?}").contains("no.example")
+            })
+            .await;
+            assert!(pods(&place).await.is_empty());
+            faulty.fail(Fault::None);
+            as_asked(&place, &driver, &asked).await;
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_namespace_that_is_being_deleted_is_made_again() {
+        on_a_faulty_server(|place, driver, _faulty| async move {
+            let asked = plan(place.image.clone(), &["serve"]);
+            driver.apply(&asked).await.unwrap();
+            let before = as_asked(&place, &driver, &asked).await;
+            let namespaces: Api<Namespace> = Api::all(place.client.clone());
+            namespaces.delete(&place.namespace(), &DeleteParams::default()).await.unwrap();
+            let after = until(driver.as_ref(), &asked.component, "it runs in a new namespace", |it| {
+                it.rollout == RolloutFacts::Done && ready(it).len() == 1 && ready(it).is_disjoint(&ready(&before))
+            })
+            .await;
+            assert_eq!(after.plan, asked.fingerprint());
+            as_asked(&place, &driver, &asked).await;
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+}

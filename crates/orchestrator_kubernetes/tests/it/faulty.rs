@@ -1,0 +1,150 @@
+//! An API server that fails as asked: a proxy before the real one.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
+use kube::config::Kubeconfig;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// Nobody answers: connections end without a word.
+    Down,
+    /// The first and then every second request is told to come later (429, `Retry-After`).
+    Overloaded,
+    /// The first and then every second write meets another writer (409).
+    Conflicts,
+    /// The credential is not good any more (401).
+    Expired,
+    /// Watches and lists from a revision are too old (410).
+    Gone,
+    /// A webhook rejects every write of a Deployment.
+    Rejecting,
+}
+
+struct Inner {
+    real: kube::Client,
+    fault: Mutex<(Fault, CancellationToken)>,
+    /// Requests that the present fault is about.
+    met: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The proxy; ends with the runtime of its test.
+pub(crate) struct Faulty {
+    inner: Arc<Inner>,
+    /// Names the proxy as the cluster.
+    pub(crate) kubeconfig: PathBuf,
+}
+
+impl Faulty {
+    /// Before the API server that `client` reaches.
+    pub(crate) async fn before(client: kube::Client, folder: &Path) -> Self {
+        let fault = Mutex::new((Fault::None, CancellationToken::new()));
+        let inner = Arc::new(Inner { real: client, fault, met: AtomicU64::new(0), failed: AtomicU64::new(0) });
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().fallback(pass).with_state(inner.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{ "name": "it", "cluster": { "server": format!("http://{address}") } }],
+            "users": [{ "name": "it", "user": { "token": "the proxy has its own" } }],
+            "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "it" } }],
+        });
+        let kubeconfig = folder.join("faulty.kubeconfig");
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        Kubeconfig::read_from(&kubeconfig).unwrap();
+        Self { inner, kubeconfig }
+    }
+
+    /// From now on this goes wrong; what streams is cut.
+    pub(crate) fn fail(&self, fault: Fault) {
+        let mut now = self.inner.fault.lock().unwrap();
+        now.1.cancel();
+        *now = (fault, CancellationToken::new());
+        self.inner.met.store(0, Ordering::SeqCst);
+        self.inner.failed.store(0, Ordering::SeqCst);
+    }
+
+    /// How many requests met the present fault.
+    pub(crate) fn failed(&self) -> u64 {
+        self.inner.failed.load(Ordering::SeqCst)
+    }
+}
+
+fn refusal(code: StatusCode, reason: &str, message: &str) -> Response {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code.as_u16(),
+    });
+    let mut response = (code, [(header::CONTENT_TYPE, "application/json")], status.to_string()).into_response();
+    if code == StatusCode::TOO_MANY_REQUESTS {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Whether a fault is about a request.
+fn concerns(fault: Fault, request: &Request) -> bool {
+    let writes = request.method() != Method::GET;
+    match fault {
+        Fault::None => false,
+        Fault::Down | Fault::Overloaded | Fault::Expired => true,
+        Fault::Conflicts => writes,
+        Fault::Gone => request.uri().query().is_some_and(|it| it.contains("watch=true")),
+        Fault::Rejecting => writes && request.uri().path().contains("/deployments"),
+    }
+}
+
+/// How a request fails; `None` when it is let through.
+fn failure(fault: Fault, number: u64) -> Option<Response> {
+    Some(match fault {
+        Fault::None => return None,
+        Fault::Overloaded | Fault::Conflicts if number % 2 == 1 => return None,
+        Fault::Down => {
+            let cut = Err::<String, _>(std::io::Error::other("cut off on purpose"));
+            Body::from_stream(futures_util::stream::iter([cut])).into_response()
+        }
+        Fault::Overloaded => refusal(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "come later"),
+        Fault::Conflicts => refusal(StatusCode::CONFLICT, "Conflict", "the object has been modified"),
+        Fault::Expired => refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
+        Fault::Gone => refusal(StatusCode::GONE, "Expired", "too old resource version"),
+        Fault::Rejecting => {
+            refusal(StatusCode::FORBIDDEN, "Forbidden", "admission webhook \"no.example\" denied the request")
+        }
+    })
+}
+
+async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let (fault, cut) = inner.fault.lock().unwrap().clone();
+    if concerns(fault, &request)
+        && let Some(response) = failure(fault, inner.met.fetch_add(1, Ordering::SeqCst))
+    {
+        inner.failed.fetch_add(1, Ordering::SeqCst);
+        return response;
+    }
+    let (mut parts, body) = request.into_parts();
+    for name in [header::HOST, header::AUTHORIZATION, header::ACCEPT_ENCODING, header::CONTENT_LENGTH] {
+        parts.headers.remove(name);
+    }
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let request = axum::http::Request::from_parts(parts, kube::client::Body::from(body));
+    match inner.real.send(request).await {
+        Ok(response) => response.map(|it| {
+            let body = Body::new(it).into_data_stream();
+            Body::from_stream(body.take_until(cut.cancelled_owned()))
+        }),
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
