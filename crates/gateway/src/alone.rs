@@ -63,6 +63,7 @@ impl Alone {
         let mut this = Self { path, source, engine, shared, sockets, listening, admin: None, over };
         let admin = loaded.admin;
         this.put(loaded)?;
+        crate::process::give_back();
         if let Some(address) = admin {
             this.admin = Some(this.serve_admin(supervisor, address)?);
         }
@@ -128,6 +129,7 @@ impl Alone {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),
             Err(error) => tracing::error!(%error, "the file is refused; the one before stays"),
         }
+        crate::process::give_back();
     }
 
     /// Puts a valid file into effect: first what can fail (addresses), then the rest at once. Only then connections are

@@ -162,6 +162,7 @@ impl DataPlane {
         };
         // Connections may be waiting on kept sockets: what is known is in effect before the first is accepted.
         this.apply();
+        crate::process::give_back();
         let share = system("share a listener among its threads");
         let http = this.engine.listen_on(listeners.http, &Protocol::Http).map_err(&share)?;
         let https = this.engine.listen_on(listeners.https, &Protocol::Https).map_err(&share)?;

@@ -4,7 +4,8 @@
 //! method may be repeated (RFC 9110 §9.2.2).
 
 use super::Core;
-use super::body::{BodyWatch, Exchange, RequestBody};
+use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
+use super::http1::direct;
 use super::pool::Pooled as _;
 use super::transport::{Sender, connect};
 use crate::balance::Choice;
@@ -12,7 +13,6 @@ use crate::snapshot::Timeouts;
 use crate::upstream::{OpenRequest, Transport, Upstream};
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ struct Attempt {
 pub(super) async fn forward(
     plan: Forward<'_>,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Exchange), Failure> {
+) -> Result<(Response<EndpointBody>, Exchange), Failure> {
     let metrics = &plan.upstream.metrics;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let settings = &plan.upstream.settings;
@@ -65,6 +65,8 @@ pub(super) async fn forward(
     if settings.transport.http2 && for_http2(&mut request, &settings.transport).is_err() {
         return Err(Failure::Broken);
     }
+    let is_plain = !settings.transport.http2 && settings.transport.tls.is_none();
+    let directly = is_plain && request.body().is_end_stream() && direct::is_for(request.headers());
     while tried.len() < MAX_ENDPOINTS {
         let Some(open) = plan.upstream.pick_for(&tried, &plan.choice) else { break };
         if !tried.is_empty() {
@@ -72,7 +74,8 @@ pub(super) async fn forward(
         }
         tried.push(open.endpoint().address);
         let asked = Instant::now();
-        let outcome = attempt(&plan, &open, request).await;
+        let outcome =
+            if directly { ask_directly(&plan, &open, request).await } else { attempt(&plan, &open, request).await };
         if let Some(ejection) = &settings.ejection {
             let well = match &outcome {
                 Ok((response, _)) => Some(!response.status().is_server_error()),
@@ -114,11 +117,53 @@ pub(super) async fn forward(
     Err(last)
 }
 
+/// A request without a body to a plain HTTP/1.1 endpoint.
+async fn ask_directly(
+    plan: &Forward<'_>,
+    open: &OpenRequest,
+    request: Request<RequestBody>,
+) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
+    let (core, address) = (plan.core, open.endpoint().address);
+    let key = (address, plan.upstream.settings.transport.id);
+    let (repeatable, is_head) = (is_idempotent(request.method()), *request.method() == Method::HEAD);
+    let mut stale = 0;
+    loop {
+        let pooled = core.endpoints.take(key, repeatable).filter(|_| stale < MAX_STALE);
+        let from_pool = pooled.is_some();
+        let endpoint = match pooled {
+            Some(endpoint) => endpoint,
+            None => match core.connect(address, plan.timeouts.connect).await {
+                Ok(endpoint) => endpoint,
+                Err(Failure::NoRoom) => return Err(Attempt { failure: Failure::NoRoom, request: None }),
+                Err(failure) => {
+                    open.endpoint().state.failed();
+                    return Err(Attempt { failure, request: Some(request) });
+                }
+            },
+        };
+        let asking = direct::ask(core, (key, endpoint), direct::head(&request), is_head);
+        match in_time(asking, plan.timeouts.response, None).await {
+            Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
+            None => return Err(Attempt { failure: Failure::TimedOut, request: None }),
+            Some(Err(broken)) => {
+                let again = !broken.invalid && (repeatable || !broken.began);
+                tracing::debug!(%address, again, "an endpoint broke off");
+                if !(again && from_pool && !broken.heard) {
+                    return Err(Attempt { failure: Failure::Broken, request: again.then_some(request) });
+                }
+                // Its server closed it while it lay idle; the others of that age are no better.
+                core.endpoints.forget(key);
+                stale += 1;
+            }
+        }
+    }
+}
+
 async fn attempt(
     plan: &Forward<'_>,
     open: &OpenRequest,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Sender), Attempt> {
+) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
     let address = open.endpoint().address;
     let transport = &plan.upstream.settings.transport;
     let key = (address, transport.id);
@@ -161,7 +206,7 @@ async fn attempt(
         let copy = repeatable.then(|| copy_of(&request));
         let sending = sender.send(request);
         let (failure, unsent) = match in_time(sending, plan.timeouts.response, plan.watch.as_deref()).await {
-            Some(Ok(response)) => return Ok((response, sender)),
+            Some(Ok(response)) => return Ok((response.map(EndpointBody::Hyper), Some(sender))),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
                 tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");

@@ -3,7 +3,7 @@
 
 use super::Core;
 use super::authorize::{self, Denied};
-use super::body::{BodyEnd, RequestBody, ResponseBody};
+use super::body::{BodyEnd, EndpointBody, RequestBody, ResponseBody};
 use super::forward::{Failure, Forward, forward};
 use super::gate::{self, Outgoing};
 use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
@@ -120,7 +120,8 @@ where
     let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
-        async move { Ok::<_, Infallible>(handle(&connection, request, None).await) }
+        // On the heap at once: on its way to a task of its own it is moved several times.
+        Box::pin(async move { Ok::<_, Infallible>(handle(&connection, request, None).await) })
     });
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut draining = false;
@@ -365,7 +366,7 @@ fn switch(
     connection: &Arc<Connection>,
     question: UpgradeQuestion,
     client_side: hyper::upgrade::OnUpgrade,
-    mut response: Response<Incoming>,
+    mut response: Response<EndpointBody>,
     exchange: super::body::Exchange,
     in_flight: Option<InFlight>,
 ) -> Response<ResponseBody> {
