@@ -21,7 +21,7 @@ const MAX_PIECES: usize = 16;
 /// Why a request does not come in.
 pub(super) enum Denied {
     /// This is what the client is told.
-    Answer(Response<EndpointBody>, Box<Exchange>),
+    Answer(Box<(Response<EndpointBody>, Exchange)>),
     /// Nobody decided.
     Silent,
 }
@@ -42,7 +42,7 @@ pub(super) async fn ask(
         if response.status().is_informational() {
             return Err(Denied::Silent);
         }
-        return Err(Denied::Answer(response, Box::new(exchange)));
+        return Err(Denied::Answer(Box::new((response, exchange))));
     }
     for name in &auth.copy {
         parts.headers.remove(name);

@@ -344,12 +344,13 @@ fn denied_answer(
     silence: Duration,
     in_flight: Option<InFlight>,
 ) -> Response<ResponseBody> {
-    let Denied::Answer(response, exchange) = denied else {
+    let Denied::Answer(answer) = denied else {
         metrics.answered(503);
         let (message, advice) = ("Whoever decides about access does not answer.", "Try again in a moment.");
         let page = Page::refused(StatusCode::SERVICE_UNAVAILABLE, "authorization_silent", message, advice);
         return page_for(&page, accept, in_flight);
     };
+    let (response, exchange) = *answer;
     metrics.answered(response.status().as_u16());
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -358,7 +359,7 @@ fn denied_answer(
     if let Some(outgoing) = outgoing {
         outgoing.apply(&mut parts.headers);
     }
-    Response::from_parts(parts, ResponseBody::proxied(incoming, *exchange, Some(silence), in_flight))
+    Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, Some(silence), in_flight))
 }
 
 /// Answers 101 and joins both sides.

@@ -77,11 +77,18 @@ pub(in crate::engine) async fn ask(
     bytes.clear();
     let parsed = poll_fn(|cx| poll_head(cx, &mut endpoint, &mut bytes, is_head)).await?;
     let Parsed { status, length, reason, fields, left, keeps } = parsed;
-    let rest = Rest { core: Arc::clone(core), key, endpoint, left, keeps };
-    let mut body = DirectBody { rest: Some(rest), there: Bytes::new(), trailers: None };
-    let taken = body.take(&mut bytes[length..]);
+    let mut rest = Rest { core: Arc::clone(core), key, endpoint, left, keeps };
+    let taken = rest.take(&mut bytes[length..]);
     buffers::put(bytes);
-    taken.map_err(|_| Broken { began: true, heard: true, invalid: true })?;
+    let Taken { there, trailers, is_over, clean } =
+        taken.map_err(|_| Broken { began: true, heard: true, invalid: true })?;
+    let rest = if is_over {
+        rest.end(clean);
+        None
+    } else {
+        Some(Box::new(rest))
+    };
+    let body = DirectBody { there, rest, trailers };
     let mut response = Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, fields);
     reason.map(|it| response.extensions_mut().insert(it));
@@ -136,8 +143,8 @@ pub(in crate::engine) struct DirectBody {
     /// What was read and not given on.
     there: Bytes,
     /// Where more comes from.
-    rest: Option<Rest>,
-    trailers: Option<HeaderMap>,
+    rest: Option<Box<Rest>>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 struct Rest {
@@ -148,11 +155,19 @@ struct Rest {
     keeps: bool,
 }
 
-impl DirectBody {
-    /// Takes what was read. The connection goes back with the last byte of the response.
-    fn take(&mut self, bytes: &mut [u8]) -> Result<(), BodyError> {
-        let Some(rest) = &mut self.rest else { return Ok(()) };
-        let (taken, kept) = match &mut rest.left {
+/// What was taken of what was read.
+struct Taken {
+    there: Bytes,
+    trailers: Option<Box<HeaderMap>>,
+    /// Whether the response is over.
+    is_over: bool,
+    /// Whether nothing is left over.
+    clean: bool,
+}
+
+impl Rest {
+    fn take(&mut self, bytes: &mut [u8]) -> Result<Taken, BodyError> {
+        let (taken, kept) = match &mut self.left {
             Left::Length(left) => {
                 let step = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= step as u64;
@@ -161,42 +176,43 @@ impl DirectBody {
             Left::Chunked(chunked) => chunked.decode(bytes).map_err(|it| it.why)?,
             Left::UntilEnd => (bytes.len(), bytes.len()),
         };
-        let is_over = match &rest.left {
-            Left::Length(left) => *left == 0,
-            Left::Chunked(chunked) if chunked.is_done() => {
-                self.trailers = trailers(chunked.trailers())?;
-                true
-            }
-            Left::Chunked(_) | Left::UntilEnd => false,
+        let (is_over, trailers) = match &self.left {
+            Left::Length(left) => (*left == 0, None),
+            Left::Chunked(chunked) if chunked.is_done() => (true, trailers(chunked.trailers())?),
+            Left::Chunked(_) | Left::UntilEnd => (false, None),
         };
-        if kept > 0 {
-            self.there = Bytes::copy_from_slice(&bytes[..kept]);
-        }
-        if is_over && let Some(Rest { core, key, endpoint, keeps, .. }) = self.rest.take() {
-            // Who sends more than the response is not asked again.
-            if keeps && taken == bytes.len() {
-                core.endpoints.put(key, endpoint);
-            }
-        }
-        Ok(())
+        let there = if kept > 0 { Bytes::copy_from_slice(&bytes[..kept]) } else { Bytes::new() };
+        Ok(Taken { there, trailers: trailers.map(Box::new), is_over, clean: taken == bytes.len() })
     }
 
+    /// The connection goes back. Who sends more than a response is not asked again.
+    fn end(self, clean: bool) {
+        if self.keeps && clean {
+            self.core.endpoints.put(self.key, self.endpoint);
+        }
+    }
+}
+
+impl DirectBody {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         while let Some(rest) = self.rest.as_mut().filter(|_| self.there.is_empty()) {
             let mut bytes = buffers::take();
             let read = poll_read_buf(Pin::new(&mut rest.endpoint.0), cx, &mut bytes);
-            let outcome = match read {
+            let taken = match read {
                 Poll::Pending => Poll::Pending,
-                Poll::Ready(Ok(1..)) => Poll::Ready(self.take(&mut bytes)),
+                Poll::Ready(Ok(1..)) => Poll::Ready(rest.take(&mut bytes)),
                 Poll::Ready(Ok(_)) if matches!(rest.left, Left::UntilEnd) => {
-                    self.rest = None;
-                    Poll::Ready(Ok(()))
+                    Poll::Ready(Ok(Taken { there: Bytes::new(), trailers: None, is_over: true, clean: false }))
                 }
                 Poll::Ready(Ok(_)) => Poll::Ready(Err("the response broke off".into())),
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             };
             buffers::put(bytes);
-            ready!(outcome)?;
+            let Taken { there, trailers, is_over, clean } = ready!(taken)?;
+            (self.there, self.trailers) = (there, trailers);
+            if is_over && let Some(rest) = self.rest.take() {
+                rest.end(clean);
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -214,7 +230,7 @@ impl Body for DirectBody {
         if !self.there.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.there)))));
         }
-        Poll::Ready(self.trailers.take().map(|it| Ok(Frame::trailers(it))))
+        Poll::Ready(self.trailers.take().map(|it| Ok(Frame::trailers(*it))))
     }
 
     fn is_end_stream(&self) -> bool {

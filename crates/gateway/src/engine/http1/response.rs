@@ -62,7 +62,7 @@ struct Judged<'b> {
 fn passes(field: &httparse::Header<'_>, judged: &Judged<'_>, all: &[httparse::Header<'_>]) -> bool {
     let name = field.name.as_bytes();
     let useless_length = matches!(judged.status.as_u16(), 204 | 304) && name.eq_ignore_ascii_case(b"content-length");
-    !headers::ends_here(name) && !useless_length && !(judged.found.names && is_named(name, all))
+    !(headers::ends_here(name) || useless_length || judged.found.names && is_named(name, all))
 }
 
 /// Parses a head into `response`; how long it is, `None` while it is not complete.
