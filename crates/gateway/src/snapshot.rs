@@ -213,6 +213,8 @@ impl Host {
     /// A host; rules may come in any order.
     pub fn new(name: Arc<str>, mut rules: Vec<Rule>, metrics: Arc<RouteMetrics>) -> Self {
         rules.sort_by_key(|it| std::cmp::Reverse(matching::rank(&it.path, &it.conditions)));
+        // Most hosts have one rule; a list that grew has room for four.
+        rules.shrink_to_fit();
         Self { name, rules, metrics }
     }
 

@@ -4,7 +4,7 @@
 //! the client.
 
 use super::Core;
-use super::body::{Exchange, RequestBody, ResponseBody};
+use super::body::{EndpointBody, Exchange, RequestBody, ResponseBody};
 use super::forward::{Forward, forward};
 use super::headers::strip_hop_by_hop;
 use crate::balance::Choice;
@@ -12,7 +12,6 @@ use crate::snapshot::{ForwardAuth, Snapshot};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,7 +21,7 @@ const MAX_PIECES: usize = 16;
 /// Why a request does not come in.
 pub(super) enum Denied {
     /// This is what the client is told.
-    Answer(Response<Incoming>, Box<Exchange>),
+    Answer(Box<(Response<EndpointBody>, Exchange)>),
     /// Nobody decided.
     Silent,
 }
@@ -44,7 +43,7 @@ pub(super) async fn ask(
         if response.status().is_informational() {
             return Err(Denied::Silent);
         }
-        return Err(Denied::Answer(response, Box::new(exchange)));
+        return Err(Denied::Answer(Box::new((response, exchange))));
     }
     for name in &auth.copy {
         parts.headers.remove(name);

@@ -2,6 +2,7 @@
 //! Neither is ever collected: each piece is passed on before the next one is read.
 
 use super::guard::InFlight;
+use super::http1::direct::DirectBody;
 use super::pool::Pool;
 use super::transport::Sender;
 use crate::metrics::UpstreamMetrics;
@@ -229,7 +230,8 @@ impl Body for RequestBody {
 /// What happens when a response has been passed on, or broke off.
 pub(super) struct Exchange {
     pub(super) open: OpenRequest,
-    pub(super) sender: Sender,
+    /// `None` when the body has the connection itself.
+    pub(super) sender: Option<Sender>,
     pub(super) pool: Arc<Pool<Sender>>,
     pub(super) transport: u64,
     pub(super) watch: Option<Arc<BodyWatch>>,
@@ -241,8 +243,42 @@ impl Exchange {
     fn end(self, whole: bool) {
         self.metrics.finished(self.began.elapsed());
         self.metrics.open.dec();
-        if whole && self.watch.is_none_or(|it| it.is_complete()) {
-            self.pool.put((self.open.endpoint().address, self.transport), self.sender);
+        if let Some(sender) = self.sender.filter(|_| whole)
+            && self.watch.is_none_or(|it| it.is_complete())
+        {
+            self.pool.put((self.open.endpoint().address, self.transport), sender);
+        }
+    }
+}
+
+/// The body of an endpoint's response, by whom it is read.
+pub(super) enum EndpointBody {
+    Hyper(Incoming),
+    Direct(DirectBody),
+}
+
+impl Body for EndpointBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Hyper(it) => Pin::new(it).poll_frame(cx).map_err(BodyError::from),
+            Self::Direct(it) => Pin::new(it).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(it) => it.is_end_stream(),
+            Self::Direct(it) => it.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(it) => it.size_hint(),
+            Self::Direct(it) => it.size_hint(),
         }
     }
 }
@@ -261,7 +297,7 @@ pub(super) struct ResponseBody {
 
 enum Content {
     Own(Option<Bytes>),
-    Proxied(Incoming),
+    Proxied(EndpointBody),
 }
 
 impl ResponseBody {
@@ -279,7 +315,7 @@ impl ResponseBody {
 
     /// An endpoint's answer.
     pub(super) fn proxied(
-        incoming: Incoming,
+        incoming: EndpointBody,
         exchange: Exchange,
         silence: Option<Duration>,
         in_flight: Option<InFlight>,
@@ -313,7 +349,7 @@ impl Body for ResponseBody {
                     exchange.metrics.failures.inc();
                     exchange.end(false);
                 }
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 if let Some(exchange) = self.exchange.take() {

@@ -4,7 +4,8 @@
 //! method may be repeated (RFC 9110 §9.2.2).
 
 use super::Core;
-use super::body::{BodyWatch, Exchange, RequestBody};
+use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
+use super::http1::direct;
 use super::pool::Pooled as _;
 use super::transport::{Sender, connect};
 use crate::balance::Choice;
@@ -13,7 +14,6 @@ use crate::upstream::{OpenRequest, Transport, Upstream};
 use arco_model::route::RetryOn;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ struct Attempt {
 pub(super) async fn forward(
     plan: Forward<'_>,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Exchange), Failure> {
+) -> Result<(Response<EndpointBody>, Exchange), Failure> {
     let metrics = &plan.upstream.metrics;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let settings = &plan.upstream.settings;
@@ -69,6 +69,8 @@ pub(super) async fn forward(
     if settings.transport.http2 && for_http2(&mut request, &settings.transport).is_err() {
         return Err(Failure::Broken);
     }
+    let is_plain = !settings.transport.http2 && settings.transport.tls.is_none();
+    let directly = is_plain && request.body().is_end_stream() && direct::is_for(request.headers());
     plan.retry.into_iter().for_each(Retry::earn);
     let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
     let mut next = plan.upstream.pick_for(&tried, &plan.choice);
@@ -86,7 +88,8 @@ pub(super) async fn forward(
         };
         let copy = plan.retry.filter(|it| it.wants_any_status() && is_repeatable(&request)).map(|_| copy_of(&request));
         let asked = Instant::now();
-        let outcome = attempt(&plan, &open, request).await;
+        let outcome =
+            if directly { ask_directly(&plan, &open, request).await } else { attempt(&plan, &open, request).await };
         if let Some(ejection) = &settings.ejection {
             let well = match &outcome {
                 Ok((response, _)) => Some(!response.status().is_server_error()),
@@ -134,18 +137,65 @@ pub(super) async fn forward(
     Err(last)
 }
 
+/// A request without a body to a plain HTTP/1.1 endpoint.
+async fn ask_directly(
+    plan: &Forward<'_>,
+    open: &OpenRequest,
+    request: Request<RequestBody>,
+) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
+    let (core, address) = (plan.core, open.endpoint().address);
+    let key = (address, plan.upstream.settings.transport.id);
+    let (repeatable, is_head) = (is_repeatable(&request), *request.method() == Method::HEAD);
+    let limit = limit_of(plan, repeatable);
+    let mut stale = 0;
+    loop {
+        let pooled = core.endpoints.take(key, repeatable).filter(|_| stale < MAX_STALE);
+        let from_pool = pooled.is_some();
+        let endpoint = match pooled {
+            Some(endpoint) => endpoint,
+            None => match core.connect(address, plan.timeouts.connect).await {
+                Ok(endpoint) => endpoint,
+                Err(Failure::NoRoom) => {
+                    return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
+                }
+                Err(failure) => {
+                    open.endpoint().state.failed();
+                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(request) });
+                }
+            },
+        };
+        let asking = direct::ask(core, (key, endpoint), direct::head(&request), is_head);
+        match in_time(asking, limit, None).await {
+            Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
+            None => {
+                let request = Some(request).filter(|_| repeatable && plan.retry.is_some());
+                return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
+            }
+            Some(Err(broken)) => {
+                let again = !broken.invalid && (repeatable || !broken.began);
+                tracing::debug!(%address, again, "an endpoint broke off");
+                if !(again && from_pool && !broken.heard) {
+                    let request = again.then_some(request);
+                    return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request });
+                }
+                // Its server closed it while it lay idle; the others of that age are no better.
+                core.endpoints.forget(key);
+                stale += 1;
+            }
+        }
+    }
+}
+
 async fn attempt(
     plan: &Forward<'_>,
     open: &OpenRequest,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Sender), Attempt> {
+) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
     let address = open.endpoint().address;
     let transport = &plan.upstream.settings.transport;
     let key = (address, transport.id);
     let repeatable = is_repeatable(&request);
-    // One endpoint's time is limited only where another one can be asked.
-    let limit = plan.retry.and_then(|it| it.attempt).filter(|_| repeatable);
-    let limit = limit.map_or(plan.timeouts.response, |it| it.min(plan.timeouts.response));
+    let limit = limit_of(plan, repeatable);
     let mut stale = 0;
     loop {
         let pooled = plan.core.pool.take(key, repeatable).filter(|_| stale < MAX_STALE);
@@ -184,7 +234,7 @@ async fn attempt(
         let copy = repeatable.then(|| copy_of(&request));
         let sending = sender.send(request);
         let (failure, unsent) = match in_time(sending, limit, plan.watch.as_deref()).await {
-            Some(Ok(response)) => return Ok((response, sender)),
+            Some(Ok(response)) => return Ok((response.map(EndpointBody::Hyper), Some(sender))),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
                 tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");
@@ -240,6 +290,12 @@ pub(super) fn for_http2(request: &mut Request<RequestBody>, transport: &Transpor
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     Ok(())
+}
+
+/// How long one endpoint may take: a time of its own is set only where another one can be asked.
+fn limit_of(plan: &Forward<'_>, repeatable: bool) -> Duration {
+    let limit = plan.retry.and_then(|it| it.attempt).filter(|_| repeatable);
+    limit.map_or(plan.timeouts.response, |it| it.min(plan.timeouts.response))
 }
 
 /// Whether it may be sent twice: without a body, and by its method (RFC 9110 §9.2.2).

@@ -20,15 +20,19 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// Fields that only this gateway may set.
 const OURS: [HeaderName; 7] = [
     header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-host"),
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
     HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
+    X_REAL_IP,
     HeaderName::from_static("http2-settings"),
 ];
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Whether the field `name`, in any case, is one of [`HOP_BY_HOP`] or `Upgrade`.
 pub(super) fn ends_here(name: &[u8]) -> bool {
@@ -72,6 +76,9 @@ pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
 
 /// Removes what ends at this hop, with everything that `Connection` names.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(|it| ends_here(it.as_str().as_bytes())) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -103,30 +110,33 @@ pub(super) struct Origin<'a> {
 
 /// Turns a client's fields into those for an endpoint. `upgrade` keeps the upgrade that was asked for.
 pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade: bool) {
-    let protocol = headers.remove(header::UPGRADE).filter(|_| upgrade);
-    strip_hop_by_hop(headers);
-    // Answered here: the endpoint is only asked when the body is on its way.
-    headers.remove(header::EXPECT);
-    for name in &OURS {
-        headers.remove(name);
-    }
-    let lookalikes: Vec<HeaderName> = headers.keys().filter(|it| is_lookalike(it.as_str())).cloned().collect();
-    for name in lookalikes {
-        headers.remove(name);
-    }
-    if let Some(protocol) = protocol {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol);
+    // Most requests have nothing of that: one look at the names is enough.
+    if headers.keys().any(|it| stays_here(it.as_str().as_bytes())) {
+        let protocol = headers.remove(header::UPGRADE).filter(|_| upgrade);
+        strip_hop_by_hop(headers);
+        // Answered here: the endpoint is only asked when the body is on its way.
+        headers.remove(header::EXPECT);
+        for name in &OURS {
+            headers.remove(name);
+        }
+        let lookalikes: Vec<HeaderName> = headers.keys().filter(|it| is_lookalike(it.as_str())).cloned().collect();
+        for name in lookalikes {
+            headers.remove(name);
+        }
+        if let Some(protocol) = protocol {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol);
+        }
     }
     let client = origin.client.to_canonical().to_string();
     if let Ok(client) = HeaderValue::from_str(&client) {
         let chain = origin.chain.and_then(|it| HeaderValue::from_str(it).ok());
-        headers.insert("x-forwarded-for", chain.unwrap_or_else(|| client.clone()));
-        headers.insert("x-real-ip", client);
+        headers.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| client.clone()));
+        headers.insert(X_REAL_IP, client);
     }
-    headers.insert("x-forwarded-proto", HeaderValue::from_static(origin.scheme));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
     if let Ok(host) = HeaderValue::from_str(origin.host) {
-        headers.insert("x-forwarded-host", host);
+        headers.insert(X_FORWARDED_HOST, host);
     }
     let keeps_id = headers.get(X_REQUEST_ID).is_some_and(|it| is_request_id(it.as_bytes()));
     if !keeps_id && let Ok(id) = HeaderValue::from_str(&format!("{:032x}", origin.fresh_id)) {

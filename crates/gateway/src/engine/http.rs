@@ -3,7 +3,7 @@
 
 use super::Core;
 use super::authorize::{self, Denied};
-use super::body::{BodyEnd, RequestBody, ResponseBody};
+use super::body::{BodyEnd, EndpointBody, RequestBody, ResponseBody};
 use super::forward::{Failure, Forward, forward};
 use super::gate::{self, Outgoing};
 use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
@@ -120,7 +120,8 @@ where
     let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
-        async move { Ok::<_, Infallible>(handle(&connection, request, None).await) }
+        // On the heap at once: on its way to a task of its own it is moved several times.
+        Box::pin(async move { Ok::<_, Infallible>(handle(&connection, request, None).await) })
     });
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut draining = false;
@@ -345,12 +346,13 @@ fn denied_answer(
     silence: Duration,
     in_flight: Option<InFlight>,
 ) -> Response<ResponseBody> {
-    let Denied::Answer(response, exchange) = denied else {
+    let Denied::Answer(answer) = denied else {
         metrics.answered(503);
         let (message, advice) = ("Whoever decides about access does not answer.", "Try again in a moment.");
         let page = Page::refused(StatusCode::SERVICE_UNAVAILABLE, "authorization_silent", message, advice);
         return page_for(&page, accept, in_flight);
     };
+    let (response, exchange) = *answer;
     metrics.answered(response.status().as_u16());
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
@@ -359,7 +361,7 @@ fn denied_answer(
     if let Some(outgoing) = outgoing {
         outgoing.apply(&mut parts.headers);
     }
-    Response::from_parts(parts, ResponseBody::proxied(incoming, *exchange, Some(silence), in_flight))
+    Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, Some(silence), in_flight))
 }
 
 /// Answers 101 and joins both sides.
@@ -367,7 +369,7 @@ fn switch(
     connection: &Arc<Connection>,
     question: UpgradeQuestion,
     client_side: hyper::upgrade::OnUpgrade,
-    mut response: Response<Incoming>,
+    mut response: Response<EndpointBody>,
     exchange: super::body::Exchange,
     in_flight: Option<InFlight>,
 ) -> Response<ResponseBody> {

@@ -3,6 +3,7 @@
 //! What must hold: a connection that waits holds no buffer; a request that is anything but ordinary is handed over, with
 //! the connection and all of its bytes, to the general path (`http.rs`), which then keeps the connection.
 
+pub(super) mod direct;
 mod endpoint;
 mod exchange;
 mod half;

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 const MAX_IDLE: Duration = Duration::from_secs(4);
 /// The same for a request that must not be sent twice.
 const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
-/// Most idle connections to one endpoint.
-const MAX_PER_ENDPOINT: usize = 64;
+/// Most idle connections to one endpoint: two HTTP/2 clients with all their streams, each of which has one.
+const MAX_PER_ENDPOINT: usize = 256;
 
 /// An address, and the id of the transport that it is spoken to by.
 pub(super) type Key = (SocketAddr, u64);

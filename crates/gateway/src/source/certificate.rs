@@ -9,7 +9,8 @@ use arco_model::traffic::{
 };
 use arco_store::kv::mirror::View;
 use arco_store::secrets::{Sealed as SealedText, SecretBox};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
 type Ready = HashMap<(RowId, Option<String>), (u64, Option<Arc<CertificateEntry>>)>;
@@ -22,13 +23,21 @@ pub(super) struct CertificateSource {
     tickets_seen: u64,
     /// By certificate and authority of clients: the revision that it was made of, and what was made, if anything could.
     ready: Ready,
-    /// What the table in use was made of: hosts, certificates and challenges with their revisions.
-    made_of: Option<BTreeMap<Vec<u8>, u64>>,
+    /// Stands for what the table in use was made of: hosts, certificates and challenges with their revisions.
+    made_of: Option<u64>,
+    hashes: RandomState,
 }
 
 impl CertificateSource {
     pub(super) fn new(keys: Arc<SecretBox>) -> Self {
-        Self { keys, tickets: Tickets::default(), tickets_seen: 0, ready: HashMap::new(), made_of: None }
+        Self {
+            keys,
+            tickets: Tickets::default(),
+            tickets_seen: 0,
+            ready: HashMap::new(),
+            made_of: None,
+            hashes: RandomState::new(),
+        }
     }
 
     /// The table for `view`; `None` while it is as before. `hosts` are all that are served over TLS.
@@ -39,11 +48,13 @@ impl CertificateSource {
     ) -> Option<Certificates> {
         self.tickets_seen = self.tickets.follow(view, &self.keys, self.tickets_seen);
         let hosts: Vec<_> = hosts.collect();
-        let mut made_of: BTreeMap<Vec<u8>, u64> = hosts.iter().map(|it| (it.0.to_vec(), it.1)).collect();
+        let mut made_of = self.hashes.build_hasher();
+        hosts.iter().for_each(|it| (it.0, it.1).hash(&mut made_of));
         for prefix in [CERTIFICATES, CLUSTER_CERTIFICATES, CHALLENGES] {
-            made_of.extend(super::store::below(view, prefix).map(|(key, entry)| (key.clone(), entry.mod_revision)));
+            super::store::below(view, prefix).for_each(|(key, entry)| (key, entry.mod_revision).hash(&mut made_of));
         }
-        if self.made_of.as_ref() == Some(&made_of) {
+        let made_of = made_of.finish();
+        if self.made_of == Some(made_of) {
             return None;
         }
         let mut before = std::mem::take(&mut self.ready);

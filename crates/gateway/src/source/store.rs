@@ -7,9 +7,10 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::route::UpstreamTarget;
+use arco_model::route::{Balance, Circuit, HealthCheck, UpstreamTarget};
 use arco_model::traffic::{
-    CLUSTER_HOSTS, CLUSTER_STREAMS, CLUSTER_UPSTREAMS, HOSTS, HostEntry, STREAMS, StreamEntry, UPSTREAMS, UpstreamEntry,
+    CLUSTER_HOSTS, CLUSTER_STREAMS, CLUSTER_UPSTREAMS, HOSTS, HostEntry, HostTls, STREAMS, StreamEntry, UPSTREAMS,
+    UpstreamEntry,
 };
 use arco_store::kv::mirror::{Entry, View};
 use arco_store::secrets::SecretBox;
@@ -18,6 +19,34 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::Notify;
+
+/// A host, and what of its entry is needed further on. There are thousands: entries themselves are not kept.
+struct Known {
+    revision: u64,
+    host: Arc<Host>,
+    tls: HostTls,
+    is_wildcard: bool,
+    /// The upstream that its TLS connections are passed to unread.
+    passes_to: Option<Arc<str>>,
+    /// What keeps its upstreams.
+    _needs: Box<[Arc<Need>]>,
+}
+
+/// An upstream that something leads to.
+struct Need {
+    name: Arc<str>,
+    component: ComponentId,
+    port: u16,
+    balance: Option<Balance>,
+    circuit: Option<Circuit>,
+    check: Option<HealthCheck>,
+}
+
+impl Need {
+    fn rules(&self) -> EndpointRules<'_> {
+        EndpointRules { balance: self.balance.as_ref(), circuit: self.circuit.as_ref(), check: self.check.as_ref() }
+    }
+}
 
 /// Builds snapshots from views of the store.
 pub struct StoreSource {
@@ -29,9 +58,11 @@ pub struct StoreSource {
     certificates: CertificateSource,
     /// Rung when a draining instance has no open request any more.
     idle: Arc<Notify>,
-    hosts: BTreeMap<Vec<u8>, (u64, HostEntry, Arc<Host>)>,
+    hosts: BTreeMap<Vec<u8>, Known>,
     components: HashMap<ComponentId, (u64, UpstreamEntry)>,
-    streams: BTreeMap<Vec<u8>, (u64, StreamEntry)>,
+    streams: BTreeMap<Vec<u8>, (u64, StreamEntry, Arc<Need>)>,
+    /// By name, what any host or port leads to.
+    needs: HashMap<Arc<str>, Arc<Need>>,
     instances: HashMap<InstanceId, Arc<EndpointState>>,
     turns: HashMap<Arc<str>, Arc<AtomicUsize>>,
 }
@@ -50,6 +81,7 @@ impl StoreSource {
             hosts: BTreeMap::new(),
             components: HashMap::new(),
             streams: BTreeMap::new(),
+            needs: HashMap::new(),
             instances: HashMap::new(),
             turns: HashMap::new(),
         }
@@ -68,42 +100,32 @@ impl StoreSource {
     /// The routing table for `view`, made on the one before.
     pub fn snapshot(&mut self, view: &View, before: &Snapshot) -> Snapshot {
         let changed = self.read_components(view);
-        self.read_hosts(view);
+        let hosts = self.read_hosts(view, before);
         self.read_streams(view);
         let trusted_proxies = self.trusted_proxies.clone();
-        let mut snapshot = Snapshot { revision: view.revision, trusted_proxies, ..Snapshot::default() };
-        let mut turns = HashMap::new();
-        for (_, entry, host) in self.hosts.values() {
-            snapshot.wildcards |= host.name.starts_with('*');
-            snapshot.hosts.insert(Arc::clone(&host.name), Arc::clone(host));
-            let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
-            if let Some(target) = passed {
-                snapshot.passthrough.insert(Arc::clone(&host.name), target.to.to_string().into());
+        let mut snapshot = Snapshot { revision: view.revision, hosts, trusted_proxies, ..Snapshot::default() };
+        for known in self.hosts.values() {
+            snapshot.wildcards |= known.is_wildcard;
+            if let Some(to) = &known.passes_to {
+                snapshot.passthrough.insert(Arc::clone(&known.host.name), Arc::clone(to));
             }
         }
-        let plain = |target| (target, EndpointRules::default());
-        let of_hosts = self.hosts.values().flat_map(|it| it.1.callees()).map(plain);
-        let rules = self.hosts.values().flat_map(|it| &it.1.rules).filter(|it| !EndpointRules::of(it).is_empty());
-        let treated = rules.flat_map(|rule| rule.targets.iter().map(|it| (&it.to, EndpointRules::of(rule))));
-        let of_streams = self.streams.values().map(|it| &it.1.target).map(plain);
-        for (target, rules) in of_hosts.chain(treated).chain(of_streams) {
-            let name = upstream_name(target, rules);
-            if snapshot.upstreams.contains_key(name.as_str()) {
-                continue;
-            }
-            let Some((_, component)) = self.components.get(&target.component) else { continue };
-            let known = before.upstreams.get(name.as_str()).filter(|_| !changed.contains(&target.component));
-            let name: Arc<str> = name.into();
-            let turn = self.turns.get(&name).cloned().unwrap_or_default();
-            turns.insert(Arc::clone(&name), Arc::clone(&turn));
+        // What nothing leads to any more is held by this table alone.
+        self.needs.retain(|_, it| Arc::strong_count(it) > 1);
+        let mut turns = HashMap::new();
+        for need in self.needs.values() {
+            let Some((_, component)) = self.components.get(&need.component) else { continue };
+            let known = before.upstreams.get(&need.name).filter(|_| !changed.contains(&need.component));
+            let turn = self.turns.get(&need.name).cloned().unwrap_or_default();
+            turns.insert(Arc::clone(&need.name), Arc::clone(&turn));
             let upstream = match known {
                 Some(known) => Arc::clone(known),
-                None => Arc::new(self.upstream(&name, component, (target.port, rules), turn)),
+                None => Arc::new(self.upstream(need, component, turn)),
             };
             if upstream.settings.check.is_some() {
                 snapshot.checked.push(Arc::clone(&upstream));
             }
-            snapshot.upstreams.insert(name, upstream);
+            snapshot.upstreams.insert(Arc::clone(&need.name), upstream);
         }
         self.turns = turns;
         self.kept.prune();
@@ -112,8 +134,8 @@ impl StoreSource {
 
     /// The certificates for `view`, after [`StoreSource::snapshot`]; `None` while they are as before.
     pub fn certificates(&mut self, view: &View) -> Option<Certificates> {
-        let served = self.hosts.iter().filter(|(_, it)| !it.1.tls.is_off());
-        let served = served.map(|(key, (revision, entry, host))| (key.as_slice(), *revision, &host.name, &entry.tls));
+        let served = self.hosts.iter().filter(|(_, it)| !it.tls.is_off());
+        let served = served.map(|(key, it)| (key.as_slice(), it.revision, &it.host.name, &it.tls));
         self.certificates.table(view, served)
     }
 
@@ -177,24 +199,68 @@ impl StoreSource {
         });
     }
 
-    fn read_hosts(&mut self, view: &View) {
-        let mut hosts = BTreeMap::new();
-        for (key, entry) in below(view, HOSTS).chain(unless_ours(view, CLUSTER_HOSTS, HOSTS)) {
-            let known = self.hosts.remove(key);
-            if known.as_ref().is_some_and(|it| it.0 == entry.mod_revision) {
-                known.into_iter().for_each(|it| drop(hosts.insert(key.to_vec(), it)));
-                continue;
+    /// Takes over changed hosts; the table of all, made on the one before.
+    fn read_hosts(&mut self, view: &View, before: &Snapshot) -> HashMap<Arc<str>, Arc<Host>> {
+        // Both sides are in order: one walk finds the difference, and nothing is made for what stays.
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        let mut known = self.hosts.iter().peekable();
+        // In the order of their keys.
+        for (key, entry) in unless_ours(view, CLUSTER_HOSTS, HOSTS).chain(below(view, HOSTS)) {
+            while let Some((old, _)) = known.next_if(|it| it.0 < key) {
+                gone.push(old.clone());
             }
-            match decode::<HostEntry>(key, entry) {
-                Some(decoded) => {
-                    let host = Arc::new(self.host(&decoded));
-                    hosts.insert(key.to_vec(), (entry.mod_revision, decoded, host));
-                }
-                // A value that cannot be read does not take a working route away.
-                None => known.into_iter().for_each(|it| drop(hosts.insert(key.to_vec(), it))),
+            let same = known.next_if(|it| it.0 == key).is_some_and(|it| it.1.revision == entry.mod_revision);
+            if !same {
+                changed.push((key, entry));
             }
         }
-        self.hosts = hosts;
+        gone.extend(known.map(|it| it.0.clone()));
+        // Every table but the first holds exactly the known hosts.
+        let mut table = if gone.is_empty() && before.hosts.len() == self.hosts.len() {
+            before.hosts.clone()
+        } else {
+            gone.iter().for_each(|it| drop(self.hosts.remove(it)));
+            self.hosts.values().map(|it| (Arc::clone(&it.host.name), Arc::clone(&it.host))).collect()
+        };
+        for (key, entry) in changed {
+            // A value that cannot be read does not take a working route away.
+            let Some(decoded) = decode::<HostEntry>(key, entry) else { continue };
+            let known = self.known(entry.mod_revision, decoded);
+            table.insert(Arc::clone(&known.host.name), Arc::clone(&known.host));
+            self.hosts.insert(key.clone(), known);
+        }
+        table
+    }
+
+    fn known(&mut self, revision: u64, entry: HostEntry) -> Known {
+        let host = Arc::new(self.host(&entry));
+        let mut needs: Vec<_> = entry.callees().map(|it| self.need(it, EndpointRules::default())).collect();
+        for (rule, rules) in entry.rules.iter().map(|it| (it, EndpointRules::of(it))) {
+            let treated = rule.targets.iter().filter(|_| !rules.is_empty());
+            needs.extend(treated.map(|it| self.need(&it.to, rules)));
+        }
+        let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
+        let passes_to = passed.map(|it| it.to.to_string().into());
+        let (tls, is_wildcard) = (entry.tls, host.name.starts_with('*'));
+        Known { revision, host, tls, is_wildcard, passes_to, _needs: needs.into() }
+    }
+
+    fn need(&mut self, target: &UpstreamTarget, rules: EndpointRules<'_>) -> Arc<Need> {
+        let name = upstream_name(target, rules);
+        if let Some(known) = self.needs.get(name.as_str()) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        let need = Arc::new(Need {
+            name: Arc::clone(&name),
+            component: target.component.clone(),
+            port: target.port,
+            balance: rules.balance.cloned(),
+            circuit: rules.circuit.cloned(),
+            check: rules.check.cloned(),
+        });
+        self.needs.insert(name, Arc::clone(&need));
+        need
     }
 
     /// Ports that lead to components, as of the last snapshot.
@@ -206,8 +272,12 @@ impl StoreSource {
         let mut streams = BTreeMap::new();
         for (key, entry) in below(view, STREAMS).chain(unless_ours(view, CLUSTER_STREAMS, STREAMS)) {
             let known = self.streams.remove(key).filter(|it| it.0 == entry.mod_revision);
-            let read = || decode::<StreamEntry>(key, entry).map(|it| (entry.mod_revision, it));
-            streams.extend(known.or_else(read).map(|it| (key.clone(), it)));
+            let made = known.or_else(|| {
+                let decoded = decode::<StreamEntry>(key, entry)?;
+                let need = self.need(&decoded.target, EndpointRules::default());
+                Some((entry.mod_revision, decoded, need))
+            });
+            streams.extend(made.map(|it| (key.clone(), it)));
         }
         self.streams = streams;
     }
@@ -232,13 +302,8 @@ impl StoreSource {
         Host::new(name.into(), rules, metrics)
     }
 
-    fn upstream(
-        &self,
-        name: &Arc<str>,
-        entry: &UpstreamEntry,
-        (port, rules): (u16, EndpointRules<'_>),
-        turn: Arc<AtomicUsize>,
-    ) -> Upstream {
+    fn upstream(&self, need: &Need, entry: &UpstreamEntry, turn: Arc<AtomicUsize>) -> Upstream {
+        let (name, port, rules) = (&need.name, need.port, need.rules());
         let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
             let state = Arc::clone(self.instances.get(&it.instance)?);
             Some(Endpoint { address: SocketAddr::from((it.address, it.port.unwrap_or(port))), state, weight: 1 })
@@ -296,5 +361,86 @@ fn decode<T: serde::de::DeserializeOwned>(key: &[u8], entry: &Entry) -> Option<T
             tracing::error!(%key, revision, %error, "a routing entry cannot be read; the one before stays");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::mixed;
+    use arco_model::traffic::UpstreamState;
+
+    fn source() -> StoreSource {
+        let keys = SecretBox::parse(&format!("k1 {}", "11".repeat(32))).unwrap();
+        StoreSource::new(Metrics::new(), Timeouts::default(), Arc::default(), Arc::new(keys))
+    }
+
+    fn set(view: &mut View, key: String, value: Vec<u8>) {
+        view.revision += 1;
+        view.entries.insert(key.into_bytes(), Entry { value: value.into(), mod_revision: view.revision });
+    }
+
+    fn set_host(view: &mut View, host: &str, component: u64, port: u16) {
+        let target = UpstreamTarget { component: ComponentId::from_parts(component, 1), port };
+        let entry = HostEntry { host: host.to_owned(), default: Some(target), ..HostEntry::default() };
+        set(view, format!("{HOSTS}{host}"), serde_json::to_vec(&entry).unwrap());
+    }
+
+    fn set_component(view: &mut View, component: u64) {
+        let component = ComponentId::from_parts(component, 1);
+        let entry = UpstreamEntry {
+            component: component.clone(),
+            reference: "a/b".to_owned(),
+            state: UpstreamState::Up,
+            endpoints: Vec::new(),
+            http2_ports: Vec::new(),
+        };
+        set(view, format!("{UPSTREAMS}{component}"), serde_json::to_vec(&entry).unwrap());
+    }
+
+    /// What a table routes by, in words.
+    fn shown(snapshot: &Snapshot) -> Vec<String> {
+        let target = |host: &Host| host.rules().iter().map(|it| it.next_target().to_string()).collect::<Vec<_>>();
+        let hosts = snapshot.hosts.iter().map(|(name, it)| format!("{name} {} {:?}", it.name, target(it)));
+        let mut all: Vec<_> = hosts.chain(snapshot.upstreams.keys().map(|it| format!("to {it}"))).collect();
+        all.push(format!("{} {}", snapshot.revision, snapshot.wildcards));
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_table_made_on_the_one_before_is_that_made_anew() {
+        let (mut view, mut source, mut last) = (View::default(), source(), Snapshot::default());
+        let names: Vec<_> = (0..8u64).map(|it| format!("{}h{it}.test", if it < 2 { "*." } else { "" })).collect();
+        for step in 0..600u64 {
+            let random = mixed(step + 1);
+            let name = &names[random as usize % names.len()];
+            match random >> 8 & 7 {
+                0..3 => drop(view.entries.remove(format!("{HOSTS}{name}").as_bytes())),
+                3 => set_component(&mut view, random >> 16 & 1),
+                4 => {
+                    let component = ComponentId::from_parts(random >> 16 & 1, 1);
+                    view.entries.remove(format!("{UPSTREAMS}{component}").as_bytes());
+                }
+                _ => set_host(&mut view, name, random >> 16 & 1, 8000 + (random >> 17 & 1) as u16),
+            }
+            view.revision += 1;
+            last = source.snapshot(&view, &last);
+            let anew = super::tests::source().snapshot(&view, &Snapshot::default());
+            assert_eq!(shown(&last), shown(&anew), "step {step}");
+        }
+        assert!(last.hosts.len() > 2 && !last.upstreams.is_empty(), "{:?}", shown(&last));
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_read_stays_as_it_was() {
+        let (mut view, mut source) = (View::default(), source());
+        set_host(&mut view, "a.test", 1, 8000);
+        let first = source.snapshot(&view, &Snapshot::default());
+        set(&mut view, format!("{HOSTS}a.test"), b"nonsense".to_vec());
+        set_host(&mut view, "b.test", 1, 8000);
+        let second = source.snapshot(&view, &first);
+        assert!(Arc::ptr_eq(&first.hosts["a.test"], &second.hosts["a.test"]));
+        assert_eq!(second.hosts.len(), 2);
     }
 }

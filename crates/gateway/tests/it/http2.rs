@@ -2,6 +2,9 @@
 
 use crate::kit::*;
 use crate::traffic::resident;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -48,6 +51,12 @@ async fn gateway() -> (Gateway, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
         }
     })
     .await;
+    let (gateway, client) = gateway_to(address).await;
+    (gateway, client, seen)
+}
+
+/// A gateway with TLS for `a.test`, whose upstream is at `address`.
+async fn gateway_to(address: SocketAddr) -> (Gateway, Arc<rustls::ClientConfig>) {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
     std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
@@ -65,7 +74,7 @@ async fn gateway() -> (Gateway, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
         .with_root_certificates(roots)
         .with_no_client_auth();
     client.alpn_protocols = vec![b"h2".to_vec()];
-    (gateway, Arc::new(client), seen)
+    (gateway, Arc::new(client))
 }
 
 /// Sends the preface and then `frames` for as long as the gateway takes them. Returns the code of its GOAWAY, if one
@@ -177,4 +186,94 @@ async fn a_small_header_that_unpacks_to_a_large_one_reaches_nobody() {
     assert!(grown < 48 << 20, "memory grew by {grown} bytes");
     assert_eq!(seen.load(Ordering::SeqCst), 0);
     assert_serves(&gateway).await;
+}
+
+/// Answers as the path says; each answer names the connection that it came by.
+async fn framer() -> SocketAddr {
+    let connections = Arc::new(AtomicUsize::new(0));
+    origin(move |mut wire| {
+        let number = connections.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while let Some(request) = wire.message().await {
+                let path = request.head.split(' ').nth(1).unwrap().to_owned();
+                let head = format!("HTTP/1.1 200 Fine\r\nX-Connection: {number}\r\n");
+                let pieces: &[&str] = match path.as_str() {
+                    "/length" => &["Content-Length: 5\r\n\r\nhello"],
+                    "/slow-length" => &["Content-Length: 5\r\n", "\r\nhe", "llo"],
+                    "/chunks" => &[
+                        "Transfer-Encoding: chunked\r\nTrailer: x-t\r\n\r\n2\r\nhe\r\n3\r",
+                        "\nllo\r\n0\r\nX-T: 1\r\n\r\n",
+                    ],
+                    "/until-end" => &["\r\nhel", "lo"],
+                    "/more" => &["Content-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\n\r\n"],
+                    "/cut" => &["Content-Length: 9\r\n\r\nhello"],
+                    "/twice" => &["Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"],
+                    _ => &["Content-Length: 0\r\n\r\n"],
+                };
+                match path.as_str() {
+                    "/hints" => wire.send("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").await,
+                    "/silent" => return,
+                    _ => {}
+                }
+                wire.send(&head).await;
+                for piece in pieces {
+                    wire.send(piece).await;
+                    // As the network may have it: not everything at once.
+                    tokio::task::yield_now().await;
+                }
+                if ["/until-end", "/cut"].contains(&path.as_str()) {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_in_every_framing_reach_a_client_whole() {
+    let (gateway, client) = gateway_to(framer().await).await;
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(client).connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    tokio::spawn(connection);
+    // Method, path, status and body; then whether the endpoint's connection must not be used again.
+    let mut left = None;
+    for (method, path, status, body, ends) in [
+        ("GET", "/length", 200, "hello", false),
+        ("GET", "/slow-length", 200, "hello", false),
+        ("GET", "/chunks", 200, "hello x-t=1", false),
+        ("HEAD", "/none", 200, "", false),
+        ("POST", "/none", 200, "", false),
+        ("GET", "/hints", 200, "", false),
+        ("GET", "/until-end", 200, "hello", true),
+        ("GET", "/length", 200, "hello", false),
+        ("GET", "/more", 200, "hello", true),
+        ("GET", "/length", 200, "hello", false),
+        ("GET", "/cut", 200, "broken", true),
+        ("GET", "/twice", 502, "", false),
+        ("GET", "/length", 200, "hello", false),
+        ("GET", "/silent", 502, "", false),
+    ] {
+        let request = http::Request::builder().method(method).uri(format!("https://a.test{path}"));
+        let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let connection = response.headers().get("x-connection").map_or("", |it| it.to_str().unwrap()).to_owned();
+        assert_eq!(response.status(), status, "{method} {path}");
+        if status != 200 {
+            continue;
+        }
+        assert_ne!(Some(&connection), left.as_ref(), "{method} {path}");
+        left = ends.then_some(connection);
+        let seen = match response.into_body().collect().await {
+            Err(_) => "broken".to_owned(),
+            Ok(whole) => {
+                let trailer = whole.trailers().map(|it| format!(" x-t={}", it["x-t"].to_str().unwrap()));
+                let text = String::from_utf8(whole.to_bytes().to_vec()).unwrap();
+                text + &trailer.unwrap_or_default()
+            }
+        };
+        assert_eq!(seen, body, "{method} {path}");
+    }
 }

@@ -6,7 +6,9 @@
 use super::half::Left;
 use crate::engine::{date, headers};
 use crate::framing::{MAX_HEADERS, length};
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use hyper::ext::ReasonPhrase;
 use std::mem::MaybeUninit;
 
 /// Largest head of a response, in bytes.
@@ -48,17 +50,37 @@ struct Found<'b> {
     events: bool,
 }
 
-/// Reads the head that `bytes` begin with, into a head that is written to `out`; `None` while it is not complete.
-pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Option<Reply>, &'static str> {
-    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let head_length = match config.parse_response_with_uninit_headers(&mut response, bytes, &mut storage) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD => return Err("its head is larger than 128 KiB"),
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err("its head is malformed"),
-    };
+/// What a head says, but for the fields that only pass.
+struct Judged<'b> {
+    status: StatusCode,
+    left: Left,
+    keeps: bool,
+    found: Found<'b>,
+}
+
+/// Whether a field passes to the client.
+fn passes(field: &httparse::Header<'_>, judged: &Judged<'_>, all: &[httparse::Header<'_>]) -> bool {
+    let name = field.name.as_bytes();
+    let useless_length = matches!(judged.status.as_u16(), 204 | 304) && name.eq_ignore_ascii_case(b"content-length");
+    !(headers::ends_here(name) || useless_length || judged.found.names && is_named(name, all))
+}
+
+/// Parses a head into `response`; how long it is, `None` while it is not complete.
+fn parse<'h, 'b>(
+    response: &mut httparse::Response<'h, 'b>,
+    bytes: &'b [u8],
+    storage: &'h mut [MaybeUninit<httparse::Header<'b>>],
+) -> Result<Option<usize>, &'static str> {
+    match httparse::ParserConfig::default().parse_response_with_uninit_headers(response, bytes, storage) {
+        Ok(httparse::Status::Complete(length)) => Ok(Some(length)),
+        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD => Err("its head is larger than 128 KiB"),
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(_) => Err("its head is malformed"),
+    }
+}
+
+/// What frames the body of a response to a request that was HEAD or not.
+fn judge<'b>(response: &httparse::Response<'_, 'b>, head: bool) -> Result<Judged<'b>, &'static str> {
     let status = StatusCode::from_u16(response.code.unwrap_or(0)).map_err(|_| "its status is malformed")?;
     let http_11 = response.version == Some(1);
     let mut found = Found::default();
@@ -68,7 +90,7 @@ pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Optio
     if found.chunked && (found.length.is_some() || !http_11) {
         return Err("it has Transfer-Encoding beside Content-Length or in HTTP/1.0");
     }
-    let bodiless = asked.head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    let bodiless = head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
     let known = found.length.map(length).transpose().map_err(|_| "its Content-Length is malformed")?;
     let left = match known {
         _ if bodiless => Left::Length(0),
@@ -76,20 +98,27 @@ pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Optio
         None if found.chunked => Left::Chunked(Box::default()),
         None => Left::UntilEnd,
     };
+    let keeps = http_11 && !found.close && !matches!(left, Left::UntilEnd);
+    Ok(Judged { status, left, keeps, found })
+}
+
+/// Reads the head that `bytes` begin with, into a head that is written to `out`; `None` while it is not complete.
+pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Option<Reply>, &'static str> {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let Some(head_length) = parse(&mut response, bytes, &mut storage)? else { return Ok(None) };
+    let judged = judge(&response, asked.head)?;
+    let status = judged.status;
     out.clear();
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
-    for field in response.headers.iter() {
-        let name = field.name.as_bytes();
-        let useless_length = matches!(status.as_u16(), 204 | 304) && name.eq_ignore_ascii_case(b"content-length");
-        let named = found.names && is_named(name, response.headers);
-        if !headers::ends_here(name) && !useless_length && !named {
-            push_field(&mut out, name, field.value);
-        }
+    for field in response.headers.iter().filter(|it| passes(it, &judged, response.headers)) {
+        push_field(&mut out, field.name.as_bytes(), field.value);
     }
+    let Judged { left, keeps, found, .. } = judged;
     if !status.is_informational() {
         if !found.date {
             date::push(&mut out);
@@ -102,8 +131,51 @@ pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Optio
         }
     }
     out.extend_from_slice(b"\r\n");
-    let keeps = http_11 && !found.close && !matches!(left, Left::UntilEnd);
     Ok(Some(Reply { status, length: head_length, head: out, left, keeps, events: found.events }))
+}
+
+/// A response whose head is complete, for the general path.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// As in [`Reply`].
+    pub(super) status: StatusCode,
+    /// As in [`Reply`].
+    pub(super) length: usize,
+    /// Its reason, when it is not the usual one.
+    pub(super) reason: Option<ReasonPhrase>,
+    /// The fields for the client.
+    pub(super) fields: HeaderMap,
+    /// As in [`Reply`].
+    pub(super) left: Left,
+    /// As in [`Reply`].
+    pub(super) keeps: bool,
+}
+
+/// Reads the head that `bytes` begin with, by the same rules; `None` while it is not complete.
+pub(super) fn fields(bytes: &[u8], head: bool) -> Result<Option<Parsed>, &'static str> {
+    let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let Some(length) = parse(&mut response, bytes, &mut storage)? else { return Ok(None) };
+    let judged = judge(&response, head)?;
+    let mut fields = HeaderMap::with_capacity(response.headers.len());
+    // One copy that all values share.
+    let copy = Bytes::copy_from_slice(&bytes[..length]);
+    for field in response.headers.iter().filter(|it| passes(it, &judged, response.headers)) {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "a field's name is malformed")?;
+        let value = HeaderValue::from_maybe_shared(copy.slice(place(bytes, field.value)));
+        fields.append(name, value.map_err(|_| "a field's value is malformed")?);
+    }
+    let Judged { status, left, keeps, .. } = judged;
+    let unusual = response.reason.filter(|it| status.canonical_reason() != Some(it) && !it.is_empty());
+    let reason = unusual.and_then(|it| ReasonPhrase::try_from(it.as_bytes()).ok());
+    Ok(Some(Parsed { status, length, reason, fields, left, keeps }))
+}
+
+/// Where in `whole` its part `part` is.
+fn place(whole: &[u8], part: &[u8]) -> std::ops::Range<usize> {
+    // An empty part may lie anywhere.
+    let begin = if part.is_empty() { 0 } else { part.as_ptr() as usize - whole.as_ptr() as usize };
+    begin..begin + part.len()
 }
 
 impl<'b> Found<'b> {

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""What clients notice while everything behind the gateway changes: nothing. Ends with status 1 when a single request fails.
+
+Run as root: python3 bench/shows.py [--arco PATH] [--hosts N] [--changes N]
+It starts a server of its own (own data dir, free ports) with a component and N hosts, lets wrk ask it on 64 connections and a client ask it over
+TLS, and meanwhile changes one route after the other, changes 1,000 at once, kills the control plane and starts it again, renews a certificate, and
+lets the data plane be replaced by a new one. How long each took to be in effect, and the 99th percentile before and during the changes, it prints.
+"""
+import argparse, contextlib, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time, tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ap = argparse.ArgumentParser()
+ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
+ap.add_argument("--hosts", type=int, default=10_000)
+ap.add_argument("--changes", type=int, default=1_000)
+args = ap.parse_args()
+ARCO = str(pathlib.Path(args.arco).resolve())
+# Hosts in one call of the API.
+BATCH = 500
+ROUTES = "/v1/tenants/default/applications/shows/components/web/routes"
+DOCKERFILE = 'FROM debian:12\nCOPY web.pl /web.pl\nEXPOSE 8080\nCMD ["perl", "/web.pl"]\n'
+PROGRAM = r"""use strict; use IO::Socket::INET; use IO::Select;
+$SIG{PIPE} = 'IGNORE';
+my $server = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => 8080, Listen => 512, ReuseAddr => 1) or die "listen: $!";
+my ($all, %heard) = (IO::Select->new($server));
+for (;;) { for my $it ($all->can_read) {
+  if ($it == $server) { my $client = $server->accept; $all->add($client) if $client; next }
+  if (!sysread($it, my $piece, 65536)) { $all->remove($it); delete $heard{$it}; close $it; next }
+  else { $heard{$it} .= $piece }
+  while ($heard{$it} =~ s/^.*?\r\n\r\n//s) { syswrite($it, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n") }
+} }
+"""
+failures = []
+
+
+def say(what, value, note=""):
+    print(f"  {what:<58} {value:>14}  {note}", flush=True)
+
+
+def until(what, seconds, step=0.001):
+    """What `what` returns once that is true, and how many milliseconds it took."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException, KeyError):
+            if found := what():
+                return found, (time.monotonic() - began) * 1000
+        time.sleep(step)
+    raise SystemExit(f"{what.__name__}: not within {seconds} s")
+
+
+class Platform:
+    def __init__(self, work):
+        self.work, self.data, self.proc = work, work / "data", None
+
+    def start(self):
+        (self.data / "server.json").unlink(missing_ok=True)
+        listen = [it for name in ("http", "https", "console", "api", "registry") for it in (f"--{name}-listen", "127.0.0.1:0")]
+        with open(self.work / "server.log", "ab") as log:
+            self.proc = subprocess.Popen([ARCO, "server", "--data-dir", str(self.data), "--domain", "shows.localhost", *listen], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+        def ready():
+            if self.proc.poll() is not None:
+                raise SystemExit(f"the server ended:\n{(self.work / 'server.log').read_text()[-2000:]}")
+            where = json.loads((self.data / "server.json").read_text())
+            self.port = {it: int(where[it].rsplit(":", 1)[1]) for it in ("http", "https", "console")}
+            return ask(self.port["console"], "console", "/healthz")[0] == 200
+        until(ready, 120, 0.02)
+
+    def arco(self, *words):
+        done = subprocess.run([ARCO, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=dict(os.environ, ARCO_CONTEXT=str(self.data / "admin.toml"), NO_COLOR="1"))
+        if done.returncode:
+            raise SystemExit(f"arco {' '.join(words)}: exit {done.returncode}\n{done.stderr}{done.stdout}")
+
+    def api(self):
+        """A connection to the API with the administrator's certificate."""
+        context = tomllib.loads((self.data / "admin.toml").read_text())
+        pem = self.work / "admin.pem"
+        pem.touch(0o600)
+        pem.write_text(context["certificate"] + context["key"])
+        tls = ssl.create_default_context(cadata=context["ca"])
+        tls.load_cert_chain(pem)
+        name, port = context["api"].rsplit(":", 1)
+        return http.client.HTTPSConnection(name, int(port), context=tls, timeout=300)
+
+    def routes(self, api, hosts, mark):
+        """Lets these hosts lead to the component, with a field `x-mark` in each response."""
+        route = {"hosts": hosts, "response_headers": {"set": {"x-mark": mark}}}
+        api.request("POST", ROUTES, json.dumps(route), {"Content-Type": "application/json"})
+        answer = api.getresponse()
+        text = answer.read()
+        if answer.status >= 300:
+            raise SystemExit(f"adding routes: {answer.status} {text[:500]}")
+
+    def stop(self):
+        with contextlib.suppress(SystemExit):
+            self.arco("delete", "shows", "--yes")
+        self.proc.send_signal(signal.SIGTERM)
+        self.proc.wait(60)
+
+
+def ask(port, host, path="/"):
+    """Status and `x-mark` of an answer on a fresh connection."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as it:
+        it.request("GET", path, headers={"Host": host, "Connection": "close"})
+        answer = it.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("x-mark")
+
+
+class Wrk:
+    """64 connections that ask on and on until they are told to stop."""
+
+    def __init__(self, port, seconds):
+        words = ["wrk", "-t1", "-c64", f"-d{seconds}s", "--timeout", "20s", "--latency", "-H", "Host: h0.shows.example", f"http://127.0.0.1:{port}/"]
+        self.proc = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def end(self, what):
+        """Requests and their 99th percentile in ms; what failed is kept."""
+        self.proc.send_signal(signal.SIGINT)
+        text = self.proc.communicate()[0]
+        failures.extend(f"{what}: {it[0]}" for it in re.finditer(r"Socket errors:.*|Non-2xx or 3xx responses:.*", text))
+        number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
+        return int(re.search(r"(\d+) requests in", text)[1]), float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+
+
+class Secure(threading.Thread):
+    """A client that asks over TLS on connections that it keeps for ten requests each."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.answers, self.stopped = port, 0, threading.Event()
+
+    def run(self):
+        while not self.stopped.is_set():
+            try:
+                with secure(self.port) as it:
+                    for _ in range(10):
+                        it.sendall(b"GET / HTTP/1.1\r\nHost: h0.shows.example\r\n\r\n")
+                        answer = b""
+                        while not answer.endswith(b"\r\n\r\nok\n"):
+                            piece = it.recv(4096)
+                            if not piece:
+                                raise OSError(f"closed after {answer!r}")
+                            answer += piece
+                        if not answer.startswith(b"HTTP/1.1 200"):
+                            raise OSError(repr(answer[:100]))
+                        self.answers += 1
+                        if b"connection: close" in answer.lower():
+                            break
+            except OSError as error:
+                failures.append(f"over TLS: {error}")
+                if len(failures) > 20:
+                    return
+            time.sleep(0.002)  # the pace of a client
+
+
+def secure(port):
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname="h0.shows.example")
+
+
+def shown(port):
+    """What stands for the certificate that a new connection gets."""
+    with secure(port) as it:
+        return hashlib.sha256(it.getpeercert(True)).hexdigest()
+
+
+def certificate(platform, number):
+    folder = platform.work / f"certificate-{number}"
+    folder.mkdir()
+    key, chain = folder / "key.pem", folder / "chain.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key), "-out", str(chain),
+        "-days", "30", "-subj", "/CN=shows", "-addext", "subjectAltName=DNS:h0.shows.example", "-addext", "basicConstraints=critical,CA:FALSE"], check=True, capture_output=True)
+    platform.arco("certificate", "add", "shows", "--cert", f"@{chain}", "--key", f"@{key}")
+
+
+def main(platform):
+    platform.start()
+    source = platform.work / "source"
+    source.mkdir()
+    (source / "Dockerfile").write_text(DOCKERFILE)
+    (source / "web.pl").write_text(PROGRAM)
+    platform.arco("deploy", str(source), "--app", "shows", "--component", "web")
+    certificate(platform, 0)
+    hosts, api, http_port, https_port = [f"h{it}.shows.example" for it in range(args.hosts)], platform.api(), platform.port["http"], platform.port["https"]
+    began = time.monotonic()
+    for at in range(0, len(hosts), BATCH):
+        platform.routes(api, hosts[at:at + BATCH], "first")
+    marked = lambda host, mark: lambda: ask(http_port, host) == (200, mark)
+    for host in hosts:
+        until(marked(host, "first"), 120, 0.02)
+    say(f"{args.hosts:,} hosts added, all in effect after", f"{time.monotonic() - began:.1f} s")
+    before, _ = until(lambda: shown(https_port), 60)
+    load = Wrk(http_port, 5)
+    time.sleep(4)
+    calm, p99 = load.end("before")
+    say("requests on 64 connections, nothing changes", f"{calm:,}", f"p99 {p99:.1f} ms")
+
+    load, client = Wrk(http_port, 600), Secure(https_port)
+    client.start()
+    times = []
+    for number in range(20):
+        host, mark = hosts[1 + number * 7 % (len(hosts) - 1)], f"m{number}"
+        platform.routes(api, [host], mark)
+        times.append(until(marked(host, mark), 60)[1])
+    say("one route changed: in effect after the API's answer", f"{statistics.median(times):.1f} ms", f"longest of {len(times)}: {max(times):.1f} ms")
+    began = time.monotonic()
+    changed = hosts[1:args.changes + 1]
+    for at in range(0, len(changed), BATCH):
+        platform.routes(api, changed[at:at + BATCH], "second")
+    for host in changed:
+        until(marked(host, "second"), 120)
+    say(f"{len(changed):,} routes changed, all in effect after", f"{time.monotonic() - began:.1f} s")
+    requests, during = load.end("while routes changed")
+    say("requests meanwhile", f"{requests:,}", f"p99 {during:.1f} ms")
+
+    load = Wrk(http_port, 600)
+    platform.proc.kill()
+    platform.proc.wait()
+    for _ in range(200):
+        if ask(http_port, "h1.shows.example")[0] != 200:
+            failures.append("without a control plane: a new connection was not answered")
+        time.sleep(0.01)
+    say("control plane killed: new connections answered", "200")
+    platform.start()
+    certificate(platform, 1)
+    _, took = until(lambda: shown(https_port) != before, 60)
+    say("control plane is back, certificate renewed: shown after", f"{took:.1f} ms")
+    began = time.monotonic()
+    platform.arco("data-plane", "--hand-over", "--data-dir", str(platform.data))
+    say("data plane replaced", f"{time.monotonic() - began:.1f} s")
+    time.sleep(4)
+    requests, during = load.end("while processes changed")
+    client.stopped.set()
+    client.join(30)
+    say("requests meanwhile", f"{requests:,}", f"p99 {during:.1f} ms")
+    say("requests over TLS in all that time", f"{client.answers:,}")
+
+
+for tool in ("wrk", "openssl"):
+    if not shutil.which(tool):
+        raise SystemExit(f"{tool} is missing: apt-get install wrk openssl")
+if os.geteuid():
+    raise SystemExit("this starts containers: run it as root")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-shows-"))
+platform = Platform(work)
+try:
+    main(platform)
+finally:
+    if platform.proc and platform.proc.poll() is not None:
+        platform.start()
+    if platform.proc:
+        platform.stop()
+    shutil.rmtree(work, ignore_errors=True)
+for line in failures[:20]:
+    print(f"  FAILED {line}")
+print(f"  {len(failures) or 'no'} failure(s)")
+sys.exit(1 if failures else 0)
