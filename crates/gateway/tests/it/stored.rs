@@ -359,7 +359,7 @@ async fn with_a_bad_instance(store: &Arc<Store>, number: u64, port: u16, bad: fn
         })
         .await;
         let instance = InstanceId::from_parts(5, number * 10 + u64::from(instance));
-        endpoints.push(Endpoint { instance, address, draining: false });
+        endpoints.push(Endpoint { instance, address, port: None, draining: false });
     }
     let entry = UpstreamEntry {
         component: component(number),

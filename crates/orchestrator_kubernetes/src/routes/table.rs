@@ -59,7 +59,7 @@ impl Draft {
 
     /// Leads a port somewhere, unless somebody came first: then who.
     pub(super) fn stream(&mut self, age: &Age, port: u16, target: UpstreamTarget) -> Result<(), Name> {
-        let entry = StreamEntry { protocol: StreamProtocol::Tcp, port, target };
+        let entry = StreamEntry { protocol: StreamProtocol::Tcp, port, address: None, target };
         match self.streams.entry(format!("{}:{port}", entry.protocol)) {
             Entry::Occupied(other) => Err(other.get().0.1.clone()),
             Entry::Vacant(place) => {
