@@ -183,7 +183,9 @@ impl Waiting {
                 let text = format!("{} lines are missing here: no server kept logs", self.left_out);
                 let line = LogLine { at: clock::now(), instance: None, origin: LogOrigin::Platform, text };
                 self.left_out = 0;
-                self.push(LogBatch { stream, lines: vec![line], written: None });
+                let note = LogBatch { stream, lines: vec![line], written: None };
+                self.bytes += size(&note);
+                self.queue.push_back(note); // whatever else waits
             }
         }
         if std::mem::take(&mut self.complained) {

@@ -218,7 +218,7 @@ fn faults_roles_in_processes_of_their_own_work_together() {
 
     // Without a keeper the platform goes on; whoever asks for a log is told what is missing; lines come later.
     keeper.kill();
-    let restart = begun(&api, &["restart", "calm/site"]);
+    let restart = begun(&api, &["restart", "calm/site", "--detach"]);
     assert_eq!(api.ended(&restart, 120)["status"], "succeeded");
     until("the missing role is named", 60, || {
         let outcome = api.arco(&["logs", "--operation", &restart]);
