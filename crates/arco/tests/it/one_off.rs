@@ -83,9 +83,10 @@ fn a_one_off_has_input_a_terminal_and_leaves_nothing() {
     assert_eq!(missing.status, 127, "{missing:?}");
     assert!(missing.stderr.contains("no-such-program"), "{missing:?}");
 
-    // A terminal of the person's size, and Ctrl-C for the program.
-    let (mut master, mut child) =
-        at_terminal(&platform, &["run", "demo/web", "-it", "--", "sh", "-c", "stty size; echo ready; sleep 1000"]);
+    // A terminal of the person's size, and Ctrl-C for the program. (A shell that is about to become its last command
+    // loses the signal.)
+    let script = "stty size; echo ready; while :; do sleep 1; done";
+    let (mut master, mut child) = at_terminal(&platform, &["run", "demo/web", "-it", "--", "sh", "-c", script]);
     let text = read_until(&mut master, "ready");
     assert!(text.contains("33 99"), "{text:?}");
     master.write_all(&[3]).unwrap();
