@@ -108,7 +108,8 @@ fn bell() -> Result<AsyncFd<OwnedFd>, BoxError> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     // SAFETY: the descriptor is owned by what watches it, and is always the same one.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, tokio::io::Interest::READABLE) }?)
+    let watched = unsafe { AsyncFd::register_with_interest(socket, tokio::io::Interest::READABLE) };
+    Ok(watched.map_err(|it| it.to_string())?)
 }
 
 /// The addresses of every interface that is not ignored.

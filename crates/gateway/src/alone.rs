@@ -50,6 +50,8 @@ pub struct Alone {
     admin: Option<(SocketAddr, Claim)>,
     /// Stops looking after the address that this machine shares.
     shared_address: Option<Stop>,
+    /// What the file was when it was read last.
+    seen: Option<Stamp>,
     /// Another process has taken over.
     over: CancellationToken,
 }
@@ -64,6 +66,8 @@ impl Alone {
     pub fn build_on(supervisor: &Supervisor, path: &Path, sockets: Sockets) -> Result<Self, GatewayError> {
         let metrics = Metrics::new();
         let mut source = FileSource::new(path, metrics.clone());
+        // Before it is read: what is written meanwhile is seen later.
+        let seen = stamp(path);
         let loaded = source.load()?;
         let shared = Shared::new(loaded.limits, metrics);
         let addresses = Addresses::follow(supervisor, &loaded.ignore_interfaces);
@@ -76,8 +80,19 @@ impl Alone {
         };
         let (path, over) = (path.to_owned(), supervisor.token().child_token());
         let (admin, shared_address) = (loaded.admin, loaded.virtual_address.clone());
-        let mut this =
-            Self { path, source, driver, kind, shared, sockets, addresses, admin: None, shared_address: None, over };
+        let mut this = Self {
+            path,
+            source,
+            driver,
+            kind,
+            shared,
+            sockets,
+            addresses,
+            admin: None,
+            shared_address: None,
+            seen,
+            over,
+        };
         this.driver.put(loaded)?;
         if let Some(settings) = shared_address {
             this.shared_address = Some(this.share_address(supervisor, settings)?);
@@ -103,7 +118,6 @@ impl Alone {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), GatewayError> {
         let kind = tokio::signal::unix::SignalKind::hangup();
         let mut hangup = tokio::signal::unix::signal(kind).map_err(system("listen for SIGHUP"))?;
-        let mut seen = stamp(&self.path);
         self.sockets.forget_rest();
         self.sockets.ready(GRACE_OF_HAND_OVER);
         let mut addresses = self.addresses.clone();
@@ -127,8 +141,8 @@ impl Alone {
             };
             self.driver.tend();
             let now = stamp(&self.path);
-            if asked || now != seen {
-                seen = now;
+            if asked || now != self.seen {
+                self.seen = now;
                 self.reload();
             }
         };
@@ -246,8 +260,10 @@ fn folder(file: &Path) -> Result<PathBuf, GatewayError> {
     Ok(Path::new(RUN).join(StickyCookie::token(&path.to_string_lossy())))
 }
 
-/// What changes when a file is written or replaced.
-fn stamp(path: &Path) -> Option<(u64, u64, i64, i64)> {
+/// What changes when a file is written or replaced: inode, length, seconds and nanoseconds.
+type Stamp = (u64, u64, i64, i64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }

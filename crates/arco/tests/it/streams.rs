@@ -137,6 +137,31 @@ fn tcp_and_udp_ports_lead_to_components() {
     let closed = |port: u16| TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).err();
     until("the port is closed", 60, || closed(first));
     assert_eq!(said(first + 1, "h").unwrap(), "db h");
+
+    // A file says all of them, and what it leaves out goes.
+    let ports = "[{port: 9000, protocol: tcp}, {port: 9001, protocol: udp}]";
+    let streams = format!("[{{protocol: tcp, port: {first}}}, {{protocol: tcp, port: {}}}]", first + 1);
+    let routes = "[{hosts: [db.test], answer: {status: 200, body: fixed}}]";
+    let text = format!(
+        "application: shop\ncomponents:\n  db: {{source: {}, ports: {ports}, streams: {streams}, routes: {routes}}}\n",
+        source.display()
+    );
+    let file = platform.folder("file", &[("arco.yaml", &text)]).join("arco.yaml");
+    let apply = ["apply", "-f", file.to_str().unwrap()];
+    let changes = |document: &serde_json::Value| {
+        let fields = document["changes"].as_array().unwrap().iter().map(|it| it["field"].as_str().unwrap().to_owned());
+        fields.filter(|it| it.contains('[')).collect::<Vec<_>>()
+    };
+    let expected =
+        ["routes[db.test prefix /]".to_owned(), format!("streams[tcp {first}]"), format!("streams[udp {udp}]")];
+    assert_eq!(changes(&good(&platform, &[&apply[..], &["--dry-run"]].concat())), expected);
+    assert_eq!(changes(&good(&platform, &apply)), expected);
+    assert_eq!(until("the port of the file", 60, || said(first, "i").ok()), "db i");
+    assert_eq!(changes(&good(&platform, &apply)), Vec::<String>::new(), "nothing is left to do");
+    let listed = good(&platform, &["route", "list", "shop/db"]);
+    assert!(listed["items"].as_array().unwrap().iter().any(|it| it["host"] == "db.test"), "{listed}");
+    assert!(!listed["items"].as_array().unwrap().iter().any(|it| it["protocol"] == "udp"), "{listed}");
+
     good(&platform, &["delete", "shop", "--yes"]);
     for port in [first + 1, first + 2] {
         until("the port is closed with its component", 60, || closed(port));

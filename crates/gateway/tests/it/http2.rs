@@ -258,7 +258,12 @@ async fn answers_in_every_framing_reach_a_client_whole() {
     ] {
         let request = http::Request::builder().method(method).uri(format!("https://a.test{path}"));
         let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
-        let response = sender.send_request(request).await.unwrap();
+        let response = match sender.send_request(request).await {
+            Ok(response) => response,
+            // The reset of a broken answer may overtake its head.
+            Err(_) if body == "broken" => continue,
+            Err(error) => panic!("{method} {path}: {error}"),
+        };
         let connection = response.headers().get("x-connection").map_or("", |it| it.to_str().unwrap()).to_owned();
         assert_eq!(response.status(), status, "{method} {path}");
         if status != 200 {

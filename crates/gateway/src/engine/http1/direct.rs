@@ -77,6 +77,7 @@ pub(in crate::engine) async fn ask(
     bytes.clear();
     let parsed = poll_fn(|cx| poll_head(cx, &mut endpoint, &mut bytes, is_head)).await?;
     let Parsed { status, length, reason, fields, left, keeps } = parsed;
+    let is_sized = matches!(left, Left::Length(_));
     let mut rest = Rest { core: Arc::clone(core), key, endpoint, left, keeps };
     let taken = rest.take(&mut bytes[length..]);
     buffers::put(bytes);
@@ -88,7 +89,7 @@ pub(in crate::engine) async fn ask(
     } else {
         Some(Box::new(rest))
     };
-    let body = DirectBody { there, rest, trailers };
+    let body = DirectBody { there, rest, trailers, is_sized, was_polled: false };
     let mut response = Response::new(body);
     (*response.status_mut(), *response.headers_mut()) = (status, fields);
     reason.map(|it| response.extensions_mut().insert(it));
@@ -145,6 +146,9 @@ pub(in crate::engine) struct DirectBody {
     /// Where more comes from.
     rest: Option<Box<Rest>>,
     trailers: Option<Box<HeaderMap>>,
+    /// Whether its length was told; one that was not is passed on without one, also when it is there already.
+    is_sized: bool,
+    was_polled: bool,
 }
 
 struct Rest {
@@ -223,6 +227,7 @@ impl Body for DirectBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.was_polled = true;
         if let Err(error) = ready!(self.poll_more(cx)) {
             self.rest = None;
             return Poll::Ready(Some(Err(error)));
@@ -234,15 +239,16 @@ impl Body for DirectBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.there.is_empty() && self.rest.is_none() && self.trailers.is_none()
+        let known = self.is_sized || self.was_polled;
+        known && self.there.is_empty() && self.rest.is_none() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         let there = self.there.len() as u64;
         match self.rest.as_ref().map(|it| &it.left) {
-            None => SizeHint::with_exact(there),
+            None if self.is_sized => SizeHint::with_exact(there),
             Some(Left::Length(left)) => SizeHint::with_exact(there.saturating_add(*left)),
-            Some(_) => SizeHint::default(),
+            _ => SizeHint::default(),
         }
     }
 }
