@@ -8,7 +8,7 @@ use super::instances::Instances;
 use super::peers::Peers;
 use super::stores::Stores;
 use anyhow::{Context as _, bail};
-use arco_config::{Config, LeaderLockPlace, OrchestratorDriver};
+use arco_config::{Config, LeaderLockPlace, OrchestratorDriver, Role};
 use arco_controller::{Controller, ControllerDeps};
 use arco_daemon::health::{Health, RoleHandle};
 use arco_daemon::leader::{Candidate, Standing, Term, lead};
@@ -57,9 +57,6 @@ pub(super) async fn start(
 ) -> anyhow::Result<()> {
     let stores = &parts.stores;
     let alone = stores.kv.name() == "embedded";
-    if !alone && config.orchestrator.driver == OrchestratorDriver::Local {
-        own_the_components(&stores.kv, &config.server.data_dir).await?;
-    }
     let candidate = Candidate::new(lock(config, &parts, alone).await?);
     let role = health.role(NAME);
     let mut standing = candidate.standing();
@@ -158,6 +155,15 @@ async fn lock(config: &Config, parts: &Parts, alone: bool) -> anyhow::Result<Arc
     let predecessor = format!("{server}-");
     lock.clear(|by| alone || by.starts_with(&predecessor)).await?;
     Ok(Arc::new(lock))
+}
+
+/// Refuses to control components that run in another machine's own containers. Asked before anything is made here.
+pub(super) async fn may_control(config: &Config, kv: &SharedKv) -> anyhow::Result<()> {
+    let local = config.orchestrator.driver == OrchestratorDriver::Local;
+    if kv.name() == "embedded" || !local || !config.server.has(Role::Controller) {
+        return Ok(());
+    }
+    own_the_components(kv, &config.server.data_dir).await
 }
 
 /// Containers of one machine are out of reach for every other: the first server that controls them stays the one.

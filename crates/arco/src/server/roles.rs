@@ -69,6 +69,7 @@ pub(crate) async fn start(
     let token = supervisor.token();
     let metrics = Metrics::new();
     let stores = Stores::open(config).await?;
+    lead::may_control(config, &stores.kv).await?;
     let name = shared::name_of_server(data_dir)?;
     let me = shared::name_of_process(&name);
     let alone = stores.kv.name() == "embedded";

@@ -68,7 +68,8 @@ fn leader(servers: &mut [Platform; 2]) -> (&mut Platform, &mut Platform) {
 /// Begins something and returns its operation.
 fn begun(platform: &Platform, words: &[&str]) -> String {
     let document = platform.json(words);
-    document["operation"].as_str().unwrap_or_else(|| panic!("{words:?}: {document}")).to_owned()
+    let id = document["operation"].as_str().or(document["id"].as_str());
+    id.unwrap_or_else(|| panic!("{words:?}: {document}")).to_owned()
 }
 
 /// Lines of an operation's log.
