@@ -116,7 +116,13 @@ fn definitions(cluster: &Cluster) -> Vec<String> {
     ] {
         let name = format!("{plural}.gateway.networking.k8s.io");
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-        if cluster.get(&path)["kind"] == "CustomResourceDefinition" {
+        // One that an earlier run is still taking away is not there.
+        let there = until(&format!("{name} is there or is not"), 90, || {
+            let found = cluster.get(&path);
+            let leaves = found["metadata"]["deletionTimestamp"].is_string();
+            (!leaves).then(|| found["kind"] == "CustomResourceDefinition")
+        });
+        if there {
             continue;
         }
         let schema = json!({ "type": "object", "properties": { "spec": any, "status": { "type": "object", "properties": status } } });
