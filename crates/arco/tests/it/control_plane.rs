@@ -116,7 +116,13 @@ fn definitions(cluster: &Cluster) -> Vec<String> {
     ] {
         let name = format!("{plural}.gateway.networking.k8s.io");
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-        if cluster.get(&path)["kind"] == "CustomResourceDefinition" {
+        // One that an earlier run is still taking away is not there.
+        let there = until(&format!("{name} is there or is not"), 180, || {
+            let found = cluster.get(&path);
+            let leaves = found["metadata"]["deletionTimestamp"].is_string();
+            (!leaves).then(|| found["kind"] == "CustomResourceDefinition")
+        });
+        if there {
             continue;
         }
         let schema = json!({ "type": "object", "properties": { "spec": any, "status": { "type": "object", "properties": status } } });
@@ -259,16 +265,16 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
         },
     }));
     let body = |host: &str, path: &str, wanted: &str| {
-        until(&format!("{host}{path} answers `{wanted}`"), 90, || {
+        until(&format!("{host}{path} answers `{wanted}`"), 180, || {
             platform.get(host, path).ok().filter(|it| it.body == wanted)
         });
     };
     body(&host, "/x", "first GET /x HTTP/1.1");
     let https = platform.address("https").unwrap();
-    until("the certificate of the secret is served", 90, || {
+    until("the certificate of the secret is served", 180, || {
         get_over_tls(https, &host, &host, "/s", &chain).ok().filter(|it| it.ends_with("first GET /s HTTP/1.1"))
     });
-    until("the Ingress says where it is reached", 90, || {
+    until("the Ingress says where it is reached", 180, || {
         (cluster.get(&ingress)["status"]["loadBalancer"]["ingress"][0]["ip"] == "192.0.2.7").then_some(())
     });
 
@@ -306,17 +312,17 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
     route("r", "web");
     route("gone", "nothing");
     body(&format!("r.{name}.test"), "/old/x", "first GET /new/x HTTP/1.1");
-    until("a route whose service is not there answers 500", 90, || {
+    until("a route whose service is not there answers 500", 180, || {
         platform.get(&format!("gone.{name}.test"), "/old").ok().filter(|it| it.status == 500)
     });
     for (route, wanted) in [("r", "True ResolvedRefs"), ("gone", "False BackendNotFound")] {
-        until(&format!("the route `{route}` says {wanted}"), 90, || {
+        until(&format!("the route `{route}` says {wanted}"), 180, || {
             let status = cluster.get(&format!("{routes}/{route}"))["status"]["parents"][0]["conditions"].take();
             (condition(&status, "Accepted") == "True Accepted" && condition(&status, "ResolvedRefs") == wanted)
                 .then_some(())
         });
     }
-    until("the gateway says that it is programmed", 90, || {
+    until("the gateway says that it is programmed", 180, || {
         let status = cluster.get(&gateway)["status"].take();
         let attached = &status["listeners"][0]["attachedRoutes"];
         (condition(&status["conditions"], "Programmed") == "True Programmed" && *attached == 2).then_some(())
@@ -327,7 +333,7 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
     body(&host, "/x", "second GET /x HTTP/1.1");
     body(&format!("r.{name}.test"), "/old", "second GET /new HTTP/1.1");
     cluster.delete(&ingress);
-    until("the host of the Ingress that went is gone", 90, || {
+    until("the host of the Ingress that went is gone", 180, || {
         platform.get(&host, "/").ok().filter(|it| it.status == 404)
     });
 }

@@ -157,6 +157,7 @@ fn of_route(file: &File, route: &Route<String>) -> Vec<&'static str> {
         (!route.headers.is_empty(), "`headers`"),
         (!route.cookies.is_empty(), "`cookies`"),
         (!route.query.is_empty(), "`query`"),
+        (route.scheme.is_some(), "`scheme`"),
         (route.sticky.is_some(), "`sticky`"),
         (route.mirror.is_some(), "`mirror`"),
         (route.retry.is_some(), "`retry`"),
