@@ -2,7 +2,6 @@
 //! endpoint and come back. A route with a rule of its own takes the general path, which runs on hyper.
 
 use crate::kit::*;
-use crate::traffic::resident;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::net::SocketAddr;
@@ -192,6 +191,9 @@ async fn an_early_answer_reaches_a_client_that_still_sends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_response_passes_in_bounded_memory() {
+    if !in_a_process_of_its_own("differential::a_large_response_passes_in_bounded_memory") {
+        return;
+    }
     const SIZE: usize = 64 << 20;
     let address = origin(|mut wire| async move {
         // The second request may come on the connection of the first.

@@ -1,7 +1,6 @@
 //! HTTP/2 clients that mean harm, frame by frame: what they ask for ends with their connection, and others are served.
 
 use crate::kit::*;
-use crate::traffic::resident;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
@@ -156,6 +155,9 @@ async fn streams_that_the_gateway_must_reset_end_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_without_end_ends_the_connection() {
+    if !in_a_process_of_its_own("http2::a_header_without_end_ends_the_connection") {
+        return;
+    }
     let (gateway, client, seen) = gateway().await;
     let before = resident();
     let junk: Vec<u8> = std::iter::repeat_with(|| [&[0, 1, b'x'][..], &field(0, &"y".repeat(100))[1..]].concat())
@@ -175,6 +177,9 @@ async fn a_header_without_end_ends_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_header_that_unpacks_to_a_large_one_reaches_nobody() {
+    if !in_a_process_of_its_own("http2::a_small_header_that_unpacks_to_a_large_one_reaches_nobody") {
+        return;
+    }
     let (gateway, client, seen) = gateway().await;
     let before = resident();
     // A field of 100 bytes is put into the table once, then named again and again by one byte each.

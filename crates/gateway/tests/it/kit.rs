@@ -232,6 +232,25 @@ pub(crate) fn hasty(file: &str) -> String {
     file.replace("600000", "1500")
 }
 
+/// Whether this is a process with no other test: another one's memory must not count. If not, runs `test` in such a one.
+pub(crate) fn in_a_process_of_its_own(test: &str) -> bool {
+    const ALONE: &str = "ARCO_TEST_ALONE";
+    if std::env::var(ALONE).is_ok() {
+        return true;
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let ended = child.args(["--exact", test]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
+/// Memory of this process, in bytes.
+pub(crate) fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
 /// Waits until `ready` says so.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ready: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
