@@ -272,12 +272,13 @@ impl RouteFlags {
 }
 
 /// Parts of a route that can be left out.
-const PARTS: [&str; 27] = [
+const PARTS: [&str; 28] = [
     "paths",
     "methods",
     "headers",
     "cookies",
     "query",
+    "scheme",
     "targets",
     "sticky",
     "balance",
