@@ -113,9 +113,14 @@ impl Mirror {
         .await;
     }
 
-    /// From now on the file is another process's: when this returns, nothing is written any more.
+    /// From now on the file is another process's: when this returns, it holds all that was seen, and nothing is written any
+    /// more.
     pub async fn release(self: &Arc<Self>) {
-        self.persist(|journal, _| journal.owned = false).await;
+        self.persist(|journal, view| {
+            journal.compact(view);
+            journal.owned = false;
+        })
+        .await;
     }
 
     /// Reads the present view. Keep `read` short: it holds back the follower.

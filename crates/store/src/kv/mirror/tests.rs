@@ -205,7 +205,7 @@ async fn two_processes_share_a_file_and_only_the_owner_writes_it() {
     assert_eq!(new.read(|view| view.entries.len()), 1);
     kv.put("/a/2", b"x".to_vec(), None).await.unwrap();
     sees(&old, 2).await;
-    old.release().await; // what was under way is through
+    old.release().await;
     assert_eq!(on_disk(), 1, "released: nothing is written");
     let also = tokio::spawn(Arc::clone(&new).run(Arc::clone(&kv), stop.clone()));
     sees(&new, 2).await;
