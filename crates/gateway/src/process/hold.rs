@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Name of the control socket among those that are kept.
 const CONTROL: &str = "control";
@@ -84,12 +85,20 @@ pub(super) fn folder(path: &Path) -> Result<PathBuf, GatewayError> {
     Ok(path.to_owned())
 }
 
+/// How long a lock may be taken by those who only look: [`holder`] has it for a moment.
+const LOOKED_AT: Duration = Duration::from_secs(1);
+
 /// Takes the lock and writes the process id into it.
 fn lock(path: &Path) -> Result<File, GatewayError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(path).map_err(system("open its lock"))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let began = Instant::now();
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if began.elapsed() < LOOKED_AT {
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        }
         let mut pid = String::new();
         // The number is only for the message.
         let _ = file.read_to_string(&mut pid);
@@ -130,4 +139,31 @@ fn listen(run: &Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn who_looks_keeps_nobody_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LOCK);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    holder(folder.path());
+                }
+            });
+            let taken = (0..500).all(|_| lock(&path).is_ok());
+            over.store(true, Ordering::Relaxed);
+            assert!(taken);
+        });
+        let held = lock(&path).unwrap();
+        assert_eq!(holder(folder.path()).map(|it| it.as_raw_nonzero().get().cast_unsigned()), Some(std::process::id()));
+        assert!(matches!(lock(&path), Err(GatewayError::Running(pid)) if pid == std::process::id().to_string()));
+        drop(held);
+    }
 }
