@@ -317,13 +317,15 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
     });
     for (route, wanted) in [("r", "True ResolvedRefs"), ("gone", "False BackendNotFound")] {
         until(&format!("the route `{route}` says {wanted}"), 180, || {
-            let status = cluster.get(&format!("{routes}/{route}"))["status"]["parents"][0]["conditions"].take();
-            (condition(&status, "Accepted") == "True Accepted" && condition(&status, "ResolvedRefs") == wanted)
+            let object = cluster.get(&format!("{routes}/{route}"));
+            let status = &object["status"]["parents"][0]["conditions"];
+            (condition(status, "Accepted") == "True Accepted" && condition(status, "ResolvedRefs") == wanted)
                 .then_some(())
         });
     }
     until("the gateway says that it is programmed", 180, || {
-        let status = cluster.get(&gateway)["status"].take();
+        let object = cluster.get(&gateway);
+        let status = &object["status"];
         let attached = &status["listeners"][0]["attachedRoutes"];
         (condition(&status["conditions"], "Programmed") == "True Programmed" && *attached == 2).then_some(())
     });
