@@ -155,10 +155,10 @@ pub(crate) enum Command {
     /// Delete a component or a whole application
     #[command(after_help = "Examples:\n  arco delete demo/web\n  arco delete demo --yes --keep-volumes")]
     Delete(delete::DeleteArgs),
-    /// Write applications with images, settings, secrets, volumes and routes into one file
+    /// Write applications with all that belongs to them into one file
     #[command(after_help = export::EXAMPLES)]
     Export(export::ExportArgs),
-    /// Make the applications of such a file, here or on another platform
+    /// Make the applications of such a file on this platform
     #[command(after_help = import::EXAMPLES)]
     Import(import::ImportArgs),
     /// List operations, newest first
