@@ -155,7 +155,7 @@ async fn write(
                 session.ui.progress(format!("{}/{}: volume {}", pair.0, pair.1, spec.name));
                 let path = volume_path(pair.0, pair.1, spec.name.as_str());
                 let mut piece = Vec::with_capacity(PIECE);
-                let mut keep = |mut bytes: &[u8]| {
+                let mut keep = |mut bytes: &[u8]| -> Result<(), Failure> {
                     while !bytes.is_empty() {
                         let (now, rest) = bytes.split_at(bytes.len().min(PIECE - piece.len()));
                         piece.extend_from_slice(now);

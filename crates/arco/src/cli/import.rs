@@ -238,23 +238,23 @@ async fn fill_volumes(
     for spec in carried.volumes() {
         session.ui.progress(format!("{}/{}: volume {}", pair.0, pair.1, spec.name));
         let path = volume_path(pair.0, pair.1, spec.name.as_str());
-        let mut places = contents.volumes.get(&path).into_iter().flatten();
-        let next = || places.next().map(|it| piece(args, *it)).transpose();
-        Volume { component: pair, spec }.write(session, next).await?;
+        let places = contents.volumes.get(&path).map(Vec::as_slice).unwrap_or_default();
+        let numbered = |number: usize| places.get(number).map(|it| piece(args, *it)).transpose();
+        Volume { component: pair, spec }.write(session, numbered).await?;
         filled += 1;
     }
     Ok(filled)
 }
 
 fn piece(args: &ImportArgs, (offset, size): Place) -> Result<Vec<u8>, Failure> {
-    let read = || {
+    let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(&args.file)?;
         file.seek(SeekFrom::Start(offset))?;
         let mut bytes = Vec::new();
         file.take(size).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    read().map_err(|it: std::io::Error| {
+    read().map_err(|it| {
         Failure::local(format!("failed to read `{}`: {it}", args.file.display()), "check the disk it lies on")
     })
 }

@@ -7,9 +7,15 @@ use arco_api::client::{ExecCall, ExecReceiver, ExecSender};
 use arco_api::wire::{Channel, ExecControl, Frame};
 use arco_model::spec::VolumeSpec;
 use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
 /// Bytes of a message.
 const MESSAGE: usize = 64 << 10;
+/// The code of what a driver cannot do as things are.
+const REFUSED: &str = "refused";
+/// How long a volume that is asked for may not be there, and how often it is looked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of its errors that are shown.
 const ERRORS: usize = 400;
 
@@ -32,16 +38,35 @@ impl Volume<'_> {
         self.receive("read", receiver, &mut sink).await
     }
 
-    /// Unpacks a tar; `pieces` gives the next bytes, `None` at the end.
+    /// Unpacks a tar; `pieces` gives the bytes by number, `None` after the last. A component that was made just now may
+    /// have to wait until the controller made its volumes.
     pub(crate) async fn write(
         &self,
         session: &Session<'_>,
-        mut pieces: impl FnMut() -> Result<Option<Vec<u8>>, Failure>,
+        pieces: impl Fn(usize) -> Result<Option<Vec<u8>>, Failure>,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.write_once(session, &pieces).await {
+                Err(failure) if failure.body.code == REFUSED && Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                end => return end,
+            }
+        }
+    }
+
+    async fn write_once(
+        &self,
+        session: &Session<'_>,
+        pieces: &impl Fn(usize) -> Result<Option<Vec<u8>>, Failure>,
     ) -> Result<(), Failure> {
         let argv = ["tar", "-C", &self.spec.path, "-xpf", "-"];
         let (mut sender, receiver) = self.tar(&argv, session).await?;
         let sending = async {
-            while let Some(piece) = pieces()? {
+            let mut number = 0;
+            while let Some(piece) = pieces(number)? {
+                number += 1;
                 for message in piece.chunks(MESSAGE) {
                     if !sender.send(&Frame::Bytes(Channel::Stdin, message.to_vec().into())).await {
                         return std::future::pending::<Result<Infallible, Failure>>().await;
@@ -52,7 +77,7 @@ impl Volume<'_> {
             // The connection stays until the program ended.
             std::future::pending().await
         };
-        let mut nothing = |_: &[u8]| Ok(());
+        let mut nothing = |_: &[u8]| -> Result<(), Failure> { Ok(()) };
         tokio::select! {
             failed = sending => match failed { Ok(never) => match never {}, Err(failure) => Err(failure) },
             end = self.receive("write", receiver, &mut nothing) => end,
@@ -92,7 +117,11 @@ impl Volume<'_> {
                     let said = String::from_utf8_lossy(&errors);
                     return Err(self.failed(step, &format!("`tar` ended with {status}: {}", said.trim()), status));
                 }
-                Frame::Control(ExecControl::Error(body)) => return Err(self.failed(step, &body.message, 1)),
+                Frame::Control(ExecControl::Error(body)) => {
+                    let mut failure = self.failed(step, &body.message, 1);
+                    failure.body.code = body.code;
+                    return Err(failure);
+                }
                 Frame::Control(ExecControl::Resize { .. }) => {}
             }
         }
