@@ -325,7 +325,8 @@ mod tests {
 
     #[test]
     fn applications_come_after_what_they_are_bound_to() {
-        let rows: [(&[(&str, &[&str])], &[&str]); 4] = [
+        type Row<'a> = (&'a [(&'a str, &'a [&'a str])], &'a [&'a str]);
+        let rows: [Row<'_>; 4] = [
             (&[("a", &["b"]), ("b", &["c"]), ("c", &[])], &["c", "b", "a"]),
             (&[("a", &["a", "elsewhere"]), ("b", &[])], &["a", "b"]),
             (&[("a", &["b"]), ("b", &["a"]), ("c", &[])], &["c", "a", "b"]),
