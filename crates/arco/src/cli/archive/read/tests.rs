@@ -110,7 +110,7 @@ fn what_is_missing_changed_or_foreign_is_refused() {
         ("no volume", archive(true, blob), "is missing"),
         (
             "a volume of nobody",
-            archive(true, |it| it.volume_piece("volumes/../../etc", b"x").unwrap()),
+            archive(true, |it| it.volume_piece("volumes/demo/web/other", b"x").unwrap()),
             "not of a volume",
         ),
         ("a volume that is not carried", archive(false, volume), "not of a volume"),
@@ -139,6 +139,11 @@ fn what_is_missing_changed_or_foreign_is_refused() {
         ("a link", tar_of(&[first, (&name, Symlink, b"")]), "not a regular file"),
         ("a hard link", tar_of(&[first, (&name, Link, b"")]), "not a regular file"),
         ("another size in a further header", tar_of(&[first, ("x", XHeader, b"12 size=9999\n")]), "not a regular file"),
+        (
+            "a volume that is a way out",
+            tar_of(&[first, ("volumes/../../etc/00000000", Regular, b"x")]),
+            "not of a volume",
+        ),
         ("a way out", tar_of(&[first, ("../../etc/passwd", Regular, b"x")]), "does not belong"),
         ("a blob of another size", tar_of(&[first, (&name, Regular, b"x")]), "size"),
         ("a blob of other content", tar_of(&[first, (&name, Regular, b"a lay3r")]), "damaged"),
