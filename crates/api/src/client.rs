@@ -8,6 +8,7 @@ mod context;
 mod error;
 mod exec;
 mod follow;
+mod transfer;
 
 pub use calls::{ComponentName, ExecCall, LogOf};
 pub use context::{Context, ContextError};

@@ -31,6 +31,7 @@ use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::blob::SharedBlobs;
 use arco_store::clock;
+use arco_store::images::Images;
 use arco_store::leader::LeaderLock;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
@@ -66,6 +67,8 @@ pub struct ApiDeps {
     pub metadata: SharedMetadata,
     /// Uploads.
     pub blobs: SharedBlobs,
+    /// Images that are carried from other platforms; the same value as the registry's.
+    pub images: Images,
     /// Running instances: usage, `exec`, `run`, volumes.
     pub orchestrator: SharedOrchestrator,
     /// Wakes the controller where no operation does.

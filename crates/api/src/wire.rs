@@ -17,6 +17,7 @@ mod query;
 mod request;
 mod route;
 mod stream;
+mod transfer;
 
 pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
 pub use certificate::{HostCertificateDocument, SetHostCertificate};
@@ -36,3 +37,7 @@ pub use request::{
 };
 pub use route::{Explanation, RouteDocument, RouteRequest};
 pub use stream::{StreamDocument, StreamRequest};
+pub use transfer::{
+    CarriedApplication, CarriedCertificate, CarriedComponent, CarriedRevision, CarriedRoute, CarriedSecret,
+    ExportRequest, ImportAction, ImportQuery, ImportRequest, ImportResult, ImportedComponent,
+};

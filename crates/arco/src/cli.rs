@@ -5,6 +5,7 @@
 //! be reached, 4 not allowed, 5 not found, 6 conflict.
 
 mod apply;
+mod archive;
 mod args;
 mod bind;
 mod certificate;
@@ -18,8 +19,10 @@ mod detect;
 mod doctor;
 mod env;
 mod exec;
+mod export;
 mod failure;
 mod gateway;
+mod import;
 mod list;
 mod logs;
 mod operations;
@@ -35,6 +38,7 @@ mod text;
 mod ui;
 mod usage;
 mod volume;
+mod volume_content;
 mod wait;
 
 use crate::server::GatewayCommand;
@@ -132,6 +136,8 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
         Command::Credential(command) => credential::run(&command, session).await?,
+        Command::Export(args) => export::run(&args, session).await?,
+        Command::Import(args) => import::run(&args, session).await?,
         Command::Volume(command) => volume::run(&command, session).await?,
         Command::Bind(args) => bind::bind(&args, session).await?,
         Command::Unbind(args) => bind::unbind(&args, session).await?,

@@ -1,6 +1,6 @@
 //! Component, revision, and the observed state that stands beside the asked one.
 
-use crate::artifact::ImageRef;
+use crate::artifact::{Digest, ImageRef};
 use crate::id::{ApplicationId, ComponentId, OperationId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
 use crate::spec::{Command, ComponentSpec, Port};
@@ -38,6 +38,10 @@ pub struct Component {
     pub observed: ObservedState,
     /// When it was made.
     pub created_at: Timestamp,
+    /// The archive that it is being made from, until somebody starts or stops it: the content of its volumes may be
+    /// missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arriving: Option<Digest>,
 }
 
 impl Component {

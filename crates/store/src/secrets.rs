@@ -123,6 +123,15 @@ impl SecretBox {
     }
 }
 
+/// The text of the key that a passphrase means, for [`SecretBox::parse`] (PBKDF2-HMAC-SHA-256). It takes as long as
+/// `rounds` says.
+pub fn key_of_passphrase(id: &str, passphrase: &str, salt: &[u8], rounds: std::num::NonZeroU32) -> String {
+    let mut key = [0u8; 32];
+    let kind = aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256;
+    aws_lc_rs::pbkdf2::derive(kind, rounds, salt, passphrase.as_bytes(), &mut key);
+    format!("{id} {}\n", hex(&key))
+}
+
 /// Writes a file that only its owner may read, whole or not at all.
 pub fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
@@ -162,6 +171,9 @@ mod tests {
         assert_eq!(SecretBox::parse(&again.derive("a")).unwrap().unseal("c", &for_a).unwrap(), b"value");
         assert!(SecretBox::parse(&again.derive("b")).unwrap().unseal("c", &for_a).is_err());
         assert!(again.unseal("c", &for_a).is_err() && derived.unseal("c/A", &sealed).is_err());
+        // RFC 7914 §11 (PBKDF2-HMAC-SHA-256, one round), the first 32 bytes.
+        let key = key_of_passphrase("k", "passwd", b"salt", std::num::NonZeroU32::MIN);
+        assert_eq!(key, "k 55ac046e56e3089fec1691c22544b605f94185216dde0465e68b9d57c20dacbc\n");
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }

@@ -7,6 +7,7 @@ mod credential;
 mod operation;
 pub(super) mod route;
 mod stream;
+mod transfer;
 mod volume;
 
 pub(super) use context::Revoked;

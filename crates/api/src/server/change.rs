@@ -19,7 +19,7 @@ use arco_model::source::Source;
 use arco_model::spec::{self, ComponentSpec};
 use arco_store::clock;
 use arco_store::secrets::SecretBox;
-use arco_store::sql::{Batch, Versioned};
+use arco_store::sql::{Batch, Versioned, VolumeRow};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a rollout may take beside the instances' own deadlines, in ms.
@@ -81,6 +81,7 @@ impl<'w> Change<'w> {
         check(found.map(|it| &it.value), &component)?;
         component.generation += 1;
         component.power = Power::On;
+        component.arriving = None;
         let mut operation = self.operation(&component, OperationKind::Deploy);
         operation.topic = Topic::Builder;
         operation.status = OperationStatus::Pending;
@@ -139,6 +140,7 @@ impl<'w> Change<'w> {
         let found = self.world.component(name)?;
         let mut component = found.value.clone();
         component.generation += 1;
+        component.arriving = None;
         component.power = if kind == OperationKind::Stop { Power::Off } else { Power::On };
         if kind == OperationKind::Restart {
             component.restarts_asked += 1;
@@ -161,6 +163,37 @@ impl<'w> Change<'w> {
         operation.revision = Some(revision.id.clone());
         operation.revision_number = Some(revision.number);
         self.put(Some(found), component, operation)
+    }
+
+    /// Makes a component as it was elsewhere. It does not run before somebody starts it, so there is nothing to wait for.
+    /// Its id is told before anything is written: secrets are sealed for it.
+    pub(super) fn arrive(
+        &mut self,
+        name: &ComponentName,
+        source: &Source,
+        fill: impl FnOnce(&mut Component) -> Result<(Option<Revision>, Vec<SecretVersion>), ApiError>,
+    ) -> Result<(), ApiError> {
+        let kept = |it: &&VolumeRow| it.application == self.world.application_name && it.component == *name;
+        if let Some(kept) = self.world.volumes.iter().find(kept) {
+            let reference = format!("{}/{name}", kept.application);
+            let message = format!("volume `{}` of a former `{reference}` is kept here", kept.name);
+            let advice = format!("delete it (`arco volume delete {}`), then import again", kept.id);
+            return Err(Problem::new(ErrorKind::Conflict, "volume_kept", message, advice).into());
+        }
+        let mut component = self.create(name, source)?;
+        component.power = Power::Off;
+        let (revision, secrets) = fill(&mut component)?;
+        check(None, &component)?;
+        if let Some(revision) = &revision {
+            spec::validate(&revision.spec)?;
+            self.batch.insert(revision)?;
+        }
+        for secret in &secrets {
+            self.batch.insert(secret)?;
+        }
+        self.batch.insert(&component)?;
+        self.after.insert(component.id.clone(), component);
+        Ok(())
     }
 
     /// Removes a component; a deletion that goes on already is the answer again.
@@ -236,6 +269,7 @@ impl<'w> Change<'w> {
             last_revision_number: 0,
             observed: ObservedState::default(),
             created_at: world.now,
+            arriving: None,
         })
     }
 

@@ -21,6 +21,9 @@ use prometheus_client::metrics::family::Family;
 
 const APPLICATION: &str = "/v1/tenants/{tenant}/applications/{application}";
 const COMPONENT: &str = "/v1/tenants/{tenant}/applications/{application}/components/{component}";
+const EXPORT: &str = "/v1/tenants/{tenant}/applications/{application}/export";
+const IMPORT: &str = "/v1/tenants/{tenant}/applications/{application}/import";
+const BLOB: &str = "/v1/tenants/{tenant}/blobs/{digest}";
 const VOLUME: &str = "/v1/tenants/{tenant}/volumes/{id}";
 
 /// What a certificate lets its owner do.
@@ -85,6 +88,8 @@ impl Permission {
         match route {
             "/healthz" | "/openapi.json" | "/v1/whoami" => Self::Know,
             "/metrics" | "/v1/gateway/explain" | "/v1/certificates" | "/v1/certificates/{name}" => Self::Administer,
+            // All of an application with its secrets, and any content by its digest.
+            EXPORT | IMPORT | BLOB => Self::Administer,
             "/v1/tenants" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,
@@ -243,6 +248,10 @@ mod tests {
             (Method::POST, "/v1/certificates".to_owned(), Permission::Administer),
             (Method::GET, "/v1/certificates".to_owned(), Permission::Administer),
             (Method::DELETE, "/v1/certificates/{name}".to_owned(), Permission::Administer),
+            (Method::POST, EXPORT.to_owned(), Permission::Administer),
+            (Method::POST, IMPORT.to_owned(), Permission::Administer),
+            (Method::GET, BLOB.to_owned(), Permission::Administer),
+            (Method::PUT, BLOB.to_owned(), Permission::Administer),
             (Method::GET, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::View),
             (Method::PUT, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::Change),
         ];

@@ -14,6 +14,7 @@ mod setting;
 mod stream;
 mod system;
 mod tenant;
+mod transfer;
 
 pub(super) use system::not_here;
 
@@ -65,6 +66,9 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(certificate::renew))
         .routes(routes!(application::list))
         .routes(routes!(application::get, application::apply, application::delete))
+        .routes(routes!(transfer::export))
+        .routes(routes!(transfer::import))
+        .routes(routes!(transfer::get_blob, transfer::put_blob))
         .routes(routes!(component::get, component::patch, component::delete))
         .routes(routes!(component::deploy))
         .routes(routes!(component::start))

@@ -29,6 +29,16 @@ type Pieces = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 impl Api {
     /// Stores an archive; the same archive again changes nothing.
     pub(super) async fn upload(&self, body: Body) -> Result<UploadReceipt, ApiError> {
+        self.receive(body, None).await
+    }
+
+    /// Stores any content that has this digest; nothing stays of another.
+    pub(super) async fn put_blob(&self, body: Body, digest: &Digest) -> Result<UploadReceipt, ApiError> {
+        self.receive(body, Some(digest)).await
+    }
+
+    /// Without a digest that it must have, the content must be an archive.
+    async fn receive(&self, body: Body, expected: Option<&Digest>) -> Result<UploadReceipt, ApiError> {
         let limit = self.deps.config.api.max_upload_bytes;
         let mut pieces: Pieces = Box::pin(body.into_data_stream().map(|it| it.map_err(std::io::Error::other)));
         let mut head = BytesMut::new();
@@ -43,7 +53,7 @@ impl Api {
                 }
             }
         }
-        if !head.starts_with(&GZIP) {
+        if expected.is_none() && !head.starts_with(&GZIP) {
             let advice = "send a gzip-compressed tar; `arco deploy FOLDER` makes one";
             return Err(
                 Problem::invalid("upload_not_gzip", "the upload is not a gzip-compressed archive", advice).into()
@@ -54,13 +64,14 @@ impl Api {
             return Err(too_large(limit));
         }
         if whole {
-            return self.keep(head).await;
+            return self.keep(head, expected).await;
         }
-        self.stage(head, pieces, limit).await
+        self.stage(head, pieces, limit, expected).await
     }
 
-    async fn keep(&self, content: Bytes) -> Result<UploadReceipt, ApiError> {
+    async fn keep(&self, content: Bytes, expected: Option<&Digest>) -> Result<UploadReceipt, ApiError> {
         let (digest, size) = (Digest::of(&content), content.len() as u64);
+        is_expected(&digest, expected)?;
         let path = content_path(&digest);
         if self.deps.blobs.stat(&path).await?.is_none() {
             self.deps.blobs.put_bytes(&path, content).await?;
@@ -68,7 +79,13 @@ impl Api {
         Ok(UploadReceipt { digest: digest.to_string(), size })
     }
 
-    async fn stage(&self, head: Bytes, rest: Pieces, limit: u64) -> Result<UploadReceipt, ApiError> {
+    async fn stage(
+        &self,
+        head: Bytes,
+        rest: Pieces,
+        limit: u64,
+        expected: Option<&Digest>,
+    ) -> Result<UploadReceipt, ApiError> {
         let id: RowId = clock::fresh();
         let staged = format!("uploads/{id}");
         let state = Arc::new(Mutex::new(Progress { hash: Sha256::new(), size: 0, problem: None }));
@@ -81,7 +98,10 @@ impl Api {
         let moved = match (result, problem) {
             (_, Some(problem)) => Err(problem),
             (Err(error), None) => Err(error.into()),
-            (Ok(_), None) => self.settle(&staged, &digest).await.map_err(ApiError::from),
+            (Ok(_), None) => match is_expected(&digest, expected) {
+                Ok(()) => self.settle(&staged, &digest).await.map_err(ApiError::from),
+                Err(problem) => Err(problem.into()),
+            },
         };
         // A failed put leaves nothing; deleting what is not there is no error.
         self.deps.blobs.delete(&staged).await?;
@@ -95,6 +115,16 @@ impl Api {
             self.deps.blobs.put(&path, content).await?;
         }
         Ok(())
+    }
+}
+
+fn is_expected(digest: &Digest, expected: Option<&Digest>) -> Result<(), Problem> {
+    match expected {
+        Some(expected) if expected != digest => {
+            let message = format!("what came as {expected} is {digest}");
+            Err(Problem::invalid("blob_differs", message, "send it again; the archive is damaged if it stays so"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -29,6 +29,7 @@ GET /v1/tenants/{tenant}/applications/{application}/components/{component}/run
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/streams
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/volumes
+GET /v1/tenants/{tenant}/blobs/{digest}
 GET /v1/tenants/{tenant}/certificates
 GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
@@ -59,11 +60,14 @@ POST /v1/tenants/{tenant}/applications/{application}/components/{component}/scal
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/start
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/stop
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/streams
+POST /v1/tenants/{tenant}/applications/{application}/export
+POST /v1/tenants/{tenant}/applications/{application}/import
 POST /v1/tenants/{tenant}/certificates/{name}/renew
 POST /v1/tenants/{tenant}/uploads
 PUT /v1/tenants/{tenant}/applications/{application}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}
+PUT /v1/tenants/{tenant}/blobs/{digest}
 PUT /v1/tenants/{tenant}/certificates/{name}
 PUT /v1/tenants/{tenant}/credentials
 ";

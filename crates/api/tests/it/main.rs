@@ -8,4 +8,5 @@ mod identity;
 mod platform;
 mod settings;
 mod streams;
+mod transfer;
 mod uploads;

@@ -21,6 +21,7 @@ use arco_mq::Queue;
 use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_store::blob::MemoryBlobs;
 use arco_store::clock;
+use arco_store::images::Images;
 use arco_store::kv::MemoryKv;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
@@ -79,6 +80,7 @@ impl Platform {
             config,
             metadata: metadata.clone(),
             blobs: blobs.clone(),
+            images: Images::new(metadata.clone(), blobs.clone()),
             orchestrator: orchestrator.clone(),
             queue: Queue::new(Arc::new(MemoryKv::new())),
             outbox: outbox.clone(),

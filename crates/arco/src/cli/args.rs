@@ -3,8 +3,8 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, logs,
-    operations, power, revisions, route, secret, volume,
+    apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
+    import, logs, operations, power, revisions, route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -155,6 +155,12 @@ pub(crate) enum Command {
     /// Delete a component or a whole application
     #[command(after_help = "Examples:\n  arco delete demo/web\n  arco delete demo --yes --keep-volumes")]
     Delete(delete::DeleteArgs),
+    /// Write applications with all that belongs to them into one file
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::ExportArgs),
+    /// Make the applications of such a file on this platform
+    #[command(after_help = import::EXAMPLES)]
+    Import(import::ImportArgs),
     /// List operations, newest first
     #[command(after_help = "Example:\n  arco operations demo --failed")]
     Operations(operations::OperationsArgs),

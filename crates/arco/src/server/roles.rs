@@ -210,6 +210,7 @@ pub(crate) async fn start(
             config: config.clone(),
             metadata: stores.metadata.clone(),
             blobs: stores.blobs.clone(),
+            images: stores.images.clone(),
             orchestrator: orchestrator.clone(),
             queue: queue.clone(),
             turn: (!alone).then(|| Arc::new(KvLock::new(stores.kv.clone(), TURN, &me, TURN_S)) as _),

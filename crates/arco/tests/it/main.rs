@@ -15,6 +15,7 @@ mod hand_over;
 mod hostile_builds;
 mod isolation;
 mod load;
+mod moving;
 mod neighbour;
 mod one_off;
 mod private_git;

@@ -118,6 +118,7 @@ impl Harness {
             last_revision_number: 0,
             observed: Default::default(),
             created_at: clock::now(),
+            arriving: None,
         };
         self.metadata.insert(&component).await.unwrap();
         component.id

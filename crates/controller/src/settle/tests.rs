@@ -29,6 +29,7 @@ fn component(kind: ComponentKind) -> Component {
         last_revision_number: 2,
         observed: ObservedState::default(),
         created_at: CREATED,
+        arriving: None,
     }
 }
 

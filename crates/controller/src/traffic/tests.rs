@@ -44,6 +44,7 @@ impl World {
             last_revision_number: 1,
             observed: ObservedState::default(),
             created_at: Timestamp(number),
+            arriving: None,
         };
         self.publisher.metadata.insert(&component).await.unwrap();
         self.publish(&component).await;

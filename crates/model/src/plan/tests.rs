@@ -23,6 +23,7 @@ fn component() -> Component {
         last_revision_number: 1,
         observed: ObservedState::default(),
         created_at: Timestamp(0),
+        arriving: None,
     }
 }
 

@@ -27,6 +27,7 @@ fn component(kind: ComponentKind, replicas: u32) -> Component {
         last_revision_number: 1,
         observed: ObservedState::default(),
         created_at: Timestamp(0),
+        arriving: None,
     }
 }
 

@@ -146,7 +146,7 @@ fn whole(name: &ComponentName, action: &str, before: Value, after: Value) -> App
 }
 
 /// Each field that differs, by its path.
-fn difference(name: &ComponentName, before: &ComponentSpec, after: &ComponentSpec) -> Vec<ApplyChange> {
+pub(super) fn difference(name: &ComponentName, before: &ComponentSpec, after: &ComponentSpec) -> Vec<ApplyChange> {
     let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
     flatten(String::new(), to_json(before), &mut old);
     flatten(String::new(), to_json(after), &mut new);

@@ -31,6 +31,7 @@ fn component(number: u64, tenant: &str, name: &str, calls: &[&str]) -> Component
         last_revision_number: 0,
         observed: ObservedState::default(),
         created_at: Timestamp(0),
+        arriving: None,
     }
 }
 

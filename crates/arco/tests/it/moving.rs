@@ -1,0 +1,132 @@
+//! `arco export` and `arco import`: two platforms, one application that moves with image, secret, route and content.
+
+use crate::behave::{EXECUTABLE, good, says};
+use arco_testkit::{Platform, is_root, until};
+use serde_json::Value;
+
+const DOCKERFILE: &str = "FROM debian:12\nCOPY note.pl /note.pl\nEXPOSE 8080\nCMD [\"perl\", \"/note.pl\"]\n";
+/// Answers with its secret and what stands in its volume.
+const PROGRAM: &str = r#"use strict; use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => $ENV{PORT} // 8080, Listen => 128, ReuseAddr => 1) or die "listen: $!";
+for (;;) {
+  my $client = $server->accept or next;
+  sysread($client, my $request, 8192);
+  my $note = 'nothing';
+  if (open my $file, '<', '/data/note') { $note = <$file>; chomp $note }
+  my $body = "$ENV{TOKEN} $note";
+  print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
+  close $client;
+}
+"#;
+const TOKEN: &str = "token-that-nobody-reads";
+
+fn answers(platform: &Platform, host: &str, expected: &str) {
+    until(&format!("{host} answers `{expected}`"), 120, || {
+        platform.get(host, "/").ok().filter(|it| it.status == 200 && it.body == expected)
+    });
+}
+
+fn actions(report: &Value) -> Vec<&str> {
+    report["components"].as_array().unwrap().iter().map(|it| it["action"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn an_application_moves_with_everything_that_belongs_to_it() {
+    if !is_root() {
+        return;
+    }
+    let mut from = Platform::start(EXECUTABLE);
+    let folder = from.folder(
+        "note",
+        &[
+            ("Dockerfile", DOCKERFILE),
+            ("note.pl", PROGRAM),
+            ("token", TOKEN),
+            ("phrase", "correct horse battery\n"),
+            ("wrong", "incorrect horse battery\n"),
+        ],
+    );
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (archive, phrase, wrong) = (file("demo.arco"), format!("@{}", file("phrase")), format!("@{}", file("wrong")));
+    let token = format!("TOKEN=@{}", file("token"));
+    let source = folder.display().to_string();
+    let web =
+        ["deploy", &source, "--app", "demo", "--component", "web", "--secret", &token, "--volume", "files:/data:16"];
+    good(&from, &web);
+    good(&from, &["deploy", &source, "--app", "demo", "--component", "front", "--bind", "demo/web=WEB"]);
+    good(&from, &["route", "add", "demo/web", "shop.test"]);
+    let wrote = from.arco(&[
+        "exec",
+        "demo/web",
+        "--",
+        "sh",
+        "-c",
+        "mkdir /data/deep && echo kept > /data/note && chmod 640 /data/note",
+    ]);
+    assert_eq!(wrote.status, 0, "{wrote:?}");
+
+    let refused = from.arco(&["export", "demo", "-f", &archive]);
+    assert!(refused.status == 2 && refused.stderr.contains("--passphrase"), "{refused:?}");
+    assert!(!std::path::Path::new(&archive).exists());
+    let report = good(&from, &["export", "demo", "-f", &archive, "--passphrase", &phrase]);
+    assert_eq!((report["components"].as_u64(), report["volumes"].as_u64()), (Some(2), Some(1)), "{report}");
+    let bytes = std::fs::read(&archive).unwrap();
+    assert!(!bytes.windows(TOKEN.len()).any(|it| it == TOKEN.as_bytes()), "the secret is sealed");
+    assert_eq!(
+        from.arco(&["export", "demo", "-f", &archive, "--passphrase", &phrase]).status,
+        6,
+        "nothing is overwritten"
+    );
+
+    let mut into = Platform::start(EXECUTABLE);
+    let import = ["import", "-f", &archive, "--passphrase", &phrase];
+    let looked = good(&into, &[&import[..], &["--dry-run"]].concat());
+    assert_eq!(actions(&looked), ["create", "create"], "{looked}");
+    assert_eq!(good(&into, &["list"])["items"].as_array().map(Vec::len), Some(0));
+    let denied = into.arco(&["import", "-f", &archive, "--passphrase", &wrong]);
+    assert!(denied.status == 4 && denied.stderr.contains("passphrase"), "{denied:?}");
+
+    // An archive that was changed on its way is refused before anything is done.
+    let mut changed = bytes;
+    let middle = changed.len() / 2;
+    changed[middle] ^= 1;
+    std::fs::write(file("changed.arco"), changed).unwrap();
+    let hostile = into.arco(&["import", "-f", &file("changed.arco"), "--passphrase", &phrase]);
+    assert!(hostile.status == 2 && hostile.stderr.contains("refused"), "{hostile:?}");
+    assert_eq!(good(&into, &["list"])["items"].as_array().map(Vec::len), Some(0));
+
+    let made = good(&into, &import);
+    assert_eq!(actions(&made), ["create", "create"], "{made}");
+    assert!(made["blobs_sent"].as_u64() > Some(0) && made["volumes"] == 1, "{made}");
+    let expected = format!("{TOKEN} kept");
+    answers(&into, "web.demo.test.localhost", &expected);
+    answers(&into, "shop.test", &expected);
+    let content = into.arco(&["exec", "demo/web", "--", "sh", "-c", "stat -c '%a %F' /data/note /data/deep"]);
+    assert_eq!(content.stdout, "640 regular file\n755 directory\n", "{content:?}");
+    let bound = into.arco(&["exec", "demo/front", "--", "printenv", "WEB_HOST"]);
+    says(&Value::from(bound.stdout), &["web.demo.default"]);
+
+    // Again: nothing to do. What was written here since stays.
+    let wrote = into.arco(&["exec", "demo/web", "--", "sh", "-c", "echo newer > /data/note"]);
+    assert_eq!(wrote.status, 0, "{wrote:?}");
+    let again = good(&into, &import);
+    assert_eq!(actions(&again), ["same", "same"], "{again}");
+    assert_eq!(
+        (&again["blobs_sent"], &again["volumes"], &again["operations"]),
+        (&0.into(), &0.into(), &Value::Array(Vec::new()))
+    );
+    answers(&into, "shop.test", &format!("{TOKEN} newer"));
+
+    // What became another one here is not overwritten.
+    good(&into, &["env", "set", "demo/front", "LEVEL=3"]);
+    let differs = into.arco(&import);
+    assert!(differs.status == 6 && differs.stderr.contains("env.LEVEL"), "{differs:?}");
+
+    for platform in [&mut from, &mut into] {
+        platform.status("demo/web");
+        platform.status("demo/front");
+        good(platform, &["delete", "demo", "--yes"]);
+        assert!(platform.stop(), "the server stops by itself");
+        until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
+    }
+}
