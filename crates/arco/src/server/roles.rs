@@ -237,7 +237,7 @@ pub(crate) async fn start(
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "does not run here".to_owned(), |it| it.to_string());
         let page = console::Page {
             health: health.clone(),
-            applications: addresses.applications(&config.server.domain),
+            applications: addresses.applications(config),
             gateway: shown(addresses.http),
             api: shown(addresses.api),
             registry: shown(addresses.registry),
@@ -281,7 +281,7 @@ impl Platform {
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "-".to_owned(), |it| it.to_string());
         let mut text = format!(
             "applications at {}, console at http://{}",
-            self.addresses.applications(&config.server.domain).unwrap_or_else(|| "-".to_owned()),
+            self.addresses.applications(config).unwrap_or_else(|| "-".to_owned()),
             shown(self.addresses.console)
         );
         if config.server.domain == "localhost" {
