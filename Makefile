@@ -13,7 +13,7 @@ help: ## What there is
 
 packages: ## Installs the Debian packages of deploy/packages.txt that are missing
 	@missing=$$(cat $(PACKAGES) | grep -vE '^(#|$$)' | while read -r it; do dpkg-query -W -f='$${Status}' "$$it" 2>/dev/null | grep -q 'ok installed' || echo "$$it"; done); \
-	if [ -n "$$missing" ]; then echo "installing:" $$missing; apt-get update -qq; RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; apt-get update -qq; RUNLEVEL=1 SYSTEMD_OFFLINE=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	@command -v cargo >/dev/null || { echo "Rust is missing: install it from rustup.rs (1.95 or newer) and run this again"; exit 1; }
 
 build: packages ## Builds target/release/arco
