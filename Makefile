@@ -49,7 +49,7 @@ test-drivers: packages ## The contract suites of the stores on real MariaDB, Pos
 	cargo test --locked -p arco-store
 
 test-faults: PACKAGES += deploy/packages-test.txt
-test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run)
+test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role
 	cargo build --locked -p arco
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 

@@ -13,6 +13,12 @@ pub struct GatewayConfig {
     pub http_listen: SocketAddr,
     /// Address for HTTPS. Port 0 picks a free port.
     pub https_listen: SocketAddr,
+    /// Port of plain HTTP as people see it, where something in front leads from it to `http_listen`; absent: the listener's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_http_port: Option<u16>,
+    /// Port of HTTPS as people see it: printed URLs and redirects to HTTPS name it; absent: the listener's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_https_port: Option<u16>,
     /// Address of the ports that lead to components without HTTP (`arco route add APP/COMPONENT --tcp`).
     pub stream_listen: IpAddr,
     /// Which ports these may be, as `10000-10999`.
@@ -57,6 +63,8 @@ impl Default for GatewayConfig {
         Self {
             http_listen: SocketAddr::new(any, 80),
             https_listen: SocketAddr::new(any, 443),
+            public_http_port: None,
+            public_https_port: None,
             stream_listen: any,
             stream_ports: PortRange { first: 10_000, last: 10_999 },
             ignore_interfaces: Vec::new(),
@@ -75,5 +83,17 @@ impl Default for GatewayConfig {
             idle_ms: 60_000,
             virtual_address: None,
         }
+    }
+}
+
+impl GatewayConfig {
+    /// The port of plain HTTP in URLs for people, when the listener has the port `bound`.
+    pub fn http_port(&self, bound: u16) -> u16 {
+        self.public_http_port.unwrap_or(bound)
+    }
+
+    /// The port of HTTPS in URLs and redirects for people, when the listener has the port `bound`.
+    pub fn https_port(&self, bound: u16) -> u16 {
+        self.public_https_port.unwrap_or(bound)
     }
 }

@@ -154,7 +154,7 @@ impl DataPlane {
         let engine =
             Engine::start(supervisor, Arc::clone(&shared), listeners.cores).map_err(system("start its threads"))?;
         let (http, https) = (listeners.http.address, listeners.https.address);
-        source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(https.port());
+        source.lock().unwrap_or_else(PoisonError::into_inner).serve_https_on(config.https_port(https.port()));
         let drain_timeout = millis(config.drain_timeout_ms);
         let applied = watch::Sender::new(0);
         let listening = Mutex::default();

@@ -35,6 +35,29 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
 ];
 
+/// Enough for a server with the roles `api`, `registry` or `builder` and without `controller`: it sees what there is, runs
+/// programs once, makes the tenants' namespaces for that, and empties kept volumes.
+pub(crate) const OF_RUNNERS: &[Rule] = &[
+    Rule {
+        group: "",
+        resources: &["namespaces", "resourcequotas"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule { group: "", resources: &["pods", "secrets"], verbs: OURS },
+    Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
+    Rule { group: "", resources: &["pods/exec"], verbs: &["get", "create"] },
+    Rule { group: "", resources: &["services", "events", "nodes"], verbs: SEEN },
+    Rule { group: "", resources: &["persistentvolumeclaims"], verbs: &["get", "list", "watch", "delete"] },
+    Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: SEEN },
+    Rule { group: "batch", resources: &["jobs"], verbs: SEEN },
+    Rule {
+        group: "networking.k8s.io",
+        resources: &["networkpolicies"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: SEEN },
+];
+
 /// Needed beside [`RULES`] where the gateway serves the cluster's Ingress and Gateway API objects (`kubernetes.route_class`).
 pub(crate) const OF_ROUTES: &[Rule] = &[
     Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: SEEN },

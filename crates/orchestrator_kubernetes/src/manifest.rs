@@ -2,9 +2,11 @@
 //! documents, in the order in which they are to be applied.
 //!
 //! What must hold: no more rights than [`crate::access`] says; pods that pass the `restricted` pod security standard; no
-//! secret value in any document. One server runs all roles: its stores decide what survives it. Not here: applying it.
+//! secret value in any document. One server runs all roles, or each role has pods of its own ([`Replicas`]), which needs
+//! shared stores. Not here: applying it.
 
 mod objects;
+mod parts;
 mod registry;
 
 use arco_model::artifact::Digest;
@@ -36,6 +38,45 @@ pub struct Stores {
     pub secret: String,
 }
 
+impl Stores {
+    /// Settings of stores that several servers cannot share, with what they may be.
+    pub fn not_shared(&self) -> Vec<(&'static str, &'static str)> {
+        let is = |url: &str, schemes: &[&str]| url.split_once(':').is_some_and(|(it, _)| schemes.contains(&it));
+        let mut found = Vec::new();
+        if !is(&self.metadata, &["mysql", "mariadb", "postgres", "postgresql"]) {
+            found.push(("metadata", "mysql://… or postgres://…"));
+        }
+        if !is(&self.coordination, &["etcd"]) {
+            found.push(("coordination", "etcd://…"));
+        }
+        if !is(&self.blobs, &["s3"]) {
+            found.push(("blobs", "s3://…"));
+        }
+        found
+    }
+}
+
+/// How many pods each part has, where roles have pods of their own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Replicas {
+    /// API and registry.
+    pub api: u32,
+    /// Builders.
+    pub builder: u32,
+    /// Controllers, of which one leads.
+    pub controller: u32,
+    /// Keepers of logs, with a volume each.
+    pub eventlog: u32,
+    /// Gateways.
+    pub gateway: u32,
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self { api: 2, builder: 2, controller: 2, eventlog: 2, gateway: 2 }
+    }
+}
+
 /// Keys of the secret with the stores' credentials, and the settings that name their files.
 pub const CREDENTIALS: [(&str, &str); 7] = [
     ("metadata-password", "metadata_password_file"),
@@ -60,6 +101,11 @@ pub struct Installation {
     pub domain: String,
     /// How the gateway is reached.
     pub gateway: Exposure,
+    /// Ports of the gateway for HTTP and HTTPS as people see them. Those that a node may have are opened on each node when the
+    /// gateway is reached by a port of every node.
+    pub public_ports: [u16; 2],
+    /// Pods of each role; absent: one server with all roles.
+    pub replicas: Option<Replicas>,
     /// How nodes reach our registry, `HOST:PORT`; empty means by the name of its service.
     pub registry: String,
     /// Port of every node for the registry; 0 means none.
@@ -98,6 +144,12 @@ impl Installation {
             "# Written by `arco cluster manifest`.".to_owned(),
             "[server]".to_owned(),
             format!("domain = {}", toml_text(&self.domain)),
+        ];
+        if self.replicas.is_some() {
+            lines.push("leader_lock = \"kubernetes\"".to_owned());
+            lines.push(format!("peer_listen = \"0.0.0.0:{}\"", parts::PEERS_PORT));
+        }
+        lines.extend([
             "[api]".to_owned(),
             format!("listen = \"0.0.0.0:{}\"", objects::API_PORT),
             "[console]".to_owned(),
@@ -107,6 +159,8 @@ impl Installation {
             "[gateway]".to_owned(),
             format!("http_listen = \"0.0.0.0:{}\"", objects::HTTP_PORT),
             format!("https_listen = \"0.0.0.0:{}\"", objects::HTTPS_PORT),
+            format!("public_http_port = {}", self.public_ports[0]),
+            format!("public_https_port = {}", self.public_ports[1]),
             "[orchestrator]".to_owned(),
             "driver = \"kubernetes\"".to_owned(),
             "[kubernetes]".to_owned(),
@@ -114,7 +168,7 @@ impl Installation {
             format!("registry = {}", toml_text(&self.registry_host())),
             format!("storage_class = {}", toml_text(&self.storage_class)),
             format!("user_namespaces = {}", self.user_namespaces),
-        ];
+        ]);
         if !self.route_class.is_empty() {
             lines.push(format!("route_class = {}", toml_text(&self.route_class)));
             lines.push(format!("route_service = {}", toml_text(&format!("{}/arco-gateway", self.namespace))));
@@ -141,11 +195,23 @@ impl Installation {
 pub fn manifest(installation: &Installation) -> Vec<Value> {
     let settings = installation.settings();
     let digest = Digest::of(settings.as_bytes());
-    let mut documents = objects::access(installation);
-    documents.push(objects::settings(installation, &settings));
-    documents.extend(objects::services(installation));
-    documents.extend(objects::guards(installation));
-    documents.push(objects::server(installation, &digest.hex()[..16]));
+    let version = &digest.hex()[..16];
+    let mut documents = objects::namespace(installation);
+    match &installation.replicas {
+        None => {
+            documents.extend(objects::access(installation));
+            documents.push(objects::settings(installation, &settings));
+            documents.extend(objects::services(installation));
+            documents.extend(objects::guards(installation));
+            documents.push(objects::server(installation, version));
+        }
+        Some(replicas) => {
+            documents.extend(parts::access(installation));
+            documents.push(objects::settings(installation, &settings));
+            documents.extend(objects::services(installation));
+            documents.extend(parts::all(installation, replicas, version));
+        }
+    }
     if let Some(folder) = &installation.containerd_hosts {
         documents.extend(registry::trust(installation, folder));
     }

@@ -37,6 +37,11 @@ impl LogSink {
         let _ = self.0.send(batch).await;
     }
 
+    /// Whether there is no receiver any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Sends lines and waits until they are durable. Returns whether they are.
     pub async fn append_durably(&self, stream: LogStream, lines: Vec<LogLine>) -> bool {
         let (written, done) = oneshot::channel();

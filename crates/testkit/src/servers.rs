@@ -85,13 +85,67 @@ pub fn etcd() -> Option<String> {
 fn start_etcd() -> Made {
     let server = found("etcd", "etcd-server")?;
     let (folder, port, peer) = (folder(), free_port(), free_port());
+    let mut command = etcd_command(&server, &folder, port, peer);
+    start(folder, &mut command, port);
+    Ok(format!("http://127.0.0.1:{port}"))
+}
+
+fn etcd_command(server: &Path, folder: &Path, port: u16, peer: u16) -> Command {
     let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-    let mut command = unprivileged(&server);
+    let mut command = unprivileged(server);
     command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", "one"]);
     command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
     command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-    start(folder, command.args(["--initial-cluster", &format!("one={peers}")]), port);
-    Ok(clients)
+    command.args(["--initial-cluster", &format!("one={peers}")]);
+    command
+}
+
+/// An etcd that a test kills and starts again, with what it holds; ended and removed when it is dropped.
+#[derive(Debug)]
+pub struct RestartableEtcd {
+    /// URL, the same after each start.
+    pub url: String,
+    folder: PathBuf,
+    port: u16,
+    peer: u16,
+    guard: Option<Child>,
+}
+
+impl RestartableEtcd {
+    /// One that runs; `None` where the package is missing, which is said.
+    pub fn start() -> Option<Self> {
+        if let Err(why) = found("etcd", "etcd-server") {
+            eprintln!("SKIPPED: {why}");
+            return None;
+        }
+        let (folder, port, peer) = (folder(), free_port(), free_port());
+        let mut made = Self { url: format!("http://127.0.0.1:{port}"), folder, port, peer, guard: None };
+        made.boot();
+        Some(made)
+    }
+
+    /// Starts it (again) and waits until it takes connections.
+    pub fn boot(&mut self) {
+        let server = found("etcd", "etcd-server").expect("it was found before");
+        let mut command = etcd_command(&server, &self.folder, self.port, self.peer);
+        // The guard removes the folder that it is given: one of this start alone.
+        let of_this_start = folder();
+        self.guard = Some(guarded(&of_this_start, &self.folder.join("log"), &mut command, self.port));
+    }
+
+    /// Ends it without a warning.
+    pub fn kill(&mut self) {
+        let Some(mut guard) = self.guard.take() else { return };
+        drop(guard.stdin.take());
+        let _ = guard.wait();
+    }
+}
+
+impl Drop for RestartableEtcd {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 /// URLs of an etcd and of a PostgreSQL server that nobody else uses: for whole platforms, which take all of them.
@@ -194,18 +248,24 @@ fn free_port() -> u16 {
 fn start(folder: PathBuf, command: &mut Command, port: u16) {
     /// The guards' pipes; they close when this process ends.
     static GUARDS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
-    let log = folder.join("log");
+    let guard = guarded(&folder, &folder.join("log"), command, port);
+    GUARDS.lock().unwrap().push(guard);
+}
+
+/// Starts a server under a guard, which ends it and removes `folder` when its input closes.
+fn guarded(folder: &Path, log: &Path, command: &mut Command, port: u16) -> Child {
     let mut guard = Command::new("sh");
-    guard.args(["-c", include_str!("servers/guard.sh"), "guard"]).args([&folder, &log]);
+    guard.args(["-c", include_str!("servers/guard.sh"), "guard"]).args([folder, log]);
     guard.arg(command.get_program()).args(command.get_args());
     guard.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // A group of its own, so that an interrupt from the terminal ends the test first.
     std::os::unix::process::CommandExt::process_group(&mut guard, 0);
-    GUARDS.lock().unwrap().push(guard.spawn().unwrap());
+    let guard = guard.spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        let log = || std::fs::read_to_string(&log).unwrap_or_default();
+        let log = || std::fs::read_to_string(log).unwrap_or_default();
         assert!(Instant::now() < deadline, "the server does not listen: {}", log());
         std::thread::sleep(Duration::from_millis(50));
     }
+    guard
 }

@@ -110,8 +110,8 @@ impl Api {
     }
 
     fn url(&self, host: &str, prefix: &str) -> String {
-        let config = self.deps.config.gateway.http_listen;
-        let port = (self.deps.gateway_http)().unwrap_or(config).port();
+        let gateway = &self.deps.config.gateway;
+        let port = gateway.http_port((self.deps.gateway_http)().unwrap_or(gateway.http_listen).port());
         let port = if port == 80 { String::new() } else { format!(":{port}") };
         format!("http://{host}{port}{}", if prefix == "/" { "" } else { prefix })
     }
@@ -122,7 +122,8 @@ impl Api {
         if !row.route.tls.redirect && !row.route.passes_through() {
             return self.url(&row.host, path);
         }
-        let port = (self.deps.gateway_https)().unwrap_or(self.deps.config.gateway.https_listen).port();
+        let gateway = &self.deps.config.gateway;
+        let port = gateway.https_port((self.deps.gateway_https)().unwrap_or(gateway.https_listen).port());
         let port = if port == 443 { String::new() } else { format!(":{port}") };
         format!("https://{}{port}{}", row.host, if path == "/" { "" } else { path })
     }

@@ -42,8 +42,8 @@ pub(super) async fn serve(
     }
     let gateway = &config.gateway;
     let ports = GatewayPorts {
-        http: vec![80, gateway.http_listen.port()],
-        https: vec![443, gateway.https_listen.port()],
+        http: seen(80, gateway.http_listen.port(), gateway.public_http_port),
+        https: seen(443, gateway.https_listen.port(), gateway.public_https_port),
         streams: gateway.stream_ports.first..=gateway.stream_ports.last,
     };
     let token = supervisor.token().clone();
@@ -62,6 +62,11 @@ pub(super) async fn serve(
         Ok(())
     });
     Ok(())
+}
+
+/// Ports by which objects may name a listener.
+fn seen(usual: u16, own: u16, public: Option<u16>) -> Vec<u16> {
+    BTreeSet::from_iter([usual, own].into_iter().chain(public)).into_iter().collect()
 }
 
 /// The only writer below [`CLUSTER_PREFIX`].

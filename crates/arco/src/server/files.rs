@@ -28,10 +28,10 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     /// How URLs of applications look, when the gateway runs here.
-    pub(crate) fn applications(&self, domain: &str) -> Option<String> {
-        let http = self.http?;
-        let port = if http.port() == 80 { String::new() } else { format!(":{}", http.port()) };
-        Some(format!("http://COMPONENT.APPLICATION.{domain}{port}"))
+    pub(crate) fn applications(&self, config: &Config) -> Option<String> {
+        let port = config.gateway.http_port(self.http?.port());
+        let port = if port == 80 { String::new() } else { format!(":{port}") };
+        Some(format!("http://COMPONENT.APPLICATION.{}{port}", config.server.domain))
     }
 }
 
@@ -112,15 +112,22 @@ mod tests {
 
     #[test]
     fn urls_of_applications_name_the_port_unless_it_is_80() {
-        for (http, url) in [
-            (None, None),
-            (Some("0.0.0.0:80"), Some("http://COMPONENT.APPLICATION.example.com")),
-            (Some("127.0.0.1:8080"), Some("http://COMPONENT.APPLICATION.example.com:8080")),
+        for (http, public, url) in [
+            (None, None, None),
+            (None, Some(80), None),
+            (Some("0.0.0.0:80"), None, Some("http://COMPONENT.APPLICATION.example.com")),
+            (Some("127.0.0.1:8080"), None, Some("http://COMPONENT.APPLICATION.example.com:8080")),
+            (Some("0.0.0.0:10080"), Some(80), Some("http://COMPONENT.APPLICATION.example.com")),
+            (Some("0.0.0.0:80"), Some(30080), Some("http://COMPONENT.APPLICATION.example.com:30080")),
         ] {
             let addresses = Addresses { http: http.map(|it| it.parse().unwrap()), ..Addresses::default() };
-            assert_eq!(addresses.applications("example.com").as_deref(), url);
+            let mut config = Config::default();
+            config.server.domain = "example.com".to_owned();
+            config.gateway.public_http_port = public;
+            assert_eq!(addresses.applications(&config).as_deref(), url);
         }
     }
+
     #[test]
     fn the_folders_are_closed_to_others() {
         let dir = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@
 use super::stores::Stores;
 use anyhow::Context as _;
 use arco_builder::BuildProxy;
-use arco_config::{Config, Egress, OrchestratorDriver};
+use arco_config::{Config, Egress, OrchestratorDriver, Role};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
@@ -26,10 +26,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked what servers that are gone left in the cluster.
 const CLEAR: Duration = Duration::from_secs(60);
 
+/// Roles that ask a cluster for anything. A server without them needs no rights there.
+const ASKED_BY: [Role; 4] = [Role::Api, Role::Builder, Role::Controller, Role::Registry];
+
 /// The orchestrator, and what of it belongs to this machine; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Instances {
-    pub(super) orchestrator: SharedOrchestrator,
+    orchestrator: Option<SharedOrchestrator>,
     local: Option<Arc<LocalOrchestrator>>,
     cluster: Option<Arc<KubernetesOrchestrator>>,
 }
@@ -57,7 +60,10 @@ impl Instances {
                 let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
                     .await
                     .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
-                Ok(Self { orchestrator: local.clone(), local: Some(local), cluster: None })
+                Ok(Self { orchestrator: Some(local.clone()), local: Some(local), cluster: None })
+            }
+            OrchestratorDriver::Kubernetes if !ASKED_BY.iter().any(|it| config.server.has(*it)) => {
+                Ok(Self { orchestrator: None, local: None, cluster: None })
             }
             OrchestratorDriver::Kubernetes => {
                 let options = KubernetesOptions {
@@ -72,8 +78,21 @@ impl Instances {
                 let driver = driver.context(
                     "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
                 )?;
-                Ok(Self { orchestrator: driver.clone(), local: None, cluster: Some(driver) })
+                Ok(Self { orchestrator: Some(driver.clone()), local: None, cluster: Some(driver) })
             }
+        }
+    }
+
+    /// The orchestrator; fails in a server whose roles do not ask for it.
+    pub(super) fn orchestrator(&self) -> anyhow::Result<SharedOrchestrator> {
+        self.orchestrator.clone().context("the roles of this server have nothing to do with instances")
+    }
+
+    /// Lets go of the instances, when the server stops.
+    pub(super) async fn shutdown(&self, stop_instances: bool) {
+        let Some(orchestrator) = &self.orchestrator else { return };
+        if let Err(error) = orchestrator.shutdown(stop_instances).await {
+            tracing::error!(%error, "the orchestrator did not stop as it should");
         }
     }
 

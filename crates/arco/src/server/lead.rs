@@ -104,7 +104,7 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
         return Ok(()); // lost meanwhile: whoever asked sees it
     }
     let held = term.clone();
-    let orchestrator = LedOrchestrator::new(instances.orchestrator.clone(), move || held.holds());
+    let orchestrator = LedOrchestrator::new(instances.orchestrator()?, move || held.holds());
     let controller =
         Controller::new(ControllerDeps { metadata: fence.metadata(), kv: fence.kv(), orchestrator, ..deps });
     let (broken, token) = (fence.broken().clone(), tasks.token().clone());

@@ -54,7 +54,7 @@ pub(crate) struct Platform {
     pub(crate) addresses: Addresses,
     data_plane: Option<Running>,
     shared_address: Option<Stop>,
-    orchestrator: SharedOrchestrator,
+    instances: Instances,
     keeping: Keeping,
 }
 
@@ -93,8 +93,9 @@ pub(crate) async fn start(
     })?;
     let instances =
         Instances::start(config, &stores, logs.clone(), &registry, (!alone).then_some(name.as_str())).await?;
-    let orchestrator = instances.orchestrator.clone();
-    health.role("orchestrator").ready();
+    if instances.orchestrator().is_ok() {
+        health.role("orchestrator").ready();
+    }
 
     let queue = Queue::new(stores.kv.clone());
     if alone {
@@ -131,7 +132,7 @@ pub(crate) async fn start(
         let deps = ControllerDeps {
             metadata: stores.metadata.clone(),
             kv: stores.kv.clone(),
-            orchestrator: orchestrator.clone(),
+            orchestrator: instances.orchestrator()?,
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
@@ -160,7 +161,7 @@ pub(crate) async fn start(
             cache_dir: config.server.cache_dir.clone(),
             metadata: stores.metadata.clone(),
             images: stores.images.clone(),
-            orchestrator: orchestrator.clone(),
+            orchestrator: instances.orchestrator()?,
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
             logs: logs.clone(),
@@ -186,7 +187,7 @@ pub(crate) async fn start(
             let serve = listener::serve(listener, Some(tls), registry.router_over_tls(), supervisor.clone());
             supervisor.spawn("registry of nodes", OnExit::Shutdown, serve);
         }
-        collect_garbage(registry.clone(), orchestrator.clone(), supervisor);
+        collect_garbage(registry.clone(), instances.orchestrator()?, supervisor);
         health.role("registry").ready();
     }
 
@@ -211,7 +212,7 @@ pub(crate) async fn start(
             metadata: stores.metadata.clone(),
             blobs: stores.blobs.clone(),
             images: stores.images.clone(),
-            orchestrator: orchestrator.clone(),
+            orchestrator: instances.orchestrator()?,
             queue: queue.clone(),
             turn: (!alone).then(|| Arc::new(KvLock::new(stores.kv.clone(), TURN, &me, TURN_S)) as _),
             outbox,
@@ -238,7 +239,7 @@ pub(crate) async fn start(
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "does not run here".to_owned(), |it| it.to_string());
         let page = console::Page {
             health: health.clone(),
-            applications: addresses.applications(&config.server.domain),
+            applications: addresses.applications(config),
             gateway: shown(addresses.http),
             api: shown(addresses.api),
             registry: shown(addresses.registry),
@@ -267,7 +268,7 @@ pub(crate) async fn start(
         // Last: whoever finds this server finds it ready.
         peers.directory().enter(Server { name, roles, address, gateway, version, since: clock::now() }, supervisor);
     }
-    Ok(Platform { addresses, data_plane, shared_address, orchestrator, keeping })
+    Ok(Platform { addresses, data_plane, shared_address, instances, keeping })
 }
 
 /// Where a gateway answers: this server's, else one of another server.
@@ -282,7 +283,7 @@ impl Platform {
         let shown = |it: Option<SocketAddr>| it.map_or_else(|| "-".to_owned(), |it| it.to_string());
         let mut text = format!(
             "applications at {}, console at http://{}",
-            self.addresses.applications(&config.server.domain).unwrap_or_else(|| "-".to_owned()),
+            self.addresses.applications(config).unwrap_or_else(|| "-".to_owned()),
             shown(self.addresses.console)
         );
         if config.server.domain == "localhost" {
@@ -304,9 +305,7 @@ impl Platform {
             supervisor.token().cancel(); // the watch must not start it again
             data_plane.stop(Duration::from_millis(config.gateway.drain_timeout_ms)).await;
         }
-        if let Err(error) = self.orchestrator.shutdown(config.server.stop_instances).await {
-            tracing::error!(%error, "the orchestrator did not stop as it should");
-        }
+        self.instances.shutdown(config.server.stop_instances).await;
         if !supervisor.shutdown(grace.saturating_sub(began.elapsed())).await {
             tracing::warn!("some tasks did not stop in time");
         }

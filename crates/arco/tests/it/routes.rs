@@ -2,7 +2,7 @@
 //! it goes.
 
 use crate::behave::{EXECUTABLE, good};
-use arco_testkit::{Platform, until};
+use arco_testkit::{Options, Platform, until};
 use rcgen::{CertificateParams, KeyPair};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -96,11 +96,18 @@ fn routes_and_certificates_end_to_end() {
         eprintln!("skipped: needs root");
         return;
     }
-    let mut platform = Platform::start(EXECUTABLE);
+    // Something in front leads from ports 80 and 8443 to those of the gateway: people are told these.
+    let public = |name, port: &str| (name, port.to_owned());
+    let env = vec![public("ARCO_GATEWAY__PUBLIC_HTTP_PORT", "80"), public("ARCO_GATEWAY__PUBLIC_HTTPS_PORT", "8443")];
+    let mut platform = Platform::start_with(EXECUTABLE, Options { data_dir: None, env });
     let source = who(&platform);
     let source = source.to_str().unwrap();
     for component in ["web", "canary"] {
-        good(&platform, &["deploy", source, "--app", "shop", "--component", component]);
+        let deployed = good(&platform, &["deploy", source, "--app", "shop", "--component", component]);
+        let url = format!("http://{component}-shop.test.localhost");
+        let hosts = [url.as_str(), &format!("http://{component}.shop.test.localhost")];
+        let urls = deployed["urls"].as_array().unwrap();
+        assert!(!urls.is_empty() && urls.iter().all(|it| hosts.contains(&it.as_str().unwrap())), "{deployed}");
     }
 
     // Grey release: exact shares, and the whole way is explained.
@@ -158,6 +165,9 @@ fn routes_and_certificates_end_to_end() {
     assert!(secure(&platform, "c.tls.test", "c.tls.test", &root).is_err(), "no route names it");
     let moved = platform.get("a.tls.test", "/x").unwrap();
     assert_eq!(moved.status, 308);
+    assert!(moved.head.to_lowercase().contains("location: https://a.tls.test:8443/x\r"), "{moved:?}");
+    let routes = good(&platform, &["route", "list", "shop/web"])["items"].to_string();
+    assert!(routes.contains("\"https://a.tls.test:8443\"") && routes.contains("\"http://w.test\""), "{routes}");
     let list = good(&platform, &["certificate", "list"]);
     assert_eq!(list["items"][0]["used_by"], serde_json::json!(["a.tls.test", "b.tls.test"]));
     let (cert, key, renewed) = certificate(&platform, "two", &["*.tls.test"]);

@@ -5,7 +5,10 @@ use arco_store::images::{Image, Images};
 use arco_store::sql::SeaOrmMetadata;
 use arco_testkit::{Options, Platform, get, until};
 use serde_json::Value;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_arco");
@@ -256,6 +259,127 @@ fn faults_roles_in_processes_of_their_own_work_together() {
     assert_eq!(outcome.status, 0, "{outcome:?}");
     let [first, second] = &mut builders;
     for it in [&mut api, first, second, &mut control, &mut keeper] {
+        assert!(it.stop(), "{}", it.log());
+        until("nothing is left over", 60, || it.leftovers().is_empty().then_some(()));
+    }
+}
+
+/// Asks the gateways in turn, as whoever balances in front of them, until it is ended.
+struct Balanced {
+    /// Those that are asked; who is to stop is taken out before.
+    gateways: Arc<RwLock<Vec<SocketAddr>>>,
+    end: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Balanced {
+    fn start(host: &'static str) -> Self {
+        let (gateways, end) = (Arc::<RwLock<Vec<SocketAddr>>>::default(), Arc::<AtomicBool>::default());
+        let (asked, ended) = (gateways.clone(), end.clone());
+        let thread = std::thread::spawn(move || {
+            let (mut count, mut lost) = (0, Vec::new());
+            while !ended.load(Ordering::Relaxed) {
+                // Held while a request is open, so that taking one out waits for it.
+                let gateways = asked.read().unwrap();
+                let Some(gateway) = gateways.get(count % gateways.len().max(1)) else { continue };
+                count += 1;
+                match get(*gateway, host, "/") {
+                    Ok(answer) if answer.status == 200 => {}
+                    other => lost.push(format!("{gateway}: {other:?}")),
+                }
+            }
+            (count, lost)
+        });
+        Self { gateways, end, thread }
+    }
+
+    fn take_out(&self, gateway: SocketAddr) {
+        self.gateways.write().unwrap().retain(|it| *it != gateway);
+    }
+
+    /// Takes one in that knows its routes.
+    fn take_in(&self, gateway: SocketAddr, host: &str) {
+        until("the gateway has its routes", 60, || get(gateway, host, "/").ok().filter(|it| it.status == 200));
+        self.gateways.write().unwrap().push(gateway);
+    }
+
+    fn end(self) -> (usize, Vec<String>) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Every role in processes of its own, two of each where there may be two: each is stopped in order and started again, one
+/// after the other, while an application is asked, another one changes and a third one writes lines.
+#[test]
+#[ignore = "restarts nine servers: make test-faults"]
+fn faults_a_rolling_restart_of_every_role_loses_nothing() {
+    if !arco_testkit::is_root() {
+        return;
+    }
+    let Some(shared) = Shared::make() else { return };
+    let (api, gateway, builder, keeper) =
+        (["api", "registry", "console"], ["gateway", "console"], ["builder", "console"], ["eventlog", "console"]);
+    let mut servers: Vec<Platform> =
+        [&api[..], &api, &["controller", "console"], &builder, &builder, &keeper, &keeper, &gateway, &gateway]
+            .iter()
+            .map(|roles| shared.server(roles, &[]))
+            .collect();
+    let host = "site.calm.test.localhost";
+    let source = servers[0].folder("site", &[("index.html", "<h1>calm</h1>")]).display().to_string();
+    let program = "$| = 1; for (my $at = 0; ; $at++) { print \"line $at\\n\"; select undef, undef, undef, 0.05 }";
+    let dockerfile = "FROM debian:12\nCOPY count.pl /count.pl\nCMD [\"perl\", \"/count.pl\"]\n";
+    let count = servers[0].folder("count", &[("Dockerfile", dockerfile), ("count.pl", program)]).display().to_string();
+    for (source, component) in [(&source, "site"), (&source, "busy"), (&count, "count")] {
+        begun(&servers[0], &["deploy", source, "--app", "calm", "--component", component]);
+    }
+    let load = Balanced::start(host);
+    for it in &servers[7..] {
+        load.take_in(it.address("http").unwrap(), host);
+    }
+
+    let mut operations = Vec::new();
+    for at in 0..servers.len() {
+        let asked = usize::from(at == 0);
+        let gateway = servers[at].address("http");
+        gateway.into_iter().for_each(|it| load.take_out(it));
+        // Work is under way when it stops.
+        operations.push(begun(&servers[asked], &["restart", "calm/busy", "--detach"]));
+        operations.push(begun(
+            &servers[asked],
+            &["deploy", &source, "--app", "calm", "--component", &format!("new{at}"), "--detach"],
+        ));
+        assert!(servers[at].stop(), "{}", servers[at].log());
+        servers[at].boot();
+        servers[at].address("http").into_iter().for_each(|it| load.take_in(it, host));
+        for operation in &operations[2 * at..] {
+            let ended = servers[asked].ended(operation, 120);
+            assert_eq!(ended["status"], "succeeded", "after the restart of server {at}: {ended}");
+        }
+    }
+    let (asked, lost) = load.end();
+    assert!(asked > 100 && lost.is_empty(), "{} of {asked} requests were lost: {:?}", lost.len(), lost.first());
+    eprintln!("{asked} requests, {} operations, 9 restarts", operations.len());
+
+    // Every line that was written before is there, wherever it is kept; some may be there twice.
+    let numbers = |platform: &Platform| -> BTreeSet<u64> {
+        let outcome = platform.arco(&["logs", "calm/count"]);
+        let number = |it: &str| it.rsplit_once("line ").and_then(|it| it.1.trim().parse().ok());
+        outcome.stdout.lines().filter_map(number).collect()
+    };
+    let last = until("lines of after the restarts", 60, || numbers(&servers[0]).last().copied().filter(|it| *it > 100));
+    for platform in &servers[..2] {
+        let found = numbers(platform);
+        let missing: Vec<u64> = (0..=last).filter(|it| !found.contains(it)).collect();
+        assert!(missing.is_empty(), "{} of {last} lines are missing: {:?}", missing.len(), missing.first());
+    }
+    for operation in &operations {
+        let log = log_of(&servers[1], operation);
+        assert_eq!(log.iter().filter(|it| it.ends_with("done")).count(), 1, "{log:?}");
+    }
+
+    assert_eq!(servers[0].arco(&["delete", "calm", "--yes"]).status, 0);
+    for it in &mut servers {
         assert!(it.stop(), "{}", it.log());
         until("nothing is left over", 60, || it.leftovers().is_empty().then_some(()));
     }

@@ -87,7 +87,7 @@ impl StoreSource {
         }
     }
 
-    /// Where HTTPS is served: redirects lead there.
+    /// Where HTTPS is served for people: redirects lead there.
     pub fn serve_https_on(&mut self, port: u16) {
         self.https_port = Some(port);
     }

@@ -1,7 +1,7 @@
 //! The documents of the platform itself: who it is and what it may do, its settings, how it is reached, and the server.
 
 use super::{Exposure, Installation};
-use crate::access::{OF_ROUTES, RULES};
+use crate::access::{OF_ROUTES, RULES, Rule};
 use crate::names;
 use serde_json::{Value, json};
 
@@ -15,6 +15,8 @@ pub(super) const REGISTRY_PORT: u16 = 5000;
 pub(super) const HTTP_PORT: u16 = 10080;
 /// Gateway, HTTPS.
 pub(super) const HTTPS_PORT: u16 = 10443;
+/// Ports that a node may have (the API server's default range).
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 /// Where the stores' credentials are mounted.
 pub(super) const CREDENTIALS_FOLDER: &str = "/etc/arco/credentials";
 /// User and group of our image.
@@ -25,36 +27,23 @@ pub(super) fn labels(part: &str) -> Value {
     json!({ "app.kubernetes.io/name": "arco", "app.kubernetes.io/component": part, (names::MANAGED_BY): "arco-cluster-manifest" })
 }
 
-fn selector() -> Value {
-    json!({ "app.kubernetes.io/name": "arco", "app.kubernetes.io/component": "server" })
+/// Labels by which the pods of a part are found.
+pub(super) fn selector(part: &str) -> Value {
+    json!({ "app.kubernetes.io/name": "arco", "app.kubernetes.io/component": part })
 }
 
-fn meta(it: &Installation, name: &str, part: &str) -> Value {
+pub(super) fn meta(it: &Installation, name: &str, part: &str) -> Value {
     json!({ "name": name, "namespace": it.namespace, "labels": labels(part) })
 }
 
-/// Namespace, account, role and binding.
-pub(super) fn access(it: &Installation) -> Vec<Value> {
+/// Namespace, and the class of the objects that the gateway serves.
+pub(super) fn namespace(it: &Installation) -> Vec<Value> {
     let mut guarded = labels("server");
     for mode in ["enforce", "audit", "warn"] {
         guarded[format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
     }
-    let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
-    let rules: Vec<Value> = RULES
-        .iter()
-        .chain(of_routes)
-        .map(|rule| json!({ "apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs }))
-        .collect();
-    let whole = json!({ "name": it.namespace, "labels": labels("server") });
     let mut documents = vec![
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": it.namespace, "labels": guarded } }),
-        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(it, "arco", "server"), "automountServiceAccountToken": false }),
-        json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": whole, "rules": rules }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": whole,
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": it.namespace },
-            "subjects": [{ "kind": "ServiceAccount", "name": "arco", "namespace": it.namespace }],
-        }),
     ];
     if !it.route_class.is_empty() {
         documents.push(json!({
@@ -66,17 +55,53 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
     documents
 }
 
+/// Account, role and binding of the one server.
+pub(super) fn access(it: &Installation) -> Vec<Value> {
+    let mut documents = vec![account(it, "arco", "server")];
+    documents.extend(cluster_role(it, &it.namespace, &controlling(it), &["arco"]));
+    documents
+}
+
+/// What whoever controls components may do.
+pub(super) fn controlling(it: &Installation) -> Vec<Rule> {
+    let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
+    RULES.iter().chain(of_routes).copied().collect()
+}
+
+pub(super) fn account(it: &Installation, name: &str, part: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(it, name, part), "automountServiceAccountToken": false })
+}
+
+/// A role of the whole cluster, for some accounts.
+pub(super) fn cluster_role(it: &Installation, name: &str, rules: &[Rule], accounts: &[&str]) -> [Value; 2] {
+    let rule = |it: &Rule| json!({ "apiGroups": [it.group], "resources": it.resources, "verbs": it.verbs });
+    let rules: Vec<Value> = rules.iter().map(rule).collect();
+    let subject = |name: &&str| json!({ "kind": "ServiceAccount", "name": name, "namespace": it.namespace });
+    let subjects: Vec<Value> = accounts.iter().map(subject).collect();
+    let whole = json!({ "name": name, "labels": labels("server") });
+    [
+        json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": whole, "rules": rules }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": whole,
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": subjects,
+        }),
+    ]
+}
+
 /// The settings' file.
 pub(super) fn settings(it: &Installation, text: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": meta(it, "arco", "server"), "data": { "arco.toml": text } })
 }
 
-/// How the platform is reached: gateway from outside, API and registry inside, and the name of the one pod.
+/// How the platform is reached: gateway from outside, API and registry inside, and the names of pods with a volume.
 pub(super) fn services(it: &Installation) -> Vec<Value> {
-    let service = |name: &str, spec: Value| {
+    let spread = it.replicas.is_some();
+    let service = |name: &str, part: &str, spec: Value| {
+        let part = if spread { part } else { "server" };
         let mut spec = spec;
-        spec["selector"] = selector();
-        json!({ "apiVersion": "v1", "kind": "Service", "metadata": meta(it, name, "server"), "spec": spec })
+        spec["selector"] = selector(part);
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": meta(it, name, part), "spec": spec })
     };
     let port = |name: &str, port: u16, target: &str| json!({ "name": name, "port": port, "targetPort": target });
     let kind = match it.gateway {
@@ -84,7 +109,15 @@ pub(super) fn services(it: &Installation) -> Vec<Value> {
         Exposure::NodePort => "NodePort",
         Exposure::ClusterIp => "ClusterIP",
     };
-    let mut gateway = json!({ "type": kind, "ports": [port("http", 80, "http"), port("https", 443, "https")] });
+    let gateway_port = |name: &str, public: u16| {
+        let mut port = port(name, public, name);
+        if it.gateway == Exposure::NodePort && NODE_PORTS.contains(&public) {
+            port["nodePort"] = public.into();
+        }
+        port
+    };
+    let [http, https] = it.public_ports;
+    let mut gateway = json!({ "type": kind, "ports": [gateway_port("http", http), gateway_port("https", https)] });
     if it.gateway != Exposure::ClusterIp {
         gateway["externalTrafficPolicy"] = "Local".into(); // the gateway sees who calls
     }
@@ -93,75 +126,118 @@ pub(super) fn services(it: &Installation) -> Vec<Value> {
         registry["nodePort"] = it.registry_node_port.into();
     }
     let registry_kind = if it.registry_node_port == 0 { "ClusterIP" } else { "NodePort" };
+    let mut registry = json!({ "type": registry_kind, "ports": [registry] });
+    if spread {
+        registry["sessionAffinity"] = "ClientIP".into(); // the pieces of an upload meet in one server
+    }
+    // Found before it is ready: it is the name of the pod itself.
+    let named = |port: Value| json!({ "clusterIP": "None", "publishNotReadyAddresses": true, "ports": [port] });
+    let api = json!({ "type": "ClusterIP", "ports": [port("api", API_PORT, "api"), port("console", CONSOLE_PORT, "console")] });
     vec![
-        service("arco-gateway", gateway),
-        service(
-            "arco-api",
-            json!({ "type": "ClusterIP", "ports": [port("api", API_PORT, "api"), port("console", CONSOLE_PORT, "console")] }),
-        ),
-        service("arco-registry", json!({ "type": registry_kind, "ports": [registry] })),
-        // Found before it is ready: it is the name of the pod itself.
-        service(
-            "arco",
-            json!({ "clusterIP": "None", "publishNotReadyAddresses": true, "ports": [port("api", API_PORT, "api")] }),
-        ),
+        service("arco-gateway", "gateway", gateway),
+        service("arco-api", "api", api),
+        service("arco-registry", "api", registry),
+        match spread {
+            false => service("arco", "server", named(port("api", API_PORT, "api"))),
+            true => service("arco-eventlog", "eventlog", named(port("console", CONSOLE_PORT, "console"))),
+        },
     ]
 }
 
 /// What guards the server: a budget for drains, and who may call it.
 pub(super) fn guards(it: &Installation) -> Vec<Value> {
-    let from_all = |ports: &[&str]| {
+    vec![budget(it, "arco", "server"), policy(it, &["server"])]
+}
+
+/// Lets nodes be emptied one pod of a part after another.
+pub(super) fn budget(it: &Installation, name: &str, part: &str) -> Value {
+    json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta(it, name, part),
+        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector(part) } },
+    })
+}
+
+/// Who may call the pods of these parts. A port that a pod does not have is not open there.
+pub(super) fn policy(it: &Installation, parts: &[&str]) -> Value {
+    let pods = json!({
+        "matchLabels": { "app.kubernetes.io/name": "arco" },
+        "matchExpressions": [{ "key": "app.kubernetes.io/component", "operator": "In", "values": parts }],
+    });
+    let ports = |ports: &[&str]| {
         let ports: Vec<Value> = ports.iter().map(|it| json!({ "protocol": "TCP", "port": it })).collect();
         json!({ "ports": ports })
     };
-    let mut console = from_all(&["console"]);
+    let mut console = ports(&["console"]);
     console["from"] = json!([{ "podSelector": {} }]);
-    vec![
-        json!({
-            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta(it, "arco", "server"),
-            "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector() } },
-        }),
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta(it, "arco", "server"),
-            "spec": {
-                "podSelector": { "matchLabels": selector() }, "policyTypes": ["Ingress"],
-                "ingress": [from_all(&["http", "https", "api", "registry"]), console],
-            },
-        }),
-    ]
+    let mut ingress = vec![ports(&["http", "https", "api", "registry"]), console];
+    if it.replicas.is_some() {
+        let mut peers = ports(&["peers"]);
+        peers["from"] = json!([{ "podSelector": pods }]);
+        ingress.push(peers);
+    }
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta(it, "arco", "server"),
+        "spec": { "podSelector": pods, "policyTypes": ["Ingress"], "ingress": ingress },
+    })
 }
 
-/// The server.
-pub(super) fn server(it: &Installation, settings: &str) -> Value {
-    let port = |name: &str, port: u16| json!({ "name": name, "containerPort": port });
+/// What differs between the platform's pods.
+pub(super) struct PodOf<'a> {
+    /// Its part.
+    pub(super) part: &'a str,
+    /// Account.
+    pub(super) account: &'a str,
+    /// `--role`; empty means all.
+    pub(super) roles: &'a str,
+    /// Ports with their names.
+    pub(super) ports: &'a [(&'a str, u16)],
+    /// Whether it asks the API server.
+    pub(super) asks_the_cluster: bool,
+    /// Whether its state is on a volume of its own, else it goes with the pod.
+    pub(super) keeps_state: bool,
+    /// Digest of the settings.
+    pub(super) settings: &'a str,
+}
+
+/// A pod template.
+pub(super) fn pod(it: &Installation, of: &PodOf<'_>) -> Value {
+    let port = |(name, port): &(&str, u16)| json!({ "name": name, "containerPort": port });
     let probe = |seconds: u32, failures: u32| json!({ "httpGet": { "path": "/healthz", "port": "console" }, "periodSeconds": seconds, "failureThreshold": failures, "timeoutSeconds": 5 });
     let mut mounts = vec![
         json!({ "name": "state", "mountPath": "/var/lib/arco" }),
         json!({ "name": "cache", "mountPath": "/var/cache/arco" }),
         json!({ "name": "temporary", "mountPath": "/tmp" }),
         json!({ "name": "settings", "mountPath": "/etc/arco/settings", "readOnly": true }),
-        json!({ "name": "account", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true }),
     ];
-    let token = json!([
-        { "serviceAccountToken": { "path": "token", "expirationSeconds": 3600 } },
-        { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
-        { "downwardAPI": { "items": [{ "path": "namespace", "fieldRef": { "fieldPath": "metadata.namespace" } }] } },
-    ]);
     let mut volumes = vec![
         json!({ "name": "cache", "emptyDir": {} }),
         json!({ "name": "temporary", "emptyDir": {} }),
         json!({ "name": "settings", "configMap": { "name": "arco" } }),
-        json!({ "name": "account", "projected": { "sources": token, "defaultMode": 0o440 } }),
     ];
+    if !of.keeps_state {
+        volumes.push(json!({ "name": "state", "emptyDir": {} }));
+    }
+    if of.asks_the_cluster {
+        let token = json!([
+            { "serviceAccountToken": { "path": "token", "expirationSeconds": 3600 } },
+            { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
+            { "downwardAPI": { "items": [{ "path": "namespace", "fieldRef": { "fieldPath": "metadata.namespace" } }] } },
+        ]);
+        mounts.push(json!({ "name": "account", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true }));
+        volumes.push(json!({ "name": "account", "projected": { "sources": token, "defaultMode": 0o440 } }));
+    }
     if !it.stores.secret.is_empty() {
         mounts.push(json!({ "name": "credentials", "mountPath": CREDENTIALS_FOLDER, "readOnly": true }));
         volumes
             .push(json!({ "name": "credentials", "secret": { "secretName": it.stores.secret, "defaultMode": 0o440 } }));
     }
+    let mut args = vec!["server", "--config", "/etc/arco/settings/arco.toml"];
+    if !of.roles.is_empty() {
+        args.extend(["--role", of.roles]);
+    }
     let container = json!({
-        "name": "server", "image": it.image,
-        "args": ["server", "--config", "/etc/arco/settings/arco.toml"],
-        "ports": [port("http", HTTP_PORT), port("https", HTTPS_PORT), port("api", API_PORT), port("console", CONSOLE_PORT), port("registry", REGISTRY_PORT)],
+        "name": "server", "image": it.image, "args": args,
+        "ports": of.ports.iter().map(port).collect::<Vec<_>>(),
         "volumeMounts": mounts,
         "resources": { "requests": { "cpu": "100m", "memory": "256Mi" }, "limits": { "memory": "2Gi" } },
         "startupProbe": probe(2, 150),
@@ -172,15 +248,8 @@ pub(super) fn server(it: &Installation, settings: &str) -> Value {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
         },
     });
-    let mut claim = json!({
-        "metadata": { "name": "state" },
-        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": format!("{}Gi", it.volume_gb) } } },
-    });
-    if !it.storage_class.is_empty() {
-        claim["spec"]["storageClassName"] = it.storage_class.as_str().into();
-    }
     let mut pod = json!({
-        "serviceAccountName": "arco",
+        "serviceAccountName": of.account,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false, // ARCO_… variables of services are not settings of ours
         "terminationGracePeriodSeconds": 60,
@@ -195,14 +264,49 @@ pub(super) fn server(it: &Installation, settings: &str) -> Value {
         pod["imagePullSecrets"] = json!([{ "name": it.image_pull_secret }]);
     }
     json!({
+        "metadata": { "labels": labels(of.part), "annotations": { "arco.internal/settings": of.settings } },
+        "spec": pod,
+    })
+}
+
+/// The volume of a server's state.
+pub(super) fn claim(it: &Installation) -> Value {
+    let mut claim = json!({
+        "metadata": { "name": "state" },
+        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": format!("{}Gi", it.volume_gb) } } },
+    });
+    if !it.storage_class.is_empty() {
+        claim["spec"]["storageClassName"] = it.storage_class.as_str().into();
+    }
+    claim
+}
+
+/// The server.
+pub(super) fn server(it: &Installation, settings: &str) -> Value {
+    let template = pod(
+        it,
+        &PodOf {
+            part: "server",
+            account: "arco",
+            roles: "",
+            ports: &[
+                ("http", HTTP_PORT),
+                ("https", HTTPS_PORT),
+                ("api", API_PORT),
+                ("console", CONSOLE_PORT),
+                ("registry", REGISTRY_PORT),
+            ],
+            asks_the_cluster: true,
+            keeps_state: true,
+            settings,
+        },
+    );
+    json!({
         "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": meta(it, "arco", "server"),
         "spec": {
-            "serviceName": "arco", "replicas": 1, "selector": { "matchLabels": selector() },
-            "template": {
-                "metadata": { "labels": labels("server"), "annotations": { "arco.internal/settings": settings } },
-                "spec": pod,
-            },
-            "volumeClaimTemplates": [claim],
+            "serviceName": "arco", "replicas": 1, "selector": { "matchLabels": selector("server") },
+            "template": template,
+            "volumeClaimTemplates": [claim(it)],
         },
     })
 }

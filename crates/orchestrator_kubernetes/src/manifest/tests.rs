@@ -1,7 +1,7 @@
 //! What every installation must hold, whatever is chosen.
 
 use super::*;
-use crate::access::RULES;
+use crate::access::{OF_RUNNERS, RULES};
 use std::collections::BTreeSet;
 
 fn plain() -> Installation {
@@ -11,6 +11,8 @@ fn plain() -> Installation {
         image_pull_secret: String::new(),
         domain: "apps.test".into(),
         gateway: Exposure::LoadBalancer,
+        public_ports: [80, 443],
+        replicas: None,
         registry: String::new(),
         registry_node_port: 0,
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
@@ -43,6 +45,16 @@ fn shared() -> Installation {
     }
 }
 
+/// Each role in pods of its own.
+fn spread() -> Installation {
+    Installation {
+        public_ports: [30080, 443],
+        replicas: Some(Replicas { builder: 3, ..Replicas::default() }),
+        route_class: "arco".into(),
+        ..shared()
+    }
+}
+
 /// All pod templates of an installation.
 fn pods(documents: &[Value]) -> Vec<&Value> {
     documents.iter().map(|it| &it["spec"]["template"]["spec"]).filter(|it| !it.is_null()).collect()
@@ -60,7 +72,7 @@ fn texts(value: &Value, found: &mut Vec<String>) {
 #[test]
 fn the_settings_are_settings() {
     let folder = tempfile::tempdir().unwrap();
-    for it in [plain(), shared()] {
+    for it in [plain(), shared(), spread()] {
         let file = folder.path().join("arco.toml");
         std::fs::write(&file, it.settings()).unwrap();
         let config = arco_config::from_sources(Some(&file), std::iter::empty(), Vec::new()).unwrap();
@@ -70,6 +82,11 @@ fn the_settings_are_settings() {
         assert_eq!(config.store.metadata, it.stores.metadata);
         assert_eq!(config.store.secret_key.as_os_str().is_empty(), it.credentials.is_empty());
         assert_eq!(config.gateway.http_listen.port(), objects::HTTP_PORT);
+        let shown = [config.gateway.http_port(1), config.gateway.https_port(1)];
+        assert_eq!(shown, it.public_ports);
+        let spread = it.replicas.is_some();
+        assert_eq!(config.server.leader_lock == arco_config::LeaderLockPlace::Kubernetes, spread);
+        assert_eq!(config.server.peer_listen.ip().is_unspecified(), spread, "others reach it on its pod's address");
     }
 }
 
@@ -87,10 +104,11 @@ fn rights_have_no_wildcard_and_reach_no_further_than_the_table() {
 
 #[test]
 fn every_pod_is_as_confined_as_it_can_be() {
-    for it in [plain(), shared()] {
+    for it in [plain(), shared(), spread()] {
         let documents = manifest(&it);
         let all = pods(&documents);
-        assert_eq!(all.len(), 1 + usize::from(it.containerd_hosts.is_some()));
+        let servers = if it.replicas.is_some() { 5 } else { 1 };
+        assert_eq!(all.len(), servers + usize::from(it.containerd_hosts.is_some()));
         for pod in all {
             assert_eq!(pod["automountServiceAccountToken"], false);
             for forbidden in ["hostNetwork", "hostPID", "hostIPC"] {
@@ -105,16 +123,148 @@ fn every_pod_is_as_confined_as_it_can_be() {
                 assert!(!container["resources"]["limits"]["memory"].is_null());
             }
         }
-        let server = documents.iter().find(|it| it["kind"] == "StatefulSet").unwrap();
-        let pod = &server["spec"]["template"]["spec"];
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        assert!(pod["volumes"].as_array().unwrap().iter().all(|it| it["hostPath"].is_null()));
+        for server in documents.iter().filter(|it| it["kind"] == "StatefulSet" || it["kind"] == "Deployment") {
+            let pod = &server["spec"]["template"]["spec"];
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+            assert!(pod["volumes"].as_array().unwrap().iter().all(|it| it["hostPath"].is_null()));
+        }
+    }
+}
+
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    documents.iter().filter(|it| it["kind"] == kind).collect()
+}
+
+fn name(document: &Value) -> &str {
+    document["metadata"]["name"].as_str().unwrap()
+}
+
+#[test]
+fn each_role_runs_in_one_part_and_may_only_what_it_does() {
+    let documents = manifest(&spread());
+    let workloads: Vec<&Value> =
+        documents.iter().filter(|it| it["kind"] == "StatefulSet" || it["kind"] == "Deployment").collect();
+    let mut roles = Vec::new();
+    let mut shown = Vec::new();
+    for it in &workloads {
+        let pod = &it["spec"]["template"]["spec"];
+        let args: Vec<_> = pod["containers"][0]["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(args[3], "--role");
+        roles.extend(args[4].split(',').filter(|it| *it != "console").map(str::to_owned));
+        assert!(args[4].ends_with("console"), "its health is asked there");
+        let token = pod["volumes"].as_array().unwrap().iter().any(|it| it["name"] == "account");
+        let account = pod["serviceAccountName"].as_str().unwrap();
+        shown.push(format!("{} {} {} token={token} account={account}", it["kind"], name(it), it["spec"]["replicas"]));
+    }
+    roles.sort_unstable();
+    assert_eq!(roles, ["api", "builder", "controller", "eventlog", "gateway", "registry"]);
+    assert_eq!(
+        shown,
+        [
+            "\"Deployment\" arco-api 2 token=true account=arco-api",
+            "\"Deployment\" arco-builder 3 token=true account=arco-builder",
+            "\"Deployment\" arco-controller 2 token=true account=arco-controller",
+            "\"StatefulSet\" arco-eventlog 2 token=false account=arco-eventlog",
+            "\"Deployment\" arco-gateway 2 token=false account=arco-gateway",
+        ]
+    );
+    let mut bound = Vec::new();
+    for it in documents.iter().filter(|it| it["kind"] == "ClusterRoleBinding" || it["kind"] == "RoleBinding") {
+        for subject in it["subjects"].as_array().unwrap() {
+            bound.push(format!("{} {}", subject["name"].as_str().unwrap(), it["roleRef"]["name"].as_str().unwrap()));
+        }
+    }
+    assert_eq!(
+        bound,
+        [
+            "arco-controller arco-system",
+            "arco-api arco-system-runners",
+            "arco-builder arco-system-runners",
+            "arco-controller arco-controller",
+        ]
+    );
+    // Who only runs programs may nothing that the controller may not, and changes no workload.
+    for runner in OF_RUNNERS {
+        for resource in runner.resources {
+            let whole = RULES.iter().find(|it| it.group == runner.group && it.resources.contains(resource)).unwrap();
+            assert!(runner.verbs.iter().all(|it| whole.verbs.contains(it)), "{resource}");
+            let changes = runner.verbs.iter().any(|it| !["get", "list", "watch"].contains(it));
+            assert!(!changes || !["deployments", "statefulsets", "services", "jobs"].contains(resource), "{resource}");
+        }
+    }
+    let leases = of_kind(&documents, "Role")[0];
+    assert_eq!(leases["rules"][1]["resourceNames"], serde_json::json!(["arco-controller"]), "the name in the server");
+}
+
+#[test]
+fn the_whole_installation_with_parts() {
+    insta::assert_json_snapshot!(manifest(&spread()));
+}
+
+#[test]
+fn any_node_may_go_and_pods_leave_one_by_one() {
+    let documents = manifest(&spread());
+    let budgets = of_kind(&documents, "PodDisruptionBudget");
+    let services = of_kind(&documents, "Service");
+    for it in documents.iter().filter(|it| it["kind"] == "StatefulSet" || it["kind"] == "Deployment") {
+        let labels = &it["spec"]["template"]["metadata"]["labels"];
+        let chosen = |selector: &Value| {
+            selector.as_object().is_some_and(|it| it.iter().all(|(key, value)| labels[key] == *value))
+        };
+        assert!(chosen(&it["spec"]["selector"]["matchLabels"]), "{}", name(it));
+        let own = budgets.iter().filter(|it| chosen(&it["spec"]["selector"]["matchLabels"]));
+        assert_eq!(own.clone().count(), 1, "{}", name(it));
+        assert!(own.clone().all(|it| it["spec"]["maxUnavailable"] == 1));
+        let pod = &it["spec"]["template"]["spec"];
+        let apart = &pod["topologySpreadConstraints"][0];
+        assert_eq!(
+            (&apart["topologyKey"], &apart["whenUnsatisfiable"]),
+            (&"kubernetes.io/hostname".into(), &"DoNotSchedule".into())
+        );
+        assert!(chosen(&apart["labelSelector"]["matchLabels"]), "{}", name(it));
+        let container = &pod["containers"][0];
+        for (probe, kind) in
+            [("readinessProbe", "httpGet"), ("startupProbe", "httpGet"), ("livenessProbe", "tcpSocket")]
+        {
+            assert_eq!(container[probe][kind]["port"], "console", "{}", name(it));
+        }
+        // Told to stop once nothing comes any more, with time for what is open.
+        let leaving = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
+        let drain = arco_config::ServerConfig::default().shutdown_timeout_ms / 1000;
+        assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > leaving + drain);
+        let ports: Vec<_> = container["ports"].as_array().unwrap().iter().map(|it| it["name"].clone()).collect();
+        for service in services.iter().filter(|it| chosen(&it["spec"]["selector"])) {
+            for port in service["spec"]["ports"].as_array().unwrap() {
+                let target = if port["targetPort"].is_null() { &port["name"] } else { &port["targetPort"] };
+                assert!(ports.contains(target), "{} asks {} for {target}", name(service), name(it));
+            }
+        }
+    }
+    for (service, part) in [("arco-gateway", "gateway"), ("arco-api", "api"), ("arco-registry", "api")] {
+        let found = services.iter().find(|it| name(it) == service).unwrap();
+        assert_eq!(found["spec"]["selector"]["app.kubernetes.io/component"], part);
+    }
+}
+
+#[test]
+fn the_service_of_the_gateway_has_the_ports_that_people_see() {
+    for (how, ports, wanted) in [
+        (Exposure::LoadBalancer, [80, 443], [(80, None), (443, None)]),
+        (Exposure::LoadBalancer, [30080, 8443], [(30080, None), (8443, None)]),
+        (Exposure::NodePort, [80, 443], [(80, None), (443, None)]),
+        (Exposure::NodePort, [30080, 30443], [(30080, Some(30080)), (30443, Some(30443))]),
+    ] {
+        let documents = manifest(&Installation { gateway: how, public_ports: ports, ..plain() });
+        let gateway = documents.iter().find(|it| it["kind"] == "Service" && name(it) == "arco-gateway").unwrap();
+        let port = |it: &Value| (it["port"].as_u64().unwrap(), it["nodePort"].as_u64());
+        let found: Vec<_> = gateway["spec"]["ports"].as_array().unwrap().iter().map(port).collect();
+        assert_eq!(found, wanted, "{how:?} {ports:?}");
     }
 }
 
 #[test]
 fn documents_lie_in_a_namespace_that_came_before_and_are_there_once() {
-    for it in [plain(), shared()] {
+    for it in [plain(), shared(), spread()] {
         let mut namespaces = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for document in manifest(&it) {

@@ -3,20 +3,22 @@
 
 use crate::cluster::place::kubeconfig;
 use arco_config::KubernetesConfig;
-use arco_orchestrator_kubernetes::manifest::{Exposure, Installation, Stores, manifest};
+use arco_orchestrator_kubernetes::manifest::{Exposure, Installation, Replicas, Stores, manifest};
 use arco_orchestrator_kubernetes::preflight::{Finding, Weight, preflight};
 use arco_store::clock;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, discovery};
 use serde_json::Value;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 fn installation() -> Installation {
     let id = clock::fresh::<arco_model::id::InstanceId>();
@@ -26,6 +28,8 @@ fn installation() -> Installation {
         image_pull_secret: String::new(),
         domain: "apps.test".to_owned(),
         gateway: Exposure::NodePort,
+        public_ports: [80, 443],
+        replicas: None,
         registry: String::new(),
         registry_node_port: 0,
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
@@ -118,6 +122,105 @@ async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
     assert!(findings.len() == 1 && findings[0].weight == Weight::Bad && !findings[0].advice.is_empty(), "{findings:?}");
 }
 
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The same with pods of its own for each role; its stores need not be there.
+fn spread() -> Installation {
+    let shared = |text: &str| text.to_owned();
+    Installation {
+        replicas: Some(Replicas { builder: 3, ..Replicas::default() }),
+        stores: Stores {
+            metadata: shared("postgres://arco@db.invalid/arco"),
+            coordination: shared("etcd://etcd.invalid:2379"),
+            blobs: shared("s3://arco/x?endpoint=https://s3.invalid&region=r"),
+            secret: "stores".to_owned(),
+        },
+        credentials: vec!["secret.key".to_owned()],
+        ..installation()
+    }
+}
+
+/// Whether an account may do something, by the API server's own word.
+async fn may(client: &Client, namespace: &str, verb: &str, group: &str, resource: &str, name: &str) -> bool {
+    let (resource, part) = resource.split_once('/').map_or((resource, None), |(it, part)| (it, Some(part.to_owned())));
+    let attributes = ResourceAttributes {
+        namespace: Some(namespace.to_owned()),
+        verb: Some(verb.to_owned()),
+        group: Some(group.to_owned()),
+        resource: Some(resource.to_owned()),
+        subresource: part,
+        name: Some(name.to_owned()).filter(|it| !it.is_empty()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+    let asked = SelfSubjectAccessReview { spec, ..Default::default() };
+    let answer = Api::all(client.clone()).create(&PostParams::default(), &asked).await.unwrap();
+    answer.status.unwrap().allowed
+}
+
+async fn installed_in_parts(client: &Client, admin: &Kubeconfig, it: &Installation) {
+    let documents = manifest(it);
+    for _ in 0..2 {
+        for document in &documents {
+            apply(client, document).await;
+        }
+    }
+    // Their pods pass what the namespace enforces: the cluster makes them.
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &it.namespace);
+    for (part, count) in [("api", 2), ("builder", 3), ("controller", 2), ("eventlog", 2), ("gateway", 2)] {
+        let wanted = ListParams::default().labels(&format!("app.kubernetes.io/component={part}"));
+        until(&format!("{count} pods of {part}"), async || pods.list(&wanted).await.unwrap().items.len() == count)
+            .await;
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let controller = account(client, admin, &it.namespace, "arco-controller").await;
+    let findings = look(&controller, folder.path()).await;
+    assert_eq!(weight(&findings, "permissions"), Weight::Good, "{findings:?}");
+    let (own, tenant) = (it.namespace.as_str(), "arco-default");
+    let leases = "coordination.k8s.io";
+    let rows = [
+        ("arco-controller", own, "create", leases, "leases", "", true),
+        ("arco-controller", own, "update", leases, "leases", "arco-controller", true),
+        ("arco-controller", own, "update", leases, "leases", "another", false),
+        ("arco-controller", tenant, "get", leases, "leases", "arco-controller", false),
+        ("arco-api", tenant, "create", "", "pods/exec", "", true),
+        ("arco-api", tenant, "patch", "", "pods", "", true),
+        ("arco-api", tenant, "patch", "apps", "deployments", "", false),
+        ("arco-api", tenant, "patch", "", "services", "", false),
+        ("arco-api", own, "update", leases, "leases", "arco-controller", false),
+        ("arco-builder", tenant, "create", "", "pods", "", true),
+        ("arco-builder", tenant, "watch", "apps", "statefulsets", "", true),
+        ("arco-builder", tenant, "delete", "apps", "statefulsets", "", false),
+        ("arco-eventlog", tenant, "get", "", "pods/log", "", false),
+        ("arco-gateway", tenant, "list", "", "pods", "", false),
+        ("arco-gateway", own, "get", "", "secrets", "stores", false),
+    ];
+    for (name, namespace, verb, group, resource, object, wanted) in rows {
+        let who = connect(&account(client, admin, own, name).await).await;
+        let found = may(&who, namespace, verb, group, resource, object).await;
+        assert_eq!(found, wanted, "{name} {verb} {resource} {object} in {namespace}");
+    }
+}
+
+async fn cleared(client: &Client, it: &Installation) {
+    let now = DeleteParams::default();
+    for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
+        let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
+    }
+    let _ = Api::<IngressClass>::all(client.clone()).delete(&it.route_class, &now).await;
+    for name in [it.namespace.clone(), format!("{}-runners", it.namespace)] {
+        let _ = Api::<ClusterRole>::all(client.clone()).delete(&name, &now).await;
+        let _ = Api::<ClusterRoleBinding>::all(client.clone()).delete(&name, &now).await;
+    }
+}
+
 #[tokio::test]
 async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for() {
     let Some(file) = kubeconfig() else { return };
@@ -125,13 +228,21 @@ async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for()
     let client = connect(&admin).await;
     let it = installation();
     let outcome = std::panic::AssertUnwindSafe(installed(&client, &admin, &it)).catch_unwind().await;
-    let now = DeleteParams::default();
-    for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
-        let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
+    cleared(&client, &it).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
     }
-    let _ = Api::<IngressClass>::all(client.clone()).delete(&it.route_class, &now).await;
-    let _ = Api::<ClusterRole>::all(client.clone()).delete(&it.namespace, &now).await;
-    let _ = Api::<ClusterRoleBinding>::all(client.clone()).delete(&it.namespace, &now).await;
+}
+
+#[tokio::test]
+async fn parts_are_accepted_and_each_may_only_what_it_does() {
+    let Some(file) = kubeconfig() else { return };
+    let admin = Kubeconfig::read_from(file).unwrap();
+    let client = connect(&admin).await;
+    // A class of its own: the other test removes its own meanwhile.
+    let it = Installation { route_class: "arco-test-parts".to_owned(), ..spread() };
+    let outcome = std::panic::AssertUnwindSafe(installed_in_parts(&client, &admin, &it)).catch_unwind().await;
+    cleared(&client, &it).await;
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }

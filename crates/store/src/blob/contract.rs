@@ -125,8 +125,13 @@ contract!(disk, {
 });
 contract!(s3, s3().await.map(|it| (it, ())));
 
-/// A folder of its own in the bucket of the test server.
 async fn s3() -> Option<S3Blobs> {
+    let (url, access) = s3_folder().await?;
+    Some(S3Blobs::open(url.as_str(), &access).await.unwrap())
+}
+
+/// A folder of its own in the bucket of the test server.
+pub(super) async fn s3_folder() -> Option<(url::Url, S3Access)> {
     let server = arco_testkit::servers::s3()?;
     let mut url = url::Url::parse(&server).unwrap();
     if url.host_str().unwrap_or_default().is_empty() {
@@ -139,5 +144,5 @@ async fn s3() -> Option<S3Blobs> {
     url.set_path(&format!("contract/{:016x}", crate::clock::random()));
     let own = "aws_access_key_id=testing\naws_secret_access_key=testing".to_owned();
     let credentials = std::env::var_os("AWS_ACCESS_KEY_ID").is_none().then_some(own);
-    Some(S3Blobs::open(url.as_str(), &S3Access { credentials, ca_pem: None }).await.unwrap())
+    Some((url, S3Access { credentials, ca_pem: None }))
 }

@@ -291,6 +291,9 @@ impl Blobs for S3Blobs {
 }
 
 #[cfg(test)]
+mod faults;
+
+#[cfg(test)]
 mod tests {
     use super::{S3Access, bucket, credentials};
 

@@ -1,7 +1,7 @@
 //! `arco cluster manifest`: prints the documents of an installation; applies nothing.
 
 use super::{Failure, Ui, image};
-use arco_orchestrator_kubernetes::manifest::{CREDENTIALS, Exposure, Installation, Stores, manifest};
+use arco_orchestrator_kubernetes::manifest::{CREDENTIALS, Exposure, Installation, Replicas, Stores, manifest};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -10,7 +10,13 @@ pub(super) const EXAMPLES: &str = "Examples:
   arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 | kubectl apply -f -
   arco cluster manifest … | kubectl delete -f -        (tenants' namespaces stay: delete applications before)
 
+  arco cluster manifest … --high-availability --replicas builder=3 --metadata postgres://… --coordination etcd://… --blobs s3://… \\
+    --store-secret arco-stores --credentials metadata-password,secret.key,…     (pods of its own for each role)
+
 The same command with a newer --image upgrades.";
+
+/// Most pods of a part.
+const MOST: u32 = 100;
 
 /// How traffic from outside reaches the gateway.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -47,6 +53,18 @@ pub(crate) struct ManifestArgs {
         value_name = "load-balancer|node-port|cluster-ip"
     )]
     gateway: GatewayService,
+    /// Port of HTTP as people see it: in URLs, of the gateway's service, and of every node with `--gateway node-port`
+    #[arg(long, value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
+    public_http_port: u16,
+    /// Port of HTTPS as people see it
+    #[arg(long, value_name = "PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
+    public_https_port: u16,
+    /// Several pods for each role, spread over nodes, so that any node may go; needs shared stores
+    #[arg(long)]
+    high_availability: bool,
+    /// How many pods of api, builder, controller, eventlog and gateway [default: 2 of each]
+    #[arg(long, value_name = "PART=N,...", value_delimiter = ',', requires = "high_availability")]
+    replicas: Vec<String>,
     /// How nodes reach the platform's registry [default: by the name of its service, with --trust-registry]
     #[arg(long, value_name = "HOST:PORT", default_value = "")]
     registry: String,
@@ -143,6 +161,19 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         let keys: Vec<&str> = CREDENTIALS.iter().map(|(key, _)| *key).collect();
         return wrong(format!("`{key}` is no credential of a store"), &format!("use {}", keys.join(", ")));
     }
+    if args.public_http_port == args.public_https_port {
+        return wrong("HTTP and HTTPS have the same public port".to_owned(), "choose two");
+    }
+    let stores = Stores {
+        metadata: args.metadata.clone(),
+        coordination: args.coordination.clone(),
+        blobs: args.blobs.clone(),
+        secret: args.store_secret.clone(),
+    };
+    let replicas = match args.high_availability {
+        true => Some(spread(args, &stores)?),
+        false => None,
+    };
     let domain = args.domain.trim_matches('.').to_ascii_lowercase();
     Ok(Installation {
         namespace: args.namespace.clone(),
@@ -162,12 +193,97 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         namespace_prefix: args.namespace_prefix.clone(),
         route_class: args.route_class.clone(),
         user_namespaces: !args.no_user_namespaces,
-        stores: Stores {
-            metadata: args.metadata.clone(),
-            coordination: args.coordination.clone(),
-            blobs: args.blobs.clone(),
-            secret: args.store_secret.clone(),
-        },
+        public_ports: [args.public_http_port, args.public_https_port],
+        replicas,
+        stores,
         credentials: args.credentials.clone(),
     })
+}
+
+/// How many pods each part has; refused when they would not be one platform.
+fn spread(args: &ManifestArgs, stores: &Stores) -> Result<Replicas, Failure> {
+    let wrong = |what: String, advice: &str| Err(Failure::usage("manifest_invalid", what, advice));
+    let missing = stores.not_shared();
+    if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(|(name, _)| format!("`--{name}`")).collect();
+        let wanted: Vec<_> = missing.iter().map(|(name, kinds)| format!("--{name} {kinds}")).collect();
+        return wrong(
+            format!(
+                "servers of several nodes share their stores, and {} names none that can be shared",
+                names.join(", ")
+            ),
+            &format!("give {}", wanted.join(", ")),
+        );
+    }
+    if !args.credentials.iter().any(|it| it == "secret.key") {
+        return wrong(
+            "every server needs the same key of secrets".to_owned(),
+            "put one into the secret of `--store-secret` (`echo \"k1 $(openssl rand -hex 32)\" >secret.key`) and name it in `--credentials`",
+        );
+    }
+    let mut replicas = Replicas::default();
+    for written in &args.replicas {
+        let count = written.split_once('=').and_then(|(part, count)| Some((part, count.parse::<u32>().ok()?)));
+        let Some((part, count)) = count.filter(|it| (1..=MOST).contains(&it.1)) else {
+            return wrong(
+                format!("`--replicas {written}` is not PART=N"),
+                &format!("give a number of 1 to {MOST}, as api=3"),
+            );
+        };
+        let place = match part {
+            "api" => &mut replicas.api,
+            "builder" => &mut replicas.builder,
+            "controller" => &mut replicas.controller,
+            "eventlog" => &mut replicas.eventlog,
+            "gateway" => &mut replicas.gateway,
+            _ => return wrong(format!("there is no part `{part}`"), "use api, builder, controller, eventlog, gateway"),
+        };
+        *place = count;
+    }
+    Ok(replicas)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        manifest: ManifestArgs,
+    }
+
+    fn given(words: &[&str]) -> Result<Installation, String> {
+        let base = ["arco", "--trust-registry"];
+        let line = Line::try_parse_from(base.iter().chain(words)).map_err(|it| it.to_string())?;
+        installation(&line.manifest).map_err(|it| format!("{it:?}"))
+    }
+
+    #[test]
+    fn high_availability_is_refused_where_servers_would_not_be_one_platform() {
+        let stores = ["--metadata", "postgres://a@b/c", "--coordination", "etcd://a:1", "--blobs", "s3://a/b"];
+        let key = ["--store-secret", "s", "--credentials", "secret.key,metadata-password"];
+        let ask = |more: &[&[&str]]| given(&[&["--high-availability"][..], &more.concat()].concat());
+        let rows: [(&[&[&str]], &str); 8] = [
+            (&[], "`--metadata`, `--coordination`, `--blobs`"),
+            (&[&stores[..2], &stores[4..]], "`--coordination` names none"),
+            (&[&["--metadata", "sqlite:/x"], &stores[2..], &key], "`--metadata` names none"),
+            (&[&stores], "same key of secrets"),
+            (&[&stores, &["--store-secret", "s", "--credentials", "metadata-password"]], "same key of secrets"),
+            (&[&stores, &key, &["--replicas", "api=0"]], "not PART=N"),
+            (&[&stores, &key, &["--replicas", "api"]], "not PART=N"),
+            (&[&stores, &key, &["--replicas", "dns=2"]], "no part `dns`"),
+        ];
+        for (words, wanted) in rows {
+            let refused = ask(words).unwrap_err();
+            assert!(refused.contains(wanted), "{words:?}: {refused}");
+        }
+        let it = ask(&[&stores, &key, &["--replicas", "builder=3,gateway=4"]]).unwrap();
+        assert_eq!(it.replicas, Some(Replicas { builder: 3, gateway: 4, ..Replicas::default() }));
+        assert!(given(&["--replicas", "api=2"]).unwrap_err().contains("--high-availability"));
+        assert_eq!(given(&[]).unwrap().replicas, None);
+        assert!(given(&["--public-http-port", "443"]).unwrap_err().contains("same public port"));
+        assert!(given(&["--public-http-port", "0"]).is_err());
+    }
 }

@@ -1,7 +1,8 @@
 //! Hands a container's log over: from the shim's files to the log store and to whoever listens.
 //!
 //! The cursor (an offset in the whole log) is kept beside the files and moves only after the lines are durable, so that
-//! none is lost when this process dies; a few may come twice. What was overwritten before it could be read is said.
+//! none is lost when this process dies or the log store cannot keep them; a few may come twice. What was overwritten before
+//! it could be read is said. Whoever listens is told each line once, whatever the log store does.
 
 use super::state::Inner;
 use crate::OutputLine;
@@ -11,13 +12,21 @@ use arco_model::id::InstanceId;
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::time::Timestamp;
 use arco_store::clock;
+use arco_store::logs::LogSink;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Most bytes read at once.
 const PIECE: usize = 256 << 10;
+/// Pause before lines that were not kept are sent again: the first and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long the last lines of a container that ended are offered; after that they stay in its files, behind the cursor.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// Until the container's last line.
 pub(super) async fn follow(inner: &Arc<Inner>, id: &InstanceId) {
@@ -27,6 +36,7 @@ pub(super) async fn follow(inner: &Arc<Inner>, id: &InstanceId) {
     let folder = inner.folder(id).join("log");
     let cursor_file = folder.join("cursor");
     let mut cursor: u64 = std::fs::read_to_string(&cursor_file).ok().and_then(|it| it.trim().parse().ok()).unwrap_or(0);
+    let mut keeps = true;
     loop {
         let ended = bell.borrow_and_update().1;
         loop {
@@ -36,11 +46,17 @@ pub(super) async fn follow(inner: &Arc<Inner>, id: &InstanceId) {
             if next == cursor {
                 break;
             }
-            hand_over(inner, id, stream.as_ref(), lines).await;
-            cursor = next;
-            if stream.is_some() {
-                let _ = write_private(&cursor_file, cursor.to_string().as_bytes());
+            tell(inner, id, &lines).await;
+            if let Some(stream) = stream.as_ref().filter(|_| keeps) {
+                keeps = keep(&inner.logs, id, stream, lines, &bell).await;
+                if keeps {
+                    let _ = write_private(&cursor_file, next.to_string().as_bytes());
+                } else {
+                    // The cursor stays with them: the next start reads them again.
+                    tracing::warn!(instance = %id, cursor, "output of an instance is not kept: the log store takes none");
+                }
             }
+            cursor = next;
         }
         if ended || bell.changed().await.is_err() {
             break;
@@ -50,18 +66,39 @@ pub(super) async fn follow(inner: &Arc<Inner>, id: &InstanceId) {
     inner.with(id, |entry| entry.tailed.send_replace(true));
 }
 
-async fn hand_over(inner: &Inner, id: &InstanceId, stream: Option<&LogStream>, mut lines: Vec<LogLine>) {
+/// Lines to whoever listens now.
+async fn tell(inner: &Inner, id: &InstanceId, lines: &[LogLine]) {
     for listener in inner.listeners(id) {
-        for line in &lines {
+        for line in lines {
             let line = OutputLine { stderr: line.origin == LogOrigin::Stderr, text: line.text.clone() };
             if listener.send(line).await.is_err() {
                 break;
             }
         }
     }
-    if let Some(stream) = stream {
-        lines.iter_mut().for_each(|it| it.instance = Some(id.clone()));
-        inner.logs.append_durably(stream.clone(), lines).await;
+}
+
+/// Sends lines until they are durable. Gives up when the log store takes nothing any more, and some time after the
+/// container's end. Returns whether they are kept.
+async fn keep(
+    logs: &LogSink,
+    id: &InstanceId,
+    stream: &LogStream,
+    mut lines: Vec<LogLine>,
+    bell: &watch::Receiver<(u64, bool)>,
+) -> bool {
+    lines.iter_mut().for_each(|it| it.instance = Some(id.clone()));
+    let mut pause = PAUSE.0;
+    let mut end = None;
+    loop {
+        if logs.append_durably(stream.clone(), lines.clone()).await {
+            return true;
+        }
+        if logs.is_closed() || bell.borrow().1 && *end.get_or_insert_with(Instant::now) + LAST_WORDS < Instant::now() {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 
@@ -132,5 +169,28 @@ mod tests {
         let (lines, next) = read_lines(folder.path(), next);
         assert_eq!((texts(&lines), next), (vec!["c".to_owned()], 121));
         assert_eq!(read_lines(folder.path(), next).1, 121);
+    }
+
+    #[tokio::test]
+    async fn lines_are_sent_until_they_are_kept() {
+        let (sink, mut batches) = LogSink::channel(1);
+        let id = InstanceId::from_parts(1, 1);
+        let stream = LogStream::Component { id: arco_model::id::ComponentId::from_parts(1, 1) };
+        let line = LogLine { at: Timestamp(1), instance: None, origin: LogOrigin::Stdout, text: "a".to_owned() };
+        let (_ended, bell) = watch::channel((1, false));
+        let keeper = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            for _ in 0..3 {
+                let batch = batches.recv().await.unwrap();
+                seen.push((batch.lines[0].text.clone(), batch.lines[0].instance.clone()));
+                if seen.len() == 3 {
+                    batch.written.unwrap().send(()).unwrap(); // the first two were lost on the way to the disk
+                }
+            }
+            seen
+        });
+        assert!(keep(&sink, &id, &stream, vec![line.clone()], &bell).await);
+        assert_eq!(keeper.await.unwrap(), vec![("a".to_owned(), Some(id.clone())); 3]);
+        assert!(!keep(&sink, &id, &stream, vec![line], &bell).await, "nobody keeps logs any more");
     }
 }

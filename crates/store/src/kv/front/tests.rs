@@ -2,7 +2,7 @@
 
 use super::{Front, Grant};
 use crate::kv::contract::{Fixture, next, suite};
-use crate::kv::{EtcdKv, EtcdTls, KvError, MemoryKv, Range, SharedKv};
+use crate::kv::{Compare, EtcdKv, EtcdTls, Event, KvError, MemoryKv, Operation, Range, SharedKv, Txn};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -87,6 +87,58 @@ mod real {
     }
 
     suite!(make);
+}
+
+/// A real etcd dies and comes back with what it had: calls fail meanwhile and say so, and nothing is lost or told twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_is_killed_and_started_again_loses_nothing() {
+    let Some(mut etcd) = arco_testkit::servers::RestartableEtcd::start() else { return };
+    let kv: SharedKv = Arc::new(EtcdKv::connect(std::slice::from_ref(&etcd.url), None).await.unwrap());
+    let mut watch = kv.watch(Range::Prefix(b"/w/".to_vec()), None).await.unwrap();
+    let lease = kv.lease_grant(3600).await.unwrap();
+    kv.put("/w/leased", b"l".to_vec(), Some(lease)).await.unwrap();
+    kv.put("/w/kept", b"1".to_vec(), None).await.unwrap();
+    let before = kv.get("/w/kept").await.unwrap().unwrap().mod_revision;
+    let key = |it: &Event| match it {
+        Event::Put(it) => (String::from_utf8(it.key.clone()).unwrap(), it.value.clone()),
+        Event::Delete { .. } => panic!("nothing was deleted"),
+    };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        told.extend(next(&mut watch).await.unwrap().events.iter().map(key));
+    }
+
+    for round in 0..2 {
+        etcd.kill();
+        let error = kv.put("/w/refused", vec![], None).await.unwrap_err();
+        assert!(matches!(error, KvError::Unavailable { .. }), "{error}");
+        assert!(kv.get("/w/kept").await.is_err());
+        etcd.boot();
+        // A call that came before it was wholly there fails, too: whoever asks decides to ask again.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while let Err(error) = kv.get("/w/kept").await {
+            assert!(std::time::Instant::now() < deadline, "round {round}: {error}");
+        }
+        kv.put(&format!("/w/after{round}"), vec![round], None).await.unwrap();
+        let came = next(&mut watch).await.unwrap();
+        told.extend(came.events.iter().map(key));
+    }
+    let wanted =
+        [("/w/leased", b"l".to_vec()), ("/w/kept", b"1".to_vec()), ("/w/after0", vec![0]), ("/w/after1", vec![1])];
+    assert_eq!(told, wanted.map(|(key, value)| (key.to_owned(), value)));
+
+    let kept = kv.get("/w/kept").await.unwrap().unwrap();
+    assert_eq!((kept.mod_revision, kept.value.as_slice()), (before, &b"1"[..]));
+    let write = |at| Txn {
+        compare: vec![Compare::ModRevision(b"/w/kept".to_vec(), at)],
+        success: vec![Operation::Put { key: b"/w/kept".to_vec(), value: b"2".to_vec(), lease: None }],
+        failure: Vec::new(),
+    };
+    assert!(!kv.txn(write(before - 1)).await.unwrap().succeeded);
+    assert!(kv.txn(write(before)).await.unwrap().succeeded, "revisions are those from before");
+    assert!(kv.lease_keep_alive(lease).await.unwrap() > 60, "the lease lives on");
+    kv.lease_revoke(lease).await.unwrap();
+    assert!(kv.get("/w/leased").await.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
