@@ -7,8 +7,12 @@ use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 
 fn arco(platform: &Platform, words: &[&str]) -> Command {
-    let mut command = Command::new(EXECUTABLE);
-    command.args(words).env("ARCO_CONTEXT", platform.data_dir().join("admin.toml"));
+    // Tests that were started in the background of a shell ignore SIGINT, and so would their programs.
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal=INT", EXECUTABLE])
+        .args(words)
+        .env("ARCO_CONTEXT", platform.data_dir().join("admin.toml"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -101,7 +105,8 @@ fn a_one_off_has_input_a_terminal_and_leaves_nothing() {
     assert_eq!(&first, b"ready\n");
     assert!(containers(&platform) > before);
     let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(!child.wait().unwrap().success());
+    let status = until("the command ends", 60, || child.try_wait().unwrap());
+    assert!(!status.success());
     gone("what lost its person");
 
     good(&platform, &["delete", "demo", "--yes"]);
