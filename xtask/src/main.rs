@@ -1,5 +1,6 @@
 //! Chores of the house: `cargo xtask tidy` (its rules), `cargo xtask gen` (generated code).
 
+mod error_codes;
 mod generate;
 mod tidy;
 

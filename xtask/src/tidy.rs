@@ -1,5 +1,7 @@
-//! Checks the rules of the house that a machine can check: edges between crates, file length, headers, names.
+//! Checks the rules of the house that a machine can check: edges between crates, file length, headers, names,
+//! error codes.
 
+use crate::error_codes;
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,9 +45,15 @@ const BANNED_WORDS: [&str; 7] = ["manager", "helper", "util", "utils", "common",
 pub(crate) fn run() -> anyhow::Result<()> {
     let root = crate::root();
     let mut findings = edges(&root)?;
+    let mut sources = Vec::new();
     for file in tracked(&root)? {
         findings.extend(check_file(&root, &file)?);
+        if file.starts_with("crates") && !is_test(&file) {
+            let text = std::fs::read_to_string(root.join(&file)).unwrap_or_default(); // deleted, not yet committed
+            sources.push((file.display().to_string(), text));
+        }
     }
+    findings.extend(error_codes::unexplained(&root, &sources)?);
     if findings.is_empty() {
         return Ok(());
     }
@@ -98,12 +106,15 @@ fn tracked(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(names.split('\0').filter(|it| !it.is_empty()).map(PathBuf::from).collect())
 }
 
+fn is_test(file: &Path) -> bool {
+    file.components().any(|it| it.as_os_str() == "tests") || file.file_stem().is_some_and(|it| it == "tests")
+}
+
 fn check_file(root: &Path, file: &Path) -> anyhow::Result<Vec<String>> {
     let shown = file.display();
     let Ok(text) = std::fs::read_to_string(root.join(file)) else { return Ok(Vec::new()) }; // deleted, not yet committed
     let generated = shown.to_string().contains("/generated");
-    let test =
-        file.components().any(|it| it.as_os_str() == "tests") || file.file_stem().is_some_and(|it| it == "tests");
+    let test = is_test(file);
     let mut findings = Vec::new();
     if generated {
         return Ok(findings);
