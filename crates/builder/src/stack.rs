@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Raised when a stack is made in another way; older ones are then left alone and new ones made.
 fn edition(stack: &Stack) -> u32 {
     match stack {
-        Stack::Go(_) => 3,
+        Stack::Go(_) | Stack::Web => 3,
         Stack::Compilers(inner) => edition(inner),
         _ => 2,
     }

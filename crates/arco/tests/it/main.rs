@@ -22,5 +22,6 @@ mod private_git;
 mod routes;
 mod several;
 mod shared_address;
+mod static_site;
 mod streams;
 mod survive;

@@ -12,6 +12,8 @@ sed \"s/@PORT@/${PORT:-8080}/\" \"/etc/arco-web/$1.conf\" > /tmp/web/nginx.conf
 exec nginx -c /tmp/web/nginx.conf -g 'daemon off;'
 ";
 
+/// `no-cache`: browsers ask whether a file is still the same, and get 304. Without it they guess by the age of its time, which
+/// says nothing here, and would show an old site for months after a deploy (RFC 9111 §4.2.2).
 const COMMON: &str = "user root;
 worker_processes 1;
 pid /tmp/web/nginx.pid;
@@ -37,6 +39,7 @@ http {
     root /srv/site;
     index index.html index.htm;
     absolute_redirect off;
+    add_header Cache-Control no-cache;
     location ~ /\\.(?!well-known/) { return 404; }
 ";
 
