@@ -7,6 +7,7 @@ use crate::{Error, ExecRequest, Orchestrator, Removal, SharedOrchestrator};
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{ComponentKind, Port, Protocol, Resources, RolloutSpec};
 use arco_store::clock;
 use std::collections::BTreeSet;
@@ -41,6 +42,8 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             probe: None,
             volumes: Vec::new(),
             restarts_asked: 0,
+            scheduling: Scheduling::default(),
+            overlay: None,
         },
         rollout: RolloutSpec {
             start_deadline_ms: in_time(Duration::from_secs(20)).as_millis() as u64,
@@ -188,5 +191,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         mounts: Vec::new(),
         volumes: Vec::new(),
         export: None,
+        scheduling: Scheduling::default(),
+        overlay: None,
     }
 }

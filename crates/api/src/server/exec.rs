@@ -134,6 +134,8 @@ impl Api {
             mounts: Vec::new(),
             volumes: template.volumes,
             export: None,
+            scheduling: template.scheduling,
+            overlay: template.overlay,
         })
     }
 
