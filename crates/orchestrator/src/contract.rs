@@ -12,6 +12,7 @@ use arco_model::spec::{ComponentKind, Port, Protocol, Resources, RolloutSpec};
 use arco_store::clock;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 /// A bound of time, longer on an emulated machine: `ARCO_TEST_SLOWNESS` (1 when not set) says how many times.
@@ -147,6 +148,19 @@ pub async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan) {
     let nobody = clock::fresh::<InstanceId>();
     assert!(matches!(driver.release(&nobody).await, Err(Error::NotFound(_))));
     assert!(driver.exec(&nobody, request).await.is_err());
+
+    let mut web = driver.connect(&instance, 8080).await.unwrap();
+    web.stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 7];
+    web.stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.");
+    // Where nothing listens it is refused, or ends with the reason.
+    let why = match driver.connect(&instance, 9).await {
+        Ok(nothing) => nothing.failure.await.unwrap(),
+        Err(error) => error.to_string(),
+    };
+    assert!(why.contains("nothing listens on port 9 inside"), "{why}");
+    assert!(driver.connect(&nobody, 8080).await.is_err());
 
     let once = one_shot(&plan, &["true"]);
     let (output, _lines) = mpsc::channel(64);
