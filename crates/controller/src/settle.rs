@@ -30,9 +30,7 @@ pub(crate) fn without_effect(one_machine: bool, operation: &Operation, component
         return None;
     }
     let (names, reference) = (asked.join("` and `"), component.reference());
-    Some(format!(
-        "this platform runs on one machine: `{names}` of {reference} is kept, but has an effect only on Kubernetes"
-    ))
+    Some(format!("these fields have no effect on one machine, and are kept for Kubernetes: `{names}` of {reference}"))
 }
 
 /// How an operation ended; `None` while it goes on.
