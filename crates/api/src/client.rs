@@ -10,7 +10,7 @@ mod exec;
 mod follow;
 mod transfer;
 
-pub use calls::{ComponentName, ExecCall, LogOf};
+pub use calls::{ComponentName, ExecCall, ForwardCall, LogOf};
 pub use context::{Context, ContextError};
 pub use error::ClientError;
 pub use exec::{ExecReceiver, ExecSender, ExecStream};

@@ -9,6 +9,7 @@ mod change;
 mod error;
 mod exec;
 mod extract;
+mod forward;
 mod identity;
 mod read;
 mod routes;

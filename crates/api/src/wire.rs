@@ -30,7 +30,7 @@ pub use exec::{Channel, ExecControl, Frame, FrameError};
 pub use operation::OperationDocument;
 pub use page::{Page, PageQuery};
 pub use patch::SpecPatch;
-pub use query::{ApplyQuery, DeleteQuery, ExecQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
+pub use query::{ApplyQuery, DeleteQuery, ExecQuery, ForwardQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
 pub use request::{
     CertificateAnswer, CertificateRequest, CreateTenant, DeployRequest, LogAnswer, LogQuery, RollbackRequest,
     ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,

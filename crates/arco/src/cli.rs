@@ -26,6 +26,7 @@ mod import;
 mod list;
 mod logs;
 mod operations;
+mod port_forward;
 mod power;
 mod reference;
 mod revisions;
@@ -126,6 +127,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Ps { reference } => list::ps(&reference, session).await?,
         Command::Logs(args) => logs::run(&args, session).await?,
         Command::Exec(args) => return exec::run(&args, false, session).await,
+        Command::PortForward(args) => port_forward::run(&args, session).await?,
         Command::Run(args) => return exec::run(&args.call(), true, session).await,
         Command::Start(args) => power::power("start", &args, session).await?,
         Command::Stop(args) => power::power("stop", &args, session).await?,

@@ -13,6 +13,7 @@ use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::name::TenantName;
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork};
 use arco_model::spec::Resources;
+use arco_model::spec::scheduling::Scheduling;
 use arco_orchestrator::OutputLine;
 use arco_store::clock;
 use std::collections::{BTreeMap, VecDeque};
@@ -193,6 +194,8 @@ impl Runner<'_> {
             mounts,
             volumes: Vec::new(),
             export,
+            scheduling: Scheduling::default(),
+            overlay: None,
         };
         let (sender, mut output) = mpsc::channel::<OutputLine>(512);
         let (cancel, cancelled) = oneshot::channel();

@@ -42,6 +42,11 @@ pub struct KubernetesConfig {
     pub shared_access: VolumeAccess,
     /// Labels of the nodes that instances run on; empty means every node.
     pub node_selector: BTreeMap<String, String>,
+    /// Priority classes that components may ask for (`scheduling.priority_class`): pods of a higher one can end those of others.
+    pub priority_classes: Vec<String>,
+    /// Whether a component's `overlay` may set any field of its pods. Without it, fields that may loosen how pods are confined
+    /// or reach what is not the component's are refused; Pod Security `baseline` of the namespaces holds in either case.
+    pub any_overlay: bool,
     /// Hard limits of each tenant's namespace, in Kubernetes' words (`requests.memory` = `64Gi`).
     pub tenant_quota: BTreeMap<String, String>,
     /// Networks outside the pods from which a gateway calls instances.
@@ -78,6 +83,8 @@ impl Default for KubernetesConfig {
             shared_storage_class: String::new(),
             shared_access: VolumeAccess::default(),
             node_selector: BTreeMap::new(),
+            priority_classes: Vec::new(),
+            any_overlay: false,
             tenant_quota: none.into_iter().map(|it| (it.to_owned(), "0".to_owned())).collect(),
             gateway_networks: Vec::new(),
             cluster_networks: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).into_iter().collect(),

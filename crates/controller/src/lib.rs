@@ -50,6 +50,8 @@ pub struct ControllerDeps {
     pub kv: SharedKv,
     /// What runs instances.
     pub orchestrator: SharedOrchestrator,
+    /// Whether that is this machine alone, which has no nodes to choose from.
+    pub one_machine: bool,
     /// Jobs of topic `controller`.
     pub queue: Queue,
     /// Opens secrets for plans.

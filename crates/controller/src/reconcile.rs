@@ -1,6 +1,6 @@
 //! One look at one component: fetch → plan → apply → observe → status → publish → settle.
 
-use crate::settle::{View, settle};
+use crate::settle::{View, settle, without_effect};
 use crate::traffic::PublishError;
 use crate::{Controller, until};
 use arco_model::component::{Component, ObservedState, Power, Revision};
@@ -132,7 +132,7 @@ impl Controller {
         let mut again = None;
         for operation in operations {
             match settle(&operation.value, &view) {
-                Some((status, problem)) => self.end(operation.value, status, problem).await?,
+                Some((status, problem)) => self.end(operation.value, status, problem, &component).await?,
                 None => {
                     self.tell(&operation.value, &view).await;
                     again = sooner(again, until(operation.value.deadline));
@@ -266,6 +266,7 @@ impl Controller {
         operation: Operation,
         status: OperationStatus,
         problem: Option<arco_model::error::Problem>,
+        component: &Component,
     ) -> Result<(), ReconcileError> {
         let now = clock::now();
         let line = match (&status, &problem) {
@@ -274,7 +275,9 @@ impl Controller {
             _ => "cancelled".to_owned(),
         };
         // The line first: whoever follows the log sees it before the operation is final.
-        let lines = vec![LogLine { at: now, instance: None, origin: LogOrigin::Platform, text: line }];
+        let notice = without_effect(self.deps.one_machine, &operation, component);
+        let said = |text| LogLine { at: now, instance: None, origin: LogOrigin::Platform, text };
+        let lines = notice.into_iter().chain([line]).map(said).collect();
         self.deps.logs.append(LogStream::Operation { id: operation.id.clone() }, lines).await;
         self.deps
             .metadata

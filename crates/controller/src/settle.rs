@@ -23,6 +23,16 @@ pub(crate) struct View<'a> {
     pub(crate) now: Timestamp,
 }
 
+/// What of a component a single machine cannot follow, said once by the operation that brought it.
+pub(crate) fn without_effect(one_machine: bool, operation: &Operation, component: &Component) -> Option<String> {
+    let asked = component.spec.of_clusters();
+    if !one_machine || asked.is_empty() || operation.revision.is_none() {
+        return None;
+    }
+    let (names, reference) = (asked.join("` and `"), component.reference());
+    Some(format!("these fields have no effect on one machine, and are kept for Kubernetes: `{names}` of {reference}"))
+}
+
 /// How an operation ended; `None` while it goes on.
 pub(crate) fn settle(operation: &Operation, view: &View<'_>) -> Option<(OperationStatus, Option<Problem>)> {
     if operation.status != OperationStatus::RollingOut {

@@ -2,6 +2,7 @@
 
 use crate::name::{ApplicationName, ComponentName};
 use crate::route::{ComponentTarget, Route};
+use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Resources, RolloutSpec, VolumeSpec};
 use crate::traffic::StreamProtocol;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,12 @@ pub struct ComponentManifest {
     /// How changes are rolled out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSpec>,
+    /// Where instances may run, on a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduling: Option<Scheduling>,
+    /// A raw part of a pod template, put over what is made of the component on Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<serde_json::Value>,
     /// Every route of the component but its own host; when absent, they stay as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routes: Option<Vec<Route<ComponentTarget>>>,

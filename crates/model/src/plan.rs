@@ -7,6 +7,7 @@ use crate::artifact::{Digest, ImageRef};
 use crate::component::{Component, Power, Revision};
 use crate::id::{ComponentId, InstanceId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
+use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Protocol, Resources, RolloutSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,12 @@ pub struct InstanceTemplate {
     pub volumes: Vec<VolumeSpec>,
     /// Raised by each asked restart.
     pub restarts_asked: u64,
+    /// Where it may run, on a cluster.
+    #[serde(default, skip_serializing_if = "Scheduling::is_empty")]
+    pub scheduling: Scheduling,
+    /// A raw part of a pod template, put over what a cluster would make of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<serde_json::Value>,
 }
 
 impl WorkloadPlan {
@@ -168,6 +175,8 @@ pub fn build(component: &Component, revision: &Revision, context: &PlanContext) 
             probe: spec.probe.clone(),
             volumes: spec.volumes.clone(),
             restarts_asked: component.restarts_asked,
+            scheduling: spec.scheduling.clone(),
+            overlay: spec.overlay.clone(),
         },
     }
 }
@@ -240,6 +249,12 @@ pub struct OneShot {
     pub volumes: Vec<VolumeSpec>,
     /// Whether what it wrote is exported as a layer into the blob store.
     pub export: Option<LayerExport>,
+    /// Where it may run, on a cluster.
+    #[serde(default, skip_serializing_if = "Scheduling::is_empty")]
+    pub scheduling: Scheduling,
+    /// A raw part of a pod template, as of the component's instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<serde_json::Value>,
 }
 
 impl OneShot {
@@ -267,6 +282,8 @@ impl OneShot {
             mounts: Vec::new(),
             volumes: template.volumes,
             export: None,
+            scheduling: template.scheduling,
+            overlay: template.overlay,
         }
     }
 }

@@ -1,8 +1,12 @@
 //! What was asked of a component: its spec, with the defaults and the rules that every writer obeys.
 
+mod overlay;
+pub mod scheduling;
+
 use crate::error::Problem;
 use crate::name::{ApplicationName, ComponentName, VolumeName};
 use crate::source::Source;
+use scheduling::Scheduling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -51,6 +55,12 @@ pub struct ComponentSpec {
     /// How a change reaches the instances.
     #[serde(default)]
     pub rollout: RolloutSpec,
+    /// Where instances may run, on a cluster.
+    #[serde(default, skip_serializing_if = "Scheduling::is_empty")]
+    pub scheduling: Scheduling,
+    /// A raw part of a pod template, put over what is made of the component on Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<serde_json::Value>,
 }
 
 fn one() -> u32 {
@@ -75,7 +85,15 @@ impl ComponentSpec {
             command: None,
             probe: None,
             rollout: RolloutSpec::default(),
+            scheduling: Scheduling::default(),
+            overlay: None,
         }
+    }
+
+    /// What is asked that only a cluster can do, by the name of its field.
+    pub fn of_clusters(&self) -> Vec<&'static str> {
+        let asked = [("scheduling", !self.scheduling.is_empty()), ("overlay", self.overlay.is_some())];
+        asked.into_iter().filter(|it| it.1).map(|it| it.0).collect()
     }
 }
 
@@ -447,7 +465,8 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
     {
         return bad("command_empty", "the command is empty".to_owned(), "give a program, or leave the command out");
     }
-    Ok(())
+    scheduling::validate(&spec.scheduling)?;
+    spec.overlay.iter().try_for_each(overlay::validate)
 }
 
 /// The first time of a schedule after `after`; `None` when it has none (a 30 February) or cannot be read.

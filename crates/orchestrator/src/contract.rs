@@ -7,10 +7,12 @@ use crate::{Error, ExecRequest, Orchestrator, Removal, SharedOrchestrator};
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{ComponentKind, Port, Protocol, Resources, RolloutSpec};
 use arco_store::clock;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 /// A bound of time, longer on an emulated machine: `ARCO_TEST_SLOWNESS` (1 when not set) says how many times.
@@ -41,6 +43,8 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             probe: None,
             volumes: Vec::new(),
             restarts_asked: 0,
+            scheduling: Scheduling::default(),
+            overlay: None,
         },
         rollout: RolloutSpec {
             start_deadline_ms: in_time(Duration::from_secs(20)).as_millis() as u64,
@@ -145,6 +149,19 @@ pub async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan) {
     assert!(matches!(driver.release(&nobody).await, Err(Error::NotFound(_))));
     assert!(driver.exec(&nobody, request).await.is_err());
 
+    let mut web = driver.connect(&instance, 8080).await.unwrap();
+    web.stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 7];
+    web.stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.");
+    // Where nothing listens it is refused, or ends with the reason.
+    let why = match driver.connect(&instance, 9).await {
+        Ok(nothing) => nothing.failure.await.unwrap(),
+        Err(error) => error.to_string(),
+    };
+    assert!(why.contains("nothing listens on port 9 inside"), "{why}");
+    assert!(driver.connect(&nobody, 8080).await.is_err());
+
     let once = one_shot(&plan, &["true"]);
     let (output, _lines) = mpsc::channel(64);
     let (_keep, cancel) = oneshot::channel();
@@ -188,5 +205,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         mounts: Vec::new(),
         volumes: Vec::new(),
         export: None,
+        scheduling: Scheduling::default(),
+        overlay: None,
     }
 }

@@ -4,7 +4,7 @@
 //! What must hold: it never sleeps and never starts a process; [`FakeOrchestrator::tick`] moves its clock.
 
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
-use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// How new instances of a component behave.
@@ -257,10 +258,6 @@ impl Component {
 
 #[async_trait]
 impl Orchestrator for FakeOrchestrator {
-    fn name(&self) -> &'static str {
-        "fake"
-    }
-
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         {
             let mut state = self.lock();
@@ -371,6 +368,24 @@ impl Orchestrator for FakeOrchestrator {
             resize: mpsc::channel(1).0,
             exit,
         })
+    }
+
+    async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error> {
+        let mut state = self.lock();
+        let Some((component, _)) = find(&mut state, instance) else {
+            return Err(Error::NotFound(format!("instance {instance}")));
+        };
+        let ports = state.components.get(&component).map(|it| it.plan.template.ports.as_slice()).unwrap_or_default();
+        if !ports.iter().any(|it| it.port == port) {
+            return Err(Error::Refused(format!("nothing listens on port {port} inside instance {instance}")));
+        }
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let (mut asked, mut answer) = ([0; 1024], b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".as_slice());
+            let _ = theirs.read(&mut asked).await; // whatever is asked
+            let _ = tokio::io::copy(&mut answer, &mut theirs).await; // nobody may listen
+        });
+        Ok(Connection { stream: Box::new(ours), failure: oneshot::channel().1 })
     }
 
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {

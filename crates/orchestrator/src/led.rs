@@ -4,7 +4,8 @@
 //! What is under way then, as a run of a job, goes on to its end.
 
 use crate::{
-    Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, SharedOrchestrator, Usage,
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, SharedOrchestrator,
+    Usage,
 };
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
@@ -35,10 +36,6 @@ impl LedOrchestrator {
 
 #[async_trait]
 impl Orchestrator for LedOrchestrator {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         self.acting("apply a plan")?.apply(plan).await
     }
@@ -78,6 +75,10 @@ impl Orchestrator for LedOrchestrator {
 
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
         self.inner.exec(instance, request).await
+    }
+
+    async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error> {
+        self.inner.connect(instance, port).await
     }
 
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {

@@ -98,6 +98,18 @@ pub struct ExecSession {
     pub exit: oneshot::Receiver<i32>,
 }
 
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection to a port inside an instance; dropping it ends it.
+pub struct Connection {
+    /// Its bytes.
+    pub stream: Box<dyn Duplex>,
+    /// Why it ended, when it did not end by itself.
+    pub failure: oneshot::Receiver<String>,
+}
+
 /// What an instance uses now.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
@@ -130,8 +142,6 @@ impl Removal {
 /// The seam.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Name of the driver.
-    fn name(&self) -> &'static str;
     /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends and deletes of a component what is asked; returns when it is gone, and without an error when it was not
@@ -160,6 +170,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     }
     /// Runs a program inside an instance.
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error>;
+    /// Connects to a TCP port inside an instance, where its programs see `127.0.0.1`.
+    async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error>;
     /// What an instance uses now.
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error>;
     /// Ends everything: instances too when `stop_instances`. Afterwards nothing of this driver runs in this process.

@@ -26,7 +26,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "", resources: &["pods", "services", "secrets", "persistentvolumeclaims"], verbs: OURS },
     // Deployment and Job are removed with their pods by the cluster; a pod that drained is removed by us.
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
-    Rule { group: "", resources: &["pods/exec"], verbs: &["get", "create"] },
+    Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
     Rule { group: "", resources: &["events", "nodes"], verbs: SEEN },
     Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: OURS },
     Rule { group: "batch", resources: &["jobs"], verbs: OURS },
@@ -45,7 +45,7 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
     },
     Rule { group: "", resources: &["pods", "secrets"], verbs: OURS },
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
-    Rule { group: "", resources: &["pods/exec"], verbs: &["get", "create"] },
+    Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
     Rule { group: "", resources: &["services", "events", "nodes"], verbs: SEEN },
     Rule { group: "", resources: &["persistentvolumeclaims"], verbs: &["get", "list", "watch", "delete"] },
     Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: SEEN },

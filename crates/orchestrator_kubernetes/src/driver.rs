@@ -10,12 +10,14 @@ use crate::logs::Logs;
 use crate::render::{self, Kind, Rendered, Surroundings};
 use crate::seen::{ObjectSeen, Seen, Whereabouts};
 use crate::tenant::{PullCredentials, Tenants};
-use crate::{exec, run_once, usage, watch};
+use crate::{exec, forward, run_once, usage, watch};
 use arco_config::KubernetesConfig;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use arco_orchestrator::{
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
+};
 use arco_store::images::{Image, Images};
 use arco_store::logs::LogSink;
 use async_trait::async_trait;
@@ -306,10 +308,6 @@ impl KubernetesOrchestrator {
 
 #[async_trait]
 impl Orchestrator for KubernetesOrchestrator {
-    fn name(&self) -> &'static str {
-        "kubernetes"
-    }
-
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         let inner = &self.inner;
         if inner.stop.is_cancelled() {
@@ -400,6 +398,11 @@ impl Orchestrator for KubernetesOrchestrator {
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
         let found = self.inner.whereabouts(instance)?;
         exec::start(self.inner.cluster(), &found.namespace, &found.pod, request).await
+    }
+
+    async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error> {
+        let found = self.inner.whereabouts(instance)?;
+        forward::connect(self.inner.cluster(), &found.namespace, &found.pod, port).await
     }
 
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {

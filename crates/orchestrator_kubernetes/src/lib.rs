@@ -12,6 +12,7 @@ mod decide;
 mod driver;
 mod exec;
 mod facts;
+mod forward;
 mod lease;
 mod lines;
 mod logs;

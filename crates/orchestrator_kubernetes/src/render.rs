@@ -5,6 +5,8 @@
 //! components: a template that only new pods get), and the driver moves from one to the other.
 
 mod network;
+mod overlay;
+mod placement;
 mod pod;
 mod tenant;
 mod volumes;

@@ -429,6 +429,27 @@ pub struct ExecCall<'a> {
     pub instance: Option<&'a str>,
 }
 
+/// A connection to a port inside a running instance.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardCall<'a> {
+    /// Tenant.
+    pub tenant: &'a str,
+    /// Application and component.
+    pub name: ComponentName<'a>,
+    /// Port inside the instance.
+    pub port: u16,
+    /// A certain instance.
+    pub instance: Option<&'a str>,
+}
+
+impl ForwardCall<'_> {
+    pub(super) fn path(&self) -> String {
+        let path = of_component(self.tenant, self.name, &["port-forward"]);
+        let instance = self.instance.map(|it| format!("&instance={}", encode(it))).unwrap_or_default();
+        format!("{path}?port={}{instance}", self.port)
+    }
+}
+
 impl ExecCall<'_> {
     pub(super) fn path(&self) -> String {
         let verb = if self.one_off { "run" } else { "exec" };

@@ -1,6 +1,6 @@
-//! A program in an instance, over a WebSocket on the same mutual TLS.
+//! A program in an instance, or a connection to a port of it, over a WebSocket on the same mutual TLS.
 
-use super::{CONNECT_TIMEOUT, Client, ClientError, ExecCall};
+use super::{CONNECT_TIMEOUT, Client, ClientError, ExecCall, ForwardCall};
 use crate::wire::{ErrorBody, Frame};
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::pki_types::ServerName;
@@ -11,12 +11,21 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
-/// Both halves of a running program: what goes in and what comes out.
+/// Both halves of a running program or a connection: what goes in and what comes out.
 pub type ExecStream = (ExecSender, ExecReceiver);
 
 impl Client {
     /// Runs a program; input and output are frames of the stream.
     pub async fn exec(&self, call: &ExecCall<'_>) -> Result<ExecStream, ClientError> {
+        self.socket(&call.path()).await
+    }
+
+    /// Connects to a port of an instance; an empty frame ends its direction.
+    pub async fn forward(&self, call: &ForwardCall<'_>) -> Result<ExecStream, ClientError> {
+        self.socket(&call.path()).await
+    }
+
+    async fn socket(&self, path: &str) -> Result<ExecStream, ClientError> {
         let unreachable = |cause: &dyn std::fmt::Display| ClientError::Unreachable {
             api: self.api.clone(),
             cause: cause.to_string(),
@@ -30,7 +39,7 @@ impl Client {
         };
         let timed_out = |_| unreachable(&"it did not answer in time");
         let tls = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(timed_out)??;
-        let url = format!("wss://{}{}", self.api, call.path());
+        let url = format!("wss://{}{path}", self.api);
         match client_async(url, tls).await {
             Ok((socket, _)) => {
                 let (sink, stream) = socket.split();
@@ -46,7 +55,7 @@ fn refused(answer: &http::Response<Option<Vec<u8>>>) -> ClientError {
     let status = answer.status().as_u16();
     let body = answer.body().as_deref().and_then(|it| serde_json::from_slice(it).ok()).unwrap_or_else(|| ErrorBody {
         code: "exec_refused".to_owned(),
-        message: format!("the platform answered with status {status} and does not run the program"),
+        message: format!("the platform refused with status {status}"),
         advice: "see `arco status` for the component; an instance must be running".to_owned(),
         operation: None,
     });

@@ -88,18 +88,9 @@ impl Api {
     /// Begins a program in a running instance: the asked one, else the first ready one, else one that starts.
     pub(super) async fn exec(&self, target: &Target, asked: ExecAsked) -> Result<ExecSession, ApiError> {
         let (component, _) = self.serving(target).await?;
-        let runs = |phase: InstancePhase| match phase {
-            InstancePhase::Ready => 0,
-            InstancePhase::Unready | InstancePhase::Starting => 1,
-            InstancePhase::Draining | InstancePhase::Stopping => 2,
-            InstancePhase::Pending | InstancePhase::BackOff | InstancePhase::Ended => 9,
-        };
-        let wanted =
-            component.observed.instances.iter().filter(|it| asked.instance.as_ref().is_none_or(|id| it.id == *id));
-        let instance = wanted.min_by_key(|it| runs(it.phase)).filter(|it| runs(it.phase) < 9);
-        let instance = instance.ok_or_else(|| not_running(&component, asked.instance.as_ref()))?;
+        let instance = running(&component, asked.instance.as_ref())?;
         let request = ExecRequest { argv: asked.argv, terminal: asked.terminal };
-        Ok(self.deps.orchestrator.exec(&instance.id, request).await?)
+        Ok(self.deps.orchestrator.exec(&instance, request).await?)
     }
 
     /// The workload of `arco run`: what serves now, with its variables and volumes, and another program.
@@ -134,6 +125,8 @@ impl Api {
             mounts: Vec::new(),
             volumes: template.volumes,
             export: None,
+            scheduling: template.scheduling,
+            overlay: template.overlay,
         })
     }
 
@@ -219,6 +212,19 @@ impl Api {
         send(&mut sink, Frame::Control(control)).await;
         let _ = sink.close().await;
     }
+}
+
+/// A running instance: the asked one, else the first ready one, else one that starts.
+pub(super) fn running(component: &Component, asked: Option<&InstanceId>) -> Result<InstanceId, Problem> {
+    let runs = |phase: InstancePhase| match phase {
+        InstancePhase::Ready => 0,
+        InstancePhase::Unready | InstancePhase::Starting => 1,
+        InstancePhase::Draining | InstancePhase::Stopping => 2,
+        InstancePhase::Pending | InstancePhase::BackOff | InstancePhase::Ended => 9,
+    };
+    let wanted = component.observed.instances.iter().filter(|it| asked.is_none_or(|id| it.id == *id));
+    let found = wanted.min_by_key(|it| runs(it.phase)).filter(|it| runs(it.phase) < 9);
+    found.map(|it| it.id.clone()).ok_or_else(|| not_running(component, asked))
 }
 
 fn not_running(component: &Component, instance: Option<&InstanceId>) -> Problem {

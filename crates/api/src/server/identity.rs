@@ -2,7 +2,7 @@
 //!
 //! A client certificate names a person, a role and the tenants that it is limited to ([`arco_daemon::pki::Subject`]).
 //! What lies in a tenant that somebody may not see does not exist for them (404). Every call that changes something,
-//! and every `exec` and `run`, leaves a line with target `audit` in the log.
+//! and every `exec`, `run` and `port-forward`, leaves a line with target `audit` in the log.
 
 use super::Api;
 use super::error::ApiError;
@@ -93,7 +93,7 @@ impl Permission {
             "/v1/tenants" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,
-            _ if route.ends_with("/exec") || route.ends_with("/run") => Self::Change,
+            _ if ["/exec", "/run", "/port-forward"].iter().any(|it| route.ends_with(it)) => Self::Change,
             _ if reads => Self::View,
             _ => Self::Change,
         }
@@ -242,6 +242,7 @@ mod tests {
             (Method::DELETE, format!("{component}/routes"), Permission::Change),
             (Method::GET, format!("{component}/exec"), Permission::Change),
             (Method::GET, format!("{component}/run"), Permission::Change),
+            (Method::GET, format!("{component}/port-forward"), Permission::Change),
             (Method::POST, "/v1/tenants/{tenant}/uploads".to_owned(), Permission::Change),
             (Method::DELETE, APPLICATION.to_owned(), Permission::Operate),
             (Method::POST, "/v1/tenants".to_owned(), Permission::Administer),

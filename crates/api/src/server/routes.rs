@@ -90,6 +90,7 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(setting::set_secret, setting::delete_secret))
         .routes(routes!(stream::component_log))
         .routes(routes!(stream::exec))
+        .routes(routes!(stream::port_forward))
         .routes(routes!(stream::run))
         .routes(routes!(operation::list))
         .routes(routes!(operation::get))

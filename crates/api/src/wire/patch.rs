@@ -1,6 +1,7 @@
 //! A change of a spec: what is absent stays, `null` goes back to the default.
 
 use super::SecretText;
+use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{
     Binding, Command, ComponentKind, ComponentSpec, Port, Probe, Resources, RolloutSpec, VolumeSpec,
 };
@@ -77,6 +78,14 @@ pub struct SpecPatch {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub rollout: Option<RolloutSpec>,
+    /// Where instances may run, on a cluster; replaced as a whole.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "nullable")]
+    #[schema(value_type = Option<Object>)]
+    pub scheduling: Option<Option<Scheduling>>,
+    /// A raw part of a pod template, put over what is made of the component on Kubernetes; replaced as a whole.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "nullable")]
+    #[schema(value_type = Option<Object>)]
+    pub overlay: Option<Option<serde_json::Value>>,
 }
 
 /// Tells `null` (go back to the default) from absence (leave it).
@@ -119,6 +128,8 @@ impl SpecPatch {
         set(&mut spec.command, &self.command);
         set(&mut spec.probe, &self.probe);
         set(&mut spec.rollout, &self.rollout);
+        set(&mut spec.scheduling, &self.scheduling.clone().map(Option::unwrap_or_default));
+        set(&mut spec.overlay, &self.overlay);
         merge(&mut spec.env, &self.env);
         merge(&mut spec.build.env, &self.build_env);
         for (name, volume) in &self.volumes {
@@ -155,13 +166,17 @@ mod tests {
         spec.replicas = 3;
         let patch: SpecPatch = serde_json::from_value(serde_json::json!({
             "env": {"A": null, "C": "3"}, "command": null, "memory_mb": 64,
-            "volumes": {"v": {"name": "v", "path": "/v"}}
+            "volumes": {"v": {"name": "v", "path": "/v"}},
+            "scheduling": {"node_selector": {"disk": "ssd"}}, "overlay": null
         }))
         .unwrap();
         patch.apply(&mut spec);
         assert_eq!(spec.env.keys().collect::<Vec<_>>(), ["B", "C"]);
         assert_eq!((spec.command.clone(), spec.replicas, spec.resources.memory_mb), (None, 3, 64));
         assert_eq!(spec.volumes.len(), 1);
+        assert_eq!((spec.of_clusters(), patch.overlay.is_some()), (vec!["scheduling"], true));
+        SpecPatch { scheduling: Some(None), ..SpecPatch::default() }.apply(&mut spec);
+        assert!(spec.scheduling.is_empty());
         let again: SpecPatch = serde_json::from_str(&serde_json::to_string(&patch).unwrap()).unwrap();
         assert_eq!(again, patch);
         assert!(SpecPatch::default().is_empty() && serde_json::to_string(&SpecPatch::default()).unwrap() == "{}");

@@ -53,6 +53,18 @@ pub struct ExecQuery {
     pub instance: Option<String>,
 }
 
+/// Which port of an instance.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ForwardQuery {
+    /// TCP port inside the instance.
+    pub port: u16,
+    /// A certain instance.
+    #[serde(default)]
+    pub instance: Option<String>,
+}
+
 /// Which repository of the registry.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -23,6 +23,7 @@ GET /v1/tenants/{tenant}/applications/{application}/components/{component}
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/exec
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/instances
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/log
+GET /v1/tenants/{tenant}/applications/{application}/components/{component}/port-forward
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/revisions
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/routes
 GET /v1/tenants/{tenant}/applications/{application}/components/{component}/run

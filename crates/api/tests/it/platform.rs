@@ -18,7 +18,9 @@ use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::source::Source;
 use arco_model::spec::{Port, Protocol};
 use arco_mq::Queue;
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use arco_orchestrator::{
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
+};
 use arco_store::blob::MemoryBlobs;
 use arco_store::clock;
 use arco_store::images::Images;
@@ -245,9 +247,6 @@ impl Pretender {
 
 #[async_trait]
 impl Orchestrator for Pretender {
-    fn name(&self) -> &'static str {
-        "pretender"
-    }
     async fn apply(&self, _plan: &WorkloadPlan) -> Result<(), Error> {
         Ok(())
     }
@@ -278,6 +277,10 @@ impl Orchestrator for Pretender {
         let _ = output.send(OutputLine { stderr: true, text: "done".to_owned() }).await;
         Ok(OneShotResult { exit: ExitFacts { status: 3, ..ExitFacts::default() }, timed_out: false, layer: None })
     }
+    async fn connect(&self, _instance: &InstanceId, port: u16) -> Result<Connection, Error> {
+        Err(Error::Refused(format!("nothing listens on port {port}")))
+    }
+
     async fn exec(&self, _instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (stdin, mut input) = tokio::io::duplex(4096);

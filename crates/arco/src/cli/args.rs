@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
-    import, logs, operations, power, revisions, route, secret, volume,
+    import, logs, operations, port_forward, power, revisions, route, secret, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -88,6 +88,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  arco exec demo/web -it -- /bin/sh\n  arco exec demo/web -- printenv PORT\n\nEnds with the exit status of the program."
     )]
     Exec(exec::ExecArgs),
+    /// Reach ports inside an instance from this machine
+    #[command(
+        after_help = "Examples:\n  arco port-forward demo/db 5432\n  arco port-forward demo/web 8080:80 :9229\n\nAlso ports that are not declared, and programs that listen on 127.0.0.1 of the instance only. Goes on until Ctrl-C."
+    )]
+    PortForward(port_forward::ForwardArgs),
     /// Run a program in an instance of its own
     #[command(
         after_help = "Examples:\n  arco run demo/web -- ./manage.py migrate\n  arco run demo/web -it -- /bin/sh\n  arco run demo/db -i -- psql < dump.sql\n\nThe instance has the variables and volumes of what serves, and is gone when the program ended. Ends with the exit status of the program."

@@ -81,6 +81,18 @@ mod tests {
                 "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared"}],
                 "bind": ["store=STORE"], "command": "run", "probe": {"kind": "http", "path": "/", "port": 80},
                 "rollout": {"start_deadline_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
+                "scheduling": {
+                    "node_selector": {"disk": "ssd"},
+                    "node_affinity": [{"key": "a", "operator": "in", "values": ["b"], "weight": 1}],
+                    "affinity": [{"component": "db", "topology": "zone", "weight": 1}],
+                    "anti_affinity": [{"component": "db"}],
+                    "topology_spread": [{"topology": "zone", "max_skew": 1, "when_unsatisfiable": "do_not_schedule"}],
+                    "tolerations": [{
+                        "key": "a", "operator": "equal", "value": "b", "effect": "no_execute", "toleration_seconds": 1
+                    }],
+                    "priority_class": "high"
+                },
+                "overlay": {"spec": {"hostname": "web"}},
                 "routes": [{"hosts": ["a.test"]}],
                 "streams": [{"protocol": "tcp", "port": 10000, "target_port": 5432, "address": "192.0.2.1"}]
             }}
@@ -102,5 +114,11 @@ mod tests {
         assert_eq!(keys(&schema["$defs"]["volume"]["properties"]), keys(&component["volumes"][0]));
         assert_eq!(keys(&schema["$defs"]["stream"]["properties"]), keys(&component["streams"][0]));
         assert_eq!(keys(&schema["$defs"]["rollout"]["properties"]), keys(&component["rollout"]));
+        let (known, asked) = (&schema["$defs"]["scheduling"]["properties"], &component["scheduling"]);
+        assert_eq!(keys(known), keys(asked));
+        for list in ["node_affinity", "affinity", "topology_spread", "tolerations"] {
+            let known = known[list]["items"]["$ref"].as_str().unwrap().strip_prefix("#/$defs/").unwrap();
+            assert_eq!(keys(&schema["$defs"][known]["properties"]), keys(&asked[list][0]), "{list}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::{Listeners, console, lead, shared};
 use anyhow::Context as _;
 use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
 use arco_builder::{Builder, BuilderDeps};
-use arco_config::{Config, Role};
+use arco_config::{Config, OrchestratorDriver, Role};
 use arco_controller::{ControllerDeps, Gone, Retention};
 use arco_daemon::discovery::{Directory, Server};
 use arco_daemon::health::Health;
@@ -133,6 +133,7 @@ pub(crate) async fn start(
             metadata: stores.metadata.clone(),
             kv: stores.kv.clone(),
             orchestrator: instances.orchestrator()?,
+            one_machine: config.orchestrator.driver == OrchestratorDriver::Local,
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
             logs: logs.clone(),

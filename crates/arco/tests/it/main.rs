@@ -18,6 +18,7 @@ mod load;
 mod moving;
 mod neighbour;
 mod one_off;
+mod port_forward;
 mod private_git;
 mod routes;
 mod several;

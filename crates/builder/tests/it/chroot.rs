@@ -6,7 +6,9 @@ use arco_model::artifact::{Descriptor, Digest, Layer};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::{ExitFacts, Observed};
 use arco_model::plan::{OneShot, WorkloadPlan};
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use arco_orchestrator::{
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
+};
 use arco_store::blob::content_path;
 use arco_store::images::{Images, LAYER_GZIP_TYPE};
 use async_trait::async_trait;
@@ -106,9 +108,6 @@ impl Chroot {
 
 #[async_trait]
 impl Orchestrator for Chroot {
-    fn name(&self) -> &'static str {
-        "chroot"
-    }
     async fn apply(&self, _: &WorkloadPlan) -> Result<(), Error> {
         Ok(())
     }
@@ -208,6 +207,9 @@ impl Orchestrator for Chroot {
     }
 
     async fn exec(&self, _: &InstanceId, _: ExecRequest) -> Result<ExecSession, Error> {
+        Err(Error::Refused("not here".to_owned()))
+    }
+    async fn connect(&self, _: &InstanceId, _: u16) -> Result<Connection, Error> {
         Err(Error::Refused("not here".to_owned()))
     }
     async fn usage(&self, _: &InstanceId) -> Result<Usage, Error> {

@@ -157,3 +157,17 @@ fn a_build_is_ended_only_by_its_deadline() {
         assert_eq!(settle(&operation, &view).is_some(), ended);
     }
 }
+
+#[test]
+fn what_one_machine_cannot_follow_is_said_by_the_operation_that_brings_it() {
+    let mut web = component(ComponentKind::Stateless);
+    let deploy = operation(OperationKind::Deploy, Some(2));
+    assert_eq!(without_effect(true, &deploy, &web), None);
+    web.spec.scheduling.priority_class = Some("high".into());
+    web.spec.overlay = Some(serde_json::json!({}));
+    let said = without_effect(true, &deploy, &web).unwrap();
+    assert!(said.contains("`scheduling` and `overlay` of shop/web") && said.contains("Kubernetes"), "{said}");
+    for (one_machine, revision) in [(false, Some(2)), (true, None)] {
+        assert_eq!(without_effect(one_machine, &operation(OperationKind::Scale, revision), &web), None);
+    }
+}

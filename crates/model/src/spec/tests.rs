@@ -41,6 +41,8 @@ fn each_broken_rule_has_its_code() {
             it.kind = ComponentKind::Cron;
             it.schedule = Some("every day".into());
         }),
+        ("scheduling_invalid", |it| it.scheduling.priority_class = Some(String::new())),
+        ("overlay_invalid", |it| it.overlay = Some(serde_json::json!({"containers": []}))),
         ("command_empty", |it| it.command = Some(Command::Exec(vec![]))),
     ];
     for (code, break_it) in rows {
@@ -70,4 +72,15 @@ fn a_schedule_has_a_next_time_in_utc() {
     assert_eq!(next_run("*/5 * * * *", noon).unwrap().rfc3339(), "2026-01-31T12:05:00.000Z");
     assert_eq!(next_run("0 0 1 * *", noon).unwrap().rfc3339(), "2026-02-01T00:00:00.000Z");
     assert_eq!(next_run("nonsense", noon), None);
+}
+
+#[test]
+fn what_is_not_asked_of_a_cluster_is_not_written() {
+    let mut spec = spec();
+    let written = serde_json::to_value(&spec).unwrap();
+    assert!(written.get("scheduling").is_none() && written.get("overlay").is_none());
+    assert!(spec.of_clusters().is_empty());
+    spec.scheduling.priority_class = Some("high".into());
+    spec.overlay = Some(serde_json::json!({}));
+    assert_eq!(spec.of_clusters(), ["scheduling", "overlay"]);
 }

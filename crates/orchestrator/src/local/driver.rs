@@ -14,7 +14,7 @@ use super::container::{Containers, ContainersConfig};
 use super::network::rules::BuildWay;
 use super::network::{Network, NetworkOptions, egress};
 use super::volumes::Volumes;
-use crate::{Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
@@ -240,10 +240,6 @@ async fn network(
 
 #[async_trait]
 impl Orchestrator for LocalOrchestrator {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         let inner = &self.inner;
         let made = inner.network.component(&plan.component, &plan.tenant, &plan.application, &plan.may_call).await;
@@ -327,6 +323,19 @@ impl Orchestrator for LocalOrchestrator {
 
     async fn exec(&self, instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
         self.inner.containers.exec(instance, request).await
+    }
+
+    async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error> {
+        if !lock(&self.inner.owners).contains_key(instance) {
+            return Err(Error::NotFound(format!("instance {instance}")));
+        }
+        let stream = self.inner.network.dial(instance, port).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                Error::Refused(format!("nothing listens on port {port} inside instance {instance}"))
+            }
+            _ => Error::failed(format!("connect to port {port} inside instance {instance}"), error),
+        })?;
+        Ok(Connection { stream: Box::new(stream), failure: oneshot::channel().1 })
     }
 
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {

@@ -358,6 +358,11 @@ impl Network {
         Ok(())
     }
 
+    /// Connects to a port as the programs of an instance would, at `127.0.0.1`.
+    pub async fn dial(&self, id: &InstanceId, port: u16) -> std::io::Result<tokio::net::TcpStream> {
+        netns::dial(self.netns_path(id), port).await
+    }
+
     fn netns_path(&self, id: &InstanceId) -> PathBuf {
         self.runtime_dir.join("netns").join(id.as_str())
     }

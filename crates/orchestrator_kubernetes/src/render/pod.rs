@@ -1,6 +1,6 @@
 //! Pods: what runs, how confined, how asked whether it is ready.
 
-use super::{Kind, Object, Surroundings};
+use super::{Kind, Object, Surroundings, overlay, placement};
 use crate::names;
 use arco_config::KubernetesConfig;
 use arco_model::artifact::{ImageConfig, ImageRef};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Capabilities of every instance; the same as on one machine.
-const CAPABILITIES: [&str; 10] =
+pub(super) const CAPABILITIES: [&str; 10] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID"];
 
 /// The pod template of a plan, without its key.
@@ -45,31 +45,37 @@ pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result
     if plan.kind.runs_to_end() {
         spec["restartPolicy"] = "Never".into();
     }
-    if plan.kind == ComponentKind::Stateless {
-        let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str() } });
-        spec["topologySpreadConstraints"] = json!([{
-            "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": selector,
-        }]);
-    }
+    placement::of_plan(&mut spec, plan, config)?;
     let search = [format!("{}.{}", plan.application, plan.tenant), plan.tenant.to_string()];
     names_of_others(&mut spec, config, &search, around.hosts);
     let mut labels = names::component_labels(&config.namespace_prefix, plan);
     labels.insert(names::ROLE.to_owned(), "instance".into());
     labels.insert(names::SERVING.to_owned(), "true".into());
     let annotations = json!({ (names::TEMPLATE): it.fingerprint(), (names::REVISION): it.revision.as_str() });
-    Ok(json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": spec }))
+    let mut pod = json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": spec });
+    if let Some(asked) = &it.overlay {
+        overlay::put_over(&mut pod, asked, config)?;
+    }
+    Ok(pod)
 }
 
 /// The template with its key, and its variables from a Secret.
 pub(super) fn keyed(mut pod: Value, key: &str, secret: &str, variables: bool) -> Value {
     pod["metadata"]["labels"][names::KEY] = key.into();
     if variables {
-        pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
+        variables_of(&mut pod["spec"], secret);
     }
     pod
+}
+
+/// Variables from a Secret, behind those of an overlay: the last one wins.
+fn variables_of(spec: &mut Value, secret: &str) {
+    let container = &mut spec["containers"][0];
+    let own = json!({ "secretRef": { "name": secret } });
+    match container["envFrom"].as_array_mut() {
+        Some(others) => others.push(own),
+        None => container["envFrom"] = json!([own]),
+    }
 }
 
 /// What every pod of ours is, whatever runs in it.
@@ -96,9 +102,6 @@ fn pod_spec(config: &KubernetesConfig, pull_secret: bool, user: Option<(u32, u32
     }
     if pull_secret {
         spec["imagePullSecrets"] = json!([{ "name": names::PULL_SECRET }]);
-    }
-    if !config.node_selector.is_empty() {
-        spec["nodeSelector"] = json!(config.node_selector);
     }
     spec
 }
@@ -235,7 +238,6 @@ pub(crate) fn one_shot(
     let config = around.config;
     let user = user(&work.user, around.image)?;
     let mut container = container(config, image, argv, &work.working_dir, &work.resources);
-    container["envFrom"] = json!([{ "secretRef": { "name": names::one_shot(&work.id) } }]);
     if let Some(missing) =
         work.volumes.iter().find(|it| it.kind != VolumeKind::Memory && !claims.contains_key(it.name.as_str()))
     {
@@ -269,6 +271,16 @@ pub(crate) fn one_shot(
     ] {
         labels.insert(name.to_owned(), value.into());
     }
+    placement::of_node(&mut spec, &work.scheduling, config)?;
+    let mut pod = json!({ "metadata": { "labels": labels, "annotations": {} }, "spec": spec });
+    if let Some(asked) = &work.overlay {
+        overlay::put_over(&mut pod, &overlay::of_run(asked), config)?;
+    }
     let namespace = names::namespace(&config.namespace_prefix, &work.tenant);
-    Ok(Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec })))
+    let labels = pod["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let (annotations, mut spec) = (pod["metadata"]["annotations"].take(), pod["spec"].take());
+    variables_of(&mut spec, &names::one_shot(&work.id));
+    let mut object = Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec }));
+    object.body["metadata"]["annotations"] = annotations;
+    Ok(object)
 }

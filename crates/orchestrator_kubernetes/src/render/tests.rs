@@ -3,6 +3,7 @@
 use super::*;
 use arco_model::id::{ComponentId, RevisionId};
 use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork};
+use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{Port, Probe, Protocol, Resources, RolloutSpec, VolumeKind, VolumeSpec};
 use k8s_openapi::api::{
     apps::v1 as apps, batch::v1 as batch, core::v1 as core, networking::v1 as net, policy::v1 as policy,
@@ -37,6 +38,8 @@ pub(crate) fn plan() -> WorkloadPlan {
             probe: Some(Probe::Http { path: "/healthz".to_owned(), port: None }),
             volumes: vec![volume("cache", VolumeKind::Memory), volume("files", VolumeKind::Shared)],
             restarts_asked: 0,
+            scheduling: Scheduling::default(),
+            overlay: None,
         },
         rollout: RolloutSpec::default(),
         may_call: BTreeSet::from([ComponentId::from_parts(1_700_000_000_000, 9)]),
@@ -64,7 +67,7 @@ fn all(it: &Rendered, replicas: u32) -> Vec<Value> {
 }
 
 /// Whether the API's own type says the same: a misspelt field would be lost in it.
-fn known<T: DeserializeOwned + Serialize>(body: &Value) {
+pub(super) fn known<T: DeserializeOwned + Serialize>(body: &Value) {
     let typed: T = serde_json::from_value(body.clone()).unwrap();
     let mut back = serde_json::to_value(typed).unwrap();
     let mut body = body.clone();
@@ -157,10 +160,75 @@ fn a_one_shot() {
     );
     work.network = OneShotNetwork::Build;
     let claims = [("files".to_owned(), "files-claim".to_owned())].into();
+    // What it takes over of the component: where it may run, and an overlay that does not stand before its variables.
+    let asked = json!({"tolerations": [{"key": "gpu", "operator": "exists"}], "node_selector": {"disk": "ssd"}});
+    work.scheduling = serde_json::from_value(asked).unwrap();
+    work.overlay = Some(json!({"metadata": {"annotations": {"example.com/a": "b"}}, "spec": {
+        "containers": [{"name": "app", "envFrom": [{"configMapRef": {"name": "mine"}}], "livenessProbe": {}}, {"name": "proxy"}]
+    }}));
     let object = one_shot(&work, &around, &work.image, &work.argv, &claims).unwrap().body;
     checked(std::slice::from_ref(&object));
     insta::assert_json_snapshot!(object);
     assert!(one_shot(&work, &around, &work.image, &work.argv, &BTreeMap::new()).unwrap_err().contains("`files`"));
+}
+
+/// Where a component may run, with everything that can be asked.
+fn everywhere() -> Scheduling {
+    let asked = json!({
+        "node_selector": {"disk": "ssd"},
+        "node_affinity": [
+            {"key": "kubernetes.io/arch", "operator": "in", "values": ["amd64"]},
+            {"key": "example.com/old", "operator": "does_not_exist"},
+            {"key": "example.com/cores", "operator": "gt", "values": ["8"], "weight": 10}
+        ],
+        "affinity": [{"component": "db", "topology": "zone", "weight": 50}],
+        "anti_affinity": [{"component": "web"}, {"component": "other/batch", "topology": "example.com/rack"}],
+        "topology_spread": [{"topology": "zone", "when_unsatisfiable": "do_not_schedule"}, {"max_skew": 2}],
+        "tolerations": [
+            {"key": "gpu", "value": "yes", "effect": "no_schedule"},
+            {"operator": "exists", "effect": "no_execute", "toleration_seconds": 30}
+        ],
+        "priority_class": "high"
+    });
+    serde_json::from_value(asked).unwrap()
+}
+
+#[test]
+fn a_component_that_says_where_it_runs() {
+    let mut plan = plan();
+    plan.template.scheduling = everywhere();
+    let mut config = config();
+    config.node_selector = [("pool".to_owned(), "apps".to_owned())].into();
+    let (image, hosts) = (ImageConfig::default(), BTreeMap::new());
+    let ask = |plan: &WorkloadPlan, config: &KubernetesConfig| {
+        component(plan, &Surroundings { config, image: &image, hosts: &hosts, pull_secret: false })
+    };
+    let refused = ask(&plan, &config).unwrap_err();
+    assert!(refused.contains("`high`") && refused.contains("`kubernetes.priority_classes`"), "{refused}");
+    config.priority_classes = vec!["high".to_owned()];
+    let pod = ask(&plan, &config).unwrap().workload(1).body["spec"]["template"].clone();
+    known::<core::PodTemplateSpec>(&pod);
+    let mut spec = pod["spec"].clone();
+    spec.as_object_mut().unwrap().retain(|name, _| {
+        ["affinity", "nodeSelector", "priorityClassName", "tolerations", "topologySpreadConstraints"]
+            .contains(&name.as_str())
+    });
+    insta::assert_json_snapshot!(spec);
+
+    config.node_selector = [("disk".to_owned(), "hdd".to_owned())].into();
+    let refused = ask(&plan, &config).unwrap_err();
+    assert!(refused.contains("`disk=ssd`") && refused.contains("`disk=hdd`"), "{refused}");
+    assert_ne!(rendered(&plan_of(Scheduling::default())).key, rendered(&plan_of(only_spread())).key);
+}
+
+fn plan_of(scheduling: Scheduling) -> WorkloadPlan {
+    let mut plan = plan();
+    plan.template.scheduling = scheduling;
+    plan
+}
+
+fn only_spread() -> Scheduling {
+    Scheduling { topology_spread: everywhere().topology_spread, ..Scheduling::default() }
 }
 
 #[test]

@@ -103,6 +103,8 @@ fn spec(
     spec.command.clone_from(&manifest.command);
     spec.probe.clone_from(&manifest.probe);
     spec.rollout = manifest.rollout.unwrap_or_default();
+    spec.scheduling = manifest.scheduling.clone().unwrap_or_default();
+    spec.overlay.clone_from(&manifest.overlay);
     spec.bindings = manifest.bind.iter().map(|text| binding(application, text)).collect::<Result<_, _>>()?;
     for secret in &manifest.secrets {
         let Some(version) = found.and_then(|it| it.spec.secrets.get(secret)) else {

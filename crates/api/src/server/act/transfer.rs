@@ -9,6 +9,7 @@ mod import;
 use super::super::Api;
 use super::super::error::ApiError;
 use crate::wire::SecretText;
+use arco_config::{Config, OrchestratorDriver};
 use arco_model::artifact::Digest;
 use arco_model::error::{ErrorKind, Problem};
 use arco_store::blob::content_path;
@@ -79,5 +80,13 @@ impl Api {
     pub(in super::super) async fn blob_size(&self, digest: &Digest) -> Result<u64, ApiError> {
         let found = self.deps.blobs.stat(&content_path(digest)).await?;
         Ok(found.ok_or_else(|| Problem::not_found("blob", digest))?.size)
+    }
+}
+
+/// What runs instances here, in one word.
+fn driver(config: &Config) -> &'static str {
+    match config.orchestrator.driver {
+        OrchestratorDriver::Local => "local",
+        OrchestratorDriver::Kubernetes => "kubernetes",
     }
 }

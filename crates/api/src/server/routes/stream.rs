@@ -1,12 +1,13 @@
-//! What streams: logs (answered by the log role), and programs in instances.
+//! What streams: logs (answered by the log role), programs in instances, and connections to their ports.
 
 use super::super::Api;
 use super::super::act::Target;
 use super::super::error::ApiError;
 use super::super::exec::{ExecAsked, carry};
 use super::super::extract::{Asked, ComponentPath, Named};
+use super::super::forward;
 use super::super::identity::Caller;
-use crate::wire::{ErrorBody, ExecQuery, LogAnswer, LogQuery};
+use crate::wire::{ErrorBody, ExecQuery, ForwardQuery, LogAnswer, LogQuery};
 use arco_model::error::Problem;
 use axum::Extension;
 use axum::extract::ws::WebSocketUpgrade;
@@ -93,8 +94,23 @@ pub(super) async fn run(
     Ok(socket.on_upgrade(move |socket| api.run(workload, how, socket)))
 }
 
+/// One connection to a TCP port inside a running instance. WebSocket of binary messages as for `exec`: 0 bytes to the
+/// instance, 1 bytes from it, an empty one ends that direction; 3 control as JSON (`error`).
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/applications/{application}/components/{component}/port-forward", tag = "programs", params(("tenant" = String, Path), ("application" = String, Path), ("component" = String, Path), ForwardQuery),
+    responses((status = 101), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn port_forward(
+    State(api): State<Api>,
+    Named(path): ComponentPath,
+    Asked(query): Asked<ForwardQuery>,
+    socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let socket = upgrade(socket)?;
+    let connection = api.forward(&Target::from(path), &query).await?;
+    Ok(socket.on_upgrade(move |socket| forward::carry(connection, socket)))
+}
+
 fn upgrade(socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<WebSocketUpgrade, Problem> {
-    let advice = "use `arco exec` or `arco run`, or a WebSocket client";
+    let advice = "use `arco exec`, `arco run` or `arco port-forward`, or a WebSocket client";
     let socket = socket
         .map_err(|it| Problem::invalid("websocket_expected", format!("this call is a WebSocket: {it}"), advice))?;
     Ok(socket.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX))

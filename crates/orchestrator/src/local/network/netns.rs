@@ -10,6 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+/// How long a connect inside a namespace may take: a full queue of a listener does not answer.
+const DIAL: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The link of an instance to the bridge.
 pub(super) struct Uplink {
     /// Name of its outer end.
@@ -88,6 +91,25 @@ async fn set_up(uplink: Option<Uplink>, outside: &File) -> Result<(), NetworkErr
         () = connection => Err(NetworkError::step("set up a network namespace", "netlink ended")),
         done = work => done,
     }
+}
+
+/// Connects to a port at `127.0.0.1` inside a namespace. The connection stays in there; this process only holds it.
+pub(super) async fn dial(path: PathBuf, port: u16) -> std::io::Result<tokio::net::TcpStream> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    let work = move || {
+        let dialled = File::open(&path).and_then(|namespace| {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let stream = std::net::TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), DIAL)?;
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        });
+        let _ = done.send(dialled);
+    };
+    // A thread of its own: it stays in that namespace until it ends.
+    std::thread::Builder::new().name("netns".to_owned()).spawn(work)?;
+    let ended = |_| Err(std::io::Error::other("the thread in its network namespace ended early"));
+    tokio::net::TcpStream::from_std(result.await.unwrap_or_else(ended)?)
 }
 
 /// Lets go of a namespace; it ends with its last process. Fine when there is none.

@@ -13,6 +13,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams, PostParams};
 use kube::core::PartialObjectMeta;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -216,6 +217,71 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         );
         driver.remove(&id, &Removal::Everything).await.unwrap();
         assert!(driver.components().await.unwrap().is_empty() && of_components(&place).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_runs_where_it_asks_with_what_its_overlay_adds() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        let id = asked.component.clone();
+        asked.template.scheduling = serde_json::from_value(json!({"node_selector": {"disk": "none-has-it"}})).unwrap();
+        driver.apply(&asked).await.unwrap();
+        until(driver, &id, "no node takes it", |it| {
+            let fault = it.instances.iter().find_map(|it| it.fault.as_deref()).unwrap_or_default();
+            fault.contains("no node of the cluster can take it")
+        })
+        .await;
+
+        let everything = json!({
+            "node_selector": {"kubernetes.io/os": "linux"},
+            "node_affinity": [
+                {"key": "kubernetes.io/arch", "operator": "in", "values": ["amd64"]},
+                {"key": "disk", "operator": "exists", "weight": 10}
+            ],
+            "affinity": [{"component": "db", "topology": "zone", "weight": 50}],
+            "anti_affinity": [{"component": "web"}, {"component": "other/batch", "weight": 1}],
+            "topology_spread": [{"topology": "zone"}, {"max_skew": 2, "when_unsatisfiable": "do_not_schedule"}],
+            "tolerations": [{"key": "gpu", "operator": "exists", "effect": "no_execute", "toleration_seconds": 30}]
+        });
+        asked.template.scheduling = serde_json::from_value(everything).unwrap();
+        asked.template.overlay = Some(json!({
+            "metadata": {"labels": {"team": "blue"}},
+            "spec": {
+                "hostname": "web",
+                "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "16Mi"}}],
+                "containers": [{"name": "app", "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                    "resources": {"limits": {"example.com/none": 0}}}]
+            }
+        }));
+        driver.apply(&asked).await.unwrap();
+        let_go(driver, &asked).await;
+        let pods: Api<Pod> = place.api();
+        let found =
+            pods.list(&ListParams::default().labels("team=blue,arco.internal/serving=true")).await.unwrap().items;
+        assert_eq!(found.len(), 1);
+        let spec = found[0].spec.as_ref().unwrap();
+        let app = &spec.containers[0];
+        assert_eq!((spec.hostname.as_deref(), app.volume_mounts.as_ref().map(Vec::len)), (Some("web"), Some(1)));
+        assert_eq!(spec.topology_spread_constraints.as_ref().map(Vec::len), Some(2));
+        let apart = spec.affinity.as_ref().unwrap().pod_anti_affinity.as_ref().unwrap();
+        let apart = &apart.required_during_scheduling_ignored_during_execution.as_ref().unwrap()[0];
+        assert_eq!(apart.match_label_keys.as_deref(), Some(&["arco.internal/key".to_owned()][..]), "{apart:?}");
+
+        // What the overlay must not set is refused, with its path, and nothing is changed.
+        let before = versions(&place).await;
+        let mut loose = asked.clone();
+        loose.template.overlay = Some(json!({"spec": {"hostNetwork": true}}));
+        driver.apply(&loose).await.unwrap();
+        let refused = until(driver, &id, "it is refused", |it| matches!(it.rollout, RolloutFacts::Halted { .. })).await;
+        let RolloutFacts::Halted { cause: Some(cause) } = refused.rollout else { panic!("no cause") };
+        let fault = cause.fault.unwrap();
+        assert!(fault.contains("`overlay.spec.hostNetwork`") && fault.contains("`kubernetes.any_overlay"), "{fault}");
+        assert_eq!(versions(&place).await, before);
+        driver.remove(&id, &Removal::Everything).await.unwrap();
+        assert!(of_components(&place).await.is_empty());
     })
     .await;
 }

@@ -54,7 +54,7 @@ impl Api {
         }
         Ok(CarriedApplication {
             name: found.name,
-            driver: self.deps.orchestrator.name().to_owned(),
+            driver: super::driver(&self.deps.config).to_owned(),
             domain: self.deps.config.server.domain.clone(),
             components: carried,
             certificates: self.export_certificates(tenant, &routes, &key).await?,

@@ -200,7 +200,7 @@ impl Api {
 
     fn what_differs(&self, carried: &CarriedApplication) -> Vec<String> {
         let mut notes = Vec::new();
-        let (driver, domain) = (self.deps.orchestrator.name(), &self.deps.config.server.domain);
+        let (driver, domain) = (super::driver(&self.deps.config), &self.deps.config.server.domain);
         let name = &carried.name;
         if carried.driver != driver {
             notes.push(format!(

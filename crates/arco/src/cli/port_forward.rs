@@ -1,0 +1,153 @@
+//! `arco port-forward`: ports of this machine that lead to ports inside an instance.
+//!
+//! What must hold: every connection is one of its own; one that fails is told and ends no other.
+
+use super::failure::Failure;
+use super::reference::Reference;
+use super::session::Session;
+use arco_api::client::{ExecReceiver, ExecSender, ForwardCall};
+use arco_api::wire::{Channel, ExecControl, Frame};
+use clap::Args;
+use futures_util::future::select_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use std::net::{IpAddr, Ipv4Addr};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Flags of `port-forward`.
+#[derive(Args, Debug)]
+pub(crate) struct ForwardArgs {
+    /// APP/COMPONENT
+    #[arg(value_name = "APP/COMPONENT")]
+    reference: Reference,
+    /// Port of this machine and port inside the instance; `:80` takes a free one here
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE", value_parser = ports)]
+    ports: Vec<(u16, u16)>,
+    /// A certain instance [default: any that is ready, chosen for each connection]
+    #[arg(long, value_name = "ID")]
+    instance: Option<String>,
+    /// Address of this machine to listen on
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    address: IpAddr,
+}
+
+/// `8080`, `8080:80`, `:80`.
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let (local, remote) = text.split_once(':').unwrap_or((text, text));
+    let number = |it: &str| it.parse::<u16>().map_err(|_| format!("`{it}` is not a port from 1 to 65535"));
+    let remote =
+        number(remote).and_then(|it| if it == 0 { Err("port 0 is none of an instance".to_owned()) } else { Ok(it) })?;
+    Ok((if local.is_empty() { 0 } else { number(local)? }, remote))
+}
+
+/// A port of this machine that leads to a port inside an instance.
+struct Lane {
+    listener: TcpListener,
+    remote: u16,
+}
+
+/// Forwards until it is interrupted.
+pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let named = session.component(&args.reference).await?;
+    let pair = named.pair();
+    // A component that is not there is told at once, not at the first connection.
+    session.client.component(&session.tenant, pair).await?;
+    let mut lanes = Vec::new();
+    for (local, remote) in &args.ports {
+        let listener = TcpListener::bind((args.address, *local)).await.map_err(|error| {
+            let message = format!("port {local} of {} cannot be listened on: {error}", args.address);
+            Failure::usage("port_unavailable", message, format!("choose another one, as `:{remote}` for any free one"))
+        })?;
+        lanes.push(Lane { listener, remote: *remote });
+    }
+    let mut told = Vec::new();
+    for lane in &lanes {
+        let local = lane.listener.local_addr().map_err(|it| Failure::local(it.to_string(), "try again"))?;
+        session.ui.note(&format!("{local} leads to port {} of {}/{}", lane.remote, named.application, named.component));
+        told.push(serde_json::json!({ "local": local.to_string(), "remote": lane.remote }));
+    }
+    if session.ui.json() {
+        session.ui.json_line(&serde_json::json!({ "forwards": told }));
+    }
+    let failed = |it: std::io::Error| Failure::local(it.to_string(), "try again");
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut ended = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut open = FuturesUnordered::new();
+    loop {
+        let accepts = lanes.iter().map(|lane| Box::pin(async move { (lane.listener.accept().await, lane.remote) }));
+        tokio::select! {
+            _ = interrupted.recv() => return Ok(()),
+            _ = ended.recv() => return Ok(()),
+            ((accepted, port), ..) = select_all(accepts) => {
+                let (stream, _) = accepted.map_err(failed)?;
+                let call = ForwardCall { tenant: &session.tenant, name: pair, port, instance: args.instance.as_deref() };
+                open.push(carry(stream, call, session));
+            }
+            Some(outcome) = open.next(), if !open.is_empty() => {
+                if let Err(failure) = outcome {
+                    let Failure { body, .. } = failure;
+                    session.ui.warn(&format!("a connection failed: {}. {}", body.message, body.advice));
+                }
+            }
+        }
+    }
+}
+
+/// One connection, until both directions have ended or either end is gone.
+async fn carry(stream: TcpStream, call: ForwardCall<'_>, session: &Session<'_>) -> Result<(), Failure> {
+    let _ = stream.set_nodelay(true);
+    let (sender, receiver) = session.client.forward(&call).await?;
+    let (from, to) = stream.into_split();
+    tokio::select! {
+        () = send(from, sender) => Ok(()),
+        end = receive(receiver, to) => end,
+    }
+}
+
+/// What comes in here; ends when this end is broken, not when it is finished.
+async fn send(mut from: OwnedReadHalf, mut sender: ExecSender) {
+    let mut buffer = vec![0; 32_768];
+    loop {
+        let Ok(count) = from.read(&mut buffer).await else { return };
+        let frame = Frame::Bytes(Channel::Stdin, bytes::Bytes::copy_from_slice(&buffer[..count]));
+        if !sender.send(&frame).await || count == 0 {
+            // The other direction goes on; it also says how it ended.
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn receive(mut receiver: ExecReceiver, mut to: OwnedWriteHalf) -> Result<(), Failure> {
+    while let Some(frame) = receiver.next().await {
+        match frame? {
+            Frame::Bytes(Channel::Stdout, bytes) if bytes.is_empty() => drop(to.shutdown().await),
+            Frame::Bytes(Channel::Stdout, bytes) => {
+                if to.write_all(&bytes).await.is_err() {
+                    return Ok(()); // whoever asked has gone
+                }
+            }
+            Frame::Control(ExecControl::Error(body)) => {
+                return Err(Failure { status: super::failure::exit::FAILED, body });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read() {
+        for (text, wanted) in [("80", Some((80, 80))), ("8080:80", Some((8080, 80))), (":80", Some((0, 80)))] {
+            assert_eq!(ports(text).ok(), wanted, "{text}");
+        }
+        for bad in ["", ":", "0", "80:0", "x", "80:x", "65536", "1:2:3"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Where pods may run: what a component asks in Kubernetes' words, inside what the operator allows.
+
+use crate::names;
+use arco_config::KubernetesConfig;
+use arco_model::plan::WorkloadPlan;
+use arco_model::spec::ComponentKind;
+use arco_model::spec::scheduling::{
+    ComponentAffinity, NodeAffinity, NodeOperator, Scheduling, TaintEffect, Toleration, TolerationOperator,
+    WhenUnsatisfiable,
+};
+use serde_json::{Map, Value, json};
+
+/// Everything that a plan asks.
+pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &KubernetesConfig) -> Result<(), String> {
+    let it = &plan.template.scheduling;
+    of_node(spec, it, config)?;
+    for (field, list) in [("podAffinity", &it.affinity), ("podAntiAffinity", &it.anti_affinity)] {
+        let rules = weighted(
+            list,
+            |it| it.weight,
+            |it| beside(it, plan),
+            |weight, term| json!({ "weight": weight, "podAffinityTerm": term }),
+        );
+        let [required, preferred] = rules;
+        if let Some(rules) = during_scheduling(required.into(), preferred) {
+            spec["affinity"][field] = rules;
+        }
+    }
+    let own = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str() } });
+    if !it.topology_spread.is_empty() {
+        let constraint = |it: &arco_model::spec::scheduling::TopologySpread| {
+            json!({
+                "maxSkew": it.max_skew,
+                "topologyKey": it.topology.label(),
+                "whenUnsatisfiable": match it.when_unsatisfiable {
+                    WhenUnsatisfiable::ScheduleAnyway => "ScheduleAnyway",
+                    WhenUnsatisfiable::DoNotSchedule => "DoNotSchedule",
+                },
+                "labelSelector": own,
+                // Old instances on their way out do not count.
+                "matchLabelKeys": [names::KEY],
+            })
+        };
+        spec["topologySpreadConstraints"] = it.topology_spread.iter().map(constraint).collect();
+    } else if plan.kind == ComponentKind::Stateless {
+        spec["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": own,
+        }]);
+    }
+    Ok(())
+}
+
+/// What needs no other component.
+pub(super) fn of_node(spec: &mut Value, it: &Scheduling, config: &KubernetesConfig) -> Result<(), String> {
+    let mut labels = config.node_selector.clone();
+    for (key, value) in &it.node_selector {
+        if let Some(fixed) = labels.get(key).filter(|it| *it != value) {
+            return Err(format!(
+                "`scheduling.node_selector` asks for nodes with `{key}={value}`, but the platform uses only those with `{key}={fixed}` (`kubernetes.node_selector`): ask for another label"
+            ));
+        }
+        labels.insert(key.clone(), value.clone());
+    }
+    if !labels.is_empty() {
+        spec["nodeSelector"] = json!(labels);
+    }
+    let rules = weighted(
+        &it.node_affinity,
+        |it| it.weight,
+        expression,
+        |weight, one| json!({ "weight": weight, "preference": { "matchExpressions": [one] } }),
+    );
+    let [required, preferred] = rules;
+    let required = if required.is_empty() {
+        json!([])
+    } else {
+        json!({ "nodeSelectorTerms": [{ "matchExpressions": required }] })
+    };
+    if let Some(rules) = during_scheduling(required, preferred) {
+        spec["affinity"]["nodeAffinity"] = rules;
+    }
+    if !it.tolerations.is_empty() {
+        spec["tolerations"] = it.tolerations.iter().map(toleration).collect();
+    }
+    if let Some(class) = &it.priority_class {
+        if !config.priority_classes.contains(class) {
+            return Err(format!(
+                "the operator does not let components ask for the priority class `{class}` (`scheduling.priority_class`), because it can end instances of others: add it to `kubernetes.priority_classes`, or leave it out"
+            ));
+        }
+        spec["priorityClassName"] = class.as_str().into();
+    }
+    Ok(())
+}
+
+/// Required rules and preferred ones.
+fn weighted<T>(
+    rules: &[T],
+    weight: impl Fn(&T) -> Option<u32>,
+    term: impl Fn(&T) -> Value,
+    preferred: impl Fn(u32, Value) -> Value,
+) -> [Vec<Value>; 2] {
+    let mut found = [Vec::new(), Vec::new()];
+    for rule in rules {
+        match weight(rule) {
+            None => found[0].push(term(rule)),
+            Some(weight) => found[1].push(preferred(weight, term(rule))),
+        }
+    }
+    found
+}
+
+fn during_scheduling(required: Value, preferred: Vec<Value>) -> Option<Value> {
+    let mut rules = Map::new();
+    if required.as_array().is_none_or(|it| !it.is_empty()) {
+        rules.insert("requiredDuringSchedulingIgnoredDuringExecution".to_owned(), required);
+    }
+    if !preferred.is_empty() {
+        rules.insert("preferredDuringSchedulingIgnoredDuringExecution".to_owned(), preferred.into());
+    }
+    (!rules.is_empty()).then(|| rules.into())
+}
+
+fn beside(it: &ComponentAffinity, plan: &WorkloadPlan) -> Value {
+    let application = it.component.application.as_ref().unwrap_or(&plan.application);
+    let selector = json!({ "matchLabels": {
+        (names::APPLICATION): application.as_str(),
+        (names::NAME): it.component.component.as_str(),
+        (names::ROLE): "instance",
+    }});
+    let mut term = json!({ "labelSelector": selector, "topologyKey": it.topology.label() });
+    if *application == plan.application && it.component.component == plan.name {
+        // Old instances on their way out must not keep the new ones from their node.
+        term["matchLabelKeys"] = json!([names::KEY]);
+    }
+    term
+}
+
+fn expression(it: &NodeAffinity) -> Value {
+    let operator = match it.operator {
+        NodeOperator::In => "In",
+        NodeOperator::NotIn => "NotIn",
+        NodeOperator::Exists => "Exists",
+        NodeOperator::DoesNotExist => "DoesNotExist",
+        NodeOperator::Gt => "Gt",
+        NodeOperator::Lt => "Lt",
+    };
+    let mut expression = json!({ "key": it.key, "operator": operator });
+    if !it.values.is_empty() {
+        expression["values"] = json!(it.values);
+    }
+    expression
+}
+
+fn toleration(it: &Toleration) -> Value {
+    let operator = match it.operator {
+        TolerationOperator::Equal => "Equal",
+        TolerationOperator::Exists => "Exists",
+    };
+    let mut toleration = json!({ "operator": operator });
+    if let Some(key) = &it.key {
+        toleration["key"] = key.as_str().into();
+    }
+    if let Some(value) = &it.value {
+        toleration["value"] = value.as_str().into();
+    }
+    if let Some(effect) = it.effect {
+        toleration["effect"] = match effect {
+            TaintEffect::NoSchedule => "NoSchedule",
+            TaintEffect::PreferNoSchedule => "PreferNoSchedule",
+            TaintEffect::NoExecute => "NoExecute",
+        }
+        .into();
+    }
+    if let Some(seconds) = it.toleration_seconds {
+        toleration["tolerationSeconds"] = seconds.into();
+    }
+    toleration
+}
