@@ -140,6 +140,7 @@ impl DataPlane {
         limits.max_uri_bytes = config.max_uri_bytes;
         limits.max_connections = Some(config.max_connections).filter(|it| *it > 0);
         limits.max_connections_per_address = Some(config.max_connections_per_address).filter(|it| *it > 0);
+        limits.max_buffered_bytes = config.max_buffered_bytes;
         let shared = Shared::new(limits, metrics.clone());
         let timeouts = Timeouts {
             connect: millis(config.connect_ms),

@@ -78,7 +78,7 @@ pub(crate) struct SetArgs {
     which: Which,
     /// Take a part away: methods, headers, cookies, query, sticky, balance, retry, circuit,
     /// health_check, mirror, rewrite, redirect, answer, maintenance,
-    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, timeouts, tls
+    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, buffer, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,
     #[command(flatten)]

@@ -125,6 +125,7 @@ impl Prepared {
             && route.rate_limits.is_empty()
             && route.basic_auth.is_none()
             && route.forward_auth.is_none()
+            && route.buffer.is_empty()
             && route.max_body_bytes.is_none();
         if plain {
             return Ok(None);
@@ -152,6 +153,7 @@ impl Prepared {
             },
             forward_auth: route.forward_auth.as_ref().map(forward_auth).transpose()?,
             retry: route.retry.as_ref().map(retry).transpose()?,
+            buffer: route.buffer,
         })))
     }
 }
