@@ -7,6 +7,7 @@ use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
 use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
 use crate::metrics::Metrics;
+use crate::rate_exchange::RateExchange;
 use crate::snapshot::Timeouts;
 use crate::source::store::StoreSource;
 use crate::streams::Streams;
@@ -258,6 +259,7 @@ impl DataPlane {
             whole = drained => whole,
             () = follow => true,
             () = self.acknowledge(&kv) => true,
+            () = RateExchange::new(&self.id).run(&kv, || self.source().rates()) => true,
         };
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");

@@ -17,7 +17,8 @@ mod target;
 mod tests;
 
 pub use action::{
-    Answer, BasicAuth, Buffer, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite, Sticky,
+    Answer, BasicAuth, Buffer, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite,
+    Sticky,
 };
 pub use balance::{Balance, HashBy};
 pub use endpoints::{Circuit, HealthCheck, Retry, RetryOn};

@@ -121,7 +121,8 @@ async fn an_endpoint_is_free_while_a_slow_client_reads() {
         async move {
             while let Some(request) = wire.message().await {
                 let chunked = request.head.contains("/chunked");
-                let head = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {LARGE}") };
+                let head =
+                    if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {LARGE}") };
                 wire.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n")).await;
                 for number in 0..LARGE >> 20 {
                     if chunked {

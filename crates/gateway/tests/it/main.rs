@@ -15,6 +15,7 @@ mod protection;
 mod retry;
 mod rolling;
 mod routing;
+mod shared_rates;
 mod stored;
 mod streams;
 mod traffic;

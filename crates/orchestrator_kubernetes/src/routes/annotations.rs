@@ -12,14 +12,8 @@ use arco_model::route::{
 const GUARDS: [&str; 6] =
     ["auth-type", "auth-url", "auth-secret", "auth-tls-secret", "satisfy", "auth-tls-verify-client"];
 /// What is so here anyway, or says how nginx does something that is done otherwise here.
-const MOOT: [&str; 6] = [
-    "proxy-buffer-size",
-    "proxy-buffers-number",
-    "proxy-http-version",
-    "service-upstream",
-    "l4-host",
-    "canary",
-];
+const MOOT: [&str; 6] =
+    ["proxy-buffer-size", "proxy-buffers-number", "proxy-http-version", "service-upstream", "l4-host", "canary"];
 
 /// What an Ingress asks for beside hosts, paths and backends.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -7,8 +7,9 @@ use super::super::ui::Ui;
 use super::endpoints::EndpointFlags;
 use arco_api::wire::RouteRequest;
 use arco_model::route::{
-    Answer, Balance, BasicAuth, Buffer, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance, Mirror,
-    PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
+    Answer, Balance, BasicAuth, Buffer, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance,
+    Mirror, PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target,
+    TargetError,
 };
 use clap::Args;
 use ipnet::IpNet;
