@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Pause between two exchanges.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two looks whether there is another gateway.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 /// Longest wait for the store.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What is not renewed for so long is gone, in seconds.
@@ -26,6 +26,8 @@ const LEASE_S: u64 = 10;
 const RENEWAL: Duration = Duration::from_secs(3);
 /// Notes that stay: whoever looks less often than that misses some, and is laxer by them.
 const NOTES: usize = 4;
+/// Gateways that are remembered when they are gone.
+const REMEMBERED: usize = 100;
 /// Most keys of a note, the busiest; the others are not told.
 const MOST: usize = 1000;
 
@@ -72,10 +74,7 @@ impl RateExchange {
 
     async fn exchange(&mut self, kv: &SharedKv, limits: &[Arc<RateLimit>]) -> Result<(), KvError> {
         if !self.others {
-            let own = self.key.strip_prefix(RATES_PREFIX).unwrap_or_default();
-            let gateways = kv.list(STATUS_PREFIX).await?.items;
-            self.others =
-                gateways.iter().any(|it| it.key.strip_prefix(STATUS_PREFIX.as_bytes()) != Some(own.as_bytes()));
+            self.others = self.has_others(kv).await?;
             if self.others {
                 limits.iter().for_each(|it| it.note());
             }
@@ -83,6 +82,9 @@ impl RateExchange {
         }
         limits.iter().for_each(|it| it.note());
         let others = kv.list(RATES_PREFIX).await?.items;
+        if others.iter().all(|it| it.key == self.key.as_bytes()) {
+            self.others = self.has_others(kv).await?;
+        }
         let limits_by_id: HashMap<u64, &Arc<RateLimit>> = limits.iter().map(|it| (it.id(), it)).collect();
         for other in others.iter().filter(|it| it.key != self.key.as_bytes()) {
             // What another version writes is skipped: it is only laxer.
@@ -96,9 +98,19 @@ impl RateExchange {
             let last = seen.notes.last().map_or(0, |it| it.number);
             self.counted.insert(other.key.clone(), (seen.epoch, last));
         }
-        let there: HashSet<&[u8]> = others.iter().map(|it| it.key.as_slice()).collect();
-        self.counted.retain(|key, _| there.contains(key.as_slice()));
+        // One whose lease ended may come back with notes that are counted already.
+        if self.counted.len() > REMEMBERED {
+            let there: HashSet<&[u8]> = others.iter().map(|it| it.key.as_slice()).collect();
+            self.counted.retain(|key, _| there.contains(key.as_slice()));
+        }
         self.tell(kv, limits).await
+    }
+
+    /// Whether another gateway says that it is there.
+    async fn has_others(&self, kv: &SharedKv) -> Result<bool, KvError> {
+        let own = self.key.strip_prefix(RATES_PREFIX).unwrap_or_default();
+        let gateways = kv.list(STATUS_PREFIX).await?.items;
+        Ok(gateways.iter().any(|it| it.key.strip_prefix(STATUS_PREFIX.as_bytes()) != Some(own.as_bytes())))
     }
 
     async fn tell(&mut self, kv: &SharedKv, limits: &[Arc<RateLimit>]) -> Result<(), KvError> {

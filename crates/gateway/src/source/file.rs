@@ -216,7 +216,9 @@ impl FileSource {
         let path = &self.path;
         let text = std::fs::read_to_string(path).map_err(|cause| FileError::Read { path: path.clone(), cause })?;
         let syntax = |cause: String| FileError::Syntax { path: path.clone(), cause };
-        let file: File = match serde_yaml_ng::from_str::<Option<File>>(&text) {
+        // A choice with a value is `{choice: value}`, as in JSON.
+        let written = serde_yaml_ng::Deserializer::from_str(&text);
+        let file: File = match serde_yaml_ng::with::singleton_map_recursive::deserialize::<Option<File>, _>(written) {
             Ok(file) => file.unwrap_or_default(),
             Err(error) => return Err(syntax(error.to_string())),
         };
