@@ -4,6 +4,7 @@
 use crate::behave::EXECUTABLE;
 use arco_testkit::until;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 const SHARED: &str = "10.99.0.10";
@@ -21,7 +22,10 @@ struct Network {
 
 impl Network {
     fn new() -> Self {
-        let name = |letter: &str| format!("arco-t{}-{letter}", std::process::id());
+        // Others of this process have theirs.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = |letter: &str| format!("arco-t{}-{number}{letter}", std::process::id());
         let this = Self { names: [name("a"), name("b"), name("c")], folder: tempfile::tempdir().unwrap() };
         for name in &this.names {
             run(&["ip", "netns", "add", name]);
