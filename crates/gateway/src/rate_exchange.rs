@@ -25,11 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LEASE_S: u64 = 10;
 const RENEWAL: Duration = Duration::from_secs(3);
 /// Notes that stay: whoever looks less often than that misses some, and is laxer by them.
-const NOTES: usize = 4;
+const NOTES: usize = 16;
 /// Gateways that are remembered when they are gone.
 const REMEMBERED: usize = 100;
 /// Most keys of a note, the busiest; the others are not told.
-const MOST: usize = 1000;
+const MOST: usize = 500;
 
 /// One gateway's part in it.
 pub(crate) struct RateExchange {
@@ -181,9 +181,9 @@ mod tests {
     #[test]
     fn the_busiest_are_told() {
         let counts = busiest((0..2000u32).map(|it| (1, it.into(), it)).collect());
-        assert_eq!((counts.len(), counts.iter().map(|it| it.2).min()), (MOST, Some(1000)));
+        assert_eq!((counts.len(), counts.iter().map(|it| it.2).min()), (MOST, Some(1500)));
         let text =
             serde_json::to_vec(&RatesNote { number: u64::MAX, counts: vec![(u64::MAX, u64::MAX, u32::MAX); MOST] });
-        assert!(text.unwrap().len() * NOTES < 512 * 1024, "far from the store's limit of a value");
+        assert!(text.unwrap().len() * NOTES < 768 * 1024, "far from the store's limit of a value");
     }
 }
