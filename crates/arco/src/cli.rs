@@ -95,7 +95,7 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
             return Ok(ExitCode::SUCCESS);
         }
         Command::Config(command) => return config::run(command, ui),
-        Command::Doctor(args) if !args.cluster => return doctor::run(ui),
+        Command::Doctor(args) if !args.cluster => return doctor::run(args, ui),
         Command::Detect(args) => return detect::run(args, ui).map(|()| ExitCode::SUCCESS),
         _ => {}
     }

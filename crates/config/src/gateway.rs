@@ -38,6 +38,8 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// Most connections of one client address. 0: no limit.
     pub max_connections_per_address: u32,
+    /// Most bytes that bodies of routes with `buffer` take on disk together, in the data dir.
+    pub max_buffered_bytes: u64,
     /// Networks of proxies in front of the gateway: their word about a client's address and scheme is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
@@ -74,6 +76,7 @@ impl Default for GatewayConfig {
             max_uri_bytes: 16_384,
             max_connections: 0,
             max_connections_per_address: 0,
+            max_buffered_bytes: 1 << 30,
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
             request_header_ms: 10_000,

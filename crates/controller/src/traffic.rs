@@ -52,17 +52,23 @@ struct Published {
     default_hosts: BTreeMap<String, (TenantName, UpstreamTarget)>,
     /// Hosts whose entry names a component.
     leads: HashMap<ComponentId, BTreeSet<String>>,
+    /// Hosts that have a route of a component, whomever that leads to.
+    owns: HashMap<ComponentId, BTreeSet<String>>,
     /// Hosts that are served with a certificate.
     serves: HashMap<RowId, BTreeSet<String>>,
 }
 
 impl Published {
     /// Remembers whom the entry of a host names; `None` when it has none any more.
-    fn note(&mut self, host: &str, entry: Option<&HostEntry>) {
-        for hosts in self.leads.values_mut().chain(self.serves.values_mut()) {
+    fn note(&mut self, host: &str, entry: Option<&HostEntry>, owners: &[ComponentId]) {
+        for hosts in self.leads.values_mut().chain(self.serves.values_mut()).chain(self.owns.values_mut()) {
             hosts.remove(host);
         }
         self.leads.retain(|_, hosts| !hosts.is_empty());
+        self.owns.retain(|_, hosts| !hosts.is_empty());
+        for owner in owners {
+            self.owns.entry(owner.clone()).or_default().insert(host.to_owned());
+        }
         if let Some(id) = entry.and_then(|it| it.tls.certificate.as_ref()) {
             self.serves.entry(id.clone()).or_default().insert(host.to_owned());
         }
@@ -119,13 +125,17 @@ impl Publisher {
     /// Reads what was published before this process began.
     pub(crate) async fn load(&self) -> Result<(), PublishError> {
         let mut published = self.published.lock().await;
+        let mut leads_nowhere = Vec::new();
         for prefix in [HOSTS, UPSTREAMS, NAMES, CERTIFICATES, CHALLENGES, STREAMS] {
             for item in self.kv.list(prefix).await?.items {
                 let key = String::from_utf8_lossy(&item.key).into_owned();
                 if let Some(host) = key.strip_prefix(HOSTS)
                     && let Ok(entry) = serde_json::from_slice::<HostEntry>(&item.value)
                 {
-                    published.note(host, Some(&entry));
+                    published.note(host, Some(&entry), &[]);
+                    if entry.callees().next().is_none() {
+                        leads_nowhere.push(host.to_owned());
+                    }
                     if let (Some(tenant), Some(target)) = (entry.tenant, entry.default) {
                         published.default_hosts.insert(host.to_owned(), (tenant, target));
                     }
@@ -136,6 +146,10 @@ impl Publisher {
                 }
                 published.keys.insert(key, (item.value, item.mod_revision));
             }
+        }
+        // No component would bring these up when their last route is gone.
+        for host in leads_nowhere {
+            self.write_host(&mut published, host, None).await?;
         }
         Ok(())
     }
@@ -237,6 +251,7 @@ impl Publisher {
         let mut hosts: BTreeSet<String> = defaults.into_iter().collect();
         hosts.extend(own.into_iter().map(|it| it.value.host));
         hosts.extend(published.leads.get(component).into_iter().flatten().cloned());
+        hosts.extend(published.owns.get(component).into_iter().flatten().cloned());
         let mut newest = 0;
         for host in hosts {
             newest = newest.max(self.write_host(published, host, leaving.then_some(component)).await?);
@@ -256,18 +271,18 @@ impl Publisher {
         host: String,
         leaving: Option<&ComponentId>,
     ) -> Result<u64, PublishError> {
-        let (entry, certificate) = self.host(published, host.clone(), leaving).await?;
+        let (entry, certificate, owners) = self.host(published, host.clone(), leaving).await?;
         let before = match certificate {
             Some(certificate) => self.certificate(published, &certificate).await?,
             None => 0,
         };
         let key = format!("{HOSTS}{host}");
         if entry.rules.is_empty() && entry.default.is_none() {
-            published.note(&host, None);
+            published.note(&host, None, &owners);
             self.delete(published, &key).await?;
             return Ok(before);
         }
-        published.note(&host, Some(&entry));
+        published.note(&host, Some(&entry), &owners);
         Ok(before.max(self.put(published, key, &entry).await?))
     }
 
@@ -335,10 +350,11 @@ impl Publisher {
         published: &Published,
         host: String,
         leaving: Option<&ComponentId>,
-    ) -> Result<(HostEntry, Option<CertificateRow>), PublishError> {
+    ) -> Result<(HostEntry, Option<CertificateRow>, Vec<ComponentId>), PublishError> {
         let rows = self.metadata.list::<RouteRow>(&Query::parent(RouteRow::host_parent(&host))).await?.items;
         let rows = rows.into_iter().map(|it| it.value).filter(|it| it.host == host);
         let rows: Vec<_> = rows.filter(|it| leaving != Some(&it.component_id)).collect();
+        let owners = rows.iter().map(|it| it.component_id.clone()).collect();
         let default = published.default_hosts.get(&host);
         let tenant = rows.first().map(|it| it.tenant.clone()).or_else(|| default.map(|it| it.0.clone()));
         let mut there: HashMap<ComponentId, bool> = HashMap::new();
@@ -378,7 +394,7 @@ impl Publisher {
                 rules.push(rule);
             }
         }
-        Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate))
+        Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate, owners))
     }
 
     /// What proves a host over plain HTTP just now.

@@ -114,16 +114,23 @@ fn bell() -> Result<AsyncFd<OwnedFd>, BoxError> {
 
 /// The addresses of every interface that is not ignored.
 fn read(ignored: &[String]) -> nix::Result<BTreeSet<IpAddr>> {
-    let ours = nix::ifaddrs::getifaddrs()?.filter(|it| !is_ignored(&it.interface_name, ignored));
+    let ours = interfaces()?.into_iter().filter(|it| !is_ignored(&it.0, ignored));
+    Ok(ours.map(|it| it.1).collect())
+}
+
+/// Every interface with each of its addresses.
+pub fn interfaces() -> nix::Result<Vec<(String, IpAddr)>> {
     let address = |it: nix::ifaddrs::InterfaceAddress| {
         let address = it.address?;
         let four = address.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
-        four.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
+        let any = four.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())));
+        Some((it.interface_name, any?))
     };
-    Ok(ours.filter_map(address).collect())
+    Ok(nix::ifaddrs::getifaddrs()?.filter_map(address).collect())
 }
 
-fn is_ignored(name: &str, ignored: &[String]) -> bool {
+/// Whether a list of ignored interfaces names this one.
+pub fn is_ignored(name: &str, ignored: &[String]) -> bool {
     ignored.iter().any(|it| match it.strip_suffix('*') {
         Some(start) => name.starts_with(start),
         None => name == it,

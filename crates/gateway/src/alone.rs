@@ -70,6 +70,9 @@ impl Alone {
         let seen = stamp(path);
         let loaded = source.load()?;
         let shared = Shared::new(loaded.limits, metrics);
+        if let Some(folder) = &loaded.buffer_folder {
+            shared.keep_bodies_in(folder);
+        }
         let addresses = Addresses::follow(supervisor, &loaded.ignore_interfaces);
         let kind = loaded.driver;
         let driver: Box<dyn Driver> = match kind {

@@ -7,6 +7,7 @@ use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
 use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
 use crate::metrics::Metrics;
+use crate::rate_exchange::RateExchange;
 use crate::snapshot::Timeouts;
 use crate::source::store::StoreSource;
 use crate::streams::Streams;
@@ -140,6 +141,7 @@ impl DataPlane {
         limits.max_uri_bytes = config.max_uri_bytes;
         limits.max_connections = Some(config.max_connections).filter(|it| *it > 0);
         limits.max_connections_per_address = Some(config.max_connections_per_address).filter(|it| *it > 0);
+        limits.max_buffered_bytes = config.max_buffered_bytes;
         let shared = Shared::new(limits, metrics.clone());
         let timeouts = Timeouts {
             connect: millis(config.connect_ms),
@@ -257,6 +259,7 @@ impl DataPlane {
             whole = drained => whole,
             () = follow => true,
             () = self.acknowledge(&kv) => true,
+            () = RateExchange::new(&self.id).run(&kv, || self.source().rates()) => true,
         };
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");

@@ -6,6 +6,7 @@
 //! (upgrades, routes with rules of their own, refusals), runs on hyper (`http.rs`), for HTTP/1.1 behind a strict guard
 //! (`guard.rs`).
 
+mod ahead;
 mod authorize;
 mod body;
 mod buffers;
@@ -21,6 +22,7 @@ mod passthrough;
 mod pool;
 mod proxy_protocol;
 mod room;
+mod spool;
 mod tcp;
 mod timer;
 mod tls;
@@ -66,13 +68,21 @@ pub struct Limits {
     pub max_connections: Option<usize>,
     /// Most client connections of one address.
     pub max_connections_per_address: Option<u32>,
+    /// Most bytes of bodies that wait on disk, of all routes with `buffer` together.
+    pub max_buffered_bytes: u64,
 }
 
 impl Limits {
     /// Largest request header in bytes, longest time for it to arrive, longest idle time between requests.
     pub fn new(max_header_bytes: usize, request_header: Duration, idle: Duration) -> Self {
         let client = ClientLimits { max_header_bytes, request_header, idle };
-        Self { client, max_uri_bytes: max_header_bytes, max_connections: None, max_connections_per_address: None }
+        Self {
+            client,
+            max_uri_bytes: max_header_bytes,
+            max_connections: None,
+            max_connections_per_address: None,
+            max_buffered_bytes: 1 << 30,
+        }
     }
 }
 
@@ -87,6 +97,7 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Limits; a change holds for new connections.
     pub limits: ArcSwap<Limits>,
+    buffers: Arc<spool::Place>,
     connections: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
     accepting: Arc<AtomicUsize>,
@@ -101,12 +112,26 @@ impl Shared {
             snapshot: ArcSwap::default(),
             certificates: ArcSwap::default(),
             metrics,
+            buffers: spool::Place::new(limits.max_buffered_bytes),
             limits: ArcSwap::from_pointee(limits),
             connections: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),
             quiet: Arc::default(),
         })
+    }
+}
+
+impl Shared {
+    /// Bodies that wait are kept in `folder`, if this is said before the first one is; else in `/var/tmp`.
+    pub fn keep_bodies_in(&self, folder: &std::path::Path) {
+        self.buffers.set_folder(folder);
+    }
+
+    /// Limits from now on.
+    pub(crate) fn limit(&self, limits: Limits) {
+        self.buffers.set_most(limits.max_buffered_bytes);
+        self.limits.store(Arc::new(limits));
     }
 }
 

@@ -194,6 +194,12 @@ fn applied(
     if let Some(retry) = &policy.retry {
         writeln!(out, "retry: at most {} endpoints are asked", retry.attempts)?;
     }
+    if policy.buffer.request {
+        writeln!(out, "buffer: the request is taken whole before an endpoint is asked")?;
+    }
+    if policy.buffer.response {
+        writeln!(out, "buffer: the response is taken from the endpoint as fast as it comes")?;
+    }
     if let Some(mirror) = &policy.mirror {
         let shown = called(snapshot, &mirror.upstream);
         writeln!(out, "mirror: {} % of the requests also go to `{shown}`", mirror.percent)?;

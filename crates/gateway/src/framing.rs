@@ -176,6 +176,11 @@ impl Tracker {
         matches!(self.state, State::Head) && self.head.is_empty()
     }
 
+    /// Whether a body has begun and is not complete.
+    pub fn is_in_body(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::Chunked(_))
+    }
+
     /// Whether a head has begun and is not complete.
     pub fn is_in_head(&self) -> bool {
         matches!(self.state, State::Head) && !self.head.is_empty()

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod pages;
 pub mod process;
 pub mod protect;
+mod rate_exchange;
 pub mod rates;
 pub mod snapshot;
 pub mod source;

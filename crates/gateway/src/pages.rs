@@ -111,6 +111,26 @@ impl Page {
         }
     }
 
+    /// There is no place on the gateway's disk for a body that is to be taken whole.
+    pub fn no_place() -> Self {
+        Self {
+            status: StatusCode::INSUFFICIENT_STORAGE,
+            code: "buffer_full",
+            message: "The gateway has no place to take this request whole.".to_owned(),
+            advice: "Try again later. The gateway's log says which disk or limit is full.",
+        }
+    }
+
+    /// A body that was to be taken whole cannot be kept.
+    pub fn not_kept() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "buffer_failed",
+            message: "The gateway cannot take this request whole.".to_owned(),
+            advice: "Try again. The gateway's log says what failed.",
+        }
+    }
+
     /// The gateway itself has no room for another connection.
     pub fn no_room() -> Self {
         Self {

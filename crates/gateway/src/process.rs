@@ -132,6 +132,9 @@ impl Process {
         let id = if start.slot <= 1 { args.id.clone() } else { format!("{}-{}", args.id, start.slot) };
         let keys = Arc::clone(&args.keys);
         let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, keys, listeners)?;
+        if let Some(folder) = args.journal.parent() {
+            plane.shared().keep_bodies_in(folder);
+        }
         let leave = Leave {
             asked: supervisor.token().child_token(),
             now: supervisor.token().child_token(),

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What protects a route.
@@ -72,12 +72,17 @@ const WAYS: usize = 4;
 const TAG_BITS: u32 = 20;
 const TIME_MASK: u64 = (1 << (64 - TAG_BITS)) - 1;
 
+/// How far beyond twice its burst a key may be in debt for what other gateways let through, in microseconds.
+const DEBT: u64 = 60_000_000;
+
 /// At most so many requests per time and key (the generic cell rate algorithm). When more keys are active than there
 /// are places, the ones that have waited longest begin anew: the limit becomes laxer, never stricter.
 #[derive(Debug)]
 pub struct RateLimit {
     /// What is counted.
     pub key: RateKey,
+    /// The same for the same limit at every gateway.
+    id: u64,
     /// Microseconds per request.
     interval: u64,
     /// How far a key may run ahead, in microseconds.
@@ -85,6 +90,8 @@ pub struct RateLimit {
     secret: u64,
     born: Instant,
     places: Box<[AtomicU64]>,
+    /// What was let through at each place since it was last told, as long as there is somebody to tell: key and count.
+    untold: OnceLock<Box<[(AtomicU64, AtomicU32)]>>,
 }
 
 impl RateLimit {
@@ -97,11 +104,57 @@ impl RateLimit {
         let count = if key == RateKey::Route { WAYS } else { PLACES };
         Self {
             key,
+            id: 0,
             interval,
             tolerance: interval * u64::from(burst.max(1)),
             secret: u64::from_le_bytes(secret),
             born: Instant::now(),
             places: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            untold: OnceLock::new(),
+        }
+    }
+
+    /// The limit that other gateways call by this name, too.
+    pub fn named(mut self, name: &str) -> Self {
+        self.id = hash(name.as_bytes(), 7);
+        self
+    }
+
+    /// What it is called between gateways.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// From now on what is let through is noted for [`RateLimit::untold`].
+    pub fn note(&self) {
+        self.untold.get_or_init(|| self.places.iter().map(|_| Default::default()).collect());
+    }
+
+    /// Keys with how many of their requests were let through since this was last asked.
+    pub fn untold(&self) -> impl Iterator<Item = (u64, u32)> {
+        let noted = self.untold.get().map_or(&[][..], |it| &it[..]);
+        noted.iter().filter(|it| it.1.load(Ordering::Relaxed) > 0).map(|(key, count)| {
+            let key = key.load(Ordering::Relaxed);
+            (key, count.swap(0, Ordering::Relaxed))
+        })
+    }
+
+    /// Counts `count` requests of `key` that another gateway let through. What is counted so is paid back like its own, but
+    /// for what goes far beyond.
+    pub fn count(&self, key: u64, count: u32) {
+        self.count_at(key, count, self.born.elapsed().as_micros() as u64 + 1);
+    }
+
+    fn count_at(&self, key: u64, count: u32, now: u64) {
+        loop {
+            let (tag, at, value) = self.place(key);
+            let due = if value >> (64 - TAG_BITS) == tag { (value & TIME_MASK).max(now) } else { now };
+            let most = now + 2 * self.tolerance + DEBT;
+            let next = due.saturating_add(self.interval.saturating_mul(count.into())).min(most.max(due));
+            let new = tag << (64 - TAG_BITS) | (next & TIME_MASK);
+            if self.places[at].compare_exchange(value, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return;
+            }
         }
     }
 
@@ -113,32 +166,32 @@ impl RateLimit {
     /// Whether a request of `key` would go through; counts nothing.
     pub fn has_room(&self, key: u64) -> bool {
         let now = self.born.elapsed().as_micros() as u64 + 1;
-        let (tag, ways) = self.ways(key);
-        let known = ways.iter().map(|it| it.load(Ordering::Relaxed)).find(|it| it >> (64 - TAG_BITS) == tag);
-        known.is_none_or(|it| (it & TIME_MASK).max(now) + self.interval <= now + self.tolerance)
+        let (tag, _, value) = self.place(key);
+        let known = value >> (64 - TAG_BITS) == tag;
+        !known || (value & TIME_MASK).max(now) + self.interval <= now + self.tolerance
     }
 
-    fn ways(&self, key: u64) -> (u64, &[AtomicU64]) {
+    /// The tag of a key, its place or the one that it would get, and what is there.
+    fn place(&self, key: u64) -> (u64, usize, u64) {
         let number = mixed(key ^ self.secret);
         let bucket = (number as usize % (self.places.len() / WAYS)) * WAYS;
-        ((number >> (64 - TAG_BITS)) | 1, &self.places[bucket..bucket + WAYS])
+        let tag = (number >> (64 - TAG_BITS)) | 1;
+        let (mut place, mut value) = (bucket, self.places[bucket].load(Ordering::Relaxed));
+        for other in bucket..bucket + WAYS {
+            let found = self.places[other].load(Ordering::Relaxed);
+            if found >> (64 - TAG_BITS) == tag {
+                return (tag, other, found);
+            }
+            if found & TIME_MASK < value & TIME_MASK {
+                (place, value) = (other, found);
+            }
+        }
+        (tag, place, value)
     }
 
     fn take_at(&self, key: u64, now: u64) -> Result<(), Duration> {
-        let (tag, ways) = self.ways(key);
         loop {
-            let mut place = &ways[0];
-            let mut value = place.load(Ordering::Relaxed);
-            for other in ways {
-                let found = other.load(Ordering::Relaxed);
-                if found >> (64 - TAG_BITS) == tag {
-                    (place, value) = (other, found);
-                    break;
-                }
-                if found & TIME_MASK < value & TIME_MASK {
-                    (place, value) = (other, found);
-                }
-            }
+            let (tag, at, value) = self.place(key);
             let known = value >> (64 - TAG_BITS) == tag;
             let due = if known { (value & TIME_MASK).max(now) } else { now };
             let next = due + self.interval;
@@ -146,7 +199,14 @@ impl RateLimit {
                 return Err(Duration::from_micros(next - now - self.tolerance));
             }
             let new = tag << (64 - TAG_BITS) | (next & TIME_MASK);
-            if place.compare_exchange(value, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            if self.places[at].compare_exchange(value, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                if let Some((noted, count)) = self.untold.get().map(|it| &it[at]) {
+                    // Whoever had the place before is forgotten: the limit becomes laxer for it, never stricter.
+                    match noted.swap(key, Ordering::Relaxed) == key {
+                        true => drop(count.fetch_add(1, Ordering::Relaxed)),
+                        false => count.store(1, Ordering::Relaxed),
+                    }
+                }
                 return Ok(());
             }
         }
@@ -344,6 +404,28 @@ mod tests {
         assert_eq!(passed(1, 10_000_000), 5, "never more than the burst");
         // Far more keys than places: nobody is refused on account of another.
         assert!((0..200_000u64).all(|key| limit.take_at(key + 10, 20_000_000).is_ok()));
+    }
+
+    #[test]
+    fn what_others_let_through_counts() {
+        let limit = RateLimit::new(RateKey::Address, 10, Duration::from_secs(1), 10);
+        let passed = |key, now| (0..100).filter(|_| limit.take_at(key, now).is_ok()).count();
+        assert_eq!(passed(1, 1_000), 10);
+        assert_eq!(limit.untold().count(), 0, "nobody asked for it");
+        limit.note();
+        assert_eq!((passed(1, 1_001_000), passed(2, 1_001_000)), (10, 10));
+        let mut told: Vec<_> = limit.untold().collect();
+        told.sort();
+        assert_eq!((told, limit.untold().count()), (vec![(1, 10), (2, 10)], 0), "each once");
+        // A second of another gateway is a second more to wait, whether its key is known here or not.
+        limit.count_at(1, 10, 1_001_000);
+        assert_eq!((passed(1, 2_001_000), passed(1, 2_101_000), passed(2, 2_001_000)), (0, 1, 10));
+        limit.count_at(3, 4, 2_101_000);
+        assert_eq!(passed(3, 2_101_000), 6);
+        // Nobody can be kept out for long by what others say.
+        limit.count_at(4, u32::MAX, 3_000_000);
+        limit.count_at(4, u32::MAX, 3_000_000);
+        assert_eq!((passed(4, 3_000_000 + DEBT), passed(4, 3_000_000 + DEBT + 2_000_000)), (0, 10));
     }
 
     #[test]

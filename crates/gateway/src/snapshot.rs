@@ -71,6 +71,8 @@ pub struct Policy {
     pub forward_auth: Option<ForwardAuth>,
     /// When a request is sent to another endpoint; `None` is whenever that is safe.
     pub retry: Option<Retry>,
+    /// What is taken whole, or ahead of who reads it.
+    pub buffer: arco_model::route::Buffer,
 }
 
 /// Somebody else who decides whether a request may come in.

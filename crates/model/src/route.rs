@@ -17,7 +17,8 @@ mod target;
 mod tests;
 
 pub use action::{
-    Answer, BasicAuth, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite, Sticky,
+    Answer, BasicAuth, Buffer, Cors, HeaderEdits, Maintenance, RateKey, RateLimit, Redirect, RegexRewrite, Rewrite,
+    Sticky,
 };
 pub use balance::{Balance, HashBy};
 pub use endpoints::{Circuit, HealthCheck, Retry, RetryOn};
@@ -114,6 +115,9 @@ pub struct Route<T> {
     /// Largest request body in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body_bytes: Option<u64>,
+    /// What the gateway takes whole, or ahead of who reads it.
+    #[serde(default, skip_serializing_if = "Buffer::is_empty")]
+    pub buffer: Buffer,
     /// Limits of time.
     #[serde(default, skip_serializing_if = "RouteTimeouts::is_empty")]
     pub timeouts: RouteTimeouts,
@@ -156,6 +160,7 @@ impl<T> Default for Route<T> {
             basic_auth: None,
             forward_auth: None,
             max_body_bytes: None,
+            buffer: Buffer::default(),
             timeouts: RouteTimeouts::default(),
             tls: RouteTls::default(),
         }
@@ -228,6 +233,7 @@ impl<T> Route<T> {
             basic_auth: self.basic_auth,
             forward_auth,
             max_body_bytes: self.max_body_bytes,
+            buffer: self.buffer,
             timeouts: self.timeouts,
             tls: self.tls,
         })

@@ -35,8 +35,10 @@ pub const STREAMS: &str = "/gateway/streams/";
 pub const NAMES: &str = "/gateway/names/";
 /// `/gateway/settings` → [`DataPlaneSettings`].
 pub const SETTINGS: &str = "/gateway/settings";
-/// `/gateway-status/<gateway id>` → [`GatewayStatus`], on a lease. The only prefix that a gateway writes.
+/// `/gateway-status/<gateway id>` → [`GatewayStatus`], on a lease. A gateway writes this prefix and [`RATES_PREFIX`] only.
 pub const STATUS_PREFIX: &str = "/gateway-status/";
+/// `/gateway-rates/<gateway id>` → [`RatesSeen`], on a lease, while there are several gateways.
+pub const RATES_PREFIX: &str = "/gateway-rates/";
 
 /// Where requests for one host go.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -231,6 +233,24 @@ pub struct GatewayStatus {
     pub applied_revision: u64,
     /// Instances that are draining and have open requests here.
     pub busy_draining: Vec<InstanceId>,
+}
+
+/// What a gateway let through lately by limits that all gateways hold together.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct RatesSeen {
+    /// Another one for each process: numbers begin anew with it.
+    pub epoch: u64,
+    /// The last few, the oldest first.
+    pub notes: Vec<RatesNote>,
+}
+
+/// What was let through between two notes.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct RatesNote {
+    /// Counted from 1.
+    pub number: u64,
+    /// Limit, hash of the key, requests.
+    pub counts: Vec<(u64, u64, u32)>,
 }
 
 /// What passed through one host in the last seconds.

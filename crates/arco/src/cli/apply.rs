@@ -88,6 +88,11 @@ pub(crate) async fn run(args: &ApplyArgs, session: &Session<'_>) -> Result<(), F
     Ok(())
 }
 
+/// What YAML says, in the same words as JSON: a choice with a value is `{choice: value}`, not `!choice value`.
+pub(crate) fn from_yaml<T: serde::de::DeserializeOwned>(text: &str) -> serde_yaml_ng::Result<T> {
+    serde_yaml_ng::with::singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
+}
+
 /// The manifest of a file. Unknown keys are errors.
 pub(crate) fn read(file: &Path) -> Result<ApplicationManifest, Failure> {
     let shown = file.display();
@@ -98,7 +103,7 @@ pub(crate) fn read(file: &Path) -> Result<ApplicationManifest, Failure> {
         std::fs::File::open(file).and_then(|mut it| it.read_to_string(&mut content))
     };
     read.map_err(|it| Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path"))?;
-    serde_yaml_ng::from_str(&content).map_err(|it| {
+    from_yaml(&content).map_err(|it| {
         let advice = "`arco config schema` prints the JSON Schema of the file";
         Failure::usage("manifest_invalid", format!("`{shown}` is not a valid manifest: {it}"), advice)
     })

@@ -3,6 +3,7 @@
 //!
 //! Exit status 1 when something must be mended before the platform can work there.
 
+mod addresses;
 mod checks;
 mod programs;
 
@@ -22,7 +23,7 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     pub(crate) cluster: bool,
     /// Settings that count, as `arco server --config` reads them
-    #[arg(long, value_name = "FILE", requires = "cluster")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Pull this image once on each node, with a pod that ends at once
     #[arg(long, value_name = "REF", requires = "cluster")]
@@ -80,11 +81,12 @@ struct Report {
 }
 
 /// Looks at everything.
-pub(crate) fn run(ui: &Ui) -> Result<ExitCode, Failure> {
-    let config = arco_config::from_sources(None, std::env::vars(), Vec::new());
+pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> Result<ExitCode, Failure> {
+    let config = arco_config::from_sources(args.config.as_deref(), std::env::vars(), Vec::new());
     let config = config.map_err(|it| Failure::usage("config_invalid", it.to_string(), "see `arco config template`"))?;
     let mut findings = checks::machine();
     findings.extend(checks::disk(&config.server.data_dir));
+    findings.extend(addresses::all(&config));
     findings.extend(checks::ports(&config));
     findings.extend(programs::all());
     Ok(report(findings, "this machine", ui))

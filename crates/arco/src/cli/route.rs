@@ -4,6 +4,7 @@ mod endpoints;
 mod flags;
 mod stream;
 
+use super::apply;
 use super::failure::{Failure, exit};
 use super::reference::{Named, Reference};
 use super::session::Session;
@@ -78,7 +79,7 @@ pub(crate) struct SetArgs {
     which: Which,
     /// Take a part away: methods, headers, cookies, query, sticky, balance, retry, circuit,
     /// health_check, mirror, rewrite, redirect, answer, maintenance,
-    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, timeouts, tls
+    /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, buffer, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,
     #[command(flatten)]
@@ -264,8 +265,8 @@ fn read(path: &std::path::Path) -> Result<Vec<RouteRequest>, Failure> {
     let one_or_more: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).map_err(|it| fail(it.to_string()))?;
     // Read again from the text, so that an error has its line.
     let routes: Result<Vec<RouteRequest>, _> = match one_or_more {
-        serde_yaml_ng::Value::Sequence(_) => serde_yaml_ng::from_str(&text),
-        _ => serde_yaml_ng::from_str(&text).map(|it| vec![it]),
+        serde_yaml_ng::Value::Sequence(_) => apply::from_yaml(&text),
+        _ => apply::from_yaml(&text).map(|it| vec![it]),
     };
     routes.map_err(|it| fail(it.to_string()))
 }

@@ -16,7 +16,7 @@ use arco_daemon::pki::{Leaf, Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_gateway::bind::answers;
 use arco_gateway::process::{self as plane, Handle, PATIENCE, build_of};
-use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, STATUS_PREFIX};
+use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, RATES_PREFIX, STATUS_PREFIX};
 use arco_store::kv::front::{Front, Grant};
 use arco_store::kv::{EtcdTls, SharedKv};
 use arco_store::secrets::SecretBox;
@@ -30,6 +30,9 @@ use std::time::Duration;
 
 /// Common name of the data plane's certificate.
 const CLIENT: &str = "gateway";
+/// What it may read and write of the store: it looks whether there are other gateways.
+const READS: &[&str] = &[GATEWAY_PREFIX, STATUS_PREFIX, RATES_PREFIX];
+const WRITES: &[&str] = &[STATUS_PREFIX, RATES_PREFIX];
 /// Pause before another attempt to start a data plane that ended: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -47,7 +50,7 @@ pub(crate) async fn front(
         cert_pem: leaf.certificate_pem.clone(),
         key_pem: leaf.key_pem.clone(),
     };
-    let grants = || vec![Grant::new(CLIENT, &[GATEWAY_PREFIX], &[STATUS_PREFIX]), Grant::all(Subject::admin().name)];
+    let grants = || vec![Grant::new(CLIENT, READS, WRITES), Grant::all(Subject::admin().name)];
     let before = Link::read(&link::folder(&config.server.data_dir)).map(|it| it.store.port()).unwrap_or(0);
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let front = match Front::bind(address(before), kv.clone(), &etcd_tls(&leaf), grants()).await {

@@ -4,6 +4,7 @@
 use crate::behave::EXECUTABLE;
 use arco_testkit::until;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 const SHARED: &str = "10.99.0.10";
@@ -21,7 +22,10 @@ struct Network {
 
 impl Network {
     fn new() -> Self {
-        let name = |letter: &str| format!("arco-t{}-{letter}", std::process::id());
+        // Others of this process have theirs.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = |letter: &str| format!("arco-t{}-{number}{letter}", std::process::id());
         let this = Self { names: [name("a"), name("b"), name("c")], folder: tempfile::tempdir().unwrap() };
         for name in &this.names {
             run(&["ip", "netns", "add", name]);
@@ -183,4 +187,84 @@ fn a_shared_address_moves_to_the_machine_that_is_well() {
     assert!(a.child.wait().unwrap().success());
     assert!(network.pids(0).is_empty(), "nothing is left");
     drop((a, b));
+}
+
+/// Whether a client gets a connection there.
+fn opens(network: &Network, address: &str) -> bool {
+    let mut curl = network.inside(2, "curl");
+    let output = curl.args(["-s", "-m", "1", "-o", "/dev/null", &format!("http://{address}/")]).output().unwrap();
+    // 52: connected, and nothing was answered; 56: and the connection was reset. 7: refused.
+    [Some(0), Some(52), Some(56)].contains(&output.status.code())
+}
+
+#[test]
+fn a_whole_server_shares_its_address_and_serves_a_port_on_it_alone() {
+    if !arco_testkit::is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    if Command::new("keepalived").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
+        return;
+    }
+    let network = Network::new();
+    let (config, data_dir) = (network.folder.path().join("arco.toml"), network.folder.path().join("data"));
+    std::fs::write(
+        &config,
+        format!(
+            "[server]\ndata_dir = \"{}\"\n[gateway.virtual_address]\naddress = \"{SHARED}/24\"\ninterface = \"eth0\"\n\
+             router_id = 53\npriority = 100\npeers = [\"10.99.0.3\"]\n",
+            data_dir.display()
+        ),
+    )
+    .unwrap();
+    let log = std::fs::File::create(network.folder.path().join("server.log")).unwrap();
+    let mut command = network.inside(0, EXECUTABLE);
+    command.arg("server").arg("--config").arg(&config).args(["--http-listen", "0.0.0.0:80"]);
+    for listener in ["https", "console", "api", "registry"] {
+        command.args([&format!("--{listener}-listen"), "127.0.0.1:0"]);
+    }
+    let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    let mut server = Gateway { network: &network, at: 0, child };
+    let arco = |words: &[&str]| {
+        let mut command = network.inside(0, EXECUTABLE);
+        command.args(words).env("ARCO_CONTEXT", data_dir.join("admin.toml")).env("NO_COLOR", "1").stdin(Stdio::null());
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+        )
+    };
+    until("the platform answers", 60, || (arco(&["list"]).0 == Some(0)).then_some(()));
+    until("the gateway answers at the shared address", 60, || opens(&network, SHARED).then_some(()));
+    let config = config.to_str().unwrap();
+    let told = arco(&["doctor", "--config", config]).1;
+    assert!(told.contains(&format!("this machine has {SHARED} (group 53 on eth0, priority 100; keepalived")), "{told}");
+
+    // A component is enough: what it would run has nobody to come from here.
+    let words = [
+        "deploy",
+        "image:registry.invalid/db:1",
+        "--app",
+        "shop",
+        "--component",
+        "db",
+        "--port",
+        "9000/tcp",
+        "--detach",
+    ];
+    let (status, said) = arco(&words);
+    assert_eq!(status, Some(0), "{said}");
+    let (status, said) = arco(&["route", "add", "shop/db", "--tcp", "10042", "--address", SHARED]);
+    assert_eq!(status, Some(0), "{said}");
+    until("the port is open at the shared address", 60, || opens(&network, &format!("{SHARED}:10042")).then_some(()));
+    assert!(!opens(&network, "10.99.0.2:10042"), "and at no other");
+    assert_eq!(arco(&["delete", "shop", "--yes"]).0, Some(0));
+    until("the port is closed", 60, || (!opens(&network, &format!("{SHARED}:10042"))).then_some(()));
+
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(server.child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    until("the address is given away", 60, || (!opens(&network, SHARED)).then_some(()));
+    assert!(server.child.wait().unwrap().success());
+    assert!(network.pids(0).is_empty(), "nothing is left");
 }

@@ -50,10 +50,10 @@ fn said_by_udp(port: u16, word: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// Three ports in a row that nobody has.
-fn pool() -> u16 {
+/// Three ports in a row that nobody has; another `offset` (0 or 4) gives others.
+pub(crate) fn pool(offset: u16) -> u16 {
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let first = 20_000 + u16::try_from(std::process::id() % 1000).unwrap() * 8;
+    let first = 20_000 + offset + u16::try_from(std::process::id() % 1000).unwrap() * 8;
     (first..31_000).step_by(8).find(|it| (0..3).all(|more| free(it + more))).expect("three free ports")
 }
 
@@ -67,7 +67,7 @@ fn tcp_and_udp_ports_lead_to_components() {
         eprintln!("skipped: needs root");
         return;
     }
-    let first = pool();
+    let first = pool(0);
     let env = vec![
         ("ARCO_GATEWAY__STREAM_LISTEN", "0.0.0.0".to_owned()),
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{first}-{}", first + 2)),

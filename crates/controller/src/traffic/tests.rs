@@ -142,6 +142,43 @@ async fn hosts_follow_routes_and_components() {
     assert!(world.entry("w.test").await.is_none() && world.entry("web.shop.test").await.is_none());
 }
 
+#[tokio::test]
+async fn a_host_that_leads_to_none_of_its_own_goes_with_its_route() {
+    let world = World::new();
+    let web = world.component(1, "web").await;
+    let other = world.component(2, "other").await;
+    let delete = async |id: &RowId| {
+        let row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+        let mut batch = arco_store::sql::Batch::default();
+        batch.delete(&row);
+        world.publisher.metadata.commit(batch).await.unwrap();
+    };
+    let redirect = async |host: &str| {
+        let id = world.route(&web, host, &[], None).await;
+        let mut row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+        row.value.route.redirect = Some(serde_json::from_str(r#"{"path": "/new"}"#).unwrap());
+        world.publisher.metadata.update(&row).await.unwrap();
+        id
+    };
+    let ids =
+        [redirect("one.test").await, redirect("two.test").await, world.route(&web, "far.test", &[&other], None).await];
+    world.publish(&web).await;
+    for host in ["one.test", "two.test", "far.test"] {
+        assert!(world.entry(host).await.is_some(), "{host}");
+    }
+    delete(&ids[0]).await;
+    delete(&ids[2]).await;
+    world.publish(&web).await;
+    assert!(world.entry("one.test").await.is_none() && world.entry("far.test").await.is_none());
+    assert!(world.entry("two.test").await.is_some());
+    // One that went while no controller ran.
+    delete(&ids[1]).await;
+    let (kv, metadata) = (world.publisher.kv.clone(), world.publisher.metadata.clone());
+    let next = Publisher::new(kv, metadata, world.secrets.clone(), "test".to_owned());
+    next.load().await.unwrap();
+    assert!(world.entry("two.test").await.is_none());
+}
+
 async fn certificate(world: &World, number: u64, name: &str, hosts: &[&str], not_after: u64) -> RowId {
     let id = RowId::from_parts(5, number);
     let sealed = world.secrets.seal(&CertificateRow::key_context(&id), format!("key of {name}").as_bytes()).unwrap();

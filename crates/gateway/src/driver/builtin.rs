@@ -64,7 +64,7 @@ impl Builtin {
                 fresh.push((spec.clone(), bound));
             }
         }
-        self.shared.limits.store(Arc::new(loaded.limits));
+        self.shared.limit(loaded.limits);
         self.shared.certificates.store(Arc::new(loaded.certificates));
         self.shared.metrics.applied(loaded.snapshot.revision);
         self.shared.snapshot.store(Arc::new(loaded.snapshot));

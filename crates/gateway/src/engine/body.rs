@@ -1,9 +1,12 @@
 //! Bodies on their way through: requests with a limit on silence, responses that give their connection back at the end.
-//! Neither is ever collected: each piece is passed on before the next one is read.
+//! Neither is collected, unless its route says so (`ahead.rs`, `spool.rs`): each piece is passed on before the next one is
+//! read.
 
+use super::ahead::AheadBody;
 use super::guard::InFlight;
 use super::http1::direct::DirectBody;
 use super::pool::Pool;
+use super::spool::{Held, SpoolError};
 use super::transport::Sender;
 use crate::metrics::UpstreamMetrics;
 use crate::upstream::OpenRequest;
@@ -35,6 +38,8 @@ pub(super) enum BodyEnd {
     TimedOut,
     /// It is larger than its route takes.
     TooLarge,
+    /// It was kept here, and is gone.
+    Lost,
 }
 
 /// What the handler can see of a body that it has handed on.
@@ -48,12 +53,23 @@ pub(super) struct BodyWatch {
 }
 
 impl BodyWatch {
+    fn new(complete: bool) -> Arc<Self> {
+        Arc::new(Self {
+            end: AtomicU8::new(0),
+            complete: AtomicBool::new(complete),
+            waits_for_client: AtomicBool::new(false),
+            born: Instant::now(),
+            progress_ms: AtomicU64::new(0),
+        })
+    }
+
     /// How it ended so far.
     pub(super) fn end(&self) -> BodyEnd {
         match self.end.load(Ordering::Acquire) {
             0 => BodyEnd::Well,
             1 => BodyEnd::Failed,
             3 => BodyEnd::TooLarge,
+            4 => BodyEnd::Lost,
             _ => BodyEnd::TimedOut,
         }
     }
@@ -80,6 +96,8 @@ pub(super) struct RequestBody {
     incoming: Option<Incoming>,
     /// Where a mirror takes its pieces from; `incoming` is empty then.
     copied: Option<(mpsc::Receiver<Bytes>, SizeHint)>,
+    /// All of it, when it was taken whole; `incoming` is empty then.
+    held: Option<Reading>,
     /// Where a mirror's pieces go.
     copy_to: Option<mpsc::Sender<Bytes>>,
     /// Most bytes that may still come.
@@ -95,6 +113,7 @@ impl RequestBody {
         Self {
             incoming: None,
             copied: None,
+            held: None,
             copy_to: None,
             room: u64::MAX,
             watch: None,
@@ -108,15 +127,32 @@ impl RequestBody {
         if incoming.is_end_stream() {
             return (Self::empty(), None);
         }
-        let watch = Arc::new(BodyWatch {
-            end: AtomicU8::new(0),
-            complete: AtomicBool::new(false),
-            waits_for_client: AtomicBool::new(false),
-            born: Instant::now(),
-            progress_ms: AtomicU64::new(0),
-        });
+        let watch = BodyWatch::new(false);
         let body = Self { incoming: Some(incoming), watch: Some(Arc::clone(&watch)), silence, ..Self::empty() };
         (body, Some(watch))
+    }
+
+    /// A body that was taken whole: it can be sent again.
+    pub(super) fn held(held: Arc<Held>) -> (Self, Option<Arc<BodyWatch>>) {
+        let watch = BodyWatch::new(held.length() == 0);
+        let body = Self { held: Some(Reading::new(held)), watch: Some(Arc::clone(&watch)), ..Self::empty() };
+        (body, Some(watch))
+    }
+
+    /// The same from its beginning, when nothing is lost by that: there is none, or it was taken whole.
+    pub(super) fn again(&self) -> Option<Self> {
+        match &self.held {
+            Some(it) => {
+                let held = Some(Reading::new(Arc::clone(&it.held)));
+                Some(Self { held, watch: self.watch.clone(), ..Self::empty() })
+            }
+            None => self.is_end_stream().then(Self::empty),
+        }
+    }
+
+    /// Whether [`RequestBody::again`] has an answer.
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.held.is_some() || self.is_end_stream()
     }
 
     /// Lets at most `bytes` through.
@@ -126,12 +162,40 @@ impl RequestBody {
 
     /// A body that gets the same pieces as this one, until it falls behind.
     pub(super) fn tee(&mut self) -> Self {
+        if let Some(it) = &self.held {
+            return Self { held: Some(Reading::new(Arc::clone(&it.held))), ..Self::empty() };
+        }
         if self.incoming.is_none() {
             return Self::empty();
         }
         let (sender, receiver) = mpsc::channel(MAX_COPIED);
         self.copy_to = Some(sender);
         Self { copied: Some((receiver, self.size_hint())), ..Self::empty() }
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(reading) = &mut self.held else { return Poll::Ready(None) };
+        if reading.at == 0
+            && let Some(watch) = &self.watch
+        {
+            // Sent a second time it is not complete any more.
+            watch.complete.store(reading.held.length() == 0, Ordering::Release);
+        }
+        if reading.left() == 0 {
+            return Poll::Ready(None);
+        }
+        let piece = ready!(reading.poll(cx));
+        match piece {
+            Ok(piece) => {
+                let complete = self.held.as_ref().is_some_and(|it| it.left() == 0);
+                self.progressed(complete);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Err(_) => {
+                self.ended(4);
+                Poll::Ready(Some(Err("the request body that was kept is gone".into())))
+            }
+        }
     }
 
     fn ended(&self, end: u8) {
@@ -151,6 +215,40 @@ impl RequestBody {
     }
 }
 
+/// How far a body that was taken whole is read.
+struct Reading {
+    held: Arc<Held>,
+    at: u64,
+    piece: Option<Pin<Box<dyn Future<Output = Result<Bytes, SpoolError>> + Send>>>,
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Reading({} of {})", self.at, self.held.length())
+    }
+}
+
+impl Reading {
+    fn new(held: Arc<Held>) -> Self {
+        Self { held, at: 0, piece: None }
+    }
+
+    fn left(&self) -> u64 {
+        self.held.length() - self.at
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, SpoolError>> {
+        let (held, at) = (&self.held, self.at);
+        let piece = self.piece.get_or_insert_with(|| Box::pin(Arc::clone(held).read(at)));
+        let outcome = ready!(piece.as_mut().poll(cx));
+        self.piece = None;
+        if let Ok(piece) = &outcome {
+            self.at += piece.len() as u64;
+        }
+        Poll::Ready(outcome)
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -167,6 +265,9 @@ impl Body for RequestBody {
                 left.set_exact(known.saturating_sub(piece.len() as u64));
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if self.held.is_some() {
+            return self.poll_held(cx);
         }
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         match Pin::new(incoming).poll_frame(cx) {
@@ -216,10 +317,16 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if let Some(it) = &self.held {
+            return it.left() == 0;
+        }
         self.copied.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(it) = &self.held {
+            return SizeHint::with_exact(it.left());
+        }
         if let Some((_, left)) = &self.copied {
             return *left;
         }
@@ -240,7 +347,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    fn end(self, whole: bool) {
+    pub(super) fn end(self, whole: bool) {
         self.metrics.finished(self.began.elapsed());
         self.metrics.open.dec();
         if let Some(sender) = self.sender.filter(|_| whole)
@@ -298,6 +405,7 @@ pub(super) struct ResponseBody {
 enum Content {
     Own(Option<Bytes>),
     Proxied(EndpointBody),
+    Ahead(AheadBody),
 }
 
 impl ResponseBody {
@@ -323,6 +431,12 @@ impl ResponseBody {
         let content = Content::Proxied(incoming);
         Self { content, exchange: Some(exchange), silence, timer: None, deadline: None, _in_flight: in_flight }
     }
+
+    /// An endpoint's answer that is taken from it as fast as it comes; who takes it ends the exchange.
+    pub(super) fn ahead(incoming: AheadBody, silence: Option<Duration>, in_flight: Option<InFlight>) -> Self {
+        let content = Content::Ahead(incoming);
+        Self { content, exchange: None, silence, timer: None, deadline: None, _in_flight: in_flight }
+    }
 }
 
 impl Body for ResponseBody {
@@ -338,6 +452,7 @@ impl Body for ResponseBody {
         let polled = match &mut self.content {
             Content::Own(bytes) => return Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
             Content::Proxied(incoming) => Pin::new(incoming).poll_frame(cx),
+            Content::Ahead(incoming) => Pin::new(incoming).poll_frame(cx),
         };
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -370,6 +485,7 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Own(bytes) => bytes.is_none(),
             Content::Proxied(incoming) => incoming.is_end_stream(),
+            Content::Ahead(incoming) => incoming.is_end_stream(),
         }
     }
 
@@ -377,6 +493,7 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64)),
             Content::Proxied(incoming) => incoming.size_hint(),
+            Content::Ahead(incoming) => incoming.size_hint(),
         }
     }
 }

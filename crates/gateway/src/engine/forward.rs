@@ -1,7 +1,7 @@
 //! One request to one of an upstream's endpoints, and to another one when that is safe.
 //!
 //! What must hold: a request is sent a second time only when none of its bytes were sent, or when it has no body and its
-//! method may be repeated (RFC 9110 §9.2.2).
+//! method may be repeated (RFC 9110 §9.2.2); a body that was taken whole is as good as none.
 
 use super::Core;
 use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
@@ -298,18 +298,18 @@ fn limit_of(plan: &Forward<'_>, repeatable: bool) -> Duration {
     limit.map_or(plan.timeouts.response, |it| it.min(plan.timeouts.response))
 }
 
-/// Whether it may be sent twice: without a body, and by its method (RFC 9110 §9.2.2).
+/// Whether it may be sent twice: with no body that would be lost, and by its method (RFC 9110 §9.2.2).
 fn is_repeatable(request: &Request<RequestBody>) -> bool {
-    request.body().is_end_stream() && is_idempotent(request.method())
+    request.body().is_repeatable() && is_idempotent(request.method())
 }
 
 fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
 
-/// The same request again; only for those without a body.
+/// The same request again; only for those whose body can be sent again.
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::empty());
+    let mut copy = Request::new(request.body().again().unwrap_or_else(RequestBody::empty));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

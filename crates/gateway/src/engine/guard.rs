@@ -128,6 +128,11 @@ impl<S> Guard<S> {
         self.tracker.refusal().filter(|_| !self.tracker.is_refused_in_body())
     }
 
+    /// Whether the client is in the middle of a body.
+    pub(super) fn is_in_body(&self) -> bool {
+        self.tracker.is_in_body()
+    }
+
     /// Whether a request that was passed on has no complete answer yet.
     fn is_busy(&self) -> bool {
         self.control.answered.load(Ordering::Acquire) < self.tracker.heads()

@@ -2,12 +2,14 @@
 //! request. On hyper: parse, route, pass on, answer.
 
 use super::Core;
+use super::ahead::{self, AheadBody, NotWhole};
 use super::authorize::{self, Denied};
 use super::body::{BodyEnd, EndpointBody, RequestBody, ResponseBody};
 use super::forward::{Failure, Forward, forward};
 use super::gate::{self, Outgoing};
 use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
 use super::headers::{self, Origin};
+use super::spool::SpoolError;
 use super::tls::CertificateEntry;
 use crate::balance::Balance;
 use crate::framing::Refusal;
@@ -17,12 +19,13 @@ use crate::protect::client_of;
 use crate::snapshot::{Asked, StickyCookie, host_key, normal_path};
 use crate::upstream::Upstream;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -93,6 +96,9 @@ where
     if let Some(refusal) = guard.unanswered_refusal() {
         metrics.refused(refusal.status);
         refuse(guard.into_stream(), refusal_text(refusal).as_bytes()).await;
+    } else if guard.is_in_body() {
+        // It was answered before all of it came.
+        refuse(guard.into_stream(), b"").await;
     }
 }
 
@@ -287,12 +293,38 @@ async fn handle(
     if let Some(max) = policy.and_then(|it| it.protection.max_body_bytes) {
         body.limit(max);
     }
+    let deadline = timeouts.total.map(|it| began + it);
+    let buffer = policy.map(|it| it.buffer).unwrap_or_default();
+    let (mut upstream, mut watch, later) = (upstream, watch, OnceLock::new());
+    if buffer.request && watch.is_some() {
+        let taking = Box::pin(ahead::whole(core, body, watch.as_deref()));
+        let taken = match deadline {
+            None => taking.await,
+            Some(at) => {
+                let late = Err(NotWhole::Client(BodyEnd::TimedOut));
+                tokio::time::timeout_at(at.into(), taking).await.unwrap_or(late)
+            }
+        };
+        match taken {
+            Ok(held) => (body, watch) = RequestBody::held(held),
+            Err(why) => {
+                let answer = not_whole_page(why, upstream);
+                metrics.answered(answer.status.as_u16());
+                let mut response = page_for(&answer, accept, in_flight);
+                if !is_http2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                return response;
+            }
+        }
+        // Its instances may be others by now.
+        upstream = later.get_or_init(|| core.shared.snapshot.load_full()).upstreams.get(target).unwrap_or(upstream);
+    }
     if let Some(policy) = policy {
         gate::mirror(core, &snapshot, policy, &parts, &mut body);
     }
     let retry = policy.and_then(|it| it.retry.as_ref());
     let plan = Forward { core, upstream, timeouts, watch: watch.clone(), began, choice, retry };
-    let deadline = timeouts.total.map(|it| began + it);
     let forwarding = forward(plan, Request::from_parts(parts, body));
     let outcome = match deadline {
         None => forwarding.await,
@@ -334,7 +366,12 @@ async fn handle(
     if let Some(outgoing) = outgoing {
         outgoing.apply(&mut parts.headers);
     }
-    Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, silence, in_flight).until(deadline))
+    let body = if buffer.response && !events && !incoming.is_end_stream() {
+        ResponseBody::ahead(AheadBody::start(core, incoming, exchange), silence, in_flight)
+    } else {
+        ResponseBody::proxied(incoming, exchange, silence, in_flight)
+    };
+    Response::from_parts(parts, body.until(deadline))
 }
 
 /// What a client is told that somebody else did not let in.
@@ -448,11 +485,22 @@ pub(super) fn failure_page(body: BodyEnd, failure: Failure, upstream: &Upstream)
         (BodyEnd::TimedOut, _) => Page::request_timeout(),
         (BodyEnd::Failed, _) => malformed_body(),
         (BodyEnd::TooLarge, _) => gate::too_large(),
+        (BodyEnd::Lost, _) => Page::not_kept(),
         (BodyEnd::Well, Failure::Full) => Page::overloaded(&upstream.reference),
         (BodyEnd::Well, Failure::NoRoom) => Page::no_room(),
         (BodyEnd::Well, Failure::NoEndpoint) => Page::not_up(upstream.state, &upstream.reference),
         (BodyEnd::Well, Failure::Broken) => Page::bad_gateway(&upstream.reference),
         (BodyEnd::Well, Failure::TimedOut) => Page::gateway_timeout(&upstream.reference),
+    }
+}
+
+/// What the client is told when its request was not taken whole.
+fn not_whole_page(why: NotWhole, upstream: &Upstream) -> Page {
+    match why {
+        NotWhole::Client(end) => failure_page(end, Failure::Broken, upstream),
+        NotWhole::Place(SpoolError::Full) => Page::no_place(),
+        NotWhole::Place(SpoolError::NoRoom) => Page::no_room(),
+        NotWhole::Place(SpoolError::Broken) => Page::not_kept(),
     }
 }
 

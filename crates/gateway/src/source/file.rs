@@ -58,6 +58,7 @@ pub(crate) struct File {
     pub(crate) admin: Option<AdminFile>,
     pub(crate) threads: usize,
     pub(crate) ignore_interfaces: Vec<String>,
+    pub(crate) buffer_folder: Option<PathBuf>,
     pub(crate) virtual_address: Option<VirtualAddress>,
 }
 
@@ -108,6 +109,7 @@ pub(crate) struct LimitsFile {
     pub(crate) max_uri_bytes: usize,
     pub(crate) max_connections: Option<usize>,
     pub(crate) max_connections_per_address: Option<u32>,
+    pub(crate) max_buffered_bytes: Option<u64>,
 }
 
 impl Default for LimitsFile {
@@ -117,6 +119,7 @@ impl Default for LimitsFile {
             max_uri_bytes: 16_384,
             max_connections: None,
             max_connections_per_address: None,
+            max_buffered_bytes: None,
         }
     }
 }
@@ -179,6 +182,8 @@ pub struct Loaded {
     pub threads: usize,
     /// Interfaces whose addresses do not count.
     pub ignore_interfaces: Vec<String>,
+    /// Where bodies that wait are kept, if it says so.
+    pub buffer_folder: Option<PathBuf>,
     /// The address that this machine shares with others.
     pub virtual_address: Option<VirtualAddress>,
 }
@@ -211,7 +216,9 @@ impl FileSource {
         let path = &self.path;
         let text = std::fs::read_to_string(path).map_err(|cause| FileError::Read { path: path.clone(), cause })?;
         let syntax = |cause: String| FileError::Syntax { path: path.clone(), cause };
-        let file: File = match serde_yaml_ng::from_str::<Option<File>>(&text) {
+        // A choice with a value is `{choice: value}`, as in JSON.
+        let written = serde_yaml_ng::Deserializer::from_str(&text);
+        let file: File = match serde_yaml_ng::with::singleton_map_recursive::deserialize::<Option<File>, _>(written) {
             Ok(file) => file.unwrap_or_default(),
             Err(error) => return Err(syntax(error.to_string())),
         };
@@ -250,9 +257,11 @@ impl FileSource {
         limits.max_uri_bytes = file.limits.max_uri_bytes;
         limits.max_connections = file.limits.max_connections;
         limits.max_connections_per_address = file.limits.max_connections_per_address;
+        limits.max_buffered_bytes = file.limits.max_buffered_bytes.unwrap_or(limits.max_buffered_bytes);
         let (listeners, admin) = (listeners.collect(), file.admin.as_ref().map(|it| it.address));
         Ok(Loaded {
             driver: file.driver,
+            buffer_folder: file.buffer_folder.as_ref().map(|it| folder.join(it)),
             folder,
             snapshot,
             certificates: Certificates::new(entries),

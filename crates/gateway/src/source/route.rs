@@ -28,6 +28,11 @@ impl Kept {
         self.users.retain(|_, it| Arc::strong_count(it) > 1);
     }
 
+    /// Everything that is counted by.
+    pub(super) fn rates(&self) -> Vec<Arc<RateLimit>> {
+        self.rates.values().cloned().collect()
+    }
+
     /// Keeps what a route counts by.
     pub(super) fn keep(&mut self, prepared: &Prepared) {
         self.rates.extend(prepared.rates.iter().cloned());
@@ -57,7 +62,8 @@ impl Prepared {
         route.check()?;
         let rates = route.rate_limits.iter().enumerate().map(|(at, it)| {
             let name = format!("{at} {hosts:?} {} {it:?}", route.meaning());
-            let limit = kept.rates.get(&name).cloned().map_or_else(|| rate(it).map(Arc::new), Ok)?;
+            let limit =
+                kept.rates.get(&name).cloned().map_or_else(|| rate(it).map(|it| Arc::new(it.named(&name))), Ok)?;
             Ok((name, limit))
         });
         let rates = rates.collect::<Result<Vec<_>, String>>()?;
@@ -125,6 +131,7 @@ impl Prepared {
             && route.rate_limits.is_empty()
             && route.basic_auth.is_none()
             && route.forward_auth.is_none()
+            && route.buffer.is_empty()
             && route.max_body_bytes.is_none();
         if plain {
             return Ok(None);
@@ -152,6 +159,7 @@ impl Prepared {
             },
             forward_auth: route.forward_auth.as_ref().map(forward_auth).transpose()?,
             retry: route.retry.as_ref().map(retry).transpose()?,
+            buffer: route.buffer,
         })))
     }
 }

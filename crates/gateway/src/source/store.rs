@@ -139,6 +139,11 @@ impl StoreSource {
         self.certificates.table(view, served)
     }
 
+    /// Everything that requests are counted by.
+    pub fn rates(&self) -> Vec<Arc<crate::protect::RateLimit>> {
+        self.kept.rates()
+    }
+
     /// Instances that are draining and have open requests.
     pub fn busy_draining(&self) -> Vec<InstanceId> {
         let mut busy: Vec<InstanceId> = self

@@ -23,6 +23,7 @@ routes:
   - {hosts: [away.test], maintenance: {message: Back at noon., retry_after_s: 600}, targets: [{upstream: a}]}
   - {hosts: [closed.test], deny: [127.0.0.0/8], targets: [{upstream: a}]}
   - {hosts: [open.test], allow: [127.0.0.1/32], max_body_bytes: 4, targets: [{upstream: a}]}
+  - {hosts: [whole.test], buffer: {request: true, response: true}, targets: [{upstream: a}]}
   - {hosts: [down.test], targets: [{upstream: down}]}
   - {hosts: [shares.test], targets: [{upstream: one, weight: 1}, {upstream: two, weight: 3}]}
   - {hosts: [safe.test], tls: {redirect: true, hsts_max_age_s: 60}, targets: [{upstream: a}]}
@@ -210,6 +211,7 @@ async fn both_drivers_answer_alike() {
         ("GET /s?x", "safe.test", "", 308),
         ("POST /", "open.test", "Content-Length: 4\r\n\r\nbody", 200),
         ("POST /", "open.test", "Content-Length: 5\r\n\r\nbody!", 413),
+        ("POST /", "whole.test", "Content-Length: 4\r\n\r\nbody", 200),
     ] {
         let end = if more.contains("\r\n\r\n") { "" } else { "\r\n" };
         let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n{more}{end}");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
+mod buffering;
 mod differential;
 mod drivers;
 mod framing;
@@ -14,6 +15,7 @@ mod protection;
 mod retry;
 mod rolling;
 mod routing;
+mod shared_rates;
 mod stored;
 mod streams;
 mod traffic;

@@ -190,6 +190,50 @@ async fn rolling_changes_under_load_lose_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_changes_under_load_lose_no_request() {
+    const CHANGES: usize = 10_000;
+    const HOSTS_CHANGED: usize = 500;
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    let (task, _) = instance_at(210);
+    put_host(&store).await;
+    let revision = put_endpoints(&store, &[210], &[], UpstreamState::Up).await;
+    acknowledged(&store, revision).await;
+    let (stop, answered) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (stop, answered, http) = (stop.clone(), Arc::clone(&answered), plane.http);
+        clients.spawn(async move {
+            let mut wire = Wire::connect(http).await;
+            while !stop.is_cancelled() {
+                let answer = wire.ask("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await;
+                assert_eq!(answer.status(), 200, "{answer:?}");
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let host = |number: usize| format!("h{}.test", number % HOSTS_CHANGED);
+    let mut last = 0;
+    for number in 0..CHANGES {
+        let answer = serde_json::json!({"answer": {"status": 200, "body": number.to_string()}});
+        let rules = vec![serde_json::from_value(answer).unwrap()];
+        let entry = HostEntry { host: host(number), rules, ..HostEntry::default() };
+        last = put(&store, format!("{HOSTS}{}", host(number)), &entry).await;
+    }
+    acknowledged(&store, last).await;
+    for number in CHANGES - HOSTS_CHANGED..CHANGES {
+        assert_eq!(get(plane.http, &host(number), "/").await.text(), number.to_string());
+    }
+    let seen = answered.load(Ordering::SeqCst);
+    eventually("load", || async { answered.load(Ordering::SeqCst) > seen + 20 }).await;
+    stop.cancel();
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn states_have_pages_and_a_draining_instance_keeps_its_open_request() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new();

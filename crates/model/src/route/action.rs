@@ -70,6 +70,25 @@ pub struct Redirect {
     pub status: Option<u16>,
 }
 
+/// What does not pass piece by piece.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Buffer {
+    /// All of a request is taken before an instance is asked: slow clients hold none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub request: bool,
+    /// A response is taken as fast as the instance sends it: slow clients hold none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub response: bool,
+}
+
+impl Buffer {
+    /// Whether everything passes piece by piece.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A fixed answer.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -104,6 +104,7 @@ impl<T> Route<T> {
             || self.basic_auth.is_some()
             || self.forward_auth.is_some()
             || self.max_body_bytes.is_some()
+            || !self.buffer.is_empty()
             || !self.timeouts.is_empty()
             || self.tls.redirect
             || self.tls.hsts_max_age_s.is_some()

@@ -12,16 +12,8 @@ use arco_model::route::{
 const GUARDS: [&str; 6] =
     ["auth-type", "auth-url", "auth-secret", "auth-tls-secret", "satisfy", "auth-tls-verify-client"];
 /// What is so here anyway, or says how nginx does something that is done otherwise here.
-const MOOT: [&str; 8] = [
-    "proxy-buffer-size",
-    "proxy-buffers-number",
-    "proxy-buffering",
-    "proxy-request-buffering",
-    "proxy-http-version",
-    "service-upstream",
-    "l4-host",
-    "canary",
-];
+const MOOT: [&str; 6] =
+    ["proxy-buffer-size", "proxy-buffers-number", "proxy-http-version", "service-upstream", "l4-host", "canary"];
 
 /// What an Ingress asks for beside hosts, paths and backends.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,6 +91,11 @@ fn read(wishes: &mut Wishes, name: &str, text: &str) -> Result<bool, String> {
         "false" => Ok(false),
         other => Err(format!("`{other}` is neither true nor false")),
     };
+    let on = || match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("`{other}` is neither on nor off")),
+    };
     match name {
         "weight" | "canary-weight" => wishes.share = Some(number(text)?),
         "header" => rule.headers = fields(text)?,
@@ -148,6 +145,8 @@ fn read(wishes: &mut Wishes, name: &str, text: &str) -> Result<bool, String> {
         }
         "proxy-read-timeout" => rule.timeouts = RouteTimeouts { response_ms: Some(seconds(text)?), ..rule.timeouts },
         "proxy-body-size" => rule.max_body_bytes = Some(size(text)?).filter(|it| *it > 0),
+        "proxy-request-buffering" => rule.buffer.request = on()?,
+        "proxy-buffering" => rule.buffer.response = on()?,
         "whitelist-source-range" => rule.allow = networks(text)?,
         "denylist-source-range" => rule.deny = networks(text)?,
         _ => {

@@ -7,8 +7,9 @@ use super::super::ui::Ui;
 use super::endpoints::EndpointFlags;
 use arco_api::wire::RouteRequest;
 use arco_model::route::{
-    Answer, Balance, BasicAuth, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance, Mirror,
-    PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target, TargetError,
+    Answer, Balance, BasicAuth, Buffer, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance,
+    Mirror, PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target,
+    TargetError,
 };
 use clap::Args;
 use ipnet::IpNet;
@@ -122,6 +123,10 @@ pub(crate) struct RouteFlags {
     /// Largest request body in MiB
     #[arg(long, value_name = "N", help_heading = "Protection")]
     max_body_mb: Option<u64>,
+    /// Take requests whole before an instance is asked, responses as fast as they come, or both: slow clients hold no
+    /// instance then
+    #[arg(long, value_name = "request|response|both", value_parser = buffer, help_heading = "Protection")]
+    buffer: Option<Buffer>,
     /// Longest wait for a response, and between two pieces of it
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     timeout: Option<u64>,
@@ -214,6 +219,9 @@ impl RouteFlags {
         if let Some(megabytes) = self.max_body_mb {
             route.max_body_bytes = Some(megabytes.saturating_mul(1 << 20));
         }
+        if let Some(buffer) = self.buffer {
+            route.buffer = buffer;
+        }
         let timeouts: &mut RouteTimeouts = &mut route.timeouts;
         for (slot, given) in [
             (&mut timeouts.response_ms, self.timeout),
@@ -272,7 +280,7 @@ impl RouteFlags {
 }
 
 /// Parts of a route that can be left out.
-const PARTS: [&str; 28] = [
+const PARTS: [&str; 29] = [
     "paths",
     "methods",
     "headers",
@@ -299,6 +307,7 @@ const PARTS: [&str; 28] = [
     "basic_auth",
     "forward_auth",
     "max_body_bytes",
+    "buffer",
     "timeouts",
     "tls",
 ];
@@ -319,6 +328,15 @@ pub(super) fn unset(route: &mut RouteRequest, parts: &[String]) -> Result<(), Fa
         *route = rest;
     }
     Ok(())
+}
+
+fn buffer(text: &str) -> Result<Buffer, String> {
+    Ok(match text {
+        "request" => Buffer { request: true, response: false },
+        "response" => Buffer { request: false, response: true },
+        "both" => Buffer { request: true, response: true },
+        other => return Err(format!("`{other}` is neither `request`, `response` nor `both`")),
+    })
 }
 
 fn replace<T: Clone>(slot: &mut Vec<T>, given: &[T]) {

@@ -109,6 +109,12 @@ fn cannot(file: &File) -> Vec<String> {
     if file.limits.max_connections.is_some() || file.limits.max_connections_per_address.is_some() {
         say("limits", "`max_connections` and `max_connections_per_address`");
     }
+    if file.limits.max_buffered_bytes.is_some() {
+        say("limits", "`max_buffered_bytes`: it has limits for each body only");
+    }
+    if file.buffer_folder.is_some() {
+        say("buffer_folder", "it keeps bodies with its configuration");
+    }
     for it in &file.upstreams {
         let whose = format!("upstream `{}`", it.name);
         for (is_set, part) in [
@@ -383,6 +389,13 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     }
     if let Some(it) = route.max_body_bytes {
         line(format!("client_max_body_size {it};"));
+    }
+    for (is_set, name) in
+        [(route.buffer.request, "proxy_request_buffering"), (route.buffer.response, "proxy_buffering")]
+    {
+        if is_set {
+            line(format!("{name} on;"));
+        }
     }
     let first = route.targets.first().and_then(|it| file.upstreams.iter().find(|up| up.name == it.to));
     let times = first.map(|it| it.timeouts).unwrap_or_default();
