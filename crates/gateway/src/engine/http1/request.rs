@@ -104,7 +104,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
     let snapshot = client.core.shared.snapshot.load();
     let method = Method::from_bytes(request.method.as_bytes()).ok()?;
     let (metrics, upstream, timeouts) = route(&snapshot, &key, &method, request.target, client.address)?;
-    let choice = choice(&upstream, client.address)?;
+    let choice = choice(&upstream, client.address);
     let left = match request.framing {
         Framing::Length(length) => Left::Length(length),
         Framing::Chunked => Left::Chunked(Box::default()),
@@ -152,20 +152,34 @@ pub(in crate::engine) fn route(
     if rule.policy.is_some() || rule.conditions != Conditions::default() || !rule.conditions.hold(&asked) {
         return None;
     }
-    let upstream = snapshot.upstreams.get(rule.target())?;
-    let transport = &upstream.settings.transport;
-    if transport.http2 || transport.tls.is_some() {
+    let fits = |upstream: &&Arc<Upstream>| {
+        let settings = &upstream.settings;
+        let plain = !settings.transport.http2 && settings.transport.tls.is_none();
+        plain && !is_by_fields(&settings.balance)
+    };
+    let upstream_of = |name: &Arc<str>| snapshot.upstreams.get(name).filter(fits);
+    // Before one of several takes its turn: whoever is left to the general path takes it there.
+    if rule.targets.len() > 1 && !rule.targets.iter().all(|it| upstream_of(&it.0).is_some()) {
         return None;
     }
+    let upstream = upstream_of(rule.target())?;
     Some((Arc::clone(&entry.metrics), Arc::clone(upstream), rule.timeouts.unwrap_or(upstream.timeouts)))
 }
 
-/// How an endpoint is chosen; `None` when fields of the request decide about it.
-pub(in crate::engine) fn choice(upstream: &Upstream, client: IpAddr) -> Option<Choice> {
+/// Whether fields of a request decide about its endpoint.
+fn is_by_fields(balance: &Balance) -> bool {
+    match balance {
+        Balance::Hash(key) => !matches!(key, HashKey::Source),
+        Balance::Sticky(_) => true,
+        _ => false,
+    }
+}
+
+/// How an endpoint of an upstream of [`route`] is chosen.
+pub(in crate::engine) fn choice(upstream: &Upstream, client: IpAddr) -> Choice {
     match upstream.settings.balance {
-        Balance::Hash(HashKey::Source) => Some(upstream.settings.balance.choice(&HeaderMap::new(), client)),
-        Balance::Hash(_) | Balance::Sticky(_) => None,
-        _ => Some(Choice::default()),
+        Balance::Hash(HashKey::Source) => upstream.settings.balance.choice(&HeaderMap::new(), client),
+        _ => Choice::default(),
     }
 }
 

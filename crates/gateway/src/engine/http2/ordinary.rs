@@ -51,7 +51,7 @@ impl Ordinary {
         let address = connection.peer.ip();
         let (metrics, upstream, timeouts) =
             request::route(&core.shared.snapshot.load(), &key, method, target, address)?;
-        let choice = request::choice(&upstream, address)?;
+        let choice = request::choice(&upstream, address);
         let is_head = *method == Method::HEAD;
         let repeatable = method.is_idempotent();
         let written = Written { head: head(request, host, target, client, core), is_head, repeatable };
