@@ -6,8 +6,10 @@
 
 use crate::engine::buffers::{SIZE, Span, put, take};
 use rustls::ServerConfig;
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
+};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -40,6 +42,8 @@ pub(in crate::engine) struct TlsStream<S> {
     ended: bool,
     /// We have said so.
     closed: bool,
+    /// Somebody broke the protocol: rustls must not be asked again.
+    failed: bool,
 }
 
 /// What is to be said to the client.
@@ -73,12 +77,27 @@ fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error)
 }
 
+/// Takes what rustls says by itself.
+fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Span) -> io::Result<()> {
+    let mut wanted = RECORD;
+    loop {
+        match data.encode(outgoing.room(wanted)) {
+            Ok(count) => {
+                outgoing.add(count);
+                return Ok(());
+            }
+            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => wanted = required_size,
+            Err(error @ EncodeError::AlreadyEncoded) => return Err(io::Error::other(error)),
+        }
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Completes the handshake of a client that has sent `incoming` already.
     pub(super) async fn accept(io: S, incoming: Span, config: Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
         let (outgoing, said) = (Span::default(), Span::default());
-        let mut this = Self { io, tls, incoming, outgoing, said, ended: false, closed: false };
+        let mut this = Self { io, tls, incoming, outgoing, said, ended: false, closed: false, failed: false };
         poll_fn(|cx| this.poll_handshake(cx)).await?;
         Ok(this)
     }
@@ -91,10 +110,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.work(cx, &mut ReadBuf::new(&mut []))?;
-            ready!(self.poll_drain(cx))?;
+            let drained = self.poll_drain(cx)?;
             if !self.tls.is_handshaking() {
-                return Poll::Ready(Ok(()));
+                return drained.map(Ok);
             }
+            // Also while there is more to write: a client may want to be read first.
             if self.ended || ready!(poll_fill(&mut self.incoming, cx, &mut self.io))? == 0 {
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
@@ -113,7 +133,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Lets rustls work on all that is there, and says something then. What the client says goes to `heard`; what has
     /// no room there is kept.
     fn turn(&mut self, heard: &mut ReadBuf<'_>, say: Say<'_>) -> io::Result<()> {
-        let (mut say, mut failure) = (say, None);
+        if self.failed {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let outcome = self.ask(heard, say);
+        if outcome.is_err() {
+            self.failed = true;
+            // What rustls has still to say: an alert.
+            while self.tls.wants_write() {
+                match self.tls.process_tls_records(&mut []).state {
+                    Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut self.outgoing)?,
+                    Ok(ConnectionState::ReadTraffic(mut traffic)) => while traffic.next_record().is_some() {},
+                    _ => break,
+                }
+            }
+        }
+        outcome
+    }
+
+    fn ask(&mut self, heard: &mut ReadBuf<'_>, say: Say<'_>) -> io::Result<()> {
         loop {
             let UnbufferedStatus { mut discard, state } = self.tls.process_tls_records(self.incoming.filled());
             let mut goes_on = true;
@@ -127,18 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                         self.said.push(&record.payload[now..]);
                     }
                 }
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    let mut wanted = RECORD;
-                    loop {
-                        match data.encode(self.outgoing.room(wanted)) {
-                            Ok(count) => break self.outgoing.add(count),
-                            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                                wanted = required_size;
-                            }
-                            Err(error @ EncodeError::AlreadyEncoded) => return Err(io::Error::other(error)),
-                        }
-                    }
-                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut self.outgoing)?,
                 // It is ours now, and goes before everything that follows.
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.ended = true,
@@ -166,20 +193,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
                     goes_on = false;
                     if !matches!(say, Say::Nothing) {
-                        failure = Some(ErrorKind::NotConnected.into());
+                        return Err(ErrorKind::NotConnected.into());
                     }
                 }
                 // Nobody is told that it may be sent.
                 Ok(_) => return Err(io::Error::new(ErrorKind::InvalidData, "the client has sent early data")),
-                Err(error) => {
-                    // Once more, for the alert that says why.
-                    goes_on = failure.is_none();
-                    (say, failure) = (Say::Nothing, failure.or(Some(invalid(error))));
-                }
+                Err(error) => return Err(invalid(error)),
             }
             self.incoming.skip(discard);
             if !goes_on {
-                return failure.map_or(Ok(()), Err);
+                return Ok(());
             }
         }
     }
