@@ -1,5 +1,5 @@
 """The proxies that are compared: each renders its own configuration for the same task, runs on one processor, and says what it cost."""
-import pathlib, shutil, signal, socket, subprocess, sys, time
+import base64, json, os, pathlib, shutil, signal, socket, subprocess, sys, time, urllib.request
 
 PROXY_CPU, OTHER_CPU = "1", "0"
 STREAMS = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -217,3 +217,58 @@ class Envoy(Proxy):
             + listener("tls", self.https, hcm, manager(["localhost"]), tls) + listener("tcp", self.tcp, "envoy.filters.network.tcp_proxy", tcp)
         )
         return [self.path, "-c", self.write("envoy.yaml", text), "--concurrency", "1", "-l", "error", "--use-dynamic-base-id"]
+
+
+class Stored:
+    """The gateway as it runs in a platform of several machines: its routes are in etcd, and it follows them. No other role runs, so that what is
+    measured is the way from the store to the requests."""
+
+    COMPONENT, INSTANCE = "01jd7bench0000000000", "01jd7bench0000000001"
+
+    def __init__(self, work, origin, arco):
+        self.work, self.etcd = work / f"stored-{free_port()}", shutil.which("etcd")
+        self.work.mkdir()
+        client, peer, self.http = free_port(), free_port(), free_port()
+        self.url, log = f"http://127.0.0.1:{client}", self.work / "log"
+        env = dict(os.environ, ARCO_STORE__COORDINATION=f"etcd://127.0.0.1:{client}")
+        listen = [it for name in ("https", "console") for it in (f"--{name}-listen", "127.0.0.1:0")]
+        words = {
+            OTHER_CPU: [self.etcd, "--data-dir", str(self.work / "etcd"), "--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--log-level", "error",
+                        "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}", "--initial-cluster", f"default=http://127.0.0.1:{peer}"],
+            PROXY_CPU: [arco, "server", "--data-dir", str(self.work / "data"), "--domain", "bench.localhost", "--role", "gateway", "--role", "console", "--http-listen", f"127.0.0.1:{self.http}", *listen],
+        }
+        self.procs = []
+        for (cpu, command), port in zip(words.items(), (client, self.http)):
+            with open(log, "ab") as out:
+                self.procs.append(subprocess.Popen(["taskset", "-c", cpu, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True))
+            try:
+                wait_for(port, self.procs[-1], log)
+            except SystemExit:
+                self.stop()
+                raise
+        endpoint = {"instance": self.INSTANCE, "address": "127.0.0.1", "port": origin, "draining": False}
+        self.put([(f"/gateway/upstreams/{self.COMPONENT}", {"component": self.COMPONENT, "reference": "bench/o", "state": "up", "endpoints": [endpoint]})])
+
+    def put(self, entries):
+        """Writes them; when this returns, etcd has them."""
+        text = lambda it: base64.b64encode(it.encode()).decode()
+        for at in range(0, len(entries), 100):
+            writes = [{"requestPut": {"key": text(key), "value": text(json.dumps(value))}} for key, value in entries[at:at + 100]]
+            with urllib.request.urlopen(urllib.request.Request(f"{self.url}/v3/kv/txn", json.dumps({"success": writes}).encode()), timeout=30) as answer:
+                answer.read()
+
+    def hosts(self, hosts, mark):
+        """Lets these hosts lead to the origin, with a field `x-mark` in each response."""
+        rule = {"targets": [{"to": f"{self.COMPONENT}:80"}], "response_headers": {"set": {"x-mark": mark}}}
+        plain = {"default": f"{self.COMPONENT}:80"}
+        self.put([(f"/gateway/hosts/{it}", dict(host=it, **({"rules": [rule]} if mark else plain))) for it in hosts])
+
+    def stop(self):
+        for proc in reversed(self.procs):
+            if proc.poll() is None:
+                proc.terminate()
+                try:
+                    proc.wait(30)
+                except subprocess.TimeoutExpired:
+                    proc.kill()
+                    proc.wait()

@@ -18,6 +18,7 @@ mod guard;
 mod headers;
 mod http;
 mod http1;
+mod http2;
 mod passthrough;
 mod pool;
 mod proxy_protocol;
@@ -30,7 +31,7 @@ mod transport;
 mod udp;
 
 use crate::bind::{AddressLock, BindError, Bound, BoundUdp, bind};
-use crate::metrics::Metrics;
+use crate::metrics::{ConnectionGuard, Metrics};
 use crate::protect::{ConnectionCounts, Counting};
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
@@ -456,18 +457,33 @@ fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Proto
         tracing::debug!(%peer, "a connection is refused: there are too many");
         return;
     }
-    let (core, protocol) = (Arc::clone(core), protocol.clone());
-    let (counted, gauge) = (Counted::connection(&core.shared), core.shared.metrics.connection());
+    let (limits, core) = (**limits, Arc::clone(core));
+    let guards = (Counted::connection(&core.shared), core.shared.metrics.connection());
     let supervisor = core.supervisor.clone();
+    if *protocol == Protocol::Http {
+        // Most connections, and most idle ones: they have no room for what the others need.
+        let Some(counting) = counted(&core.shared, &limits, peer) else { return };
+        let serving = http1::serve(core, stream, peer, None, (guards, counting));
+        return supervisor.spawn("client connection", OnExit::Continue, serving);
+    }
+    let protocol = protocol.clone();
     supervisor.spawn("client connection", OnExit::Continue, async move {
-        let _guards = (counted, gauge);
-        serve(core, stream, peer, protocol).await;
+        serve(core, stream, peer, protocol, limits, guards).await;
         Ok(())
     });
 }
 
-async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut protocol: Protocol) {
-    let limits = *core.shared.limits.load_full();
+/// What counts a connection until it ends.
+type Guards = (Counted, ConnectionGuard);
+
+async fn serve(
+    core: Arc<Core>,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    mut protocol: Protocol,
+    limits: Limits,
+    guards: Guards,
+) {
     let patience = limits.client.request_header;
     if let Protocol::Proxied(inner) = protocol {
         let trusted =
@@ -476,7 +492,7 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
             tracing::debug!(%peer, "a PROXY header is taken from `trusted_proxies` only");
             return;
         }
-        match tokio::time::timeout(patience, proxy_protocol::read(&mut stream)).await {
+        match Box::pin(tokio::time::timeout(patience, proxy_protocol::read(&mut stream))).await {
             Ok(Ok(source)) => peer = source.unwrap_or(peer),
             outcome => {
                 tracing::debug!(%peer, ?outcome, "no PROXY header");
@@ -485,24 +501,22 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
         }
         protocol = *inner;
     }
-    let Ok(_counting) = counted(&core.shared, &limits, peer) else {
-        tracing::debug!(%peer, "a connection is refused: its address has too many");
-        return;
-    };
+    let Some(counting) = counted(&core.shared, &limits, peer) else { return };
+    let guards = (guards, counting);
     match protocol {
-        Protocol::Http => http1::serve(core, stream, peer, None).await,
+        Protocol::Http => drop(Box::pin(http1::serve(core, stream, peer, None, guards)).await),
         Protocol::Https => {
-            let passed = tokio::time::timeout(patience, passthrough::target(&core, &stream)).await;
+            let passed = Box::pin(tokio::time::timeout(patience, passthrough::target(&core, &stream))).await;
             if let Ok(Some(upstream)) = passed {
                 return Box::pin(tcp::serve(core, stream, peer, upstream)).await;
             }
             let certificates = core.shared.certificates.load_full();
             let handshake = Box::pin(tokio::time::timeout(patience, tls::accept(certificates, stream))).await;
             if let Ok(Some((stream, entry))) = handshake {
-                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    Box::pin(http::serve_http2(core, stream, peer, entry)).await;
+                if stream.protocol() == Some(b"h2") {
+                    Box::pin(http2::serve(core, stream, peer, entry)).await;
                 } else {
-                    Box::pin(http1::serve(core, stream, peer, Some(entry))).await;
+                    drop(Box::pin(http1::serve(core, stream, peer, Some(entry), guards)).await);
                 }
             }
         }
@@ -514,9 +528,12 @@ async fn serve(core: Arc<Core>, mut stream: TcpStream, mut peer: SocketAddr, mut
     }
 }
 
-fn counted(shared: &Shared, limits: &Limits, peer: SocketAddr) -> Result<Option<Counting>, ()> {
-    match limits.max_connections_per_address {
-        None => Ok(None),
-        Some(max) => shared.per_address.begin(peer.ip().to_canonical(), max).map(Some).ok_or(()),
+/// Counts a connection of an address; `None` when it has too many.
+fn counted(shared: &Shared, limits: &Limits, peer: SocketAddr) -> Option<Option<Counting>> {
+    let Some(max) = limits.max_connections_per_address else { return Some(None) };
+    let counting = shared.per_address.begin(peer.ip().to_canonical(), max);
+    if counting.is_none() {
+        tracing::debug!(%peer, "a connection is refused: its address has too many");
     }
+    counting.map(Some)
 }

@@ -215,8 +215,12 @@ impl Host {
     /// A host; rules may come in any order.
     pub fn new(name: Arc<str>, mut rules: Vec<Rule>, metrics: Arc<RouteMetrics>) -> Self {
         rules.sort_by_key(|it| std::cmp::Reverse(matching::rank(&it.path, &it.conditions)));
-        // Most hosts have one rule; a list that grew has room for four.
-        rules.shrink_to_fit();
+        // Most hosts have one rule; a list that grew has room for four. What shrinks where it is leaves a hole for each host.
+        if rules.capacity() > rules.len() {
+            let mut exact = Vec::with_capacity(rules.len());
+            exact.append(&mut rules);
+            rules = exact;
+        }
         Self { name, rules, metrics }
     }
 

@@ -50,27 +50,72 @@ pub(super) struct Forward<'a> {
     pub(super) retry: Option<&'a Retry>,
 }
 
+/// A request on its way to an endpoint.
+pub(super) enum Message {
+    /// Without a body, for a plain HTTP/1.1 endpoint.
+    Written(Written),
+    /// Any other.
+    Whole(Box<Request<RequestBody>>),
+}
+
+/// The head of a request, as it is sent.
+pub(super) struct Written {
+    pub(super) head: Vec<u8>,
+    /// Whether it is HEAD.
+    pub(super) is_head: bool,
+    /// Whether it may be sent twice.
+    pub(super) repeatable: bool,
+}
+
+impl Message {
+    /// The form that endpoints of this transport get.
+    fn new(mut request: Request<RequestBody>, transport: &Transport) -> Result<Self, http::Error> {
+        if transport.http2 {
+            for_http2(&mut request, transport)?;
+        }
+        let is_plain = !transport.http2 && transport.tls.is_none();
+        if !(is_plain && request.body().is_end_stream() && direct::is_for(request.headers())) {
+            return Ok(Self::Whole(Box::new(request)));
+        }
+        let (is_head, repeatable) = (*request.method() == Method::HEAD, is_repeatable(&request));
+        Ok(Self::Written(Written { head: direct::head(&request), is_head, repeatable }))
+    }
+
+    /// The same again, when it may be sent twice.
+    fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Written(it) if it.repeatable => Some(Self::Written(Written { head: it.head.clone(), ..*it })),
+            Self::Whole(it) if is_repeatable(it) => Some(Self::Whole(Box::new(copy_of(it)))),
+            _ => None,
+        }
+    }
+}
+
 /// A failed attempt; the request is there when it may be sent again.
 struct Attempt {
     failure: Failure,
     outcome: RetryOn,
-    request: Option<Request<RequestBody>>,
+    request: Option<Message>,
 }
 
 /// Sends `request` and waits for the head of the response.
 pub(super) async fn forward(
     plan: Forward<'_>,
-    mut request: Request<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<(Response<EndpointBody>, Exchange), Failure> {
+    let message = Message::new(request, &plan.upstream.settings.transport).map_err(|_| Failure::Broken)?;
+    send(plan, message).await
+}
+
+/// The same, for a message that is in its form.
+pub(super) async fn send(
+    plan: Forward<'_>,
+    mut request: Message,
 ) -> Result<(Response<EndpointBody>, Exchange), Failure> {
     let metrics = &plan.upstream.metrics;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let settings = &plan.upstream.settings;
     let mut last = if plan.upstream.is_full() { Failure::Full } else { Failure::NoEndpoint };
-    if settings.transport.http2 && for_http2(&mut request, &settings.transport).is_err() {
-        return Err(Failure::Broken);
-    }
-    let is_plain = !settings.transport.http2 && settings.transport.tls.is_none();
-    let directly = is_plain && request.body().is_end_stream() && direct::is_for(request.headers());
     plan.retry.into_iter().for_each(Retry::earn);
     let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
     let mut next = plan.upstream.pick_for(&tried, &plan.choice);
@@ -86,10 +131,13 @@ pub(super) async fn forward(
                 other
             })
         };
-        let copy = plan.retry.filter(|it| it.wants_any_status() && is_repeatable(&request)).map(|_| copy_of(&request));
+        let copy = plan.retry.filter(|it| it.wants_any_status()).and_then(|_| request.copy());
         let asked = Instant::now();
-        let outcome =
-            if directly { ask_directly(&plan, &open, request).await } else { attempt(&plan, &open, request).await };
+        let outcome = match request {
+            Message::Written(written) => ask_directly(&plan, &open, written).await,
+            // On the heap: what most requests never need would be moved about with each of them.
+            Message::Whole(request) => Box::pin(attempt(&plan, &open, *request)).await,
+        };
         if let Some(ejection) = &settings.ejection {
             let well = match &outcome {
                 Ok((response, _)) => Some(!response.status().is_server_error()),
@@ -141,11 +189,11 @@ pub(super) async fn forward(
 async fn ask_directly(
     plan: &Forward<'_>,
     open: &OpenRequest,
-    request: Request<RequestBody>,
+    written: Written,
 ) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
     let (core, address) = (plan.core, open.endpoint().address);
     let key = (address, plan.upstream.settings.transport.id);
-    let (repeatable, is_head) = (is_repeatable(&request), *request.method() == Method::HEAD);
+    let repeatable = written.repeatable;
     let limit = limit_of(plan, repeatable);
     let mut stale = 0;
     loop {
@@ -153,29 +201,33 @@ async fn ask_directly(
         let from_pool = pooled.is_some();
         let endpoint = match pooled {
             Some(endpoint) => endpoint,
-            None => match core.connect(address, plan.timeouts.connect).await {
+            None => match Box::pin(core.connect(address, plan.timeouts.connect)).await {
                 Ok(endpoint) => endpoint,
                 Err(Failure::NoRoom) => {
                     return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
                 }
                 Err(failure) => {
                     open.endpoint().state.failed();
-                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(request) });
+                    return Err(Attempt {
+                        failure,
+                        outcome: RetryOn::Connect,
+                        request: Some(Message::Written(written)),
+                    });
                 }
             },
         };
-        let asking = direct::ask(core, (key, endpoint), direct::head(&request), is_head);
+        let asking = direct::ask(core, (key, endpoint), &written.head, written.is_head);
         match in_time(asking, limit, None).await {
             Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
             None => {
-                let request = Some(request).filter(|_| repeatable && plan.retry.is_some());
+                let request = Some(Message::Written(written)).filter(|_| repeatable && plan.retry.is_some());
                 return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
             }
             Some(Err(broken)) => {
                 let again = !broken.invalid && (repeatable || !broken.began);
                 tracing::debug!(%address, again, "an endpoint broke off");
                 if !(again && from_pool && !broken.heard) {
-                    let request = again.then_some(request);
+                    let request = again.then_some(Message::Written(written));
                     return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request });
                 }
                 // Its server closed it while it lay idle; the others of that age are no better.
@@ -216,7 +268,7 @@ async fn attempt(
                 }
                 Err(failure) => {
                     open.endpoint().state.failed();
-                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(request) });
+                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(whole(request)) });
                 }
             },
         };
@@ -227,7 +279,11 @@ async fn attempt(
         if sender.ready().await.is_err() {
             stale += 1;
             if !from_pool {
-                return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request: Some(request) });
+                return Err(Attempt {
+                    failure: Failure::Broken,
+                    outcome: RetryOn::Broken,
+                    request: Some(whole(request)),
+                });
             }
             continue;
         }
@@ -242,7 +298,7 @@ async fn attempt(
             }
             None => {
                 // Only where a route says so: whoever is slow gets no more of the same otherwise.
-                let request = copy.filter(|_| plan.retry.is_some());
+                let request = copy.filter(|_| plan.retry.is_some()).map(whole);
                 return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
             }
         };
@@ -253,9 +309,13 @@ async fn attempt(
                 stale += 1;
                 request = again;
             }
-            unsent => return Err(Attempt { failure, outcome: RetryOn::Broken, request: unsent }),
+            unsent => return Err(Attempt { failure, outcome: RetryOn::Broken, request: unsent.map(whole) }),
         }
     }
+}
+
+fn whole(request: Request<RequestBody>) -> Message {
+    Message::Whole(Box::new(request))
 }
 
 /// Waits for the response's head. While the request's body still moves or the client has to send, no time runs.

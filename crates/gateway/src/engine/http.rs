@@ -32,20 +32,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 /// How long a refused client may go on sending, so that it reads the refusal before its connection is reset.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Most requests at once on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 128;
-/// Most streams that a client may have reset before they were looked at, and that we reset on account of its mistakes;
-/// beyond that the connection ends (rapid reset).
-const MAX_RESETS: usize = 20;
-const MAX_LOCAL_RESETS: usize = 256;
-
 /// What all requests of one client connection share.
-struct Connection {
-    core: Arc<Core>,
-    peer: SocketAddr,
-    tls: Option<Arc<CertificateEntry>>,
-    control: Arc<Control>,
-    max_uri: usize,
+pub(super) struct Connection {
+    pub(super) core: Arc<Core>,
+    pub(super) peer: SocketAddr,
+    pub(super) tls: Option<Arc<CertificateEntry>>,
+    pub(super) control: Arc<Control>,
+    pub(super) max_uri: usize,
 }
 
 /// Serves one client connection to its end.
@@ -107,46 +100,6 @@ pub(super) fn limits_of(core: &Core) -> (super::guard::ClientLimits, usize) {
     (limits.client, limits.max_uri_bytes)
 }
 
-/// Serves a client that chose HTTP/2 by ALPN.
-pub(super) async fn serve_http2<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Arc<CertificateEntry>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (limits, max_uri) = limits_of(&core);
-    let drain = core.drain.clone();
-    let mut http = hyper::server::conn::http2::Builder::new(super::transport::Spawner(core.supervisor.clone()));
-    http.timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(64 * 1024)
-        .keep_alive_interval(limits.idle)
-        .keep_alive_timeout(limits.request_header);
-    let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
-    let service = service_fn(move |request| {
-        let connection = Arc::clone(&connection);
-        // On the heap at once: on its way to a task of its own it is moved several times.
-        Box::pin(async move { Ok::<_, Infallible>(handle(&connection, request, None).await) })
-    });
-    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            ended = &mut serving => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a client connection broke off");
-                }
-                return;
-            }
-            () = drain.cancelled(), if !draining => {
-                draining = true;
-                serving.as_mut().graceful_shutdown();
-            }
-        }
-    }
-}
-
 /// Writes a last answer and lets the client read it.
 pub(super) async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: &[u8]) {
     let last_words = async {
@@ -171,7 +124,7 @@ pub(super) fn refusal_text(refusal: Refusal) -> String {
 }
 
 /// Answers one request.
-async fn handle(
+pub(super) async fn handle(
     connection: &Arc<Connection>,
     mut request: Request<Incoming>,
     in_flight: Option<InFlight>,
@@ -281,7 +234,7 @@ async fn handle(
         parts.headers.insert(header::HOST, value);
     }
     if let Some(auth) = policy.and_then(|it| it.forward_auth.as_ref())
-        && let Err(denied) = authorize::ask(core, &snapshot, auth, &mut parts).await
+        && let Err(denied) = Box::pin(authorize::ask(core, &snapshot, auth, &mut parts)).await
     {
         return denied_answer(denied, metrics, outgoing, accept, timeouts.response, in_flight);
     }
@@ -325,10 +278,13 @@ async fn handle(
     }
     let retry = policy.and_then(|it| it.retry.as_ref());
     let plan = Forward { core, upstream, timeouts, watch: watch.clone(), began, choice, retry };
-    let forwarding = forward(plan, Request::from_parts(parts, body));
+    let request = Request::from_parts(parts, body);
     let outcome = match deadline {
-        None => forwarding.await,
-        Some(at) => tokio::time::timeout_at(at.into(), forwarding).await.unwrap_or(Err(Failure::TimedOut)),
+        None => forward(plan, request).await,
+        Some(at) => {
+            let forwarding = Box::pin(tokio::time::timeout_at(at.into(), forward(plan, request)));
+            forwarding.await.unwrap_or(Err(Failure::TimedOut))
+        }
     };
     let (mut response, exchange) = match outcome {
         Ok(it) => it,

@@ -8,7 +8,7 @@ mod endpoint;
 mod exchange;
 mod half;
 mod handover;
-mod request;
+pub(super) mod request;
 mod response;
 
 use super::guard::ClientLimits;
@@ -17,6 +17,7 @@ use super::tls::CertificateEntry;
 use super::{Core, buffers, date, http};
 use crate::framing::Refusal;
 use ::http::Response;
+use arco_daemon::BoxError;
 pub(super) use endpoint::Endpoint;
 use handover::Prefixed;
 use request::{Client, Judged, judge};
@@ -57,55 +58,89 @@ enum More {
     End,
 }
 
-/// Serves one client connection to its end.
-pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Option<Arc<CertificateEntry>>)
+/// Serves one client connection to its end; `guards` are held so long.
+///
+/// Not an `async fn`: that would have room for its arguments twice, and most connections are idle.
+pub(super) fn serve<S, G>(
+    core: Arc<Core>,
+    stream: S,
+    peer: SocketAddr,
+    tls: Option<Arc<CertificateEntry>>,
+    guards: G,
+) -> impl Future<Output = Result<(), BoxError>> + Send + 'static
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    G: Send + 'static,
 {
     let (limits, max_uri) = http::limits_of(&core);
-    let address = peer.ip().to_canonical();
-    let written = address.to_string();
+    let written: Box<str> = peer.ip().to_canonical().to_string().into();
     let rung = Box::pin(Arc::clone(&core.room.idle).notified_owned());
     let timer = Timer::new(Instant::now().into());
     let mut session = Session { core, stream, limits, timer, rung };
     let mut bytes = Vec::new();
     // Until the first request there is less patience.
     let (mut patience, mut since) = (limits.request_header, Instant::now());
-    loop {
-        if !bytes.is_empty() {
-            let max_head = limits.max_header_bytes;
-            let client =
-                Client { core: &session.core, address, written: &written, tls: tls.as_ref(), max_uri, max_head };
-            match judge(&bytes, &client) {
-                Judged::Forward(plan) => {
-                    let began = Instant::now();
-                    match Box::pin(session.exchange(plan, std::mem::take(&mut bytes), began)).await {
-                        End::Keep(rest) => bytes = rest,
-                        End::Close => return session.close().await,
-                        End::Linger => return Box::pin(http::refuse(session.stream, b"")).await,
+    async move {
+        let _guards = &guards;
+        loop {
+            if !bytes.is_empty() {
+                let mut hands_over = false;
+                let end = {
+                    let (address, max_head) = (peer.ip().to_canonical(), limits.max_header_bytes);
+                    let (core, tls) = (&session.core, tls.as_ref());
+                    let exchange =
+                        match judge(&bytes, &Client { core, address, written: &written, tls, max_uri, max_head }) {
+                            Judged::Forward(plan) => {
+                                let bytes = std::mem::take(&mut bytes);
+                                Some(Box::pin(session.exchange(plan, bytes, Instant::now())))
+                            }
+                            Judged::Incomplete if bytes.len() <= limits.max_header_bytes => {
+                                patience = limits.request_header;
+                                None
+                            }
+                            Judged::Incomplete | Judged::Special => {
+                                hands_over = true;
+                                None
+                            }
+                        };
+                    match exchange {
+                        Some(exchange) => Some(exchange.await),
+                        None => None,
                     }
-                    (patience, since) = (limits.idle, Instant::now());
-                    continue;
-                }
-                Judged::Incomplete if bytes.len() <= limits.max_header_bytes => patience = limits.request_header,
-                Judged::Incomplete | Judged::Special => {
-                    let stream = Prefixed::new(bytes, session.stream);
-                    return Box::pin(http::serve(session.core, stream, peer, tls)).await;
+                };
+                match end {
+                    Some(End::Keep(rest)) => {
+                        bytes = rest;
+                        (patience, since) = (limits.idle, Instant::now());
+                        continue;
+                    }
+                    Some(End::Close) => return session.close().await,
+                    Some(End::Linger) => {
+                        Box::pin(http::refuse(session.stream, b"")).await;
+                        return Ok(());
+                    }
+                    None if hands_over => {
+                        let stream = Prefixed::new(bytes, session.stream);
+                        Box::pin(http::serve(session.core, stream, peer, tls)).await;
+                        return Ok(());
+                    }
+                    None => {}
                 }
             }
-        }
-        let was_idle = bytes.is_empty();
-        match session.more(&mut bytes, since, patience).await {
-            More::Bytes if was_idle => since = Instant::now(),
-            More::Bytes => {}
-            More::Late if !was_idle => {
-                let refusal = Refusal { status: 408, why: "the request header did not arrive in time" };
-                session.core.shared.metrics.refused(refusal.status);
-                buffers::put(bytes);
-                let answer = http::refusal_text(refusal);
-                return Box::pin(http::refuse(session.stream, answer.as_bytes())).await;
+            let was_idle = bytes.is_empty();
+            match session.more(&mut bytes, since, patience).await {
+                More::Bytes if was_idle => since = Instant::now(),
+                More::Bytes => {}
+                More::Late if !was_idle => {
+                    let refusal = Refusal { status: 408, why: "the request header did not arrive in time" };
+                    session.core.shared.metrics.refused(refusal.status);
+                    buffers::put(bytes);
+                    let answer = http::refusal_text(refusal);
+                    Box::pin(http::refuse(session.stream, answer.as_bytes())).await;
+                    return Ok(());
+                }
+                More::Late | More::End => return session.close().await,
             }
-            More::Late | More::End => return session.close().await,
         }
     }
 }
@@ -140,8 +175,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Ends the connection. Whatever goes wrong now, it is over.
-    async fn close(mut self) {
+    async fn close(&mut self) -> Result<(), BoxError> {
         let _ = self.stream.shutdown().await;
+        Ok(())
     }
 
     /// Writes an answer of our own. Returns whether that went well.

@@ -1,19 +1,23 @@
 //! TLS of clients: certificates by SNI, exact before wildcard; an unknown name gets the alert; ACME's challenges.
 
+mod stream;
+
+use super::buffers::Span;
 use crate::snapshot::lookup_wildcard;
 use crate::tickets::Tickets;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{Accepted, Acceptor, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+pub(super) use stream::TlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 
 /// A fatal `unrecognized_name` (RFC 6066 §3) as a TLS record.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -165,39 +169,67 @@ impl Certificates {
     }
 }
 
+/// Reads the first message of a client; what was read is kept for the handshake. When it is not one, the client is told.
+async fn hello<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, incoming: &mut Span) -> io::Result<Accepted> {
+    let mut acceptor = Acceptor::default();
+    loop {
+        let known = incoming.len();
+        if poll_fn(|cx| stream::poll_fill(incoming, cx, stream)).await? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let mut fresh = &incoming.filled()[known..];
+        while !fresh.is_empty() {
+            acceptor.read_tls(&mut fresh)?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    let mut told = Vec::new();
+                    alert.write_all(&mut told)?;
+                    // The client learns why; when it does not listen, nothing is lost.
+                    let _ = stream.write_all(&told).await;
+                    return Err(io::Error::new(ErrorKind::InvalidData, error));
+                }
+            }
+        }
+    }
+}
+
 /// Completes the handshake of a client; `None` when it is refused or breaks off.
 pub(super) async fn accept<S>(
     certificates: Arc<Certificates>,
-    stream: S,
+    mut stream: S,
 ) -> Option<(Box<TlsStream<S>>, Arc<CertificateEntry>)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let start = match LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await {
-        Ok(start) => start,
+    let mut incoming = Span::default();
+    let accepted = match hello(&mut stream, &mut incoming).await {
+        Ok(accepted) => accepted,
         Err(error) => {
             tracing::debug!(%error, "a TLS handshake did not begin");
             return None;
         }
     };
-    let name = start.client_hello().server_name().map(|it| it.trim_end_matches('.').to_ascii_lowercase());
-    let challenged = start.client_hello().alpn().is_some_and(|mut it| it.any(|it| it == CHALLENGE));
+    let name = accepted.client_hello().server_name().map(|it| it.trim_end_matches('.').to_ascii_lowercase());
+    let challenged = accepted.client_hello().alpn().is_some_and(|mut it| it.any(|it| it == CHALLENGE));
+    // Read once more by whoever goes on with it.
+    drop(accepted);
     if let Some(config) = name.as_deref().filter(|_| challenged).and_then(|it| certificates.challenges.get(it)) {
         // The handshake is the whole answer.
-        if let Ok(mut stream) = start.into_stream(Arc::clone(config)).await {
+        if let Ok(mut stream) = TlsStream::accept(stream, incoming, Arc::clone(config)).await {
             let _ = stream.shutdown().await;
         }
         return None;
     }
     let Some(entry) = name.as_deref().and_then(|it| certificates.find(it)).cloned() else {
         tracing::debug!(name, "no certificate for this name");
-        let mut stream = start.io;
-        // The client learns why; when it does not listen, nothing is lost.
+        // As above.
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
         let _ = stream.shutdown().await;
         return None;
     };
-    match start.into_stream(Arc::clone(&entry.config)).await {
+    match TlsStream::accept(stream, incoming, Arc::clone(&entry.config)).await {
         // On the heap: every connection that might speak TLS has room for what this returns.
         Ok(stream) => Some((Box::new(stream), entry)),
         Err(error) => {

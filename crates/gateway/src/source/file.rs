@@ -317,8 +317,13 @@ impl FileSource {
                     snapshot.passthrough.insert(host.to_ascii_lowercase().into(), target.to.as_str().into());
                     continue;
                 }
-                let rules = hosts.entry(host.to_ascii_lowercase()).or_default();
-                rules.extend(prepared.rules(route, limits));
+                let (rules, made) =
+                    (hosts.entry(host.to_ascii_lowercase()).or_default(), prepared.rules(route, limits));
+                if rules.is_empty() {
+                    // Most hosts have one rule, not room for four.
+                    rules.reserve_exact(made.len());
+                }
+                rules.extend(made);
             }
         }
         self.kept.prune();

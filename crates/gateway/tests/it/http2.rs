@@ -64,6 +64,7 @@ async fn gateway_to(address: SocketAddr) -> (Gateway, Arc<rustls::ClientConfig>)
     roots.add(made.cert.der().clone()).unwrap();
     let yaml = file(&[address])
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+        .replace("routes: [", "routes: [{hosts: [a.test], paths: [{prefix: /general}], methods: [GET, HEAD, PUT, POST], targets: [{upstream: a}]}, ")
         + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
     let gateway = Gateway::start_in(folder, &yaml).await;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -285,5 +286,66 @@ async fn answers_in_every_framing_reach_a_client_whole() {
             }
         };
         assert_eq!(seen, body, "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_request_reaches_its_endpoint_as_one_of_the_general_path() {
+    let address = origin(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            let seen = request.head;
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{seen}", seen.len())).await;
+        }
+    })
+    .await;
+    let (gateway, client) = gateway_to(address).await;
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(client).connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    tokio::spawn(connection);
+    // What the endpoint saw: its lines in order, ids that were made here without their digits.
+    let seen = async |method: &str, uri: &str, fields: &[(&str, &str)]| {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let response = sender.clone().send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200, "{method} {uri} {fields:?}");
+        let text = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        let made = |id: &str| id.len() == 32 && id.bytes().all(|it| it.is_ascii_hexdigit());
+        let mut lines: Vec<String> = text
+            .to_lowercase()
+            .lines()
+            .map(|it| match it.strip_prefix("x-request-id: ") {
+                Some(id) if made(id) => "x-request-id: made".to_owned(),
+                _ => it.replace("/general/", "/plain/"),
+            })
+            .collect();
+        lines.sort();
+        lines
+    };
+    for (method, fields) in [
+        ("GET", &[][..]),
+        ("GET", &[("cookie", "a=1"), ("cookie", "b=2"), ("accept", "text/html")]),
+        ("PUT", &[("te", "trailers"), ("expect", "100-continue"), ("content-length", "0")]),
+        ("POST", &[("x-forwarded-for", "9.9.9.9"), ("x_forwarded_for", "8.8.8.8"), ("forwarded", "for=7.7.7.7")]),
+        ("GET", &[("x-request-id", "known-1234"), ("x-real-ip", "6.6.6.6"), ("proxy-authorization", "x")]),
+        (
+            "GET",
+            &[("x-request-id", "a b"), ("host", "other.test"), ("x-empty", ""), ("x-twice", "1"), ("x-twice", "2")],
+        ),
+    ] {
+        for authority in ["a.test", "A.test:8443"] {
+            let ordinary = seen(method, &format!("https://{authority}/plain/x?q=%20&r"), fields).await;
+            let general = seen(method, &format!("https://{authority}/general/x?q=%20&r"), fields).await;
+            assert_eq!(ordinary, general, "{method} {authority} {fields:?}");
+            assert!(ordinary.contains(&format!("host: {}", authority.to_lowercase())), "{ordinary:?}");
+            assert_eq!(
+                ordinary.iter().filter(|it| it.starts_with("x-forwarded-for: 127.0.0.1")).count(),
+                1,
+                "{ordinary:?}"
+            );
+        }
     }
 }

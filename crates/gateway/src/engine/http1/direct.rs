@@ -43,9 +43,9 @@ pub(in crate::engine) fn is_for(headers: &HeaderMap) -> bool {
     none && !headers.contains_key(header::UPGRADE) && !headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-/// The head of a request as it is sent, in a buffer of the core.
+/// The head of a request as it is sent.
 pub(in crate::engine) fn head<B>(request: &Request<B>) -> Vec<u8> {
-    let mut out = buffers::take();
+    let mut out = Vec::with_capacity(512);
     let target = request.uri().path_and_query().map_or("/", |it| it.as_str());
     for part in [request.method().as_str(), " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
@@ -64,17 +64,17 @@ pub(in crate::engine) fn head<B>(request: &Request<B>) -> Vec<u8> {
 pub(in crate::engine) async fn ask(
     core: &Arc<Core>,
     (key, mut endpoint): (Key, Endpoint),
-    mut bytes: Vec<u8>,
+    head: &[u8],
     is_head: bool,
 ) -> Result<Response<DirectBody>, Broken> {
     let mut sent = 0;
-    while sent < bytes.len() {
-        match endpoint.0.write(&bytes[sent..]).await {
+    while sent < head.len() {
+        match endpoint.0.write(&head[sent..]).await {
             Ok(count @ 1..) => sent += count,
             Ok(_) | Err(_) => return Err(Broken { began: sent > 0, heard: false, invalid: false }),
         }
     }
-    bytes.clear();
+    let mut bytes = Vec::new();
     let parsed = poll_fn(|cx| poll_head(cx, &mut endpoint, &mut bytes, is_head)).await?;
     let Parsed { status, length, reason, fields, left, keeps } = parsed;
     let is_sized = matches!(left, Left::Length(_));

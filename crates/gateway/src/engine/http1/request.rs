@@ -104,11 +104,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
     let snapshot = client.core.shared.snapshot.load();
     let method = Method::from_bytes(request.method.as_bytes()).ok()?;
     let (metrics, upstream, timeouts) = route(&snapshot, &key, &method, request.target, client.address)?;
-    let choice = match upstream.settings.balance {
-        Balance::Hash(HashKey::Source) => upstream.settings.balance.choice(&HeaderMap::new(), client.address),
-        Balance::Hash(_) | Balance::Sticky(_) => return None,
-        _ => Choice::default(),
-    };
+    let choice = choice(&upstream, client.address);
     let left = match request.framing {
         Framing::Length(length) => Left::Length(length),
         Framing::Chunked => Left::Chunked(Box::default()),
@@ -132,7 +128,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
 }
 
 /// The upstream of a rule that only passes requests on.
-fn route(
+pub(in crate::engine) fn route(
     snapshot: &Snapshot,
     host: &str,
     method: &Method,
@@ -156,12 +152,35 @@ fn route(
     if rule.policy.is_some() || rule.conditions != Conditions::default() || !rule.conditions.hold(&asked) {
         return None;
     }
-    let upstream = snapshot.upstreams.get(rule.target())?;
-    let transport = &upstream.settings.transport;
-    if transport.http2 || transport.tls.is_some() {
+    let fits = |upstream: &&Arc<Upstream>| {
+        let settings = &upstream.settings;
+        let plain = !settings.transport.http2 && settings.transport.tls.is_none();
+        plain && !is_by_fields(&settings.balance)
+    };
+    let upstream_of = |name: &Arc<str>| snapshot.upstreams.get(name).filter(fits);
+    // Before one of several takes its turn: whoever is left to the general path takes it there.
+    if rule.targets.len() > 1 && !rule.targets.iter().all(|it| upstream_of(&it.0).is_some()) {
         return None;
     }
+    let upstream = upstream_of(rule.target())?;
     Some((Arc::clone(&entry.metrics), Arc::clone(upstream), rule.timeouts.unwrap_or(upstream.timeouts)))
+}
+
+/// Whether fields of a request decide about its endpoint.
+fn is_by_fields(balance: &Balance) -> bool {
+    match balance {
+        Balance::Hash(key) => !matches!(key, HashKey::Source),
+        Balance::Sticky(_) => true,
+        _ => false,
+    }
+}
+
+/// How an endpoint of an upstream of [`route`] is chosen.
+pub(in crate::engine) fn choice(upstream: &Upstream, client: IpAddr) -> Choice {
+    match upstream.settings.balance {
+        Balance::Hash(HashKey::Source) => upstream.settings.balance.choice(&HeaderMap::new(), client),
+        _ => Choice::default(),
+    }
 }
 
 impl<'b> Seen<'b> {
@@ -203,11 +222,21 @@ fn head_for_endpoint(request: &Request<'_, '_>, host: &str, seen: &Seen<'_>, cli
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
     let scheme = if client.tls.is_some() { "https" } else { "http" };
+    push_origin(&mut out, client.written, scheme, host);
+    if !seen.has_id {
+        push_id(&mut out, client.core.fresh_id());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// Appends who asks, and how.
+pub(in crate::engine) fn push_origin(out: &mut Vec<u8>, client: &str, scheme: &str, host: &str) {
     for part in [
         "x-forwarded-for: ",
-        client.written,
+        client,
         "\r\nx-real-ip: ",
-        client.written,
+        client,
         "\r\nx-forwarded-proto: ",
         scheme,
         "\r\nx-forwarded-host: ",
@@ -216,23 +245,22 @@ fn head_for_endpoint(request: &Request<'_, '_>, host: &str, seen: &Seen<'_>, cli
     ] {
         out.extend_from_slice(part.as_bytes());
     }
-    if !seen.has_id {
-        out.extend_from_slice(b"x-request-id: ");
-        let id = client.core.fresh_id();
-        out.extend((0..32).rev().map(|place| b"0123456789abcdef"[(id >> (place * 4)) as usize & 15]));
-        out.extend_from_slice(b"\r\n");
-    }
+}
+
+/// Appends the id of a request.
+pub(in crate::engine) fn push_id(out: &mut Vec<u8>, id: u128) {
+    out.extend_from_slice(b"x-request-id: ");
+    out.extend((0..32).rev().map(|place| b"0123456789abcdef"[(id >> (place * 4)) as usize & 15]));
     out.extend_from_slice(b"\r\n");
-    out
 }
 
 /// Bytes of a target that every reader takes for what they are.
-fn is_plain_byte(byte: u8) -> bool {
+pub(in crate::engine) fn is_plain_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%?".contains(&byte)
 }
 
 /// `Host` as a key: lower case, without port and final dot.
-fn host_key(host: &str) -> Option<Cow<'_, str>> {
+pub(in crate::engine) fn host_key(host: &str) -> Option<Cow<'_, str>> {
     let name = host.split(':').next().unwrap_or_default();
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.is_empty() || host.starts_with('[') {
@@ -242,7 +270,7 @@ fn host_key(host: &str) -> Option<Cow<'_, str>> {
 }
 
 /// What of an `Accept` field our pages look at; the same order as there.
-fn liked(accept: &[u8]) -> Option<&'static str> {
+pub(in crate::engine) fn liked(accept: &[u8]) -> Option<&'static str> {
     let accept = std::str::from_utf8(accept).ok()?;
     if accept.contains("application/json") || accept.contains("+json") {
         Some("application/json")

@@ -1,0 +1,109 @@
+//! HTTP/2 connections of clients: hyper speaks the protocol, and one task drives a connection with all of its requests,
+//! so that answers that are ready at once leave with one write.
+//!
+//! What must hold: a request that panics ends alone; what a client may keep open or reset has a bound.
+//!
+//! Requests are answered by `http2/ordinary.rs` when they only pass, else by the general path (`http.rs`).
+
+mod ordinary;
+
+use super::Core;
+use super::body::ResponseBody;
+use super::http::{Connection, handle, limits_of};
+use super::tls::CertificateEntry;
+use futures_util::FutureExt as _;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ordinary::Ordinary;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Most requests at once on one connection.
+const MAX_STREAMS: u32 = 128;
+/// Most streams that a client may have reset before they were looked at, and that we reset on account of its mistakes;
+/// beyond that the connection ends (rapid reset).
+const MAX_RESETS: usize = 20;
+const MAX_LOCAL_RESETS: usize = 256;
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Streams that have begun and are not driven yet.
+#[derive(Clone, Default)]
+struct Begun(Arc<Mutex<Vec<Stream>>>);
+
+impl Begun {
+    fn lock(&self) -> MutexGuard<'_, Vec<Stream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
+    fn execute(&self, stream: F) {
+        // The panic hook has said where and why.
+        let stream = Box::pin(AssertUnwindSafe(stream).catch_unwind().map(drop));
+        self.lock().push(stream);
+    }
+}
+
+/// Serves a client that chose HTTP/2 by ALPN.
+pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Arc<CertificateEntry>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (limits, max_uri) = limits_of(&core);
+    let drain = core.drain.clone();
+    let begun = Begun::default();
+    let mut http = hyper::server::conn::http2::Builder::new(begun.clone());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(64 * 1024)
+        .keep_alive_interval(limits.idle)
+        .keep_alive_timeout(limits.request_header);
+    let address: Arc<str> = peer.ip().to_canonical().to_string().into();
+    let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
+    let service = service_fn(move |request: Request<Incoming>| -> Answering {
+        let connection = Arc::clone(&connection);
+        // On the heap at once: on its way it is moved several times. Most requests need little room.
+        match Ordinary::new(&connection, &address, &request) {
+            Some(ordinary) => Box::pin(async move { Ok(ordinary.pass(&connection.core).await) }),
+            None => Box::pin(async move { Ok(handle(&connection, request, None).await) }),
+        }
+    });
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut drained = std::pin::pin!(drain.cancelled());
+    let mut streams = FuturesUnordered::new();
+    let mut draining = false;
+    let ended = poll_fn(|cx| {
+        if !draining && drained.as_mut().poll(cx).is_ready() {
+            draining = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        loop {
+            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
+            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            let mut begun = begun.lock();
+            if begun.is_empty() {
+                return Poll::Pending;
+            }
+            streams.extend(begun.drain(..));
+        }
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%peer, %error, "a client connection broke off");
+    }
+}

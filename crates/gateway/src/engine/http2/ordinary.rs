@@ -1,0 +1,128 @@
+//! Requests of HTTP/2 that only pass: without a body, by a rule without conditions and policy, to plain HTTP/1.1 endpoints.
+//! Their head is written at once, as for HTTP/1.1 (`http1/request.rs`), without a table of fields in between.
+//!
+//! What must hold: whatever is not plain, or needs an answer of ours, is left to the general path, untouched.
+
+use crate::balance::Choice;
+use crate::engine::Core;
+use crate::engine::body::{BodyEnd, ResponseBody};
+use crate::engine::forward::{Failure, Forward, Message, Written, send};
+use crate::engine::headers;
+use crate::engine::http::{Connection, failure_page};
+use crate::engine::http1::{direct, request};
+use crate::metrics::RouteMetrics;
+use crate::snapshot::Timeouts;
+use crate::upstream::Upstream;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// See the module.
+pub(super) struct Ordinary {
+    metrics: Arc<RouteMetrics>,
+    upstream: Arc<Upstream>,
+    timeouts: Timeouts,
+    choice: Choice,
+    written: Written,
+    /// What the client likes to read, as far as our pages have it.
+    accept: Option<&'static str>,
+}
+
+impl Ordinary {
+    /// What `request` needs, if it is one; `client` is its address as text.
+    pub(super) fn new(connection: &Connection, client: &str, request: &Request<Incoming>) -> Option<Self> {
+        let (uri, fields, method) = (request.uri(), request.headers(), request.method());
+        let (host, target) = (uri.authority()?.as_str(), uri.path_and_query()?.as_str());
+        let is_plain = *method != Method::CONNECT
+            && target.starts_with('/')
+            && target.len() <= connection.max_uri
+            && target.bytes().all(request::is_plain_byte)
+            && !host.contains('@');
+        if !is_plain || !request.body().is_end_stream() || !direct::is_for(fields) {
+            return None;
+        }
+        let key = request::host_key(host)?;
+        let (core, tls) = (&connection.core, connection.tls.as_ref()?);
+        if !core.shared.certificates.load().same_policy(tls, &key) {
+            return None;
+        }
+        let address = connection.peer.ip();
+        let (metrics, upstream, timeouts) =
+            request::route(&core.shared.snapshot.load(), &key, method, target, address)?;
+        let choice = request::choice(&upstream, address);
+        let is_head = *method == Method::HEAD;
+        let repeatable = method.is_idempotent();
+        let written = Written { head: head(request, host, target, client, core), is_head, repeatable };
+        let accept = fields.get(header::ACCEPT).and_then(|it| request::liked(it.as_bytes()));
+        Some(Self { metrics, upstream, timeouts, choice, written, accept })
+    }
+
+    /// Passes it on and the answer back.
+    pub(super) async fn pass(self, core: &Arc<Core>) -> Response<ResponseBody> {
+        let Self { metrics, upstream, timeouts, choice, written, accept } = self;
+        let began = Instant::now();
+        let deadline = timeouts.total.map(|it| began + it);
+        let plan = Forward { core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
+        let sending = send(plan, Message::Written(written));
+        let outcome = match deadline {
+            None => sending.await,
+            Some(at) => Box::pin(tokio::time::timeout_at(at.into(), sending)).await.unwrap_or(Err(Failure::TimedOut)),
+        };
+        let (response, exchange) = match outcome {
+            Ok(it) => it,
+            Err(failure) => {
+                let page = failure_page(BodyEnd::Well, failure, &upstream);
+                metrics.answered(page.status.as_u16());
+                let accept = accept.map(|it| (header::ACCEPT, HeaderValue::from_static(it)));
+                let fields: HeaderMap = accept.into_iter().collect();
+                return page.render(&fields).map(|it| ResponseBody::own(it, None));
+            }
+        };
+        metrics.answered(response.status().as_u16());
+        let kind = response.headers().get(header::CONTENT_TYPE);
+        let events = kind.is_some_and(|it| it.as_bytes().starts_with(b"text/event-stream"));
+        let silence = (!events).then_some(timeouts.response);
+        response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline))
+    }
+}
+
+/// The head that an endpoint gets.
+fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, core: &Core) -> Vec<u8> {
+    let fields = request.headers();
+    let length: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let mut out = Vec::with_capacity(length + target.len() + 2 * client.len() + 2 * host.len() + 256);
+    for part in [request.method().as_str(), " ", target, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    let has_id = fields.get("x-request-id").is_some_and(|it| headers::is_request_id(it.as_bytes()));
+    for (name, value) in fields {
+        let name = name.as_str().as_bytes();
+        // Cookies are one field in HTTP/1.1 (RFC 9113 §8.2.3); the host is there already.
+        let passes = match name {
+            b"cookie" | b"host" => false,
+            b"x-request-id" => has_id,
+            _ => !headers::stays_here(name),
+        };
+        if !passes {
+            continue;
+        }
+        for part in [name, b": ", value.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    for (at, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
+        out.extend_from_slice(if at == 0 { b"cookie: " } else { b"; " });
+        out.extend_from_slice(crumb.as_bytes());
+    }
+    if fields.contains_key(header::COOKIE) {
+        out.extend_from_slice(b"\r\n");
+    }
+    request::push_origin(&mut out, client, "https", host);
+    if !has_id {
+        request::push_id(&mut out, core.fresh_id());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
