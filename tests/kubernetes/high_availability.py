@@ -409,10 +409,6 @@ def main():
             truth(platform, names, replicas)
             load.check(f"a pod of {part} was deleted while components were scaled")
 
-        kubectl("-n", NAMESPACE, "rollout", "restart", *PARTS.values())
-        ready()
-        truth(platform, names, replicas)
-        load.check("every pod was replaced by a rolling restart")
         load.stop.set()
         lines(platform)
 
