@@ -40,7 +40,7 @@ test-vm: PACKAGES += deploy/packages-vm.txt
 test-vm: packages ## The container tests and a platform on pure cgroup v2, in a machine of its own (qemu; at most 20 minutes after the build)
 	@tests/vm/run.sh
 
-test-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt
+test-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
 test-cluster: packages ## Everything that runs on Kubernetes, on a real node of its own (Go; 10 minutes the first time)
 	@deploy/test-cluster.sh
 

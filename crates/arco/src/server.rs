@@ -12,6 +12,7 @@ mod files;
 mod gateway;
 mod instances;
 mod keeping;
+mod kept;
 mod lead;
 mod lock;
 mod logs;

@@ -6,7 +6,7 @@
 
 use crate::cluster::{Cluster, failed};
 use crate::component::{Component, Shared};
-use crate::logs::Logs;
+use crate::logs::{KeptLines, Logs};
 use crate::render::{self, Kind, Rendered, Surroundings};
 use crate::seen::{ObjectSeen, Seen, Whereabouts};
 use crate::tenant::{PullCredentials, Tenants};
@@ -45,6 +45,8 @@ pub struct KubernetesOptions {
     pub allowed_networks: Vec<Ipv4Net>,
     /// Makes credentials by which nodes pull; without it nodes must be able to pull anyway.
     pub pull_credentials: Option<Arc<dyn PullCredentials>>,
+    /// Knows which lines of instances are kept; without it, what was written before the start is not read.
+    pub kept_lines: Option<Arc<dyn KeptLines>>,
 }
 
 impl std::fmt::Debug for KubernetesOptions {
@@ -198,7 +200,7 @@ impl KubernetesOrchestrator {
         logs: LogSink,
         server: Option<&str>,
     ) -> Result<Arc<Self>, Error> {
-        let KubernetesOptions { config, allowed_networks, pull_credentials } = options;
+        let KubernetesOptions { config, allowed_networks, pull_credentials, kept_lines } = options;
         if config.registry.is_empty() {
             return Err(Error::Refused(
                 "nodes do not know where to pull images: set `kubernetes.registry` to the HOST:PORT by which they reach the platform's registry"
@@ -224,7 +226,7 @@ impl KubernetesOrchestrator {
             Shared { cluster: cluster.clone(), seen: seen.clone(), tenants, bell, talking: Semaphore::new(TALKING) };
         let inner = Arc::new(Inner {
             images,
-            logs: Logs::new(logs, server.is_none()),
+            logs: Logs::new(logs, kept_lines, server.is_some()),
             shared: Arc::new(shared),
             components: Mutex::default(),
             changed: broadcast::channel(4096).0,

@@ -29,4 +29,5 @@ mod watch;
 
 pub use driver::{KubernetesOptions, KubernetesOrchestrator};
 pub use lease::LeaseLock;
+pub use logs::KeptLines;
 pub use tenant::PullCredentials;

@@ -1,8 +1,9 @@
 //! Output of instances, read from the API server and handed to the keeper of logs.
 //!
-//! What must hold: while this process runs each line comes once (a cursor per pod, by the runtime's own timestamps); at
-//! most [`FOLLOWED`] pods are followed, so that a large cluster's API server is not held up: beyond that the nodes
-//! themselves must be read. What was written while no server ran is not fetched. Of several processes the leader reads.
+//! What must hold: each line comes once: a cursor per pod, by the runtime's own timestamps, which begins after the last
+//! line that is kept ([`KeptLines`]), so that a process goes on where another one was killed; at most [`FOLLOWED`] pods
+//! are followed, so that a large cluster's API server is not held up. Of several processes the leader reads. Not here:
+//! what a program wrote before it was started again while nobody read, and the files of the nodes.
 
 use crate::driver::Inner;
 use crate::seen::{PodSeen, Program};
@@ -12,6 +13,7 @@ use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::time::Timestamp;
 use arco_store::clock;
 use arco_store::logs::LogSink;
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
@@ -19,6 +21,7 @@ use kube::api::LogParams;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -29,16 +32,37 @@ const FAILURES: u64 = 20;
 /// Most lines that are handed over together.
 const BATCH: usize = 256;
 
+/// How far back lines of an instance are fetched of which none is kept, before this process began to read.
+const REACH_MS: u64 = 3_600_000;
+/// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
+const OVERLAP: usize = 256;
+/// How long another process that stopped may take until its last lines are kept.
+const LEAVING: Duration = Duration::from_secs(4);
+/// Instances whose kept lines are asked for at the same time, and how often each is asked for while nobody knows.
+const ASKING: usize = 8;
+const ASKED: usize = 30;
+
+/// Knows which lines of instances are kept.
+#[async_trait]
+pub trait KeptLines: Send + Sync {
+    /// The last lines of an instance, at most so many, oldest first. The error says why nobody knows now.
+    async fn last(&self, component: &ComponentId, instance: &InstanceId, most: usize) -> Result<Vec<LogLine>, String>;
+}
+
 /// Which pods are followed, and how far.
 pub(crate) struct Logs {
     sink: LogSink,
+    kept: Option<Arc<dyn KeptLines>>,
+    asking: Semaphore,
+    /// Other processes may have read before.
+    shared: bool,
     state: Mutex<State>,
 }
 
 struct State {
     /// By component and uid of the pod.
     cursors: BTreeMap<ComponentId, BTreeMap<String, Cursor>>,
-    /// What is older was read by another process.
+    /// Of what is older, another process may have read a part.
     began: Timestamp,
     /// Cancelled when another process reads; `None` while one does.
     reads: Option<CancellationToken>,
@@ -55,10 +79,11 @@ struct Cursor {
 }
 
 impl Logs {
-    /// `reads`: whether this process is the one that reads.
-    pub(crate) fn new(sink: LogSink, reads: bool) -> Self {
-        let reads = reads.then(CancellationToken::new);
-        Self { sink, state: Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads }) }
+    /// `shared`: other processes read as well, this one when [`Logs::read_here`] says so.
+    pub(crate) fn new(sink: LogSink, kept: Option<Arc<dyn KeptLines>>, shared: bool) -> Self {
+        let reads = (!shared).then(CancellationToken::new);
+        let state = Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads });
+        Self { sink, kept, asking: Semaphore::new(ASKING), shared, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -107,9 +132,8 @@ impl Logs {
                 continue;
             }
             // Pods older than this process were followed by an earlier one.
-            let from = if pod.created < *began { *began } else { pod.created };
-            let from = jiff::Timestamp::from_millisecond(i64::try_from(from.0).unwrap_or_default()).unwrap_or_default();
-            let last = known.map_or(from, |it| it.last);
+            let earlier = (known.is_none() && pod.created < *began).then_some(*began);
+            let last = known.map_or_else(|| instant(pod.created), |it| it.last);
             open += 1;
             cursors.insert(pod.uid.clone(), Cursor { run: pod.restarts + 1, open: true, last });
             let (inner, component, elsewhere) = (inner.clone(), component.clone(), reads.clone());
@@ -118,7 +142,7 @@ impl Logs {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = elsewhere.cancelled() => {}
-                    () = read(&inner, &component, &pod, last) => {}
+                    () = read(&inner, &component, &pod, last, earlier) => {}
                 }
             });
         }
@@ -131,12 +155,78 @@ impl Logs {
     }
 }
 
-/// Reads until the program has ended; a cut connection is made again.
-async fn read(inner: &Inner, component: &ComponentId, pod: &PodSeen, mut last: jiff::Timestamp) {
+/// The same moment as Kubernetes counts it.
+fn instant(at: Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or_default()).unwrap_or_default()
+}
+
+/// Where reading begins, and the lines of that millisecond that are kept already.
+struct Resume {
+    last: jiff::Timestamp,
+    at: Timestamp,
+    texts: Vec<String>,
+}
+
+impl Resume {
+    /// `kept`: the last lines that are kept; `reach`: where to begin when there are none.
+    fn after(kept: &[LogLine], reach: Timestamp) -> Self {
+        let Some(newest) = kept.last() else { return Self { last: instant(reach), at: reach, texts: Vec::new() } };
+        let same = kept.iter().rev().take_while(|it| it.at == newest.at);
+        let before = jiff::SignedDuration::from_nanos(1);
+        let last = instant(newest.at).checked_sub(before).unwrap_or_else(|_| instant(newest.at));
+        Self { last, at: newest.at, texts: same.map(|it| it.text.clone()).collect() }
+    }
+
+    /// Whether a line is one of those; each counts once.
+    fn holds(&mut self, line: &LogLine) -> bool {
+        let place = self.texts.iter().position(|it| line.at == self.at && *it == line.text);
+        place.map(|it| self.texts.swap_remove(it)).is_some()
+    }
+}
+
+/// Where to go on with a pod that an earlier process may have read, until `began`.
+async fn resume(inner: &Inner, component: &ComponentId, pod: &PodSeen, began: Timestamp) -> Resume {
+    let logs = &inner.logs;
+    let Some(kept) = &logs.kept else { return Resume::after(&[], began) };
+    if logs.shared {
+        tokio::time::sleep(LEAVING).await;
+    }
+    let mut why = String::new();
+    for _ in 0..ASKED {
+        let asked = match logs.asking.acquire().await {
+            Ok(_turn) => kept.last(component, &pod.id, OVERLAP).await,
+            Err(closed) => Err(closed.to_string()),
+        };
+        match asked {
+            Ok(mut lines) => {
+                lines.retain(|it| it.instance.as_ref() == Some(&pod.id));
+                return Resume::after(&lines, pod.created.max(Timestamp(began.0.saturating_sub(REACH_MS))));
+            }
+            Err(error) => why = error,
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tracing::warn!(pod = pod.name, why, "which of its lines are kept is not known: some may be missing");
+    Resume::after(&[], began)
+}
+
+/// Reads until the program has ended; a cut connection is made again. `earlier`: until when another process may have read.
+async fn read(
+    inner: &Inner,
+    component: &ComponentId,
+    pod: &PodSeen,
+    last: jiff::Timestamp,
+    earlier: Option<Timestamp>,
+) {
+    let mut resumed = match earlier {
+        Some(began) => resume(inner, component, pod, began).await,
+        None => Resume { last, at: pod.created, texts: Vec::new() },
+    };
+    let mut last = resumed.last;
     let mut failures = 0;
     while failures < FAILURES {
         let before = last;
-        match follow(inner, component, pod, &mut last).await {
+        match follow(inner, component, pod, &mut last, &mut resumed).await {
             Ok(()) if last > before => failures = 0,
             Ok(()) => failures += 1,
             Err(error) => {
@@ -165,11 +255,14 @@ async fn follow(
     component: &ComponentId,
     pod: &PodSeen,
     last: &mut jiff::Timestamp,
+    resumed: &mut Resume,
 ) -> Result<(), kube::Error> {
+    // It counts whole seconds, and would be rounded up: lines up to the cursor come again.
+    let since = jiff::Timestamp::from_second(last.as_second()).unwrap_or(*last);
     let how = LogParams {
         follow: true,
         timestamps: true,
-        since_time: Some(*last),
+        since_time: Some(since),
         container: Some(names::CONTAINER.to_owned()),
         ..LogParams::default()
     };
@@ -178,12 +271,13 @@ async fn follow(
     while let Some(chunk) = lines.next().await {
         let mut batch = Vec::with_capacity(chunk.len());
         for text in chunk {
-            // `since_time` counts whole seconds: lines up to the cursor came before.
             if let Some((at, line)) = line(&text, &pod.id)
                 && at > *last
             {
                 *last = at;
-                batch.push(line);
+                if !resumed.holds(&line) {
+                    batch.push(line);
+                }
             }
         }
         if !batch.is_empty() {
@@ -210,6 +304,34 @@ fn line(text: &str, instance: &InstanceId) -> Option<(jiff::Timestamp, LogLine)>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_goes_on_after_the_last_line_that_is_kept() {
+        let id = InstanceId::from_parts(1, 1);
+        let kept = |lines: &[(u64, &str)]| -> Vec<LogLine> {
+            let of = |(at, text): &(u64, &str)| LogLine {
+                at: Timestamp(*at),
+                instance: Some(id.clone()),
+                origin: LogOrigin::Stdout,
+                text: (*text).to_owned(),
+            };
+            lines.iter().map(of).collect()
+        };
+        let there = kept(&[(1, "a"), (1, "b"), (2, "b"), (2, "b"), (2, "c"), (2, "d"), (3, "b")]);
+        for (known, wanted) in [
+            (&there[..0], 0),
+            (&there[..1], 1),
+            (&there[..3], 3), // one of two equal lines of a millisecond
+            (&there[..4], 4),
+            (&there[..5], 5),
+            (&there[..7], 7),
+        ] {
+            let mut resumed = Resume::after(known, Timestamp(0));
+            let mut read = there.clone();
+            read.retain(|it| instant(it.at) > resumed.last && !resumed.holds(it));
+            assert_eq!(read, there[wanted..], "after {wanted}");
+        }
+    }
 
     #[test]
     fn lines_carry_the_runtimes_time() {

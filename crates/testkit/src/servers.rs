@@ -85,49 +85,64 @@ pub fn etcd() -> Option<String> {
 fn start_etcd() -> Made {
     let server = found("etcd", "etcd-server")?;
     let (folder, port, peer) = (folder(), free_port(), free_port());
-    let mut command = etcd_command(&server, &folder, port, peer);
+    let mut command = etcd_command(&server, &folder, "one", port, peer, &format!("one=http://127.0.0.1:{peer}"));
     start(folder, &mut command, port);
     Ok(format!("http://127.0.0.1:{port}"))
 }
 
-fn etcd_command(server: &Path, folder: &Path, port: u16, peer: u16) -> Command {
+/// `members`: every member of its cluster, as etcd wants them.
+fn etcd_command(server: &Path, folder: &Path, name: &str, port: u16, peer: u16, members: &str) -> Command {
     let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
     let mut command = unprivileged(server);
-    command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", "one"]);
+    command.arg("--data-dir").arg(folder.join("data")).args(["--log-level", "error", "--name", name]);
     command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
     command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-    command.args(["--initial-cluster", &format!("one={peers}")]);
+    command.args(["--initial-cluster", members]);
     command
 }
 
-/// An etcd that a test kills and starts again, with what it holds; ended and removed when it is dropped.
+/// An etcd, alone or a member of several, that a test kills and starts again, with what it holds; ended and removed when it
+/// is dropped.
 #[derive(Debug)]
 pub struct RestartableEtcd {
     /// URL, the same after each start.
     pub url: String,
     folder: PathBuf,
+    name: String,
     port: u16,
     peer: u16,
+    members: String,
     guard: Option<Child>,
 }
 
 impl RestartableEtcd {
     /// One that runs; `None` where the package is missing, which is said.
     pub fn start() -> Option<Self> {
+        Self::members(1)?.pop()
+    }
+
+    /// So many that are one etcd.
+    pub fn members(count: usize) -> Option<Vec<Self>> {
         if let Err(why) = found("etcd", "etcd-server") {
             eprintln!("SKIPPED: {why}");
             return None;
         }
-        let (folder, port, peer) = (folder(), free_port(), free_port());
-        let mut made = Self { url: format!("http://127.0.0.1:{port}"), folder, port, peer, guard: None };
-        made.boot();
-        Some(made)
+        let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
+        let member = |(at, (_, peer)): (usize, &(u16, u16))| format!("m{at}=http://127.0.0.1:{peer}");
+        let members = ports.iter().enumerate().map(member).collect::<Vec<_>>().join(",");
+        let made = ports.into_iter().enumerate().map(|(at, (port, peer))| {
+            let (url, name, members) = (format!("http://127.0.0.1:{port}"), format!("m{at}"), members.clone());
+            let mut made = Self { url, folder: folder(), name, port, peer, members, guard: None };
+            made.boot();
+            made
+        });
+        Some(made.collect())
     }
 
     /// Starts it (again) and waits until it takes connections.
     pub fn boot(&mut self) {
         let server = found("etcd", "etcd-server").expect("it was found before");
-        let mut command = etcd_command(&server, &self.folder, self.port, self.peer);
+        let mut command = etcd_command(&server, &self.folder, &self.name, self.port, self.peer, &self.members);
         // The guard removes the folder that it is given: one of this start alone.
         let of_this_start = folder();
         self.guard = Some(guarded(&of_this_start, &self.folder.join("log"), &mut command, self.port));

@@ -3,6 +3,8 @@
 //! What must hold: the rest of the process knows the seam alone; what only one machine has (the bridge's DNS, ports
 //! published to instances) is absent on a cluster, not imitated.
 
+use super::keeping::Keeping;
+use super::kept::Kept;
 use super::stores::Stores;
 use anyhow::Context as _;
 use arco_builder::BuildProxy;
@@ -15,7 +17,6 @@ use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
-use arco_store::logs::LogSink;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,10 +43,11 @@ impl Instances {
     pub(super) async fn start(
         config: &Config,
         stores: &Stores,
-        logs: LogSink,
+        keeping: &Keeping,
         registry: &Registry,
         server: Option<&str>,
     ) -> anyhow::Result<Self> {
+        let logs = keeping.sink.clone();
         match config.orchestrator.driver {
             OrchestratorDriver::Local => {
                 let local = LocalConfig {
@@ -70,6 +72,7 @@ impl Instances {
                     config: config.kubernetes.clone(),
                     allowed_networks: config.builder.allowed_networks.clone(),
                     pull_credentials: Some(Arc::new(NodeLogins(registry.clone()))),
+                    kept_lines: Some(Arc::new(Kept(keeping.router.clone()))),
                 };
                 let driver = match server {
                     None => KubernetesOrchestrator::start(options, stores.images.clone(), logs).await,

@@ -91,8 +91,7 @@ pub(crate) async fn start(
         folder: data_dir.join("registry"),
         public_url: None,
     })?;
-    let instances =
-        Instances::start(config, &stores, logs.clone(), &registry, (!alone).then_some(name.as_str())).await?;
+    let instances = Instances::start(config, &stores, &keeping, &registry, (!alone).then_some(name.as_str())).await?;
     if instances.orchestrator().is_ok() {
         health.role("orchestrator").ready();
     }

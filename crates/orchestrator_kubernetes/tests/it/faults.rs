@@ -28,7 +28,8 @@ mod control_plane {
             let folder = tempfile::tempdir().unwrap();
             let faulty = Faulty::before(place.client.clone(), folder.path()).await;
             let config = KubernetesConfig { kubeconfig: faulty.kubeconfig.clone(), ..place.config.clone() };
-            let options = KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials: None };
+            let options =
+                KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials: None, kept_lines: None };
             let (sink, _lines) = LogSink::channel(64);
             let driver = KubernetesOrchestrator::start(options, place.images.clone(), sink).await.unwrap();
             test(place, driver.clone(), faulty).await;

@@ -4,7 +4,7 @@ use arco_config::KubernetesConfig;
 use arco_model::artifact::ImageRef;
 use arco_model::name::TenantName;
 use arco_orchestrator::Orchestrator as _;
-use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
+use arco_orchestrator_kubernetes::{KeptLines, KubernetesOptions, KubernetesOrchestrator, PullCredentials};
 use arco_store::blob::MemoryBlobs;
 use arco_store::clock;
 use arco_store::images::{Image, Images};
@@ -55,8 +55,13 @@ impl Place {
 
     /// Another process on the same platform.
     pub(crate) async fn restarted(&self) -> Arc<KubernetesOrchestrator> {
-        let pull_credentials = self.credentials.clone();
-        let options = KubernetesOptions { config: self.config.clone(), allowed_networks: Vec::new(), pull_credentials };
+        self.restarted_with(None).await
+    }
+
+    /// As [`Self::restarted`], where somebody knows which lines are kept.
+    pub(crate) async fn restarted_with(&self, kept_lines: Option<Arc<dyn KeptLines>>) -> Arc<KubernetesOrchestrator> {
+        let (config, pull_credentials) = (self.config.clone(), self.credentials.clone());
+        let options = KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials, kept_lines };
         KubernetesOrchestrator::start(options, self.images.clone(), self.sink.clone()).await.unwrap()
     }
 
@@ -93,7 +98,8 @@ pub(crate) async fn on_a_platform<F: Future<Output = ()>>(
     let found = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
     let client = kube::Client::try_from(found).unwrap();
     let pull_credentials = credentials.clone();
-    let options = KubernetesOptions { config: config.clone(), allowed_networks: Vec::new(), pull_credentials };
+    let options =
+        KubernetesOptions { config: config.clone(), allowed_networks: Vec::new(), pull_credentials, kept_lines: None };
     let (sink, logs) = LogSink::channel(1024);
     let driver = KubernetesOrchestrator::start(options, images.clone(), sink.clone()).await.unwrap();
     let place = Arc::new(Place { client, config, images, image, driver, logs: Mutex::new(logs), credentials, sink });

@@ -3,12 +3,14 @@
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::log::LogLine;
 use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
 use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
-use arco_orchestrator_kubernetes::PullCredentials;
+use arco_orchestrator_kubernetes::{KeptLines, PullCredentials};
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::blob::{MemoryBlobs, content_path};
 use arco_store::clock;
@@ -291,6 +293,54 @@ async fn output_of_instances_reaches_the_log() {
             ("serving", Some(&found.instances[0].id))
         );
         place.driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+    })
+    .await;
+}
+
+/// What a keeper of logs has.
+#[derive(Default)]
+struct Kept(std::sync::Mutex<Vec<LogLine>>);
+
+#[async_trait::async_trait]
+impl KeptLines for Kept {
+    async fn last(&self, _: &ComponentId, instance: &InstanceId, most: usize) -> Result<Vec<LogLine>, String> {
+        let kept = self.0.lock().unwrap();
+        let mut last: Vec<_> =
+            kept.iter().rev().filter(|it| it.instance.as_ref() == Some(instance)).take(most).cloned().collect();
+        last.reverse();
+        Ok(last)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_goes_on_with_the_output_where_one_ended() {
+    on_a_node(|place| async move {
+        let count = "n=0; (while :; do echo $n; n=$((n+1)); sleep 0.01; done) & exec busybox httpd -f -p 8080";
+        let asked = plan(place.image.clone(), &["sh", "-c", count]);
+        place.driver.apply(&asked).await.unwrap();
+        reached(place.driver.as_ref(), &asked).await;
+        let kept = Arc::new(Kept::default());
+        let mut logs = place.logs.lock().await;
+        let mut reader = place.driver.clone();
+        for until in [60, 120, 180, 240] {
+            // A process reads for a while and ends, whatever it had in its hands.
+            loop {
+                let batch = tokio::time::timeout(in_time(Duration::from_secs(60)), logs.recv()).await.unwrap().unwrap();
+                let mut kept = kept.0.lock().unwrap();
+                kept.extend(batch.lines);
+                if kept.len() >= until {
+                    break;
+                }
+            }
+            reader.shutdown(false).await.unwrap();
+            while logs.try_recv().is_ok() {} // lost with it
+            reader = place.restarted_with(Some(kept.clone())).await;
+        }
+        let texts: Vec<String> = kept.0.lock().unwrap().iter().map(|it| it.text.clone()).collect();
+        let wanted: Vec<String> = (0..texts.len()).map(|it| it.to_string()).collect();
+        assert_eq!(texts, wanted);
+        reader.remove(&asked.component, &Removal::Everything).await.unwrap();
+        reader.shutdown(false).await.unwrap();
     })
     .await;
 }

@@ -141,6 +141,93 @@ async fn an_etcd_that_is_killed_and_started_again_loses_nothing() {
     assert!(kv.get("/w/leased").await.unwrap().is_none());
 }
 
+/// The driver beside a loop that calls the same etcd by its generated client and does nothing else: medians of reads and of
+/// writes, a few of each in turn. It prints both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; run it with --ignored --nocapture"]
+async fn latency_of_the_etcd_driver_beside_bare_calls() {
+    use arco_etcd_proto::etcdserverpb::kv_client::KvClient;
+    use arco_etcd_proto::etcdserverpb::{PutRequest, RangeRequest};
+    use std::time::Instant;
+    let Some(etcd) = arco_testkit::servers::RestartableEtcd::start() else { return };
+    let kv: SharedKv = Arc::new(EtcdKv::connect(std::slice::from_ref(&etcd.url), None).await.unwrap());
+    let mut bare = KvClient::connect(etcd.url.clone()).await.unwrap();
+    let mut took: [Vec<u128>; 4] = std::array::from_fn(|_| Vec::new());
+    for round in 0..200_u32 {
+        for _ in 0..10 {
+            let value = round.to_string().into_bytes();
+            let began = Instant::now();
+            kv.put("/driver", value.clone(), None).await.unwrap();
+            took[0].push(began.elapsed().as_micros());
+            let request = PutRequest { key: b"/bare".to_vec(), value, ..PutRequest::default() };
+            let began = Instant::now();
+            bare.put(request).await.unwrap();
+            took[1].push(began.elapsed().as_micros());
+            let began = Instant::now();
+            kv.get("/driver").await.unwrap().unwrap();
+            took[2].push(began.elapsed().as_micros());
+            let request = RangeRequest { key: b"/bare".to_vec(), limit: 1, ..RangeRequest::default() };
+            let began = Instant::now();
+            assert_eq!(bare.range(request).await.unwrap().into_inner().kvs.len(), 1);
+            took[3].push(began.elapsed().as_micros());
+        }
+    }
+    let [put, bare_put, get, bare_get] = took.map(|mut it| {
+        it.sort_unstable();
+        it[it.len() / 2]
+    });
+    eprintln!("etcd driver, medians of 2000 in us: put {put} bare {bare_put} get {get} bare {bare_get}");
+}
+
+/// Every member of a real etcd dies once, so the leader does, too: what two members agree on goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_whose_members_are_killed_one_after_another_goes_on() {
+    let Some(mut members) = arco_testkit::servers::RestartableEtcd::members(3) else { return };
+    let urls: Vec<String> = members.iter().map(|it| it.url.clone()).collect();
+    let kv: SharedKv = Arc::new(EtcdKv::connect(&urls, None).await.unwrap());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    // Asked again while members agree on a leader. Made once even if an answer was lost.
+    let make = async |key: String| {
+        let once = Txn {
+            compare: vec![Compare::ModRevision(key.clone().into_bytes(), 0)],
+            success: vec![Operation::Put { key: key.into_bytes(), value: b"v".to_vec(), lease: None }],
+            failure: Vec::new(),
+        };
+        while let Err(error) = kv.txn(once.clone()).await {
+            assert!(std::time::Instant::now() < deadline, "{error}");
+        }
+    };
+    make("/w/first".to_owned()).await;
+    let lease = kv.lease_grant(3600).await.unwrap();
+    let mut watch = kv.watch(Range::Prefix(b"/w/".to_vec()), None).await.unwrap();
+    let mut told = Vec::new();
+    for (at, member) in members.iter_mut().enumerate() {
+        member.kill();
+        for number in 0..5 {
+            make(format!("/w/{at}-{number}")).await;
+        }
+        while told.len() < 5 * (at + 1) {
+            for it in next(&mut watch).await.unwrap().events {
+                match it {
+                    Event::Put(it) => told.push(String::from_utf8(it.key).unwrap()),
+                    Event::Delete { .. } => panic!("nothing was deleted"),
+                }
+            }
+        }
+        member.boot();
+        // The next one dies only when this one has caught up with what was written without it.
+        let own: SharedKv = Arc::new(EtcdKv::connect(std::slice::from_ref(&member.url), None).await.unwrap());
+        while !matches!(own.get(&format!("/w/{at}-4")).await, Ok(Some(_))) {
+            assert!(std::time::Instant::now() < deadline, "member {at} does not come back");
+        }
+    }
+    let wanted: Vec<String> = (0..3).flat_map(|at| (0..5).map(move |number| format!("/w/{at}-{number}"))).collect();
+    assert_eq!(told, wanted, "each change once, in order");
+    while let Err(error) = kv.lease_keep_alive(lease).await {
+        assert!(std::time::Instant::now() < deadline, "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_goes_on_after_its_connection_was_lost() {
     let authority = Authority::new();

@@ -1,0 +1,37 @@
+//! Tells the orchestrator which lines of instances the platform keeps, so that reading them goes on where it ended.
+
+use arco_model::id::{ComponentId, InstanceId};
+use arco_model::log::LogLine;
+use arco_orchestrator_kubernetes::KeptLines;
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use serde::Deserialize;
+use tower::ServiceExt as _;
+
+/// Largest answer, in bytes.
+const ANSWER_MAX: usize = 8 << 20;
+
+/// Asks the router that answers for every log of the platform.
+pub(super) struct Kept(pub(super) Router);
+
+#[derive(Deserialize)]
+struct Lines {
+    lines: Vec<LogLine>,
+}
+
+#[async_trait]
+impl KeptLines for Kept {
+    async fn last(&self, component: &ComponentId, instance: &InstanceId, most: usize) -> Result<Vec<LogLine>, String> {
+        let uri = format!("/streams/component/{component}?instance={instance}&tail={most}");
+        let request = Request::builder().uri(uri).body(Body::empty()).map_err(|it| it.to_string())?;
+        let Ok(response) = self.0.clone().oneshot(request).await;
+        let status = response.status();
+        let bytes = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await.map_err(|it| it.to_string())?;
+        if !status.is_success() {
+            return Err(format!("{status}: {}", String::from_utf8_lossy(&bytes)));
+        }
+        Ok(serde_json::from_slice::<Lines>(&bytes).map_err(|it| it.to_string())?.lines)
+    }
+}

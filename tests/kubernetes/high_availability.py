@@ -1,0 +1,431 @@
+#!/usr/bin/env python3
+"""The installation with pods for each role, on a real node, as docs/guides/cluster.md says it: what is killed and deleted costs nothing.
+
+  cluster.py run --node -- high_availability.py ARCO
+
+Etcd, PostgreSQL and an S3 server run on this machine, where pods reach them. While an application is asked without a pause and others are
+deployed and scaled, the leading controller is killed and a pod of each role deleted. What must hold: no request is lost, every operation
+succeeds, no component is made twice, another controller leads within its lease and a second, and the uninstallation leaves nothing.
+"""
+
+import contextlib
+import datetime
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+from images import image_tar
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
+NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
+HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
+NAMESPACE = "arco-system"
+LEASE_S = 10
+NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "--"]
+
+
+def say(text):
+    print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
+
+
+BEGAN = time.monotonic()
+
+
+def done(*words, **options):
+    made = subprocess.run([str(it) for it in words], capture_output=True, text=True, **options)
+    if made.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+    return made.stdout
+
+
+def kubectl(*words, **options):
+    return done("kubectl", *words, **options)
+
+
+def until(what, wanted, seconds=180):
+    end, last = time.monotonic() + seconds, None
+    while time.monotonic() < end:
+        try:
+            if found := wanted():
+                return found
+        except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
+            last = error
+        time.sleep(0.1)
+    raise SystemExit(f"not within {seconds} s: {what} ({last})")
+
+
+def free_port():
+    with socket.socket() as it:
+        it.bind((HOST, 0))
+        return it.getsockname()[1]
+
+
+def program(name, package):
+    places = [*os.environ["PATH"].split(":"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
+    if found := next((it for it in places if (Path(it) / name).exists()), None):
+        return f"{found}/{name}"
+    raise SystemExit(f"{name} is not installed (Debian: {package}): deploy/packages-drivers.txt")
+
+
+class Stores:
+    """What the platform's pods share; ends with this process."""
+
+    def __init__(self, work):
+        self.work, self.running = work, []
+        self.etcd, self.postgres, self.s3 = free_port(), free_port(), free_port()
+        work.chmod(0o755)
+        home = work / "stores"
+        home.mkdir()
+        os.chown(home, 65534, 65534)
+        peer = f"http://{HOST}:{free_port()}"
+        clients = f"http://{HOST}:{self.etcd}"
+        self.start([*NOBODY, program("etcd", "etcd-server"), "--data-dir", home / "etcd", "--log-level", "error", "--name", "one",
+                    "--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peer,
+                    "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"])
+        (home / "password").write_text("a secret\n")
+        data = home / "postgres"
+        done(*NOBODY, program("initdb", "postgresql"), "--no-sync", "--username=arco", "--auth=scram-sha-256", "--encoding=UTF8",
+             f"--pwfile={home / 'password'}", "-D", data, cwd="/")
+        with open(data / "pg_hba.conf", "a") as rules:
+            rules.write("host all all 10.0.0.0/8 scram-sha-256\n")
+        self.start([*NOBODY, program("postgres", "postgresql"), "-D", data, "-p", self.postgres, "-c", f"listen_addresses={HOST}",
+                    "-c", "fsync=off", "-c", "max_connections=300", "-c", f"unix_socket_directories={home}"])
+        environment = ROOT / "target/s3-server"
+        if not (environment / "ready").exists():
+            done("python3", "-m", "venv", environment)
+            done(environment / "bin/python3", "-m", "pip", "install", "--quiet", "moto[server]==5.2.5")
+            (environment / "ready").touch()
+        self.start(["setpriv", "--pdeathsig", "KILL", "--", environment / "bin/python3", "-m", "moto.server", "-H", HOST, "-p", self.s3])
+        for port in (self.etcd, self.postgres, self.s3):
+            until(f"a store answers on {port}", lambda: socket.create_connection((HOST, port), 1).close() is None)
+        with contextlib.closing(http.client.HTTPConnection(HOST, self.s3)) as c:
+            c.request("PUT", "/arco", headers={"Authorization": "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request"})
+            if (answer := c.getresponse()).status != 200:
+                raise SystemExit(f"the S3 server makes no bucket: {answer.status} {answer.read()!r}")
+
+    def start(self, words):
+        log = open(self.work / f"{len(self.running)}.log", "wb")
+        self.running.append(subprocess.Popen([str(it) for it in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"))
+
+    def flags(self):
+        return ["--metadata", f"postgres://arco@{HOST}:{self.postgres}/postgres?sslmode=disable", "--coordination", f"etcd://{HOST}:{self.etcd}?tls=off",
+                "--blobs", f"s3://arco/x?endpoint=http://{HOST}:{self.s3}&region=us-east-1",
+                "--store-secret", "arco-stores", "--credentials", "metadata-password,secret.key,blobs-credentials"]
+
+    def secret(self):
+        (self.work / "metadata-password").write_text("a secret")
+        (self.work / "secret.key").write_text(f"k1 {secrets.token_hex(32)}\n")
+        (self.work / "blobs-credentials").write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+        files = [f"--from-file={self.work / it}" for it in ("metadata-password", "secret.key", "blobs-credentials")]
+        kubectl("-n", NAMESPACE, "create", "secret", "generic", "arco-stores", *files)
+
+    def end(self):
+        for it in reversed(self.running):
+            it.kill()
+            it.wait()
+
+
+class Forward:
+    """`kubectl port-forward` to a service, begun again when its pod is gone."""
+
+    def __init__(self, service, port):
+        self.words, self.process = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", f"{port}"], None
+        self.local = int(str(port).split(":")[0])
+
+    def open(self):
+        if self.process is None or self.process.poll() is not None or not self.answers():
+            self.end()
+            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *self.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            until(f"{self.words[-2]} is forwarded", self.answers, 60)
+
+    def answers(self):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.local), 1).close()
+            return True
+
+    def end(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+class Platform:
+    """The command line, through whichever API pod is there."""
+
+    def __init__(self, arco, work):
+        self.program, self.context, self.api = arco, work / "context.toml", Forward("arco-api", 18443)
+        self.api.words[-1] = "18443:8443"
+
+    def arco(self, *words):
+        """Its document; asked again when nobody answered, as a person would."""
+        for _ in range(60):
+            self.api.open()
+            environment = {**os.environ, "ARCO_CONTEXT": str(self.context)}
+            made = subprocess.run([self.program, *map(str, words), "-o", "json"], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+            if made.returncode == 0:
+                return json.loads(made.stdout or "null")
+            # 3: nobody answered. A forward whose pod has just ended says so, too.
+            if made.returncode != 3:
+                raise SystemExit(f"arco {' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+            self.api.end()
+            time.sleep(1)
+        raise SystemExit(f"arco {' '.join(map(str, words))}: nobody answers\n{made.stderr}")
+
+    def begun(self, *words):
+        found = self.arco(*words, "--detach")
+        return found.get("operation") or found["id"]
+
+    def ended(self, operations):
+        def all_ended():
+            found = {it["id"]: it for it in self.arco("operations")["items"]}
+            return [found[it] for it in operations] if all(found[it]["status"] in ("succeeded", "failed", "cancelled") for it in operations) else None
+        for it in until("operations end", all_ended, 300):
+            if it["status"] != "succeeded":
+                raise SystemExit(f"an operation did not succeed: {it}")
+
+
+class Load:
+    """Asks the application without a pause, through the node's port."""
+
+    def __init__(self, port, host):
+        self.port, self.host, self.good, self.bad, self.stop = port, host, 0, [], threading.Event()
+        until("the application answers", lambda: self.ask() == 200)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def ask(self):
+        with contextlib.closing(http.client.HTTPConnection(NODE, self.port, timeout=10)) as c:
+            c.request("GET", "/", headers={"Host": self.host, "Connection": "close"})
+            return c.getresponse().status
+
+    def run(self):
+        while not self.stop.wait(0.02):
+            try:
+                status = self.ask()
+            except (OSError, http.client.HTTPException) as error:
+                status = repr(error)
+            if status == 200:
+                self.good += 1
+            else:
+                self.bad.append(f"{time.monotonic() - BEGAN:.1f} s: {status}")
+
+    def check(self, what):
+        if self.bad:
+            raise SystemExit(f"{len(self.bad)} of {self.good + len(self.bad)} requests were lost, {what}: {self.bad[:5]}")
+        say(f"{what}: {self.good} requests answered so far, none lost")
+
+
+def pods(part):
+    found = json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-l", f"app.kubernetes.io/component={part}", "-o", "json"))["items"]
+    return [it for it in found if "deletionTimestamp" not in it["metadata"]]
+
+
+def leader():
+    """The pod whose controller leads, by its own word."""
+    for it in pods("controller"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.closing(http.client.HTTPConnection(it["status"]["podIP"], 7070, timeout=2)) as c:
+                c.request("GET", "/healthz")
+                role = json.loads(c.getresponse().read())["roles"]["controller"]
+            if role["ready"] and not role.get("detail"):
+                return it
+    return None
+
+
+def lease():
+    """The process that leads, and since when."""
+    spec = json.loads(kubectl("-n", NAMESPACE, "get", "lease", "arco-controller", "-o", "json"))["spec"]
+    return spec.get("holderIdentity"), datetime.datetime.fromisoformat(spec["acquireTime"]).timestamp()
+
+
+def process_of(pod):
+    """The server's process of a pod, on this machine."""
+    mark = f"POD_ADDRESS={pod['status']['podIP']}".encode()
+    for it in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"server\0--config" in (it / "cmdline").read_bytes() and mark in (it / "environ").read_bytes().split(b"\0"):
+                return int(it.name)
+    raise SystemExit(f"no process of {pod['metadata']['name']}")
+
+
+PARTS = {"api": "deployment/arco-api", "builder": "deployment/arco-builder", "controller": "deployment/arco-controller",
+         "eventlog": "statefulset/arco-eventlog", "gateway": "deployment/arco-gateway"}
+
+
+def ready():
+    for it in PARTS.values():
+        kubectl("-n", NAMESPACE, "rollout", "status", it, "--timeout=300s")
+
+
+def install(arco, work, stores):
+    done(arco, "cluster", "image", "save", work / "arco.tar")
+    done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
+    (work / "arco.tar").unlink()
+    say("the platform's image is on the node")
+    kubectl("create", "namespace", NAMESPACE)
+    stores.secret()
+    manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
+                    "--high-availability", "--volume-gb", "1", *stores.flags())
+    (work / "arco.yaml").write_text(manifest)
+    kubectl("apply", "--server-side", "-f", work / "arco.yaml")
+    ready()
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
+    say("two pods of each role are ready")
+
+
+def access(platform):
+    text = kubectl("-n", NAMESPACE, "exec", "deployment/arco-api", "--", "/usr/bin/arco", "--context", "/var/lib/arco/admin.toml",
+                   "context", "create", "--name", "me", "--role", "operator", "--file", "-", "--address", "127.0.0.1:18443")
+    platform.context.touch(0o600)
+    platform.context.write_text(text)
+
+
+def push(platform, work):
+    """An image whose program answers and writes lines."""
+    (work / "index.html").write_text("<h1>shared</h1>\n")
+    (work / "serve").write_text("#!/bin/sh\n(n=0; while :; do echo line $n; n=$((n+1)); sleep 0.2; done) &\nexec busybox httpd -f -p 8080 -h /www\n")
+    image_tar(work / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": work / "index.html", "bin/serve": work / "serve"}, ["/bin/serve"], busybox=True)
+    token = registry_token(platform)
+    registry = Forward("arco-registry", 15000)
+    registry.words[-1] = "15000:5000"
+    registry.open()
+    try:
+        done("skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--dest-creds", f"t:{token}", f"docker-archive:{work}/web.tar",
+             "docker://127.0.0.1:15000/default/demo/web:1")
+    finally:
+        registry.end()
+
+
+def registry_token(platform):
+    context = tomllib.loads(platform.context.read_text())
+    pem = platform.context.with_suffix(".pem")
+    pem.touch(0o600)
+    pem.write_text(context["certificate"] + context["key"])
+    tls = ssl.create_default_context(cadata=context["ca"])
+    tls.load_cert_chain(pem)
+    platform.api.open()
+    with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", 18443, context=tls, timeout=10)) as c:
+        c.request("GET", "/v1/registry/token?repository=default/demo/web")
+        return json.loads(c.getresponse().read())["token"]
+
+
+def truth(platform, names, replicas):
+    """Every component runs as asked, was made once, and nothing else is there."""
+    for name in names:
+        def it_runs():
+            found = platform.arco("status", f"demo/{name}")
+            return found["status"] == "running" and found["ready_replicas"] == replicas == len(found["instances"])
+        until(f"demo/{name} runs with {replicas}", it_runs)
+        revisions = platform.arco("revisions", f"demo/{name}")
+        if len(revisions.get("items", revisions)) != 1:
+            raise SystemExit(f"demo/{name} was made more than once: {revisions}")
+    made = json.loads(kubectl("-n", "arco-default", "get", "deployments", "-o", "json"))["items"]
+    found = sorted(it["metadata"]["labels"]["arco.internal/name"] for it in made)
+    if found != sorted(["web", *names]):
+        raise SystemExit(f"workloads are {found}")
+
+
+def lines(platform):
+    """What each instance of the application wrote until now: every line is there, and once."""
+    def all_is_there():
+        written, last = {}, {}
+        for it in platform.arco("logs", "demo/web", "--tail", "10000")["lines"]:
+            if it["text"].startswith("line "):
+                written.setdefault(it["instance"], []).append(int(it["text"].split()[1]))
+                last[it["instance"]] = datetime.datetime.fromisoformat(it["at"]).timestamp()
+        found.update(written)
+        return len(written) == 2 and min(last.values()) > now and all(it == list(range(len(it))) for it in written.values())
+    found, now = {}, time.time()
+    try:
+        until("every line of the instances is kept once", all_is_there, 60)
+    except SystemExit:
+        for name, it in found.items():
+            gaps = [(a, b) for a, b in zip(it, it[1:]) if b != a + 1]
+            print(f"  {name}: {len(it)} lines from {it[0]}, breaks {gaps[:5]}")
+        raise
+    say(f"{sum(map(len, found.values()))} lines of {len(found)} instances are kept, each once")
+
+
+def deploy(platform, name):
+    return platform.begun("deploy", "image:default/demo/web:1", "--app", "demo", "--component", name, "--port", "8080", "--memory-mb", "32")
+
+
+def main():
+    arco = str(Path(sys.argv[1]).resolve())
+    work = Path(tempfile.mkdtemp(prefix="arco-ha-"))
+    stores = platform = None
+    try:
+        stores = Stores(work)
+        say("etcd, PostgreSQL and S3 answer")
+        install(arco, work, stores)
+        platform = Platform(arco, work)
+        access(platform)
+        push(platform, work)
+        platform.ended([deploy(platform, "web")])
+        platform.ended([platform.begun("scale", "demo/web", "--replicas", "2")])
+        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
+        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        load = Load(port, "web-demo.apps.test")
+        say("an image is deployed, and its two instances answer through the gateways")
+
+        names = [f"c{it}" for it in range(3)]
+        operations = [deploy(platform, it) for it in names]
+        old = until("one controller leads", leader)
+        before, _ = lease()
+        killed = time.time()
+        os.kill(process_of(old), 9)
+        until("another controller leads", lambda: lease()[0] not in ("", before), 60)
+        took = lease()[1] - killed
+        platform.ended(operations)
+        truth(platform, names, 1)
+        load.check(f"the leading controller was killed, another one led after {took:.1f} s (lease {LEASE_S} s)")
+        if took > LEASE_S + 1:
+            raise SystemExit(f"another controller led only after {took:.1f} s")
+
+        lines(platform)
+
+        replicas = 1
+        for part in PARTS:
+            replicas = 3 - replicas
+            operations = [platform.begun("scale", f"demo/{it}", "--replicas", replicas) for it in names]
+            gone = leader() if part == "controller" else pods(part)[0]
+            kubectl("-n", NAMESPACE, "delete", "pod", gone["metadata"]["name"], "--wait=true")
+            ready()
+            platform.ended(operations)
+            truth(platform, names, replicas)
+            load.check(f"a pod of {part} was deleted while components were scaled")
+
+        load.stop.set()
+        lines(platform)
+
+        platform.arco("delete", "demo", "--yes")
+        kubectl("delete", "-f", work / "arco.yaml")
+        left = json.loads(kubectl("get", "namespaces,clusterroles,clusterrolebindings", "-o", "json"))["items"]
+        left = [it["metadata"]["name"] for it in left if it["metadata"]["name"].startswith(NAMESPACE)]
+        components = kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name")
+        if left or components:
+            raise SystemExit(f"left after the uninstallation: {left} {components}")
+        say("the uninstallation left nothing")
+    finally:
+        if platform:
+            platform.api.end()
+        if stores:
+            stores.end()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+main()
