@@ -215,11 +215,14 @@ impl RequestBody {
     }
 }
 
+/// A piece of a kept body on its way.
+type ReadPiece = Pin<Box<dyn Future<Output = Result<Bytes, SpoolError>> + Send>>;
+
 /// How far a body that was taken whole is read.
 struct Reading {
     held: Arc<Held>,
     at: u64,
-    piece: Option<Pin<Box<dyn Future<Output = Result<Bytes, SpoolError>> + Send>>>,
+    piece: Option<ReadPiece>,
 }
 
 impl std::fmt::Debug for Reading {
