@@ -121,17 +121,19 @@ async fn send(mut from: OwnedReadHalf, mut sender: ExecSender) {
 
 async fn receive(mut receiver: ExecReceiver, mut to: OwnedWriteHalf) -> Result<(), Failure> {
     while let Some(frame) = receiver.next().await {
-        match frame? {
-            Frame::Bytes(Channel::Stdout, bytes) if bytes.is_empty() => drop(to.shutdown().await),
-            Frame::Bytes(Channel::Stdout, bytes) => {
-                if to.write_all(&bytes).await.is_err() {
-                    return Ok(()); // whoever asked has gone
-                }
+        let gone = match frame? {
+            Frame::Bytes(Channel::Stdout, bytes) if bytes.is_empty() => {
+                let _ = to.shutdown().await; // whoever asked may have gone
+                false
             }
+            Frame::Bytes(Channel::Stdout, bytes) => to.write_all(&bytes).await.is_err(),
             Frame::Control(ExecControl::Error(body)) => {
                 return Err(Failure { status: super::failure::exit::FAILED, body });
             }
-            _ => {}
+            _ => false,
+        };
+        if gone {
+            return Ok(());
         }
     }
     Ok(())
