@@ -271,6 +271,8 @@ async fn a_component_runs_where_it_asks_with_what_its_overlay_adds() {
         assert_eq!(apart.match_label_keys.as_deref(), Some(&["arco.internal/key".to_owned()][..]), "{apart:?}");
 
         // What the overlay must not set is refused, with its path, and nothing is changed.
+        let deployments = |all: &[String]| all.iter().filter(|it| it.starts_with("Deployment/")).count();
+        until_objects(&place, "the one before it is gone", |it| deployments(it) == 1).await;
         let before = versions(&place).await;
         let mut loose = asked.clone();
         loose.template.overlay = Some(json!({"spec": {"hostNetwork": true}}));
