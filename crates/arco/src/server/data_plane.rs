@@ -35,6 +35,9 @@ const READS: &[&str] = &[GATEWAY_PREFIX, STATUS_PREFIX, RATES_PREFIX];
 const WRITES: &[&str] = &[STATUS_PREFIX, RATES_PREFIX];
 /// Pause before another attempt to start a data plane that ended: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long a start waits for the store's routes, and between two looks.
+const ROUTES: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The store's etcd interface on loopback, on the port that it had before, if that is free.
 pub(crate) async fn front(
@@ -103,6 +106,19 @@ impl Running {
     /// Where HTTPS is served.
     pub(crate) fn https(&self) -> SocketAddr {
         self.handle().status.https
+    }
+
+    /// Waits until it routes by what the store said after its start: whoever balances over gateways must not send requests
+    /// to one that knows no host yet. When the store does not answer in time, it serves what it knew before.
+    pub(super) async fn has_its_routes(&self) {
+        let told = async {
+            while self.handle().refresh().await.is_none_or(|it| !it.live || it.applied_revision == 0) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(ROUTES, told).await.is_err() {
+            tracing::warn!("the data plane has not heard of the store yet, it serves what it knew before");
+        }
     }
 
     /// Drains and stops it.

@@ -118,6 +118,7 @@ pub(crate) async fn start(
         publish_settings(config, &stores, instances.dns_address()).await?;
         super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
+        running.has_its_routes().await;
         (addresses.http, addresses.https) = (Some(running.http()), Some(running.https()));
         let ports = [running.http().port(), running.https().port()];
         instances.publish_ports(ports, &stores.kv, supervisor).await?;
