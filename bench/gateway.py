@@ -29,6 +29,7 @@ ap.add_argument("--seconds", type=int, default=1)
 ap.add_argument("--connections", type=int, default=4000, help="idle connections of the part `memory`")
 ap.add_argument("parts", nargs="*", help=" ".join(PARTS) + " (default: all)")
 args = ap.parse_args()
+args.arco = str(pathlib.Path(args.arco).resolve())  # proxies start in folders of their own
 unknown = [it for it in args.parts if it not in PARTS]
 if unknown:
     raise SystemExit(f"unknown part {unknown[0]}; there are: {' '.join(PARTS)}")
