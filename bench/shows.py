@@ -85,6 +85,7 @@ class Platform:
     def routes(self, api, hosts, mark):
         """Lets these hosts lead to the component, with a field `x-mark` in each response."""
         route = {"hosts": hosts, "response_headers": {"set": {"x-mark": mark}}}
+        api.close()  # the server ends connections that were idle; this one may be
         api.request("POST", ROUTES, json.dumps(route), {"Content-Type": "application/json"})
         answer = api.getresponse()
         text = answer.read()
