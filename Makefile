@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults bench bench-gateway bench-shows fmt
+.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults test-faults-cluster bench bench-gateway bench-shows fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,6 +52,11 @@ test-faults: PACKAGES += deploy/packages-test.txt
 test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role
 	cargo build --locked -p arco
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
+
+test-faults-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
+test-faults-cluster: packages ## kill -9 of a random role for ten minutes, on etcd, PostgreSQL and a control plane (ARCO_FAULT_SECONDS, ARCO_SEED; Go, kubectl)
+	cargo build --locked -p arco
+	ARCO_FAULT_SECONDS=$${ARCO_FAULT_SECONDS:-600} tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked -p arco --test it -- --ignored several::killed --nocapture
 
 bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
 	python3 bench/run.py --arco target/release/arco $(PARTS)

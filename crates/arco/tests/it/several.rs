@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+mod killed;
+
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_arco");
 
 /// Stores of a platform of its own, and settings of the servers that use them.
@@ -71,7 +73,7 @@ fn leader(servers: &mut [Platform; 2]) -> (&mut Platform, &mut Platform) {
 /// Begins something and returns its operation.
 fn begun(platform: &Platform, words: &[&str]) -> String {
     let document = platform.json(words);
-    let id = document["operation"].as_str().or(document["id"].as_str());
+    let id = document["operation"].as_str().or(document["id"].as_str()).or(document["operations"][0].as_str());
     id.unwrap_or_else(|| panic!("{words:?}: {document}")).to_owned()
 }
 
@@ -85,7 +87,7 @@ mod control_plane {
     use super::*;
 
     /// Where the tests' Kubernetes is, when its nodes are fake.
-    fn fake_nodes() -> Option<String> {
+    pub(super) fn fake_nodes() -> Option<String> {
         let Some(path) = std::env::var("ARCO_TEST_KUBECONFIG").ok().filter(|it| !it.is_empty()) else {
             eprintln!("SKIPPED: no Kubernetes is named by ARCO_TEST_KUBECONFIG");
             return None;
@@ -97,7 +99,7 @@ mod control_plane {
         Some(path)
     }
 
-    fn image(shared: &Shared) -> String {
+    pub(super) fn image(shared: &Shared) -> String {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let written = runtime.block_on(async {
             let metadata = SeaOrmMetadata::connect(&shared.metadata, None).await.unwrap();
@@ -106,6 +108,18 @@ mod control_plane {
             images.write("default/demo/web", &Image::default()).await.unwrap()
         });
         format!("image:{}@{}", written.repository, written.digest)
+    }
+
+    /// Settings of servers whose instances are in that cluster.
+    pub(super) fn on_kubernetes(kubeconfig: &str, prefix: &str) -> [(&'static str, String); 6] {
+        [
+            ("ARCO_ORCHESTRATOR__DRIVER", "kubernetes".to_owned()),
+            ("ARCO_KUBERNETES__KUBECONFIG", kubeconfig.to_owned()),
+            ("ARCO_KUBERNETES__NAMESPACE_PREFIX", prefix.to_owned()),
+            ("ARCO_KUBERNETES__REGISTRY", "registry.invalid:5000".to_owned()),
+            ("ARCO_KUBERNETES__USER_NAMESPACES", "false".to_owned()),
+            ("ARCO_KUBERNETES__REQUEST_PERCENT", "1".to_owned()),
+        ]
     }
 
     /// Every component was built once and has what was asked, and nothing is open.
@@ -131,14 +145,7 @@ mod control_plane {
     fn a_leader_that_is_killed_is_followed_and_nothing_is_lost_or_done_twice() {
         let Some(kubeconfig) = fake_nodes() else { return };
         let Some(shared) = Shared::make() else { return };
-        let settings = [
-            ("ARCO_ORCHESTRATOR__DRIVER", "kubernetes".to_owned()),
-            ("ARCO_KUBERNETES__KUBECONFIG", kubeconfig),
-            ("ARCO_KUBERNETES__NAMESPACE_PREFIX", format!("s{}-", std::process::id())),
-            ("ARCO_KUBERNETES__REGISTRY", "registry.invalid:5000".to_owned()),
-            ("ARCO_KUBERNETES__USER_NAMESPACES", "false".to_owned()),
-            ("ARCO_KUBERNETES__REQUEST_PERCENT", "1".to_owned()),
-        ];
+        let settings = on_kubernetes(&kubeconfig, &format!("s{}-", std::process::id()));
         let roles = ["api", "console", "controller", "builder", "eventlog", "registry"];
         let mut servers = [shared.server(&roles, &settings), shared.server(&roles, &settings)];
         let image = image(&shared);
