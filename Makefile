@@ -6,7 +6,7 @@ DATA_DIR ?= /var/lib/arco
 PACKAGES := deploy/packages.txt
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults test-faults-cluster bench bench-gateway bench-shows fmt
+.PHONY: help packages build run lint deny test test-vm test-cluster test-drivers test-faults test-faults-cluster bench bench-gateway bench-shows bench-cluster fmt
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -69,6 +69,10 @@ bench-gateway: build ## Processor time of the gateway per request, beside nginx,
 bench-shows: PACKAGES += deploy/packages-bench.txt
 bench-shows: build ## Changes everything behind the gateway while clients ask it; ends with status 1 when one request fails (some minutes)
 	python3 bench/shows.py --arco target/release/arco
+
+bench-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt
+bench-cluster: build ## 1,000 components on Kubernetes: applies beside kubectl, calls per object, changes, restarts, memory (Go; ten minutes)
+	python3 bench/cluster.py --arco target/release/arco $(PARTS)
 
 fmt: ## Formats the code
 	cargo fmt --all

@@ -1,0 +1,419 @@
+#!/usr/bin/env python3
+"""Measures the platform on Kubernetes: many components at once beside `kubectl apply`, calls per object, what a change and a restart take.
+
+Run as root: python3 bench/cluster.py [--arco PATH] [--components N] [--markdown FILE] [PART ...]
+It starts control planes of its own with a fake node (tests/kubernetes/cluster.py; Go), a server on them, and removes all of it. What is told
+of calls is read from the API server's audit log, so it is what really came there. Ends with status 1 when a target is missed.
+"""
+import argparse, collections, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, platform as machine, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time, tomllib
+
+sys.dont_write_bytecode = True
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests/kubernetes"))
+from images import image_tar
+
+CLUSTER = ROOT / "tests/kubernetes/cluster.py"
+PER_APPLICATION = 100
+REPLICAS = 5
+OURS = "fieldManager=arco"
+# What the platform makes for components; pods and replica sets are made by the cluster.
+KINDS = "deployments services secrets networkpolicies poddisruptionbudgets".split()
+
+ap = argparse.ArgumentParser()
+ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
+ap.add_argument("--components", type=int, default=1000)
+ap.add_argument("--kubectl", help="compare with this one instead of one of the cluster's own version")
+ap.add_argument("--markdown", help="write the figures to this file as a table")
+ap.add_argument("parts", nargs="*", help="deploy apply restart change pods kubectl takeover (default: all; apply and what follows need deploy)")
+args = ap.parse_args()
+ARCO = str(pathlib.Path(args.arco).resolve())
+rows = []
+
+
+def row(what, value, unit, target="", ok=None, note=""):
+    rows.append((what, f"{value:,.1f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
+    print(f"  {rows[-1][0]:<66} {rows[-1][1]:>14}   {target:<22} {rows[-1][3]} {note}", flush=True)
+
+
+def until(what, seconds, step=0.02):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            if (found := what()):
+                return found
+        time.sleep(step)
+    raise SystemExit(f"not within {seconds} s: {what.__name__}")
+
+
+def instant(text):
+    """Seconds since 1970 of a time as the API server writes it."""
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
+class Cluster:
+    """A control plane of its own with one fake node."""
+
+    def __init__(self, work):
+        made = subprocess.run([CLUSTER, "up", "--fake-nodes", "1", "--folder", work], capture_output=True, text=True)
+        if made.returncode:
+            raise SystemExit(made.stderr)
+        self.kubeconfig = pathlib.Path(made.stdout.split()[-1])
+        self.log = self.kubeconfig.parent / "log/audit.log"
+        pki = self.kubeconfig.parent / "pki"
+        self.address = next(it.split("https://")[1] for it in self.kubeconfig.read_text().split() if "https://" in it).strip('"\',}')
+        self.tls = ssl.create_default_context(cafile=pki / "ca.crt")
+        self.tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+
+    def call(self, method, path, document=None, kind="application/json"):
+        with contextlib.closing(http.client.HTTPSConnection(self.address, context=self.tls, timeout=60)) as c:
+            c.request(method, path, document and json.dumps(document), {"Content-Type": kind, "User-Agent": "bench"})
+            answer = c.getresponse()
+            body = answer.read()
+            if answer.status >= 300:
+                raise SystemExit(f"{method} {path}: {answer.status} {body[:500]!r}")
+            return json.loads(body)
+
+    def events(self, since=0):
+        """What the audit log has from this byte on, and where it ends now."""
+        with open(self.log, "rb") as log:
+            log.seek(since)
+            text = log.read()
+        whole = text[:text.rfind(b"\n") + 1]
+        return [json.loads(it) for it in whole.splitlines()], since + len(whole)
+
+    def end(self):
+        subprocess.run([CLUSTER, "down", self.kubeconfig], check=True)
+
+
+def ours(events):
+    """Calls of the platform about objects of components: (kind, name) → verbs; the tenant's own objects are apart."""
+    writes, reads, times = collections.defaultdict(list), collections.Counter(), []
+    for it in events:
+        about = it.get("objectRef") or {}
+        agent = it.get("userAgent", "")
+        if agent.startswith(("kubetest/", "kubectl/", "bench")) or about.get("resource") == "leases":
+            continue
+        if it["verb"] == "get":
+            reads[about.get("resource", it.get("requestURI"))] += 1
+        elif about.get("resource") in KINDS and not about.get("name", "").startswith("arco-") and about.get("name") != "arco-registry":
+            writes[about["resource"], about["name"]].append(it["verb"])
+            times.append((instant(it["requestReceivedTimestamp"]), instant(it["stageTimestamp"])))
+    return writes, reads, times
+
+
+class Server:
+    """`arco server` with every role; `meets` says which cluster the next start sees."""
+
+    def __init__(self, work):
+        self.work, self.data, self.proc, self.where = work, work / "data", None, {}
+        self.config = work / "arco.toml"
+        self.config.write_text(f"""[orchestrator]
+driver = "kubernetes"
+[kubernetes]
+kubeconfig = "{work}/kubeconfig"
+registry = "registry.invalid:5000"
+user_namespaces = false
+request_percent = 1
+""")
+
+    def meets(self, cluster):
+        link = self.work / "kubeconfig"
+        link.unlink(missing_ok=True)
+        link.symlink_to(cluster.kubeconfig)
+
+    def start(self):
+        (self.data / "server.json").unlink(missing_ok=True)
+        began = time.monotonic()
+        with open(self.work / "server.log", "ab") as log:
+            listen = [x for k in ("http", "https", "console", "api", "registry") for x in (f"--{k}-listen", "127.0.0.1:0")]
+            words = [ARCO, "server", "--config", self.config, "--data-dir", self.data, "--domain", "bench.localhost", *listen]
+            self.proc = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+        def the_server_is_ready():
+            if self.proc.poll() is not None:
+                raise SystemExit((self.work / "server.log").read_text()[-2000:])
+            self.where = json.loads((self.data / "server.json").read_text())
+            return self.get(self.where["console"], "/healthz")[0] == 200
+        until(the_server_is_ready, 180)
+        context = tomllib.loads((self.data / "admin.toml").read_text())
+        pem = self.work / "admin.pem"
+        pem.touch(0o600)
+        pem.write_text(context["certificate"] + context["key"])
+        self.tls = ssl.create_default_context(cadata=context["ca"])
+        self.tls.load_cert_chain(pem)
+        return began
+
+    def stop(self, how=signal.SIGTERM):
+        if self.proc and self.proc.poll() is None:
+            self.proc.send_signal(how)
+            self.proc.wait(120)
+
+    def get(self, address, path):
+        name, port = address.rsplit(":", 1)
+        with contextlib.closing(http.client.HTTPConnection(name, int(port), timeout=30)) as c:
+            c.request("GET", path, headers={"Connection": "close"})
+            answer = c.getresponse()
+            return answer.status, answer.read()
+
+    def ask(self, path):
+        """A call of the API as its administrator."""
+        name, port = self.where["api"].rsplit(":", 1)
+        with contextlib.closing(http.client.HTTPSConnection(name, int(port), context=self.tls, timeout=60)) as c:
+            c.request("GET", path)
+            answer = c.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise ValueError(f"{path}: {answer.status} {body[:300]!r}")
+            return json.loads(body)
+
+    def arco(self, *words):
+        r = subprocess.run([ARCO, *map(str, words), "-o", "json"], capture_output=True, text=True, env=dict(os.environ, ARCO_CONTEXT=str(self.data / "admin.toml")), stdin=subprocess.DEVNULL)
+        if r.returncode:
+            raise SystemExit(f"arco {' '.join(map(str, words))}: exit {r.returncode}\n{r.stderr}{r.stdout}")
+        return json.loads(r.stdout or "null")
+
+    def statuses(self):
+        """`application/component` → what `arco list` says of it."""
+        return {f"{it['application']}/{c['component']}": c for it in self.arco("list")["items"] for c in it["components"]}
+
+    def all_run(self, count, replicas=1):
+        def every_component_runs():
+            found = self.statuses().values()
+            return len(found) == count and all(it["status"] == "running" and it.get("ready_replicas", replicas) == replicas for it in found)
+        return every_component_runs
+
+    def push(self):
+        """One image that every component runs; its nodes run nothing, so a program of this machine will do."""
+        image_tar(self.work / "image.tar", "bench:1", {"bin/true": pathlib.Path("/bin/true")}, ["/bin/true"])
+        token = self.ask("/v1/registry/token?repository=default/bench/web")["token"]
+        target = f"docker://{self.where['registry']}/default/bench/web:1"
+        subprocess.run(["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--dest-creds", f"t:{token}", f"docker-archive:{self.work}/image.tar", target], check=True)
+
+
+def names():
+    return [(f"app{n // PER_APPLICATION}", f"c{n % PER_APPLICATION}") for n in range(args.components)]
+
+
+def describe(server, replicas):
+    """A file per application."""
+    apps = collections.defaultdict(dict)
+    for app, name in names():
+        apps[app][name] = {
+            "source": "image:default/bench/web:1", "replicas": replicas, "env": {"PLACE": f"{app}-{name}"},
+            "ports": [{"port": 8080, "protocol": "http"}], "resources": {"memory_mb": 32},
+        }
+    files = []
+    for app, components in apps.items():
+        files.append(server.work / f"{app}.yaml")
+        files[-1].write_text(json.dumps({"application": app, "components": components}))
+    return files
+
+
+def apply_all(server, replicas):
+    files = describe(server, replicas)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda it: server.arco("apply", "-f", it, "--detach"), files))
+
+
+def pss_mib(pid):
+    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+
+
+def deploy_part(s):
+    s.first = Cluster(s.work)
+    s.server.meets(s.first)
+    s.server.start()
+    s.server.push()
+    began = time.monotonic()
+    apply_all(s.server, 1)
+    until(s.server.all_run(args.components), 1800, 0.5)
+    row(f"{args.components} components deployed by `arco apply`, until all run", time.monotonic() - began, "s")
+    once(s.first.events()[0], "deployed one by one")
+    s.server.stop()
+    s.first.end()
+
+
+def once(events, how):
+    writes, reads, times = ours(events)
+    more = {it: verbs for it, verbs in writes.items() if len(verbs) != 1}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(collections.Counter(it[0] for it in writes).items()))
+    found = sum(map(len, writes.values())) / max(1, len(writes))
+    row(f"calls per object that is made, {how}", found, "", "1", not more and len(writes) > 0, f"({kinds}; reads: {dict(reads) or 'none'})")
+    for it, verbs in list(more.items())[:5]:
+        print(f"    {it}: {verbs}")
+    return times
+
+
+def apply_part(s):
+    s.cluster = Cluster(s.work)
+    s.server.meets(s.cluster)
+    began = s.server.start()
+    until(s.server.all_run(args.components), 1800, 0.5)
+    running = time.monotonic() - began
+    times = once(s.cluster.events()[0], "all at once")
+    s.applied = max(it[1] for it in times) - min(it[0] for it in times)
+    s.count = len(times)
+    row(f"{s.count} objects of {args.components} components applied to an empty cluster", s.applied, "s")
+    row("  until all of them run, from the start of the server", running, "s")
+    s.manifests = s.work / "manifests"
+    s.manifests.mkdir()
+    for kind, path in (("Deployment", "apps/v1"), ("Service", "v1"), ("Secret", "v1"), ("NetworkPolicy", "networking.k8s.io/v1"), ("PodDisruptionBudget", "policy/v1")):
+        plural = {"NetworkPolicy": "networkpolicies"}.get(kind, kind.lower() + "s")
+        root = "/api/v1" if path == "v1" else f"/apis/{path}"
+        found = s.cluster.call("GET", f"{root}/namespaces/arco-default/{plural}?labelSelector=arco.internal/component")["items"]
+        if found:
+            (s.manifests / f"{plural}.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [plain(it, path, kind) for it in found]}))
+
+
+def plain(it, version, kind):
+    """An object as somebody would write it."""
+    meta = it["metadata"]
+    it = {"apiVersion": version, "kind": kind, **{k: v for k, v in it.items() if k not in ("status", "metadata")}}
+    it["metadata"] = {k: meta[k] for k in ("name", "labels") if k in meta} | {"namespace": "bench"}
+    it["metadata"]["annotations"] = {k: v for k, v in meta.get("annotations", {}).items() if k.startswith("arco.internal/")}
+    if kind == "Service":
+        for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+            it["spec"].pop(field, None)
+    return it
+
+
+def kubectl_part(s):
+    program = args.kubectl or build_kubectl()
+    cluster = Cluster(s.work)
+    try:
+        run = lambda *words: subprocess.run([program, "--kubeconfig", cluster.kubeconfig, *words], check=True, stdout=subprocess.DEVNULL)
+        run("create", "namespace", "bench")
+        began = time.monotonic()
+        run("apply", "-f", s.manifests)
+        took = time.monotonic() - began
+    finally:
+        cluster.end()
+    row(f"  the same {s.count} manifests by `kubectl apply -f`", took, "s")
+    row("  ratio", s.applied / took, "x", "<= 0.6 x", s.applied / took <= 0.6)
+
+
+def build_kubectl():
+    """kubectl of the cluster's version, kept beside the cluster's programs."""
+    tools = subprocess.run([CLUSTER, "binary"], check=True, capture_output=True, text=True).stdout.strip()
+    made = pathlib.Path(tools) / "kubectl"
+    if not made.exists():
+        print("  building kubectl", flush=True)
+        stamp = "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
+        subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", made, "."], cwd=ROOT / "bench/kubectl", check=True)
+    return made
+
+
+def settle(cluster, since):
+    """Waits until nothing of ours has come to the API server for three seconds; what came since."""
+    last, quiet = None, time.monotonic()
+    while time.monotonic() - quiet < 3:
+        found = sum(map(len, ours(cluster.events(since)[0])[0].values()))
+        if found != last:
+            last, quiet = found, time.monotonic()
+        time.sleep(0.2)
+    return cluster.events(since)[0]
+
+
+def restart_part(s):
+    # Three pods fail while no server looks, so that a status from before is not taken for one of now.
+    settle(s.cluster, 0)
+    s.server.stop()
+    changed = [names()[0], names()[len(names()) // 2], names()[-1]]
+    manual(s.cluster, True)
+    for app, name in changed:
+        label = f"arco.internal/application={app},arco.internal/name={name}"
+        pod = s.cluster.call("GET", f"/api/v1/namespaces/arco-default/pods?labelSelector={label.replace('=', '%3D').replace(',', '%2C')}")["items"][0]
+        conditions = [{**it, "status": "False"} if it["type"] in ("Ready", "ContainersReady") else it for it in pod["status"]["conditions"]]
+        status = {"conditions": conditions, "containerStatuses": [{**it, "ready": False} for it in pod["status"]["containerStatuses"]]}
+        s.cluster.call("PATCH", f"/api/v1/namespaces/arco-default/pods/{pod['metadata']['name']}/status", {"status": status}, "application/merge-patch+json")
+    _, since = s.cluster.events()
+    wanted = {"/".join(it) for it in changed}
+
+    def every_status_is_of_now():
+        found = s.server.statuses()
+        return len(found) == args.components and {it for it, c in found.items() if c["status"] != "running"} == wanted
+    began = s.server.start()
+    until(every_status_is_of_now, 120, 0.05)
+    took = time.monotonic() - began
+    row(f"status of {args.components} components after a restart, from its start", took, "s", "<= 5 s", took <= 5)
+    manual(s.cluster, False)
+    until(s.server.all_run(args.components), 120, 0.2)
+    writes, reads, _ = ours(settle(s.cluster, since))
+    row("calls that write, when nothing changed", sum(map(len, writes.values())), "", "0", not writes, f"(reads: {dict(reads) or 'none'})")
+    for it in list(writes.items())[:5]:
+        print(f"    {it}")
+
+
+def manual(cluster, on):
+    """Whether pods of the fake node stay as somebody else wrote them."""
+    cluster.call("PATCH", "/api/v1/nodes/fake-1", {"metadata": {"labels": {"kubetest/pods": "manual" if on else "ready"}}}, "application/merge-patch+json")
+
+
+def change_part(s):
+    took = []
+    for app, name in names()[:20]:
+        _, since = s.cluster.events()
+        began = time.time()
+        s.server.arco("env", "set", f"{app}/{name}", "COLOUR=green", "--detach")
+
+        def the_change_is_there():
+            found = [it for it in s.cluster.events(since)[0] if (it.get("objectRef") or {}).get("resource") == "deployments" and OURS in it.get("requestURI", "")]
+            return found and instant(found[0]["requestReceivedTimestamp"])
+        took.append((until(the_change_is_there, 30, 0.01) - began) * 1000)
+    row("a change of the spec reaches the API server, median of 20", statistics.median(took), "ms", "<= 300 ms", statistics.median(took) <= 300, f"(slowest {max(took):.0f} ms; with the command line's own time)")
+
+
+def pods_part(s):
+    apply_all(s.server, REPLICAS)
+    until(s.server.all_run(args.components, REPLICAS), 1800, 1)
+    pods = s.cluster.call("GET", "/api/v1/namespaces/arco-default/pods?limit=1&fieldSelector=status.phase%3DRunning")
+    count = 1 + pods["metadata"].get("remainingItemCount", 0)
+    row(f"server, all roles but the gateway's, with {count} pods (PSS)", pss_mib(s.server.proc.pid), "MiB", "<= 150 MB", pss_mib(s.server.proc.pid) <= 143)
+    s.server.stop()
+    s.server.start()
+    until(s.server.all_run(args.components, REPLICAS), 120, 0.2)
+    settle(s.cluster, s.cluster.events()[1])
+    row(f"  the same after a restart", pss_mib(s.server.proc.pid), "MiB", "<= 150 MB", pss_mib(s.server.proc.pid) <= 143)
+
+
+def about():
+    """The machine, in one line."""
+    cpu = next((it.split(":", 1)[1].strip() for it in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if it.startswith("model name")), machine.machine())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return f"{datetime.date.today()}, {os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {machine.release()}"
+
+
+class State:
+    """What parts leave for later ones."""
+    cluster = first = None
+
+
+def main():
+    if os.geteuid() != 0:
+        raise SystemExit("the server needs root: sudo make bench-cluster")
+    parts = {"deploy": deploy_part, "apply": apply_part, "restart": restart_part, "change": change_part, "pods": pods_part, "kubectl": kubectl_part}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what was started is removed
+    state = State()
+    state.work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-"))
+    state.server = Server(state.work)
+    try:
+        for name in args.parts or parts:
+            print(f"{name}:", flush=True)
+            parts[name](state)
+    finally:
+        state.server.stop()
+        for folder in state.work.glob("kubetest-*"):
+            subprocess.run([CLUSTER, "down", folder / "kubeconfig"])
+        shutil.rmtree(state.work, ignore_errors=True)
+    missed = sum(it[3] == "MISSED" for it in rows)
+    if args.markdown:
+        lines = [f"{about()}.", "", "| what | measured | target | |", "|---|---:|---|---|"]
+        lines += [f"| {what.strip()} | {value} | {target} | {' '.join(filter(None, (ok, note)))} |" for what, value, target, ok, note in rows]
+        pathlib.Path(args.markdown).write_text("\n".join(lines) + "\n")
+    print(f"{len(rows)} figures, {missed} missed their target ({about()})")
+    raise SystemExit(1 if missed else 0)
+
+
+main()
