@@ -109,8 +109,8 @@ fn random_roles_are_killed_and_every_operation_ends_with_the_truth() {
             }
         }
         operations += round.len();
-        open.push_back(round);
         if goes_on {
+            open.push_back(round);
             std::thread::sleep(Duration::from_millis(random.below(2_000))); // the moment of the fault
             servers[victim].kill();
             kills[victim] += 1;
