@@ -93,6 +93,8 @@ def ours(events):
         agent = it.get("userAgent", "")
         if agent.startswith(("kubetest/", "kubectl/", "bench")) or about.get("resource") == "leases":
             continue
+        if it["verb"] == "get" and about.get("subresource") == "log":
+            continue  # output of instances
         if it["verb"] == "get":
             reads[about.get("resource", it.get("requestURI"))] += 1
         elif about.get("resource") in KINDS and not about.get("name", "").startswith("arco-") and about.get("name") != "arco-registry":
@@ -168,6 +170,8 @@ request_percent = 1
 
     def arco(self, *words):
         r = subprocess.run([ARCO, *map(str, words), "-o", "json"], capture_output=True, text=True, env=dict(os.environ, ARCO_CONTEXT=str(self.data / "admin.toml")), stdin=subprocess.DEVNULL)
+        if r.returncode == 3:
+            raise ValueError(f"nobody answered in time: {r.stderr}")  # whoever waits asks again
         if r.returncode:
             raise SystemExit(f"arco {' '.join(map(str, words))}: exit {r.returncode}\n{r.stderr}{r.stdout}")
         return json.loads(r.stdout or "null")
