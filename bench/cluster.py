@@ -5,17 +5,20 @@ Run as root: python3 bench/cluster.py [--arco PATH] [--components N] [--markdown
 It starts control planes of its own with a fake node (tests/kubernetes/cluster.py; Go), a server on them, and removes all of it. What is told
 of calls is read from the API server's audit log, so it is what really came there. Ends with status 1 when a target is missed.
 """
-import argparse, collections, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, platform as machine, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time, tomllib
+import argparse, collections, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, platform as machine, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time, tomllib
 
 sys.dont_write_bytecode = True
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/kubernetes"))
 from images import image_tar
+from stores import PASSWORD, Stores
 
 CLUSTER = ROOT / "tests/kubernetes/cluster.py"
 PER_APPLICATION = 100
 REPLICAS = 5
 OURS = "fieldManager=arco"
+# `server.leader_lease_s` when nothing is said.
+LEASE_S = 10
 # What the platform makes for components; pods and replica sets are made by the cluster.
 KINDS = "deployments services secrets networkpolicies poddisruptionbudgets".split()
 
@@ -24,14 +27,14 @@ ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
 ap.add_argument("--components", type=int, default=1000)
 ap.add_argument("--kubectl", help="compare with this one instead of one of the cluster's own version")
 ap.add_argument("--markdown", help="write the figures to this file as a table")
-ap.add_argument("parts", nargs="*", help="deploy apply restart change pods kubectl takeover (default: all; apply and what follows need deploy)")
+ap.add_argument("parts", nargs="*", help="deploy apply restart change pods kubectl takeover etcd (default: all; the four after deploy need it)")
 args = ap.parse_args()
 ARCO = str(pathlib.Path(args.arco).resolve())
 rows = []
 
 
 def row(what, value, unit, target="", ok=None, note=""):
-    rows.append((what, f"{value:,.1f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
+    rows.append((what, f"{value:,.2f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
     print(f"  {rows[-1][0]:<66} {rows[-1][1]:>14}   {target:<22} {rows[-1][3]} {note}", flush=True)
 
 
@@ -106,10 +109,11 @@ def ours(events):
 class Server:
     """`arco server` with every role; `meets` says which cluster the next start sees."""
 
-    def __init__(self, work):
+    def __init__(self, work, more=""):
         self.work, self.data, self.proc, self.where = work, work / "data", None, {}
+        work.mkdir(exist_ok=True)
         self.config = work / "arco.toml"
-        self.config.write_text(f"""[orchestrator]
+        self.config.write_text(f"""{more}[orchestrator]
 driver = "kubernetes"
 [kubernetes]
 kubeconfig = "{work}/kubeconfig"
@@ -369,10 +373,74 @@ def change_part(s):
     row("a change of the spec reaches the API server, median of 20", statistics.median(took), "ms", "<= 300 ms", statistics.median(took) <= 300, f"(slowest {max(took):.0f} ms; with the command line's own time)")
 
 
+def takeover_part(s):
+    """kill -9 of the leader of two controllers on shared stores, three times."""
+    cluster, servers = Cluster(s.work), []
+    (s.work / "shared").mkdir()
+    stores = Stores(s.work / "shared", "127.0.0.1")
+    try:
+        (s.work / "password").touch(0o600)
+        (s.work / "password").write_text(PASSWORD)
+        settings = f"""[server]
+roles = ["api", "controller", "builder", "eventlog", "registry", "console"]
+[store]
+metadata = "{stores.metadata}"
+metadata_password_file = "{s.work}/password"
+coordination = "{stores.coordination}"
+blobs = "file:{s.work}/blobs"
+secret_key = "{s.work}/shared.key"
+"""
+        servers = [Server(s.work / name, settings) for name in ("one", "two")]
+        for it in servers:
+            it.meets(cluster)
+            it.start()
+        took = [taken_over(servers) for _ in range(3)]
+    finally:
+        for it in servers:
+            it.stop()
+        stores.end()
+        cluster.end()
+    row(f"kill -9 of the leader, until another one leads, slowest of {len(took)}", max(took), "s", f"<= lease + 1 s = {LEASE_S + 1} s", max(took) <= LEASE_S + 1, f"({', '.join(f'{it:.1f}' for it in took)})")
+
+
+def leads(server):
+    role = json.loads(server.get(server.where["console"], "/healthz")[1])["roles"]["controller"]
+    return role["ready"] and not role["detail"]
+
+
+def taken_over(servers):
+    def one_leads():
+        found = [it for it in servers if leads(it)]
+        return found[0] if len(found) == 1 else None
+    old = until(one_leads, 120)
+    other = next(it for it in servers if it is not old)
+    began = time.monotonic()
+    old.stop(signal.SIGKILL)
+
+    def the_other_one_leads():
+        return leads(other)
+    until(the_other_one_leads, 120)
+    took = time.monotonic() - began
+    old.start()
+    return took
+
+
+def etcd_part(s):
+    """The driver beside a bare client, in one process: built optimised, the first time in some minutes."""
+    words = "cargo test --release --locked -p arco-store --lib -- --ignored --nocapture latency_of_the_etcd_driver_beside_bare_calls".split()
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    found = re.search(r"put (\d+) bare (\d+) get (\d+) bare (\d+)", ran.stdout + ran.stderr)
+    if ran.returncode or not found:
+        raise SystemExit(f"{' '.join(words)}: exit {ran.returncode}\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+    put, bare_put, get, bare_get = map(int, found.groups())
+    for what, driver, bare in (("write", put, bare_put), ("read", get, bare_get)):
+        row(f"etcd driver, a {what} beside a bare gRPC call ({driver} and {bare} us)", driver / bare, "x", "<= 1.1 x", driver <= 1.1 * bare)
+
+
 def pods_part(s):
     apply_all(s.server, REPLICAS)
     until(s.server.all_run(args.components, REPLICAS), 1800, 1)
-    pods = s.cluster.call("GET", "/api/v1/namespaces/arco-default/pods?limit=1&fieldSelector=status.phase%3DRunning")
+    pods = s.cluster.call("GET", "/api/v1/namespaces/arco-default/pods?limit=1")
     count = 1 + pods["metadata"].get("remainingItemCount", 0)
     row(f"server, all roles but the gateway's, with {count} pods (PSS)", pss_mib(s.server.proc.pid), "MiB", "<= 150 MB", pss_mib(s.server.proc.pid) <= 143)
     s.server.stop()
@@ -397,7 +465,7 @@ class State:
 def main():
     if os.geteuid() != 0:
         raise SystemExit("the server needs root: sudo make bench-cluster")
-    parts = {"deploy": deploy_part, "apply": apply_part, "restart": restart_part, "change": change_part, "pods": pods_part, "kubectl": kubectl_part}
+    parts = {"deploy": deploy_part, "apply": apply_part, "restart": restart_part, "change": change_part, "pods": pods_part, "kubectl": kubectl_part, "takeover": takeover_part, "etcd": etcd_part}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what was started is removed
     state = State()
     state.work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-"))

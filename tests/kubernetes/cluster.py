@@ -269,7 +269,9 @@ class Supervisor:
         kubetest, admin = str(self.plan.binary), self.plan.file("kubeconfig")
         self.start("storage", [kubetest, "storage", admin, self.plan.file("volumes")])
         for number in range(1, self.options.fake_nodes + 1):
-            self.start(f"fake-{number}", [kubetest, "fake-node", admin, f"fake-{number}"])
+            # It answers where the API server does, so that one's certificate is good for it.
+            door = [self.plan.address, self.plan.pki("apiserver.crt"), self.plan.pki("apiserver.key")]
+            self.start(f"fake-{number}", [kubetest, "fake-node", admin, f"fake-{number}", *door])
         if self.plan.node:
             for name in ("kubelet", "proxy", "dns"):
                 self.start(name, parts.worker(self.plan)[name])

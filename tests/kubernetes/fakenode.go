@@ -1,13 +1,16 @@
 package main
 
 // A node that is only an object: its Ready condition and lease are kept fresh, and its pods are said to run (or to have succeeded, when
-// they are not to be restarted). Deleted pods are confirmed. The node's label `kubetest/pods` says how far this goes and may be changed
+// they are not to be restarted), and to write nothing: whoever follows their output waits until they are gone. Deleted pods are confirmed.
+// The node's label `kubetest/pods` says how far this goes and may be changed
 // while it runs: `ready` (default), or `manual`: the test itself writes the status of pods; only deletions are confirmed.
 
 import (
 	"context"
 	"fmt"
 	"log"
+	"net"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -36,12 +39,19 @@ func connect(kubeconfig string) (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-func fakeNode(ctx context.Context, kubeconfig, name string) error {
+// What a node answers the API server with: an address of this machine, and the certificate for it.
+type door struct{ address, certificate, key string }
+
+func fakeNode(ctx context.Context, kubeconfig, name string, opens door) error {
 	client, err := connect(kubeconfig)
 	if err != nil {
 		return err
 	}
-	if err := register(ctx, client, name); err != nil {
+	listener, err := net.Listen("tcp", net.JoinHostPort(opens.address, "0"))
+	if err != nil {
+		return err
+	}
+	if err := register(ctx, client, name, listener.Addr().(*net.TCPAddr)); err != nil {
 		return fmt.Errorf("registering node %s: %w", name, err)
 	}
 	go heartbeat(ctx, client, name)
@@ -61,6 +71,11 @@ func fakeNode(ctx context.Context, kubeconfig, name string) error {
 	go nodeLoop.Run(ctx.Done())
 	go podLoop.Run(ctx.Done())
 	cache.WaitForCacheSync(ctx.Done(), podLoop.HasSynced, nodeLoop.HasSynced)
+	go func() {
+		handler := http.NewServeMux()
+		handler.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", silence(pods))
+		log.Printf("output of pods: %v", http.ServeTLS(listener, handler, opens.certificate, opens.key))
+	}()
 
 	for range 8 {
 		go func() {
@@ -99,7 +114,30 @@ func enqueue(queue workqueue.TypedRateLimitingInterface[string]) cache.ResourceE
 	return cache.ResourceEventHandlerFuncs{AddFunc: add, UpdateFunc: func(_, it any) { add(it) }}
 }
 
-func register(ctx context.Context, client *kubernetes.Clientset, name string) error {
+// silence is the output of a pod that writes none. Who asks is the API server, which has checked everything.
+func silence(pods cache.Store) http.HandlerFunc {
+	return func(answer http.ResponseWriter, asked *http.Request) {
+		answer.WriteHeader(http.StatusOK)
+		if asked.URL.Query().Get("follow") != "true" {
+			return
+		}
+		_ = http.NewResponseController(answer).Flush()
+		look := time.NewTicker(time.Second)
+		defer look.Stop()
+		for {
+			if _, there, _ := pods.GetByKey(asked.PathValue("namespace") + "/" + asked.PathValue("pod")); !there {
+				return
+			}
+			select {
+			case <-asked.Context().Done():
+				return
+			case <-look.C:
+			}
+		}
+	}
+}
+
+func register(ctx context.Context, client *kubernetes.Clientset, name string, at *net.TCPAddr) error {
 	labels := map[string]string{core.LabelHostname: name, core.LabelOSStable: "linux", core.LabelArchStable: "amd64", podsLabel: "ready"}
 	node, err := client.CoreV1().Nodes().Create(ctx, &core.Node{ObjectMeta: meta.ObjectMeta{Name: name, Labels: labels}}, meta.CreateOptions{})
 	if err != nil {
@@ -111,9 +149,10 @@ func register(ctx context.Context, client *kubernetes.Clientset, name string) er
 	}
 	node.Status = core.NodeStatus{
 		Capacity: room, Allocatable: room,
-		Addresses:  []core.NodeAddress{{Type: core.NodeInternalIP, Address: "192.0.2.1"}, {Type: core.NodeHostName, Address: name}},
-		NodeInfo:   core.NodeSystemInfo{KubeletVersion: "v1.36.0-fake", OperatingSystem: "linux", Architecture: "amd64"},
-		Conditions: []core.NodeCondition{{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now()}},
+		Addresses:       []core.NodeAddress{{Type: core.NodeInternalIP, Address: at.IP.String()}, {Type: core.NodeHostName, Address: name}},
+		DaemonEndpoints: core.NodeDaemonEndpoints{KubeletEndpoint: core.DaemonEndpoint{Port: int32(at.Port)}},
+		NodeInfo:        core.NodeSystemInfo{KubeletVersion: "v1.36.0-fake", OperatingSystem: "linux", Architecture: "amd64"},
+		Conditions:      []core.NodeCondition{{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now()}},
 	}
 	_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
 	return err

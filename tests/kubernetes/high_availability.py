@@ -26,15 +26,14 @@ import tomllib
 from pathlib import Path
 
 from images import image_tar
+from stores import PASSWORD, Stores
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
 NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
 HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
 NAMESPACE = "arco-system"
 LEASE_S = 10
-NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "--"]
 
 
 def say(text):
@@ -67,83 +66,31 @@ def until(what, wanted, seconds=180):
     raise SystemExit(f"not within {seconds} s: {what} ({last})")
 
 
+def flags(stores):
+    return ["--metadata", stores.metadata, "--coordination", stores.coordination, "--blobs", stores.blobs,
+            "--store-secret", "arco-stores", "--credentials", "metadata-password,secret.key,blobs-credentials"]
+
+
+def credentials(work):
+    (work / "metadata-password").write_text(PASSWORD)
+    (work / "secret.key").write_text(f"k1 {secrets.token_hex(32)}\n")
+    (work / "blobs-credentials").write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+    files = [f"--from-file={work / it}" for it in ("metadata-password", "secret.key", "blobs-credentials")]
+    kubectl("-n", NAMESPACE, "create", "secret", "generic", "arco-stores", *files)
+
+
 def free_port():
     with socket.socket() as it:
-        it.bind((HOST, 0))
+        it.bind(("127.0.0.1", 0))
         return it.getsockname()[1]
-
-
-def program(name, package):
-    places = [*os.environ["PATH"].split(":"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
-    if found := next((it for it in places if (Path(it) / name).exists()), None):
-        return f"{found}/{name}"
-    raise SystemExit(f"{name} is not installed (Debian: {package}): deploy/packages-drivers.txt")
-
-
-class Stores:
-    """What the platform's pods share; ends with this process."""
-
-    def __init__(self, work):
-        self.work, self.running = work, []
-        self.etcd, self.postgres, self.s3 = free_port(), free_port(), free_port()
-        work.chmod(0o755)
-        home = work / "stores"
-        home.mkdir()
-        os.chown(home, 65534, 65534)
-        peer = f"http://{HOST}:{free_port()}"
-        clients = f"http://{HOST}:{self.etcd}"
-        self.start([*NOBODY, program("etcd", "etcd-server"), "--data-dir", home / "etcd", "--log-level", "error", "--name", "one",
-                    "--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peer,
-                    "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"])
-        (home / "password").write_text("a secret\n")
-        data = home / "postgres"
-        done(*NOBODY, program("initdb", "postgresql"), "--no-sync", "--username=arco", "--auth=scram-sha-256", "--encoding=UTF8",
-             f"--pwfile={home / 'password'}", "-D", data, cwd="/")
-        with open(data / "pg_hba.conf", "a") as rules:
-            rules.write("host all all 10.0.0.0/8 scram-sha-256\n")
-        self.start([*NOBODY, program("postgres", "postgresql"), "-D", data, "-p", self.postgres, "-c", f"listen_addresses={HOST}",
-                    "-c", "fsync=off", "-c", "max_connections=300", "-c", f"unix_socket_directories={home}"])
-        environment = ROOT / "target/s3-server"
-        if not (environment / "ready").exists():
-            done("python3", "-m", "venv", environment)
-            done(environment / "bin/python3", "-m", "pip", "install", "--quiet", "moto[server]==5.2.5")
-            (environment / "ready").touch()
-        self.start(["setpriv", "--pdeathsig", "KILL", "--", environment / "bin/python3", "-m", "moto.server", "-H", HOST, "-p", self.s3])
-        for port in (self.etcd, self.postgres, self.s3):
-            until(f"a store answers on {port}", lambda: socket.create_connection((HOST, port), 1).close() is None)
-        with contextlib.closing(http.client.HTTPConnection(HOST, self.s3)) as c:
-            c.request("PUT", "/arco", headers={"Authorization": "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request"})
-            if (answer := c.getresponse()).status != 200:
-                raise SystemExit(f"the S3 server makes no bucket: {answer.status} {answer.read()!r}")
-
-    def start(self, words):
-        log = open(self.work / f"{len(self.running)}.log", "wb")
-        self.running.append(subprocess.Popen([str(it) for it in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"))
-
-    def flags(self):
-        return ["--metadata", f"postgres://arco@{HOST}:{self.postgres}/postgres?sslmode=disable", "--coordination", f"etcd://{HOST}:{self.etcd}?tls=off",
-                "--blobs", f"s3://arco/x?endpoint=http://{HOST}:{self.s3}&region=us-east-1",
-                "--store-secret", "arco-stores", "--credentials", "metadata-password,secret.key,blobs-credentials"]
-
-    def secret(self):
-        (self.work / "metadata-password").write_text("a secret")
-        (self.work / "secret.key").write_text(f"k1 {secrets.token_hex(32)}\n")
-        (self.work / "blobs-credentials").write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
-        files = [f"--from-file={self.work / it}" for it in ("metadata-password", "secret.key", "blobs-credentials")]
-        kubectl("-n", NAMESPACE, "create", "secret", "generic", "arco-stores", *files)
-
-    def end(self):
-        for it in reversed(self.running):
-            it.kill()
-            it.wait()
 
 
 class Forward:
     """`kubectl port-forward` to a service, begun again when its pod is gone."""
 
     def __init__(self, service, port):
-        self.words, self.process = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", f"{port}"], None
-        self.local = int(str(port).split(":")[0])
+        self.local = free_port()
+        self.words, self.process = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", f"{self.local}:{port}"], None
 
     def open(self):
         if self.process is None or self.process.poll() is not None or not self.answers():
@@ -167,8 +114,7 @@ class Platform:
     """The command line, through whichever API pod is there."""
 
     def __init__(self, arco, work):
-        self.program, self.context, self.api = arco, work / "context.toml", Forward("arco-api", 18443)
-        self.api.words[-1] = "18443:8443"
+        self.program, self.context, self.api = arco, work / "context.toml", Forward("arco-api", 8443)
 
     def arco(self, *words):
         """Its document; asked again when nobody answered, as a person would."""
@@ -277,9 +223,9 @@ def install(arco, work, stores):
     (work / "arco.tar").unlink()
     say("the platform's image is on the node")
     kubectl("create", "namespace", NAMESPACE)
-    stores.secret()
+    credentials(work)
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
-                    "--high-availability", "--volume-gb", "1", *stores.flags())
+                    "--high-availability", "--volume-gb", "1", *flags(stores))
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
     ready()
@@ -289,7 +235,7 @@ def install(arco, work, stores):
 
 def access(platform):
     text = kubectl("-n", NAMESPACE, "exec", "deployment/arco-api", "--", "/usr/bin/arco", "--context", "/var/lib/arco/admin.toml",
-                   "context", "create", "--name", "me", "--role", "operator", "--file", "-", "--address", "127.0.0.1:18443")
+                   "context", "create", "--name", "me", "--role", "operator", "--file", "-", "--address", f"127.0.0.1:{platform.api.local}")
     platform.context.touch(0o600)
     platform.context.write_text(text)
 
@@ -300,12 +246,11 @@ def push(platform, work):
     (work / "serve").write_text("#!/bin/sh\n(n=0; while :; do echo line $n; n=$((n+1)); sleep 0.2; done) &\nexec busybox httpd -f -p 8080 -h /www\n")
     image_tar(work / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": work / "index.html", "bin/serve": work / "serve"}, ["/bin/serve"], busybox=True)
     token = registry_token(platform)
-    registry = Forward("arco-registry", 15000)
-    registry.words[-1] = "15000:5000"
+    registry = Forward("arco-registry", 5000)
     registry.open()
     try:
         done("skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--dest-creds", f"t:{token}", f"docker-archive:{work}/web.tar",
-             "docker://127.0.0.1:15000/default/demo/web:1")
+             f"docker://127.0.0.1:{registry.local}/default/demo/web:1")
     finally:
         registry.end()
 
@@ -318,7 +263,7 @@ def registry_token(platform):
     tls = ssl.create_default_context(cadata=context["ca"])
     tls.load_cert_chain(pem)
     platform.api.open()
-    with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", 18443, context=tls, timeout=10)) as c:
+    with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", platform.api.local, context=tls, timeout=10)) as c:
         c.request("GET", "/v1/registry/token?repository=default/demo/web")
         return json.loads(c.getresponse().read())["token"]
 
@@ -369,7 +314,7 @@ def main():
     work = Path(tempfile.mkdtemp(prefix="arco-ha-"))
     stores = platform = None
     try:
-        stores = Stores(work)
+        stores = Stores(work, HOST, s3=True)
         say("etcd, PostgreSQL and S3 answer")
         install(arco, work, stores)
         platform = Platform(arco, work)
@@ -409,6 +354,12 @@ def main():
             truth(platform, names, replicas)
             load.check(f"a pod of {part} was deleted while components were scaled")
 
+        operations = [platform.begun("restart", f"demo/{it}") for it in names]
+        kubectl("-n", NAMESPACE, "rollout", "restart", *PARTS.values())
+        ready()
+        platform.ended(operations)
+        truth(platform, names, replicas)
+        load.check("the pods of all parts were replaced at once")
         load.stop.set()
         lines(platform)
 

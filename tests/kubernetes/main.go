@@ -31,7 +31,7 @@ func main() {
 		"proxy":              proxy.NewProxyCommand,
 	}
 	if len(os.Args) < 2 {
-		fail("which part? etcd, apiserver, controller-manager, scheduler, kubelet, proxy, fake-node KUBECONFIG NAME or storage KUBECONFIG FOLDER")
+		fail("which part? etcd, apiserver, controller-manager, scheduler, kubelet, proxy, fake-node KUBECONFIG NAME ADDRESS CERTIFICATE KEY or storage KUBECONFIG FOLDER")
 	}
 	part := os.Args[1]
 	// Each part parses os.Args itself, as if it were an executable of its own.
@@ -40,8 +40,8 @@ func main() {
 	case part == "etcd":
 		etcdmain.Main(os.Args)
 		return
-	case part == "fake-node" && len(os.Args) == 3:
-		must(fakeNode(context.Background(), os.Args[1], os.Args[2]))
+	case part == "fake-node" && len(os.Args) == 6:
+		must(fakeNode(context.Background(), os.Args[1], os.Args[2], door{os.Args[3], os.Args[4], os.Args[5]}))
 		return
 	case part == "storage" && len(os.Args) == 3:
 		must(provideStorage(context.Background(), os.Args[1], os.Args[2]))
