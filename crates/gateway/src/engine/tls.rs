@@ -32,6 +32,9 @@ pub struct CertificateError {
     cause: String,
 }
 
+/// Session tickets of TLS 1.3 that a connection brings. A client that comes back with several connections has had as many
+/// before; each ticket more would cost every new connection a few microseconds.
+const TICKETS: usize = 1;
 /// Protocol of ACME's TLS-ALPN-01 challenge (RFC 8737).
 const CHALLENGE: &[u8] = b"acme-tls/1";
 
@@ -45,12 +48,14 @@ pub struct CertificateEntry {
 }
 
 impl CertificateEntry {
-    /// Reads a chain and its key from PEM files, and the authorities of clients when these must show a certificate.
+    /// Reads a chain and its key from PEM files, and the authorities of clients when these must show a certificate;
+    /// sessions are resumed with `tickets`.
     pub fn read(
         hosts: &[String],
         certificate: &Path,
         key: &Path,
         client_ca: Option<&Path>,
+        tickets: &Tickets,
     ) -> Result<Self, CertificateError> {
         let fail = |step, path: &Path, cause: String| {
             let (hosts, path) = (hosts.join(", "), path.display().to_string());
@@ -62,7 +67,8 @@ impl CertificateEntry {
         let hosts: Vec<String> = hosts.iter().map(|it| it.to_ascii_lowercase()).collect();
         let policy = format!("{} {}", hosts.join(","), client_ca.as_deref().unwrap_or_default());
         let mut entry = Self::new(&policy, &chain, &key_pem, client_ca.as_deref())
-            .map_err(|it| fail("cannot serve", certificate, it))?;
+            .map_err(|it| fail("cannot serve", certificate, it))?
+            .with_tickets(tickets, client_ca.as_deref());
         entry.hosts = hosts.into_iter().map(Arc::from).collect();
         Ok(entry)
     }
@@ -79,7 +85,9 @@ impl CertificateEntry {
         let authorities: Vec<_> =
             client_ca.map(|it| CertificateDer::pem_slice_iter(it.as_bytes()).flatten().collect()).unwrap_or_default();
         let authorities: Vec<&[u8]> = authorities.iter().map(|it: &CertificateDer<'_>| it.as_ref()).collect();
-        Arc::make_mut(&mut self.config).ticketer = tickets.for_clients(&authorities);
+        let config = Arc::make_mut(&mut self.config);
+        config.ticketer = tickets.for_clients(&authorities);
+        config.send_tls13_tickets = TICKETS;
         self
     }
 }
@@ -112,6 +120,8 @@ fn config(chain_pem: &str, key_pem: &str, client_ca: Option<&str>) -> Result<Ser
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|it| format!("it does not fit its key: {it}"))?;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    // Not even begun: without keys each would be made in vain.
+    config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
@@ -160,7 +170,7 @@ impl Certificates {
     }
 
     fn find(&self, host: &str) -> Option<&Arc<CertificateEntry>> {
-        self.by_host.get(host).or_else(|| lookup_wildcard(&self.by_host, host))
+        self.by_host.get(host).or_else(|| lookup_wildcard(host, |it| self.by_host.get(it)))
     }
 
     /// Whether a connection made with `entry` may ask for `host`.
