@@ -147,7 +147,7 @@ impl Stacks {
         say(format!("making the stack `{}`; this happens once per platform", stack.name()));
         let began = std::time::Instant::now();
         let work = tempfile::Builder::new().prefix("make-").tempdir_in(work).map_err(fail("make a folder for"))?;
-        let own = steps::make(stack, &below, &self.config, runner, work.path(), say).await?;
+        let own = Box::pin(steps::make(stack, &below, &self.config, runner, work.path(), say)).await?;
         let layers = below.image.layers.into_iter().chain(own).collect();
         let image = Image { layers, config: config(stack) };
         let unwritten = |it: ImageError| failed("register", stack, it);

@@ -77,7 +77,7 @@ pub(crate) async fn save(args: &SaveArgs, ui: &Ui) -> Result<(), Failure> {
         names = USUAL_STACKS.map(str::to_owned).to_vec();
     }
     let say = |line: String| ui.progress(line);
-    let made = make_stacks(&config.server.cache_dir, &config.builder, &names, &say).await?;
+    let made = Box::pin(make_stacks(&config.server.cache_dir, &config.builder, &names, &say)).await?;
     ui.progress(format!("writing {}", args.file.display()));
     whole_file::write(&args.file, |out| layout::write(out, &made))?;
     ui.progress_done();

@@ -190,8 +190,7 @@ fn truth(platform: &Platform, round: &str) {
         let asked = items(&platform.json(&["operations"]));
         let asked = asked.iter().filter(|it| it["component"] == name).count();
         assert!((1..=asked).contains(&revisions.len()), "{reference}: {asked} operations made {revisions:?}");
-        let mut numbers: Vec<_> =
-            revisions.iter().map(|it| it["revision"].as_u64().or(it["number"].as_u64())).collect();
+        let mut numbers: Vec<_> = revisions.iter().map(|it| it["number"].as_u64()).collect();
         numbers.sort();
         numbers.dedup();
         assert_eq!(numbers.len(), revisions.len(), "{revisions:?}");

@@ -50,7 +50,7 @@ pub async fn make_stacks(
     let machine = Stacks::new(cache_dir, settings.clone(), true);
     let mut made = Vec::new();
     for stack in &stacks {
-        let stored = machine.stored(stack, &access, say).await?;
+        let stored = Box::pin(machine.stored(stack, &access, say)).await?;
         let files = stored.layers.iter().map(|it| (it.blob.digest.clone(), machine.blob(it))).collect();
         let image = Image { layers: stored.layers, config: config(stack) };
         made.push(MachineStack { name: stack.name(), edition: edition(stack), image, files });

@@ -174,7 +174,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     }
     let mut stream_ports = Vec::new();
     for written in &args.stream_port {
-        let (port, protocol) = written.split_once('/').unwrap_or((written, "tcp"));
+        let (port, protocol) = written.split_once('/').unwrap_or((written.as_str(), "tcp"));
         match (port.parse::<u16>(), protocol) {
             (Ok(port), "tcp") if port != 0 => stream_ports.push(("TCP", port)),
             (Ok(port), "udp") if port != 0 => stream_ports.push(("UDP", port)),

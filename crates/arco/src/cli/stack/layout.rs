@@ -42,7 +42,7 @@ pub(super) fn write(out: &mut dyn Write, stacks: &[MachineStack]) -> io::Result<
     let index = serde_json::to_vec(&index)?;
     tar.append_data(&mut header(index.len() as u64), "index.json", index.as_slice())?;
     for (digest, bytes) in &small {
-        tar.append_data(&mut header(bytes.len() as u64), blob_path(digest), bytes.as_ref())?;
+        tar.append_data(&mut header(bytes.len() as u64), blob_path(digest), &bytes[..])?;
     }
     let mut written = BTreeSet::new();
     for (digest, path) in stacks.iter().flat_map(|it| &it.files) {
