@@ -31,7 +31,8 @@ class Platform:
         self.arco, self.context, self.forward = arco, work / "context.toml", None
 
     def open(self, role="operator"):
-        text = kubectl(*IN_POD, "context", "create", "--name", "me", "--role", role, "--file", "-", "--address", "127.0.0.1:18443")
+        own = ["export"] if role == "admin" else ["create", "--name", "me", "--role", role]
+        text = kubectl(*IN_POD, "context", *own, "--file", "-", "--address", "127.0.0.1:18443")
         self.context.touch(0o600)
         self.context.write_text(text)
         self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", "18443:8443"],
