@@ -48,8 +48,8 @@ test-drivers: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
 test-drivers: packages ## The contract suites of the stores on real MariaDB, PostgreSQL, etcd and S3 servers
 	cargo test --locked -p arco-store
 
-test-faults: PACKAGES += deploy/packages-test.txt
-test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role
+test-faults: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
+test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role; shared stores that fail
 	cargo build --locked -p arco
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 

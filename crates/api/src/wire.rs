@@ -16,6 +16,7 @@ mod patch;
 mod query;
 mod request;
 mod route;
+mod stack;
 mod stream;
 mod transfer;
 
@@ -36,6 +37,7 @@ pub use request::{
     ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
 };
 pub use route::{Explanation, RouteDocument, RouteRequest};
+pub use stack::{StackDocument, StackRequest};
 pub use stream::{StreamDocument, StreamRequest};
 pub use transfer::{
     CarriedApplication, CarriedCertificate, CarriedComponent, CarriedRevision, CarriedRoute, CarriedSecret,

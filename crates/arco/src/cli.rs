@@ -35,12 +35,14 @@ mod secret;
 mod session;
 mod source;
 mod spec_flags;
+mod stack;
 mod text;
 mod ui;
 mod usage;
 mod volume;
 mod volume_content;
 mod wait;
+mod whole_file;
 
 use crate::server::GatewayCommand;
 use args::{Cli, Command};
@@ -48,6 +50,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use failure::Failure;
 pub(crate) use gateway::ExplainArgs;
 use session::Session;
+use stack::StackCommand;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use ui::Ui;
@@ -106,6 +109,9 @@ fn dispatch(cli: Cli, ui: &Ui, name: &'static str) -> Result<ExitCode, Failure> 
         if let Command::Cluster(command) = &cli.command {
             return cluster::run(command, ui).await.map(|()| ExitCode::SUCCESS);
         }
+        if let Command::Stack(StackCommand::Save(args)) = &cli.command {
+            return stack::save(args, ui).await.map(|()| ExitCode::SUCCESS);
+        }
         if let Command::Doctor(args) = &cli.command {
             return doctor::cluster(args, ui).await;
         }
@@ -149,6 +155,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Operations(args) => operations::list(&args, session).await?,
         Command::Operation(command) => operations::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
+        Command::Stack(command) => stack::run(&command, session).await?,
         Command::Gateway(args) => {
             if let Some(GatewayCommand::Explain(asked)) = &args.command {
                 gateway::explain(asked, session).await?;

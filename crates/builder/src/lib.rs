@@ -21,6 +21,7 @@ pub mod tree;
 
 pub use egress::BuildProxy;
 pub use role::{Builder, BuilderDeps};
+pub use stack::save::{MachineStack, USUAL_STACKS, make_stacks, stack_edition};
 
 use arco_model::error::Problem;
 

@@ -40,6 +40,8 @@ pub struct BuilderDeps {
     pub data_dir: PathBuf,
     /// Shared by all servers of this machine: stacks.
     pub cache_dir: PathBuf,
+    /// Whether this process may make stacks on its machine: it is root. Else steps make them, on a base that was loaded.
+    pub makes_stacks: bool,
     /// Rows.
     pub metadata: SharedMetadata,
     /// Where images go.
@@ -115,7 +117,7 @@ impl Builder {
             use std::os::unix::fs::PermissionsExt as _;
             tokio::fs::set_permissions(&builds, std::fs::Permissions::from_mode(0o711)).await?;
         }
-        let stacks = Stacks::new(&deps.cache_dir, deps.config.clone());
+        let stacks = Stacks::new(&deps.cache_dir, deps.config.clone(), deps.makes_stacks);
         let BuilderDeps { config, data_dir, metadata, images, orchestrator, queue, logs, secrets, proxy, .. } = deps;
         let (proxy, listener) = match (config.egress, proxy) {
             (Egress::Public, _) => (None, None),

@@ -118,9 +118,8 @@ impl Runner<'_> {
         let say = move |line: String| {
             let _ = sender.send(line);
         };
-        let access = self.inner.access().await?;
-        let work = self.inner.stacks.ensure(stack, &self.inner.images, access, &say);
-        tokio::pin!(work);
+        // Boxed: making a stack can itself run steps.
+        let mut work = Box::pin(self.inner.stacks.ensure(stack, self, &say));
         loop {
             tokio::select! {
                 biased;

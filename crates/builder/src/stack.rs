@@ -1,24 +1,29 @@
-//! Stacks: the base image and the toolchains on it, made on first use and kept per machine.
+//! Stacks: the base image and the toolchains on it, made on first use.
 //!
-//! `<cache_dir>/stacks/` holds the blobs by digest and a description for each stack; a lock per stack lets only one
-//! builder of the machine make it while the others wait. Each server imports what it needs into its own store, as
-//! `stack/<name>`. What is made comes from the distribution or from the registries of the language, never from a source
-//! that a person deploys, which is why it may be made outside of a container.
+//! A stack that the platform keeps ([`arco_store::images::KeptStack`]: an operator loaded it, or steps made it) is taken
+//! before any other. Else root makes it on this machine: `<cache_dir>/stacks/` holds the blobs by digest and a description
+//! for each stack, a lock per stack lets only one builder of the machine make it while the others wait, and each server
+//! imports what it needs into its own store. A process that is not root has steps make it ([`steps`]), but not the base,
+//! for which root is needed. What is made comes from the distribution or from the registries of the language, never from a
+//! source that a person deploys, which is why it may be made outside of a container.
 
 mod debian;
 mod download;
 pub(crate) mod golang;
 mod node;
+pub(crate) mod save;
+mod steps;
 mod web;
 
 use crate::access::Access;
 use crate::detect::Stack;
 use crate::layer::{self, FinishedLayer};
+use crate::runner::Runner;
 use arco_config::BuilderConfig;
 use arco_model::artifact::{ImageConfig, ImageRef, Layer};
 use arco_model::error::{ErrorKind, Problem};
 use arco_store::blob::content_path;
-use arco_store::images::{Image, Images};
+use arco_store::images::{Image, ImageError, Images, stack_repository};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -51,11 +56,16 @@ struct Stored {
     layers: Vec<Layer>,
 }
 
-/// The stacks of this machine.
+/// The stacks of this machine and of the platform.
 pub(crate) struct Stacks {
     folder: PathBuf,
     config: BuilderConfig,
-    known: tokio::sync::Mutex<HashMap<Stack, StackImage>>,
+    /// Whether this process may make them: it is root of its machine.
+    by_machine: bool,
+    /// Those of the machine that were imported.
+    imported: tokio::sync::Mutex<HashMap<Stack, StackImage>>,
+    /// Those of the platform that were read.
+    kept: tokio::sync::Mutex<HashMap<Stack, StackImage>>,
 }
 
 fn failed(step: &str, stack: &Stack, cause: impl std::fmt::Display) -> Problem {
@@ -64,27 +74,93 @@ fn failed(step: &str, stack: &Stack, cause: impl std::fmt::Display) -> Problem {
         ErrorKind::Unavailable,
         "stack_failed",
         message,
-        "check that this machine reaches its package mirrors, then deploy again",
+        "check that this machine reaches its package mirrors, or load the stack (`arco stack load`), then deploy again",
     )
 }
 
+/// The error when a stack must be loaded.
+fn missing(stack: &Stack) -> Problem {
+    let (name, edition) = (stack.name(), edition(stack));
+    let message = format!(
+        "the stack `{name}` (edition {edition}) is not on this platform, and its server cannot make it: that needs root and debootstrap"
+    );
+    let advice = "on a Debian machine, as root: `arco stack save stacks.tar`; then, as an administrator: `arco stack load stacks.tar`";
+    Problem::new(ErrorKind::Unavailable, "stack_missing", message, advice)
+}
+
 impl Stacks {
-    pub(crate) fn new(cache_dir: &Path, config: BuilderConfig) -> Self {
-        Self { folder: cache_dir.join("stacks"), config, known: tokio::sync::Mutex::default() }
+    pub(crate) fn new(cache_dir: &Path, config: BuilderConfig, by_machine: bool) -> Self {
+        let folder = cache_dir.join("stacks");
+        Self { folder, config, by_machine, imported: Default::default(), kept: Default::default() }
     }
 
-    /// The stack as an image of this server, made or imported if it is not there.
-    pub(crate) async fn ensure(
-        &self,
-        stack: &Stack,
-        images: &Images,
-        access: &Access,
-        say: Say<'_>,
-    ) -> Result<StackImage, Problem> {
-        if let Some(found) = self.known.lock().await.get(stack) {
+    /// The stack as an image of this server; made or imported if it is not there.
+    pub(crate) async fn ensure(&self, stack: &Stack, runner: &Runner<'_>, say: Say<'_>) -> Result<StackImage, Problem> {
+        let images = &runner.inner.images;
+        if let Some(found) = self.kept(stack, images).await? {
+            return Ok(found);
+        }
+        if !self.by_machine {
+            return self.by_steps(stack, runner, say).await;
+        }
+        if let Some(found) = self.imported.lock().await.get(stack) {
             return Ok(found.clone());
         }
-        let stored = self.stored(stack, access, say).await?;
+        let stored = self.stored(stack, runner.inner.access().await?, say).await?;
+        self.import(stack, stored, images).await
+    }
+
+    /// The stack that the platform keeps.
+    async fn kept(&self, stack: &Stack, images: &Images) -> Result<Option<StackImage>, Problem> {
+        let unreadable = |it: ImageError| {
+            let message = format!("the stack `{}` that the platform keeps cannot be read: {it}", stack.name());
+            let advice = "load it again: `arco stack load`";
+            Problem::new(ErrorKind::Unavailable, "stack_failed", message, advice)
+        };
+        let found = images.stack(&stack.name(), edition(stack)).await.map_err(unreadable)?;
+        let Some(reference) = found else { return Ok(None) };
+        let mut kept = self.kept.lock().await;
+        if let Some(found) = kept.get(stack).filter(|it| it.reference == reference) {
+            return Ok(Some(found.clone()));
+        }
+        let image = images.read(&reference).await.map_err(unreadable)?;
+        let found = StackImage { reference, image };
+        kept.insert(stack.clone(), found.clone());
+        Ok(Some(found))
+    }
+
+    /// Has steps make the stack on the one below it, and keeps it for every server of the platform.
+    async fn by_steps(&self, stack: &Stack, runner: &Runner<'_>, say: Say<'_>) -> Result<StackImage, Problem> {
+        let below = match stack {
+            Stack::Base => return Err(missing(stack)),
+            Stack::Compilers(inner) => Box::pin(self.ensure(inner, runner, say)).await?,
+            _ => Box::pin(self.ensure(&Stack::Base, runner, say)).await?,
+        };
+        let fail = |step: &'static str| move |it: std::io::Error| failed(step, stack, it);
+        let work = self.folder.join("work");
+        std::fs::create_dir_all(&work).map_err(fail("make the folder of"))?;
+        let _lock = self.lock(stack, say).await.map_err(fail("lock"))?;
+        let images = &runner.inner.images;
+        if let Some(found) = self.kept(stack, images).await? {
+            return Ok(found);
+        }
+        say(format!("making the stack `{}`; this happens once per platform", stack.name()));
+        let began = std::time::Instant::now();
+        let work = tempfile::Builder::new().prefix("make-").tempdir_in(work).map_err(fail("make a folder for"))?;
+        let own = Box::pin(steps::make(stack, &below, &self.config, runner, work.path(), say)).await?;
+        let layers = below.image.layers.into_iter().chain(own).collect();
+        let image = Image { layers, config: config(stack) };
+        let unwritten = |it: ImageError| failed("register", stack, it);
+        let reference = images.write(&stack_repository(&stack.name()), &image).await.map_err(unwritten)?;
+        images.keep_stack(&stack.name(), edition(stack), &reference.digest).await.map_err(unwritten)?;
+        say(format!("made the stack `{}` in {:.1} s", stack.name(), began.elapsed().as_secs_f64()));
+        let found = StackImage { reference, image };
+        self.kept.lock().await.insert(stack.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// Brings a stack of the machine into the platform's store.
+    async fn import(&self, stack: &Stack, stored: Stored, images: &Images) -> Result<StackImage, Problem> {
         let fail = |step: &'static str| move |it: Box<dyn std::error::Error + Send + Sync>| failed(step, stack, it);
         for layer in &stored.layers {
             let path = content_path(&layer.blob.digest);
@@ -94,11 +170,11 @@ impl Stacks {
             }
         }
         let image = Image { layers: stored.layers, config: config(stack) };
-        let repository = format!("stack/{}", stack.name());
+        let repository = stack_repository(&stack.name());
         let reference = images.write(&repository, &image).await.map_err(|it| fail("register")(it.into()))?;
         images.tag(&repository, "latest", &reference.digest).await.map_err(|it| fail("register")(it.into()))?;
         let found = StackImage { reference, image };
-        self.known.lock().await.insert(stack.clone(), found.clone());
+        self.imported.lock().await.insert(stack.clone(), found.clone());
         Ok(found)
     }
 
@@ -183,42 +259,36 @@ impl Stacks {
         access: &Access,
         say: Say<'_>,
     ) -> Result<Vec<FinishedLayer>, Problem> {
-        let apt =
-            |packages: &'static [&'static str]| debian::Packages { packages, access, blobs: self.folder.join("blobs") };
-        match stack {
-            Stack::Base => Ok(vec![debian::base(&self.config, access, work, say).await?]),
-            Stack::Fetch => Ok(vec![apt(&["git", "openssh-client"]).layer(stack, below, work, say).await?]),
-            Stack::Web => Ok(vec![
-                apt(&["nginx-light"]).layer(stack, below, work, say).await?,
-                web::layer(work).map_err(|it| failed("write", stack, it))?,
-            ]),
-            Stack::Python => {
-                let packages = &["python3", "python3-venv", "python3-pip", "python-is-python3"];
-                Ok(vec![apt(packages).layer(stack, below, work, say).await?])
-            }
-            Stack::Compilers(inner) => {
-                let packages: &[&str] = match **inner {
-                    Stack::Python => &[
-                        "build-essential",
-                        "pkg-config",
-                        "python3-dev",
-                        "libffi-dev",
-                        "libssl-dev",
-                        "libpq-dev",
-                        "default-libmysqlclient-dev",
-                        "git",
-                    ],
-                    _ => &["build-essential", "pkg-config", "python3", "git"],
-                };
-                Ok(vec![apt(packages).layer(stack, below, work, say).await?])
-            }
-            Stack::Node(major) => {
-                Ok(vec![node::layer(*major, &self.config, work, say).await.map_err(|it| failed("make", stack, it))?])
-            }
-            Stack::Go(minor) => Ok(vec![
-                golang::layer(*minor, &self.config, access, work, say).await.map_err(|it| failed("make", stack, it))?,
-            ]),
-        }
+        let apt = || debian::Packages { packages: packages(stack), access, blobs: self.folder.join("blobs") };
+        let made = |it| failed("make", stack, it);
+        Ok(match stack {
+            Stack::Base => vec![debian::base(&self.config, access, work, say).await?],
+            Stack::Web => vec![apt().layer(stack, below, work, say).await?, web::layer(work).map_err(made)?],
+            Stack::Node(major) => vec![node::layer(*major, &self.config, work, say).await.map_err(made)?],
+            Stack::Go(minor) => vec![golang::layer(*minor, &self.config, access, work, say).await.map_err(made)?],
+            Stack::Fetch | Stack::Python | Stack::Compilers(_) => vec![apt().layer(stack, below, work, say).await?],
+        })
+    }
+}
+
+/// Debian's packages that make a stack of the one below it.
+fn packages(stack: &Stack) -> &'static [&'static str] {
+    match stack {
+        Stack::Base | Stack::Node(_) | Stack::Go(_) => &[],
+        Stack::Fetch => &["git", "openssh-client"],
+        Stack::Web => &["nginx-light"],
+        Stack::Python => &["python3", "python3-venv", "python3-pip", "python-is-python3"],
+        Stack::Compilers(inner) if **inner == Stack::Python => &[
+            "build-essential",
+            "pkg-config",
+            "python3-dev",
+            "libffi-dev",
+            "libssl-dev",
+            "libpq-dev",
+            "default-libmysqlclient-dev",
+            "git",
+        ],
+        Stack::Compilers(_) => &["build-essential", "pkg-config", "python3", "git"],
     }
 }
 

@@ -11,6 +11,7 @@ mod registry;
 
 use arco_model::artifact::Digest;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// How traffic from outside reaches the gateway.
@@ -104,6 +105,8 @@ pub struct Installation {
     /// Ports of the gateway for HTTP and HTTPS as people see them. Those that a node may have are opened on each node when the
     /// gateway is reached by a port of every node.
     pub public_ports: [u16; 2],
+    /// Ports of the gateway that lead to components without HTTP and are reached from outside: protocol (`TCP`, `UDP`) and port.
+    pub stream_ports: Vec<(&'static str, u16)>,
     /// Pods of each role; absent: one server with all roles.
     pub replicas: Option<Replicas>,
     /// How nodes reach our registry, `HOST:PORT`; empty means by the name of its service.
@@ -126,6 +129,8 @@ pub struct Installation {
     pub stores: Stores,
     /// Which of [`CREDENTIALS`] the secret has.
     pub credentials: Vec<String>,
+    /// Further settings by section, as lines `key = value`; none of them is one that [`Installation::settings`] sets itself.
+    pub further: BTreeMap<String, Vec<String>>,
 }
 
 impl Installation {
@@ -186,6 +191,17 @@ impl Installation {
             if self.credentials.iter().any(|it| it == key) {
                 lines.push(format!("{setting} = {}", toml_text(&format!("{}/{key}", objects::CREDENTIALS_FOLDER))));
             }
+        }
+        for (section, further) in &self.further {
+            let head = format!("[{section}]");
+            let at = match lines.iter().position(|it| *it == head) {
+                Some(at) => at + 1,
+                None => {
+                    lines.push(head);
+                    lines.len()
+                }
+            };
+            lines.splice(at..at, further.iter().cloned());
         }
         lines.join("\n") + "\n"
     }

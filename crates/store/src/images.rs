@@ -3,6 +3,10 @@
 //! Registry, builder and orchestrator meet here: what the builder writes, the registry serves and the orchestrator
 //! runs. Manifests follow the OCI image spec 1.1; Docker's media types are understood when they are pushed.
 
+mod stacks;
+
+pub use stacks::{KeptStack, stack_repository};
+
 use crate::blob::{BlobError, SharedBlobs, content_path};
 use crate::clock;
 use crate::sql::{Entity, Kind, Query, SharedMetadata, SqlError, Versioned};
@@ -172,26 +176,8 @@ impl Images {
     /// The same image gives the same digest.
     pub async fn write(&self, repository: &str, image: &Image) -> Result<ImageRef, ImageError> {
         let invalid = |it: serde_json::Error| ImageError::Invalid { image: repository.to_owned(), why: it.to_string() };
-        let config = serde_json::json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-            "os": "linux",
-            "config": wire_config(&image.config),
-            "rootfs": { "type": "layers", "diff_ids": image.layers.iter().map(|it| it.diff_id.as_str()).collect::<Vec<_>>() },
-        });
-        let config = Bytes::from(serde_json::to_vec(&config).map_err(invalid)?);
-        let config_digest = Digest::of(&config);
-        self.blobs.put_bytes(&content_path(&config_digest), config.clone()).await?;
-        let descriptor =
-            |it: &Descriptor| serde_json::json!({ "mediaType": it.media_type, "digest": it.digest, "size": it.size });
-        let config =
-            Descriptor { media_type: CONFIG_TYPE.to_owned(), digest: config_digest, size: config.len() as u64 };
-        let manifest = serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": descriptor(&config),
-            "layers": image.layers.iter().map(|it| descriptor(&it.blob)).collect::<Vec<_>>(),
-        });
-        let manifest = Bytes::from(serde_json::to_vec(&manifest).map_err(invalid)?);
+        let Documents { config, manifest } = documents(image).map_err(invalid)?;
+        self.blobs.put_bytes(&content_path(&Digest::of(&config)), config).await?;
         let digest = self.put_manifest(repository, MANIFEST_TYPE, manifest).await?;
         Ok(ImageRef { repository: repository.to_owned(), digest })
     }
@@ -355,6 +341,37 @@ impl Images {
             },
         })
     }
+}
+
+/// The documents of an image.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Documents {
+    /// Its configuration.
+    pub config: Bytes,
+    /// Its manifest, which names configuration and layers.
+    pub manifest: Bytes,
+}
+
+/// Configuration and manifest of an image; equal images have equal documents.
+pub fn documents(image: &Image) -> Result<Documents, serde_json::Error> {
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": wire_config(&image.config),
+        "rootfs": { "type": "layers", "diff_ids": image.layers.iter().map(|it| it.diff_id.as_str()).collect::<Vec<_>>() },
+    });
+    let config = Bytes::from(serde_json::to_vec(&config)?);
+    let descriptor =
+        |it: &Descriptor| serde_json::json!({ "mediaType": it.media_type, "digest": it.digest, "size": it.size });
+    let named =
+        Descriptor { media_type: CONFIG_TYPE.to_owned(), digest: Digest::of(&config), size: config.len() as u64 };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": descriptor(&named),
+        "layers": image.layers.iter().map(|it| descriptor(&it.blob)).collect::<Vec<_>>(),
+    });
+    Ok(Documents { config, manifest: Bytes::from(serde_json::to_vec(&manifest)?) })
 }
 
 fn wire_config(config: &ImageConfig) -> serde_json::Value {

@@ -1,7 +1,9 @@
-//! Calls that carry applications between platforms. Blobs are streamed and have no time limit.
+//! Calls that carry applications between platforms, and stacks to one. Blobs are streamed and have no time limit.
 
-use super::{Client, ClientError, path};
-use crate::wire::{CarriedApplication, ExportRequest, ImportRequest, ImportResult, UploadReceipt};
+use super::{CALL_TIMEOUT, Client, ClientError, path};
+use crate::wire::{
+    CarriedApplication, ExportRequest, ImportRequest, ImportResult, Page, StackDocument, StackRequest, UploadReceipt,
+};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use http::Method;
@@ -28,6 +30,23 @@ impl Client {
     ) -> Result<ImportResult, ClientError> {
         let path = path(&["v1", "tenants", tenant, "applications", application, "import"]);
         self.call(Method::POST, &format!("{path}?dry_run={dry_run}"), request).await
+    }
+
+    /// Stacks that the platform keeps.
+    pub async fn stacks(&self) -> Result<Vec<StackDocument>, ClientError> {
+        let page: Page<StackDocument> = self.get("/v1/stacks").await?;
+        Ok(page.items)
+    }
+
+    /// Keeps a stack whose blobs are there.
+    pub async fn keep_stack(&self, name: &str, request: &StackRequest) -> Result<StackDocument, ClientError> {
+        self.call(Method::PUT, &path(&["v1", "stacks", name]), request).await
+    }
+
+    /// Forgets every edition of a stack.
+    pub async fn forget_stack(&self, name: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &path(&["v1", "stacks", name])).timeout(CALL_TIMEOUT);
+        self.send(request).await.map(drop)
     }
 
     /// Content by its digest.

@@ -6,6 +6,7 @@ mod context;
 mod credential;
 mod operation;
 pub(super) mod route;
+mod stack;
 mod stream;
 mod transfer;
 mod volume;

@@ -24,6 +24,7 @@ const COMPONENT: &str = "/v1/tenants/{tenant}/applications/{application}/compone
 const EXPORT: &str = "/v1/tenants/{tenant}/applications/{application}/export";
 const IMPORT: &str = "/v1/tenants/{tenant}/applications/{application}/import";
 const BLOB: &str = "/v1/tenants/{tenant}/blobs/{digest}";
+const STACK: &str = "/v1/stacks/{name}";
 const VOLUME: &str = "/v1/tenants/{tenant}/volumes/{id}";
 
 /// What a certificate lets its owner do.
@@ -90,6 +91,8 @@ impl Permission {
             "/metrics" | "/v1/gateway/explain" | "/v1/certificates" | "/v1/certificates/{name}" => Self::Administer,
             // All of an application with its secrets, and any content by its digest.
             EXPORT | IMPORT | BLOB => Self::Administer,
+            // Everybody's sources are built and run on it.
+            STACK => Self::Administer,
             "/v1/tenants" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,
@@ -253,6 +256,8 @@ mod tests {
             (Method::POST, IMPORT.to_owned(), Permission::Administer),
             (Method::GET, BLOB.to_owned(), Permission::Administer),
             (Method::PUT, BLOB.to_owned(), Permission::Administer),
+            (Method::PUT, STACK.to_owned(), Permission::Administer),
+            (Method::GET, "/v1/stacks".to_owned(), Permission::View),
             (Method::GET, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::View),
             (Method::PUT, "/v1/tenants/{tenant}/credentials".to_owned(), Permission::Change),
         ];

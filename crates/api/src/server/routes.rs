@@ -11,6 +11,7 @@ mod operation;
 mod port;
 mod route;
 mod setting;
+mod stack;
 mod stream;
 mod system;
 mod tenant;
@@ -55,6 +56,8 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(context::list, context::create))
         .routes(routes!(context::revoke))
         .routes(routes!(system::registry_token))
+        .routes(routes!(stack::list))
+        .routes(routes!(stack::keep, stack::forget))
         .routes(routes!(tenant::list, tenant::create))
         .routes(routes!(tenant::upload))
         .routes(routes!(tenant::has_upload))

@@ -16,6 +16,7 @@ GET /v1/certificates
 GET /v1/operations/{id}
 GET /v1/operations/{id}/log
 GET /v1/registry/token
+GET /v1/stacks
 GET /v1/tenants
 GET /v1/tenants/{tenant}/applications
 GET /v1/tenants/{tenant}/applications/{application}
@@ -39,6 +40,7 @@ GET /v1/tenants/{tenant}/streams
 GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
+DELETE /v1/stacks/{name}
 DELETE /v1/tenants/{tenant}/applications/{application}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
@@ -65,6 +67,7 @@ POST /v1/tenants/{tenant}/applications/{application}/export
 POST /v1/tenants/{tenant}/applications/{application}/import
 POST /v1/tenants/{tenant}/certificates/{name}/renew
 POST /v1/tenants/{tenant}/uploads
+PUT /v1/stacks/{name}
 PUT /v1/tenants/{tenant}/applications/{application}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
 PUT /v1/tenants/{tenant}/applications/{application}/components/{component}/secrets/{name}

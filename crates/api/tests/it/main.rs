@@ -7,6 +7,7 @@ mod document;
 mod identity;
 mod platform;
 mod settings;
+mod stacks;
 mod streams;
 mod transfer;
 mod uploads;

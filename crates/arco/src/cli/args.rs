@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
-    import, logs, operations, port_forward, power, revisions, route, secret, volume,
+    import, logs, operations, port_forward, power, revisions, route, secret, stack, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -175,6 +175,12 @@ pub(crate) enum Command {
     /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
+    /// Save, load, list and delete the images that sources are built and run on
+    #[command(
+        subcommand,
+        after_help = "Example:\n  arco stack save stacks.tar      as root, on a Debian machine\n  arco stack load stacks.tar      for a platform that cannot make them"
+    )]
+    Stack(stack::StackCommand),
     /// Install the platform on a Kubernetes cluster
     #[command(
         subcommand,

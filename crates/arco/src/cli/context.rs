@@ -60,6 +60,18 @@ pub(crate) enum ContextCommand {
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
     },
+    /// Write the context in use, for another machine
+    #[command(
+        after_help = "Example:\n  kubectl -n arco-system exec arco-0 -- /usr/bin/arco --context /var/lib/arco/admin.toml \\\n    context export --file - --address 127.0.0.1:8443 >admin.toml\n\nThe file is a key with all rights of this context, until its certificate ends."
+    )]
+    Export {
+        /// Where to write it; `-` is standard output
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// How the API is reached from there [default: as this command does]
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+    },
     /// List the contexts that were made for people
     #[command(visible_alias = "ls", after_help = "Example:\n  arco context list")]
     List,
@@ -124,6 +136,15 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
                 .ui
                 .list(&revoked, |ui| ui.line(&format!("{} contexts of {name} are refused from now on", revoked.len())));
         }
+        ContextCommand::Export { file, address } => {
+            free(file)?;
+            let api = address.clone().unwrap_or_else(|| session.context.api.clone());
+            let context = Context { api, ..session.context.clone() };
+            if written(&context, file, session)? {
+                let document = serde_json::json!({"file": file, "api": context.api});
+                session.ui.document(&document, |ui| ui.line(&format!("{} is the context in use", file.display())));
+            }
+        }
         ContextCommand::Create { name, role, tenants, file, address } => {
             let file = file.clone().unwrap_or_else(|| {
                 PathBuf::from(format!(
@@ -131,25 +152,16 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
                     arco_model::name::nearest(name).unwrap_or_else(|| "context".to_owned())
                 ))
             });
-            if file.exists() {
-                return Err(Failure::usage(
-                    "file_exists",
-                    format!("`{}` exists already", file.display()),
-                    "give another `--file`",
-                ));
-            }
+            free(&file)?;
             let tenants = if tenants.is_empty() { vec![session.tenant.clone()] } else { tenants.clone() };
             let tenant = tenants.first().cloned();
             let request = CertificateRequest { name: name.clone(), role: role.as_str().to_owned(), tenants };
             let answer = session.client.create_certificate(&request).await?;
             let api = address.clone().unwrap_or_else(|| session.context.api.clone());
             let context = Context { api, tenant, ca: answer.ca, certificate: answer.certificate, key: answer.key };
-            if file == Path::new("-") {
-                let text = toml::to_string(&context).map_err(|it| Failure::local(it.to_string(), "report this"))?;
-                session.ui.bytes(text.as_bytes());
+            if !written(&context, &file, session)? {
                 return Ok(());
             }
-            context.save(&file)?;
             let document = serde_json::json!({"name": name, "role": role.as_str(), "file": file});
             session.ui.document(&document, |ui| {
                 ui.line(&format!(
@@ -161,4 +173,25 @@ pub(crate) async fn run(command: &ContextCommand, session: &Session<'_>) -> Resu
         }
     }
     Ok(())
+}
+
+/// Nothing is overwritten.
+fn free(file: &Path) -> Result<(), Failure> {
+    match file.exists() {
+        false => Ok(()),
+        true => {
+            let message = format!("`{}` exists already", file.display());
+            Err(Failure::usage("file_exists", message, "give another `--file`"))
+        }
+    }
+}
+
+/// Writes a context; whether it went into a file and not to standard output.
+fn written(context: &Context, file: &Path, session: &Session<'_>) -> Result<bool, Failure> {
+    if file == Path::new("-") {
+        session.ui.bytes(context.to_toml()?.as_bytes());
+        return Ok(false);
+    }
+    context.save(file)?;
+    Ok(true)
 }

@@ -160,6 +160,7 @@ pub(crate) async fn start(
             config: config.builder.clone(),
             data_dir: data_dir.clone(),
             cache_dir: config.server.cache_dir.clone(),
+            makes_stacks: nix::unistd::geteuid().is_root(),
             metadata: stores.metadata.clone(),
             images: stores.images.clone(),
             orchestrator: instances.orchestrator()?,

@@ -24,6 +24,7 @@ mod private_git;
 mod routes;
 mod several;
 mod shared_address;
+mod shared_stores;
 mod static_site;
 mod streams;
 mod survive;

@@ -6,7 +6,7 @@ use crate::access::Access;
 use crate::layer::{FinishedLayer, LayerWriter, Meta};
 use arco_config::BuilderConfig;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where the layer keeps the compiled standard library, in the form of the go command's cache.
 pub(crate) const CACHE: &str = "/usr/local/go-cache";
@@ -22,6 +22,37 @@ pub(super) async fn layer(
     work: &Path,
     say: Say<'_>,
 ) -> io::Result<FinishedLayer> {
+    let (writer, root) = fetch(minor, config, access, work, say).await?;
+    let cache = work.join("cache");
+    say("compiling the standard library once for all builds".to_owned());
+    if let Err(error) = compile(&root, &cache, work).await {
+        say(format!("note: it was not compiled, so the first build of each component does it: {error}"));
+        let _ = std::fs::remove_dir_all(&cache);
+    }
+    let done = tokio::task::spawn_blocking(move || finish(writer, &cache)).await;
+    done.map_err(io::Error::other)?
+}
+
+/// The layer of Go 1.`minor` with its standard library as source only; [`COMPILE`] makes the rest, in a step.
+pub(super) async fn sources(
+    minor: u32,
+    config: &BuilderConfig,
+    access: &Access,
+    work: &Path,
+    say: Say<'_>,
+) -> io::Result<FinishedLayer> {
+    let (writer, _) = fetch(minor, config, access, work, say).await?;
+    tokio::task::spawn_blocking(move || writer.finish()).await.map_err(io::Error::other)?
+}
+
+/// Downloads the distribution, unpacks it into a folder of `work`, and begins the layer with it.
+async fn fetch(
+    minor: u32,
+    config: &BuilderConfig,
+    access: &Access,
+    work: &Path,
+    say: Say<'_>,
+) -> io::Result<(LayerWriter, PathBuf)> {
     let asked =
         access.env.get("GOPROXY").into_iter().flat_map(|it| it.split([',', '|'])).find(|it| it.starts_with("http"));
     let proxy = asked.unwrap_or(&config.go_default_proxy).trim_end_matches('/').to_owned();
@@ -38,25 +69,33 @@ pub(super) async fn layer(
     let root = work.join("go");
     let (target, folder) = (root.clone(), work.to_owned());
     let unpacked = tokio::task::spawn_blocking(move || unpack(file, &target, &folder)).await;
-    let writer = unpacked.map_err(io::Error::other)??;
-    let cache = work.join("cache");
-    say("compiling the standard library once for all builds".to_owned());
-    if let Err(error) = compile(&root, &cache, work).await {
-        say(format!("note: it was not compiled, so the first build of each component does it: {error}"));
-        let _ = std::fs::remove_dir_all(&cache);
-    }
-    let done = tokio::task::spawn_blocking(move || finish(writer, &cache)).await;
-    done.map_err(io::Error::other)?
+    Ok((unpacked.map_err(io::Error::other)??, root))
 }
 
-/// Compiles the standard library as builds do (see `detect::go`), so that what the cache holds is what they ask for: the
-/// go command finds entries by content, settings and its own version, wherever the folders lie.
+/// Variables of the go command when it compiles the standard library: as builds have them (see `detect::go`), so that what
+/// the cache holds is what they ask for. It finds entries by content, settings and its own version, wherever folders lie.
+pub(super) const SETTINGS: [(&str, &str); 6] = [
+    ("GOENV", "off"),
+    ("GOTELEMETRY", "off"),
+    ("GOPROXY", "off"),
+    ("GOTOOLCHAIN", "local"),
+    ("GOFLAGS", "-buildvcs=false"),
+    ("CGO_ENABLED", "0"),
+];
+
+/// Compiles the standard library into `$GOCACHE`, in a step: without what the go command keeps there about itself, and with
+/// times that are never old ([`NEVER_OLD`]).
+pub(super) const COMPILE: &str = "mkdir -p \"$GOCACHE\"; \
+/usr/local/go/bin/go build -trimpath std; \
+find \"$GOCACHE\" -mindepth 1 -maxdepth 1 ! -name '??' -exec rm -rf {} +; \
+find \"$GOCACHE\" -type f -exec touch -d @4102444800 {} +";
+
+/// Compiles the standard library on this machine.
 async fn compile(root: &Path, cache: &Path, work: &Path) -> io::Result<()> {
     let mut command = tokio::process::Command::new(root.join("bin/go"));
     command.args(["build", "-trimpath", "std"]).env_clear().current_dir(root).kill_on_drop(true);
     command.env("PATH", "/usr/bin:/bin").env("HOME", work).env("TMPDIR", work).env("GOCACHE", cache);
-    command.env("GOROOT", root).env("GOPATH", work.join("gopath")).env("GOENV", "off").env("GOTELEMETRY", "off");
-    command.env("GOPROXY", "off").env("GOTOOLCHAIN", "local").env("GOFLAGS", "-buildvcs=false").env("CGO_ENABLED", "0");
+    command.env("GOROOT", root).env("GOPATH", work.join("gopath")).envs(SETTINGS);
     let output = command.stdin(std::process::Stdio::null()).output().await?;
     if output.status.success() {
         return Ok(());

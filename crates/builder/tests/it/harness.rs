@@ -48,8 +48,17 @@ pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
 }
 
+/// Where stacks of this machine are kept between runs.
+pub(crate) fn cache() -> PathBuf {
+    std::env::var_os("ARCO_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/arco"), PathBuf::from)
+}
+
 impl Harness {
     pub(crate) async fn start() -> Self {
+        Self::start_with(cache(), true).await
+    }
+
+    pub(crate) async fn start_with(cache_dir: PathBuf, makes_stacks: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("arco-builder-").tempdir().unwrap();
         let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
         let blobs: SharedBlobs = Arc::new(DiskBlobs::open(folder.path().join("blobs")).unwrap());
@@ -72,12 +81,11 @@ impl Harness {
             Ok(())
         });
         let queue = Queue::new(Arc::new(MemoryKv::default()));
-        let cache_dir =
-            std::env::var_os("ARCO_TEST_CACHE").map_or_else(|| PathBuf::from("/var/cache/arco"), PathBuf::from);
         let deps = BuilderDeps {
             config: BuilderConfig { concurrency: 2, ..BuilderConfig::default() },
             data_dir: folder.path().join("data"),
             cache_dir,
+            makes_stacks,
             metadata: metadata.clone(),
             images: images.clone(),
             orchestrator: orchestrator.clone(),

@@ -11,3 +11,4 @@ mod chroot;
 mod dockerfile;
 mod harness;
 mod role;
+mod stacks;

@@ -117,7 +117,12 @@ pub(super) fn services(it: &Installation) -> Vec<Value> {
         port
     };
     let [http, https] = it.public_ports;
-    let mut gateway = json!({ "type": kind, "ports": [gateway_port("http", http), gateway_port("https", https)] });
+    let mut ports = vec![gateway_port("http", http), gateway_port("https", https)];
+    ports.extend(it.stream_ports.iter().map(|(protocol, port)| {
+        let name = format!("{}-{port}", protocol.to_lowercase());
+        json!({ "name": name, "protocol": protocol, "port": port, "targetPort": port })
+    }));
+    let mut gateway = json!({ "type": kind, "ports": ports });
     if it.gateway != Exposure::ClusterIp {
         gateway["externalTrafficPolicy"] = "Local".into(); // the gateway sees who calls
     }
@@ -169,7 +174,12 @@ pub(super) fn policy(it: &Installation, parts: &[&str]) -> Value {
     };
     let mut console = ports(&["console"]);
     console["from"] = json!([{ "podSelector": {} }]);
-    let mut ingress = vec![ports(&["http", "https", "api", "registry"]), console];
+    let mut open = ports(&["http", "https", "api", "registry"]);
+    if let Some(open) = open["ports"].as_array_mut() {
+        let streams = it.stream_ports.iter();
+        open.extend(streams.map(|(protocol, port)| json!({ "protocol": protocol, "port": port })));
+    }
+    let mut ingress = vec![open, console];
     if it.replicas.is_some() {
         let mut peers = ports(&["peers"]);
         peers["from"] = json!([{ "podSelector": pods }]);

@@ -12,6 +12,7 @@ fn plain() -> Installation {
         domain: "apps.test".into(),
         gateway: Exposure::LoadBalancer,
         public_ports: [80, 443],
+        stream_ports: vec![("TCP", 10432), ("UDP", 10432)],
         replicas: None,
         registry: String::new(),
         registry_node_port: 0,
@@ -23,6 +24,7 @@ fn plain() -> Installation {
         user_namespaces: true,
         stores: Stores::default(),
         credentials: Vec::new(),
+        further: std::collections::BTreeMap::new(),
     }
 }
 

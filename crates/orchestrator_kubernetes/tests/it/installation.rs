@@ -29,6 +29,7 @@ fn installation() -> Installation {
         domain: "apps.test".to_owned(),
         gateway: Exposure::NodePort,
         public_ports: [80, 443],
+        stream_ports: vec![("TCP", 10432), ("UDP", 10432)],
         replicas: None,
         registry: String::new(),
         registry_node_port: 0,
@@ -40,6 +41,7 @@ fn installation() -> Installation {
         user_namespaces: false,
         stores: Stores { secret: "stores".to_owned(), ..Stores::default() },
         credentials: vec!["metadata-password".to_owned()],
+        further: std::collections::BTreeMap::new(),
     }
 }
 

@@ -7,13 +7,14 @@ mod layout;
 mod push;
 mod root;
 
+use super::super::whole_file;
 use super::Failure;
 use super::Ui;
 use clap::{Args, Subcommand};
 use layout::Image;
 use push::{Access, Registry};
 use serde::Serialize;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Name of the image where it is loaded from a file.
@@ -79,7 +80,7 @@ pub(crate) async fn run(command: &ImageCommand, ui: &Ui) -> Result<(), Failure> 
         .map_err(|it| Failure::local(format!("writing the image failed: {it}"), "check free memory and disk"))?;
     let reference = match command {
         ImageCommand::Save { file, name } => {
-            save(&image, file, name)?;
+            whole_file::write(file, |mut out| image.write_layout(&mut out, name))?;
             name
         }
         ImageCommand::Push(args) => {
@@ -97,27 +98,6 @@ pub(crate) async fn run(command: &ImageCommand, ui: &Ui) -> Result<(), Failure> 
         ui.line(&format!("{}@{} ({:.1} MB)", made.reference, made.digest, made.size_bytes as f64 / 1e6));
     });
     Ok(())
-}
-
-fn save(image: &Image, file: &Path, name: &str) -> Result<(), Failure> {
-    let failed = |it: std::io::Error| {
-        Failure::local(format!("writing {} failed: {it}", file.display()), "check the folder and its free space")
-    };
-    if file == Path::new("-") {
-        let mut out = std::io::stdout().lock();
-        return image.write_layout(&mut out, name).and_then(|()| out.flush()).map_err(failed);
-    }
-    // Nobody finds half an image under the name.
-    let folder = file.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut part = tempfile::Builder::new().permissions(permissions()).tempfile_in(folder).map_err(failed)?;
-    image.write_layout(part.as_file_mut(), name).map_err(failed)?;
-    part.persist(file).map_err(|it| failed(it.error))?;
-    Ok(())
-}
-
-/// Readable for everybody, as a file that a person makes is.
-fn permissions() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
 async fn push(image: &Image, args: &PushArgs) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use super::{Failure, Ui, image};
 use arco_orchestrator_kubernetes::manifest::{CREDENTIALS, Exposure, Installation, Replicas, Stores, manifest};
 use clap::{Args, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Examples of the help.
@@ -59,6 +60,9 @@ pub(crate) struct ManifestArgs {
     /// Port of HTTPS as people see it
     #[arg(long, value_name = "PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
     public_https_port: u16,
+    /// Ports of the gateway for components without HTTP that its service opens, as `arco route add --tcp` gives them
+    #[arg(long, value_name = "PORT/tcp|udp,...", value_delimiter = ',')]
+    stream_port: Vec<String>,
     /// Several pods for each role, spread over nodes, so that any node may go; needs shared stores
     #[arg(long)]
     high_availability: bool,
@@ -86,6 +90,10 @@ pub(crate) struct ManifestArgs {
     /// Size of the server's own volume, in GiB
     #[arg(long, value_name = "N", default_value_t = 20)]
     volume_gb: u32,
+    /// Further settings of the servers, as in their configuration file: mirrors and limits of builds, … No secrets: everybody
+    /// who may read the namespace's ConfigMap sees them
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
     /// Metadata store, as `store.metadata` [default: on the server's volume]
     #[arg(long, value_name = "URL", default_value = "")]
     metadata: String,
@@ -164,6 +172,20 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     if args.public_http_port == args.public_https_port {
         return wrong("HTTP and HTTPS have the same public port".to_owned(), "choose two");
     }
+    let mut stream_ports = Vec::new();
+    for written in &args.stream_port {
+        let (port, protocol) = written.split_once('/').unwrap_or((written.as_str(), "tcp"));
+        match (port.parse::<u16>(), protocol) {
+            (Ok(port), "tcp") if port != 0 => stream_ports.push(("TCP", port)),
+            (Ok(port), "udp") if port != 0 => stream_ports.push(("UDP", port)),
+            _ => {
+                return wrong(
+                    format!("`--stream-port {written}` is no port"),
+                    "give PORT/tcp or PORT/udp, as 10432/tcp",
+                );
+            }
+        }
+    }
     let stores = Stores {
         metadata: args.metadata.clone(),
         coordination: args.coordination.clone(),
@@ -175,7 +197,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         false => None,
     };
     let domain = args.domain.trim_matches('.').to_ascii_lowercase();
-    Ok(Installation {
+    let made = Installation {
         namespace: args.namespace.clone(),
         image: args.image.clone(),
         image_pull_secret: args.image_pull_secret.clone(),
@@ -194,10 +216,48 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         route_class: args.route_class.clone(),
         user_namespaces: !args.no_user_namespaces,
         public_ports: [args.public_http_port, args.public_https_port],
+        stream_ports,
         replicas,
         stores,
         credentials: args.credentials.clone(),
-    })
+        further: BTreeMap::new(),
+    };
+    match &args.settings {
+        None => Ok(made),
+        Some(file) => {
+            let shown = file.display();
+            let text = std::fs::read_to_string(file)
+                .map_err(|it| Failure::usage("file_unreadable", format!("`{shown}`: {it}"), "check its path"))?;
+            with_settings(made, &text).map_err(|(what, advice)| {
+                Failure::usage("manifest_invalid", format!("`--settings {shown}`: {what}"), advice)
+            })
+        }
+    }
+}
+
+/// The installation with further settings; says what is wrong with them, and what to do.
+fn with_settings(mut made: Installation, text: &str) -> Result<Installation, (String, &'static str)> {
+    let table = |text: &str| text.parse::<toml::Table>().map_err(|it| it.message().to_owned());
+    let asked = table(text).map_err(|it| (it, "write it as `arco config template` shows"))?;
+    let own = table(&made.settings()).map_err(|it| (it, "report this"))?;
+    for (section, values) in asked {
+        let toml::Value::Table(values) = values else {
+            return Err((format!("`{section}` is outside of a section"), "write it as `arco config template` shows"));
+        };
+        let set = own.get(&section).and_then(toml::Value::as_table);
+        if let Some(key) = values.keys().find(|it| set.is_some_and(|set| set.contains_key(*it))) {
+            return Err((
+                format!("the manifest sets `{section}.{key}` itself"),
+                "leave it out, and use the flag for it",
+            ));
+        }
+        let lines = values.iter().map(|(key, value)| format!("{key} = {value}"));
+        made.further.insert(section, lines.collect());
+    }
+    match toml::from_str::<arco_config::Config>(&made.settings()) {
+        Ok(_) => Ok(made),
+        Err(error) => Err((error.message().to_owned(), "`arco config template` lists all settings")),
+    }
 }
 
 /// How many pods each part has; refused when they would not be one platform.
@@ -261,6 +321,29 @@ mod tests {
     }
 
     #[test]
+    fn further_settings_stand_beside_those_of_the_manifest() {
+        let made = || given(&[]).unwrap();
+        let text = "[builder]\nmemory_mb = 512\n[builder.env]\nA_B = \"it's \\\"x\\\"\"\n[kubernetes]\nshared_access = \"read_write_many\"\n";
+        let settings = with_settings(made(), text).unwrap().settings();
+        let config: arco_config::Config = toml::from_str(&settings).unwrap();
+        assert_eq!((config.builder.memory_mb, config.builder.env["A_B"].as_str()), (512, "it's \"x\""));
+        let plain: arco_config::Config = toml::from_str(&made().settings()).unwrap();
+        let same = |it: &arco_config::Config| (it.kubernetes.registry.clone(), it.gateway.clone());
+        assert_eq!(same(&config), same(&plain));
+        assert_ne!(config.kubernetes, plain.kubernetes);
+        for (text, wanted) in [
+            ("[kubernetes]\nregistry = \"x\"\n", "sets `kubernetes.registry` itself"),
+            ("[builder]\nno_such = 1\n", "no_such"),
+            ("[nothing]\nx = 1\n", "nothing"),
+            ("x = 1\n", "outside of a section"),
+            ("[", ""),
+        ] {
+            let (what, _) = with_settings(made(), text).unwrap_err();
+            assert!(what.contains(wanted), "{text}: {what}");
+        }
+    }
+
+    #[test]
     fn high_availability_is_refused_where_servers_would_not_be_one_platform() {
         let stores = ["--metadata", "postgres://a@b/c", "--coordination", "etcd://a:1", "--blobs", "s3://a/b"];
         let key = ["--store-secret", "s", "--credentials", "secret.key,metadata-password"];
@@ -285,5 +368,10 @@ mod tests {
         assert_eq!(given(&[]).unwrap().replicas, None);
         assert!(given(&["--public-http-port", "443"]).unwrap_err().contains("same public port"));
         assert!(given(&["--public-http-port", "0"]).is_err());
+        let streams = given(&["--stream-port", "10432/tcp,10433/udp", "--stream-port", "10434"]).unwrap().stream_ports;
+        assert_eq!(streams, [("TCP", 10432), ("UDP", 10433), ("TCP", 10434)]);
+        for wrong in ["0/tcp", "x", "10432/sctp"] {
+            assert!(given(&["--stream-port", wrong]).unwrap_err().contains("is no port"));
+        }
     }
 }

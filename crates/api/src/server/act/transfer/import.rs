@@ -227,6 +227,10 @@ impl Api {
                     format!("volume `{}` of `{reference}`: only the content of the first instance is carried", it.name)
                 }));
             }
+            for stream in component.streams.iter().filter(|_| driver == "kubernetes") {
+                let (protocol, port) = (&stream.protocol, stream.port.unwrap_or_default());
+                notes.push(format!("{protocol} port {port} of `{reference}` opens in the gateway's pods: the service `arco-gateway` must have it, too (`arco cluster manifest --stream-port {port}/{protocol}`)"));
+            }
             if component.runs && component.spec.kind == ComponentKind::Job {
                 notes.push(format!("job `{reference}` is not run again by itself: `arco start {reference}` runs it"));
             }

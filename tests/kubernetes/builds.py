@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""A server inside the cluster builds from source, as docs/guides/cluster.md says it: manifest, base stack, folders, answers.
+
+  cluster.py run --node --internet -- builds.py ARCO [EXAMPLE…]
+
+The base stack comes from this machine; the server, which is a user without rights in its pod, makes every toolchain on it by pods. What must hold:
+without the base the deploy says which stack is missing and how to mend it; each example is built, deployed and answers through the gateway as
+its expect.json says; a toolchain is made once; the uninstallation leaves nothing.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from high_availability import HERE, KUBECONFIG, NAMESPACE, NODE, ROOT, done, kubectl, say, until
+
+EXAMPLES = ["node-express", "python-flask"]
+IN_POD = ["-n", NAMESPACE, "exec", "-i", "arco-0", "--", "/usr/bin/arco", "--context", "/var/lib/arco/admin.toml"]
+
+
+class Platform:
+    """The command line, through a port that `kubectl` forwards."""
+
+    def __init__(self, arco, work):
+        self.arco, self.context, self.forward = arco, work / "context.toml", None
+
+    def open(self, role="operator"):
+        own = ["export"] if role == "admin" else ["create", "--name", "me", "--role", role]
+        text = kubectl(*IN_POD, "context", *own, "--file", "-", "--address", "127.0.0.1:18443")
+        self.context.touch(0o600)
+        self.context.write_text(text)
+        self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", "18443:8443"],
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until("the API answers", lambda: self.run("list").returncode == 0, 60)
+
+    def run(self, *words):
+        environment = {**os.environ, "ARCO_CONTEXT": str(self.context)}
+        return subprocess.run([self.arco, *map(str, words), "-o", "json"], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+
+    def good(self, *words):
+        made = self.run(*words)
+        if made.returncode:
+            raise SystemExit(f"arco {' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+        return json.loads(made.stdout or "null")
+
+    def end(self):
+        if self.forward:
+            self.forward.kill()
+            self.forward.wait()
+
+
+def install(arco, work, *more):
+    done(arco, "cluster", "image", "save", work / "arco.tar")
+    done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
+    (work / "arco.tar").unlink()
+    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
+    manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
+                    "--volume-gb", "5", "--settings", work / "settings.toml", *more)
+    (work / "arco.yaml").write_text(manifest)
+    kubectl("apply", "--server-side", "-f", work / "arco.yaml")
+    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/arco", "--timeout=300s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
+    say("the server is ready")
+
+
+def refused_without_base(platform):
+    made = platform.run("deploy", ROOT / "examples" / EXAMPLES[0], "--app", "early", "--component", "web")
+    found = json.loads(made.stdout)
+    if made.returncode != 1 or "`base`" not in found["message"] or "arco stack load" not in found["advice"]:
+        raise SystemExit(f"a deploy without the base: exit {made.returncode}, {found}")
+    platform.good("delete", "early", "--yes")
+    say(f"without the base: {found['message']}; {found['advice']}")
+
+
+def load_base(arco, work):
+    file = work / "base.tar"
+    done(arco, "stack", "save", file, "base")
+    with open(file, "rb") as content:
+        loaded = subprocess.run(["kubectl", *IN_POD, "stack", "load", "-", "-o", "json"], stdin=content, capture_output=True, text=True)
+    if loaded.returncode or [it["name"] for it in json.loads(loaded.stdout)["items"]] != ["base"]:
+        raise SystemExit(f"arco stack load: exit {loaded.returncode}\n{loaded.stdout}{loaded.stderr}")
+    say(f"the base is loaded: {file.stat().st_size >> 20} MB")
+    file.unlink()
+
+
+def answers(host, port, wanted):
+    """Whether one request of an example's expect.json is answered as it says."""
+    with contextlib.closing(http.client.HTTPConnection(NODE, port, timeout=10)) as c:
+        c.request(wanted.get("method", "GET"), wanted["path"], body=wanted.get("body"), headers={**wanted.get("headers", {}), "Host": host, "Connection": "close"})
+        answer = c.getresponse()
+        text, parts = answer.read().decode(errors="replace"), wanted.get("contains", [])
+    return answer.status == wanted.get("status", 200) and all(it in text for it in ([parts] if isinstance(parts, str) else parts))
+
+
+def deploy(platform, example, port):
+    made = platform.good("deploy", ROOT / "examples" / example, "--app", "demo", "--component", example, "--memory-mb", "128")
+    host = f"{example}-demo.apps.test"
+    for wanted in json.loads((ROOT / "examples" / example / "expect.json").read_text())["requests"]:
+        until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 60)
+    say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
+
+
+def tell():
+    """What helps to see why it failed."""
+    for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"]):
+        shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
+        print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+
+
+def main():
+    arco, examples = str(Path(sys.argv[1]).resolve()), sys.argv[2:] or EXAMPLES
+    work = Path(tempfile.mkdtemp(prefix="arco-builds-"))
+    platform = Platform(arco, work)
+    try:
+        install(arco, work)
+        platform.open()
+        refused_without_base(platform)
+        load_base(arco, work)
+        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
+        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        for example in examples:
+            deploy(platform, example, port)
+        kept = {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]}
+        say(f"the platform keeps {', '.join(kept)}")
+        changed = work / "changed"
+        shutil.copytree(ROOT / "examples" / examples[0], changed)
+        (changed / "CHANGED").write_text("so that it is built again\n")
+        again = platform.good("deploy", changed, "--app", "demo", "--component", examples[0])
+        if {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]} != kept:
+            raise SystemExit(f"a changed source: {again}; stacks were {kept}")
+        say(f"{examples[0]} changed: built in {again['build_ms'] / 1000:.1f} s, with the same stacks")
+        platform.good("delete", "demo", "--yes")
+        left = kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name")
+        kubectl("delete", "-f", work / "arco.yaml")
+        if left:
+            raise SystemExit(f"left over: {left}")
+        say("deleted and uninstalled; nothing is left")
+    except BaseException:
+        tell()
+        raise
+    finally:
+        platform.end()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
