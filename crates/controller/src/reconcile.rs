@@ -6,7 +6,7 @@ use crate::{Controller, until};
 use arco_model::component::{Component, ObservedState, Power, Revision};
 use arco_model::id::{ComponentId, OperationId, RevisionId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
-use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
+use arco_model::observed::{InstancePhase, Observed, RolloutFacts, ScalingFacts};
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::plan::{self, PlanContext};
 use arco_model::spec::VolumeKind;
@@ -180,6 +180,8 @@ impl Controller {
         let serving_revision = serving(component, observed);
         let was_ready = component.observed.ready_replicas > 0;
         let address_changed = component.observed.address != observed.address;
+        let scaling = scaling(component, observed);
+        self.tell_scaling(component, scaling.as_ref()).await;
         self.deps
             .metadata
             .modify::<Component>(component.id.as_str(), |row| {
@@ -191,6 +193,7 @@ impl Controller {
                     instances: observed.instances.clone(),
                     address: observed.address,
                     last_run: row.observed.last_run.clone(),
+                    scaling: scaling.clone(),
                     at: row.observed.at,
                 };
                 let changed = next != row.observed;
@@ -202,6 +205,15 @@ impl Controller {
             self.wake_callers(component).await?;
         }
         Ok(())
+    }
+
+    /// Says in the component's own log that load asks for another number of instances, and why.
+    async fn tell_scaling(&self, component: &Component, now: Option<&ScalingFacts>) {
+        let before = component.observed.scaling.as_ref();
+        let Some(text) = scaling_line(before, now) else { return };
+        tracing::info!(component = %component.id, text, "scaled by load");
+        let line = LogLine { at: clock::now(), instance: None, origin: LogOrigin::Platform, text };
+        self.deps.logs.append(LogStream::Component { id: component.id.clone() }, vec![line]).await;
     }
 
     /// Looks at the components that are bound to this one.
@@ -305,13 +317,46 @@ impl Controller {
         let ready = view.observed.instances.iter().filter(|it| it.phase == InstancePhase::Ready);
         let new = ready.filter(|it| Some(&it.revision) == view.component.desired_revision.as_ref()).count();
         let text = match view.report.reason.as_str() {
-            "" => format!("{new} of {} instances are ready", view.component.spec.replicas),
+            "" => format!(
+                "{new} of {} instances are ready",
+                view.component.wanted_replicas(view.observed.scaling.as_ref())
+            ),
             reason => format!("{}: {reason}", view.report.status.as_str()),
         };
         if self.notes.is_new(&operation.id, &text) {
             let lines = vec![LogLine { at: view.now, instance: None, origin: LogOrigin::Platform, text }];
             self.deps.logs.append(LogStream::Operation { id: operation.id.clone() }, lines).await;
         }
+    }
+}
+
+/// What load asks for. Who acts may have forgotten what changed the number last; what was told then stands.
+fn scaling(component: &Component, observed: &Observed) -> Option<ScalingFacts> {
+    let mut now = observed.scaling.clone()?;
+    if let Some(before) = component.observed.scaling.as_ref()
+        && now.reason.is_empty()
+        && before.replicas == now.replicas
+    {
+        now.reason.clone_from(&before.reason);
+    }
+    Some(now)
+}
+
+/// What is said when load asks for another number, or cannot be followed any more, or again.
+fn scaling_line(before: Option<&ScalingFacts>, now: Option<&ScalingFacts>) -> Option<String> {
+    let (before, now) = (before?, now?);
+    if now.problem != before.problem {
+        return Some(match &now.problem {
+            Some(problem) => format!("load is not followed: {problem}"),
+            None => "load is followed again".to_owned(),
+        });
+    }
+    if (&now.reason, now.replicas) == (&before.reason, before.replicas) {
+        return None;
+    }
+    match now.reason.as_str() {
+        "" => Some(format!("scaled from {} to {}", before.replicas, now.replicas)),
+        reason => Some(reason.to_owned()),
     }
 }
 
@@ -333,4 +378,30 @@ fn serving(component: &Component, observed: &Observed) -> Option<RevisionId> {
 
 fn sooner(a: Option<Duration>, b: Duration) -> Option<Duration> {
     Some(a.map_or(b, |a| a.min(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_change_of_the_number_is_told_once() {
+        let facts = |replicas, reason: &str, problem: Option<&str>| ScalingFacts {
+            replicas,
+            reason: reason.into(),
+            problem: problem.map(str::to_owned),
+        };
+        let two = facts(2, "", None);
+        for (name, before, now, said) in [
+            ("at first", None, Some(&two), None),
+            ("nothing new", Some(&two), Some(&two), None),
+            ("more", Some(&two), Some(&facts(3, "scaled from 2 to 3: CPU", None)), Some("scaled from 2 to 3: CPU")),
+            ("nobody knows why", Some(&two), Some(&facts(4, "", None)), Some("scaled from 2 to 4")),
+            ("in vain", Some(&two), Some(&facts(2, "", Some("no metrics"))), Some("load is not followed: no metrics")),
+            ("again", Some(&facts(2, "", Some("no metrics"))), Some(&two), Some("load is followed again")),
+            ("not by load any more", Some(&two), None, None),
+        ] {
+            assert_eq!(scaling_line(before, now).as_deref(), said, "{name}");
+        }
+    }
 }

@@ -3,6 +3,8 @@
 use crate::artifact::{Digest, ImageRef};
 use crate::id::{ApplicationId, ComponentId, OperationId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
+use crate::observed::ScalingFacts;
+use crate::spec::autoscaling::Autoscaling;
 use crate::spec::{Command, ComponentSpec, Port};
 use crate::status::StatusReport;
 use crate::time::Timestamp;
@@ -48,6 +50,12 @@ impl Component {
     /// `application/component`, as people write it.
     pub fn reference(&self) -> String {
         format!("{}/{}", self.application, self.name)
+    }
+
+    /// How many instances there are to be; `scaling` is what its load asks for, as far as that is known.
+    pub fn wanted_replicas(&self, scaling: Option<&ScalingFacts>) -> u32 {
+        let of_load = |asked: &Autoscaling| asked.within(scaling.map_or(self.spec.replicas, |it| it.replicas));
+        self.spec.autoscaling.as_ref().map_or(self.spec.replicas, of_load)
     }
 
     /// The default hosts of its first outer HTTP port: by labels (`web.shop.<domain>`), which cannot collide and is the
@@ -107,6 +115,9 @@ pub struct ObservedState {
     pub address: Option<std::net::Ipv4Addr>,
     /// When a cron component ran last.
     pub last_run: Option<CronRun>,
+    /// How many instances load asks for, when it is scaled by load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingFacts>,
     /// When this was written.
     pub at: Timestamp,
 }

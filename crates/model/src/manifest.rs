@@ -2,6 +2,7 @@
 
 use crate::name::{ApplicationName, ComponentName};
 use crate::route::{ComponentTarget, Route};
+use crate::spec::autoscaling::Autoscaling;
 use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Resources, RolloutSpec, VolumeSpec};
 use crate::traffic::StreamProtocol;
@@ -37,6 +38,9 @@ pub struct ComponentManifest {
     /// How many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
+    /// How many by load, instead of a fixed number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// Limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,

@@ -17,6 +17,21 @@ pub struct Observed {
     pub rollout: RolloutFacts,
     /// The component's stable address, when it has a port.
     pub address: Option<Ipv4Addr>,
+    /// How many instances its load asks for, when it is scaled by load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingFacts>,
+}
+
+/// How many instances load asks for.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScalingFacts {
+    /// How many there are to be, within the asked bounds.
+    pub replicas: u32,
+    /// What changed that number last; empty when it has not changed, or that is not known (yet).
+    pub reason: String,
+    /// Why load is not followed now, and what to do.
+    pub problem: Option<String>,
 }
 
 /// How the change to the asked plan goes.

@@ -7,6 +7,7 @@ use crate::artifact::{Digest, ImageRef};
 use crate::component::{Component, Power, Revision};
 use crate::id::{ComponentId, InstanceId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
+use crate::spec::autoscaling::Autoscaling;
 use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Protocol, Resources, RolloutSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,11 @@ pub struct WorkloadPlan {
     pub name: ComponentName,
     /// How instances live.
     pub kind: ComponentKind,
-    /// How many.
+    /// How many; when scaled by load, how many at first.
     pub replicas: u32,
+    /// Between how many, by load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// How each is made; a change of it replaces instances.
     pub template: InstanceTemplate,
     /// How instances are replaced.
@@ -150,14 +154,15 @@ pub fn build(component: &Component, revision: &Revision, context: &PlanContext) 
     env.insert("ARCO_COMPONENT".to_owned(), component.name.to_string());
     env.insert("ARCO_REVISION".to_owned(), revision.number.to_string());
     let argv = spec.command.as_ref().or(revision.defaults.command.as_ref()).map(|it| it.argv()).unwrap_or_default();
-    let on = component.power == Power::On;
+    let runs = component.power == Power::On && spec.kind != ComponentKind::Cron;
     WorkloadPlan {
         component: component.id.clone(),
         tenant: component.tenant.clone(),
         application: component.application.clone(),
         name: component.name.clone(),
         kind: spec.kind,
-        replicas: if on && spec.kind != ComponentKind::Cron { component.spec.replicas } else { 0 },
+        replicas: if runs { component.wanted_replicas(None) } else { 0 },
+        autoscaling: component.spec.autoscaling.filter(|_| runs),
         rollout: spec.rollout,
         may_call: context.bound.iter().map(|it| it.id.clone()).collect(),
         hold: !context.already_runs && context.bound.iter().any(|it| !it.ready),

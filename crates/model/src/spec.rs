@@ -1,11 +1,13 @@
 //! What was asked of a component: its spec, with the defaults and the rules that every writer obeys.
 
+pub mod autoscaling;
 mod overlay;
 pub mod scheduling;
 
 use crate::error::Problem;
 use crate::name::{ApplicationName, ComponentName, VolumeName};
 use crate::source::Source;
+use autoscaling::Autoscaling;
 use scheduling::Scheduling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,9 +27,12 @@ pub struct ComponentSpec {
     /// When it runs, for `cron`: five fields, UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
-    /// How many instances; for jobs, how many run side by side. 0 to 100.
+    /// How many instances; for jobs, how many run side by side. 0 to 100. With `autoscaling`: how many at first.
     #[serde(default = "one")]
     pub replicas: u32,
+    /// How many instances by load, instead of a fixed number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// Limits of one instance.
     #[serde(default)]
     pub resources: Resources,
@@ -76,6 +81,7 @@ impl ComponentSpec {
             kind: ComponentKind::default(),
             schedule: None,
             replicas: 1,
+            autoscaling: None,
             resources: Resources::default(),
             ports: Vec::new(),
             env: BTreeMap::new(),
@@ -88,6 +94,11 @@ impl ComponentSpec {
             scheduling: Scheduling::default(),
             overlay: None,
         }
+    }
+
+    /// The most instances that there will be, but for a rollout.
+    pub fn most_replicas(&self) -> u32 {
+        self.autoscaling.map_or(self.replicas, |it| it.max_replicas)
     }
 
     /// What is asked that only a cluster can do, by the name of its field.
@@ -465,6 +476,7 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
     {
         return bad("command_empty", "the command is empty".to_owned(), "give a program, or leave the command out");
     }
+    autoscaling::validate(spec)?;
     scheduling::validate(&spec.scheduling)?;
     spec.overlay.iter().try_for_each(overlay::validate)
 }

@@ -128,7 +128,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
         ComponentKind::Cron => return cron(component, instances),
         ComponentKind::Stateless | ComponentKind::Stateful => {}
     }
-    let asked = component.spec.replicas as usize;
+    let asked = component.wanted_replicas(observed.scaling.as_ref()) as usize;
     if asked == 0 && present == 0 {
         let advice = format!("`arco scale {} --replicas 1` starts it", component.reference());
         return StatusReport::new(Status::Stopped, "it is scaled to 0 instances", advice);
@@ -172,6 +172,11 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
         );
     }
     let ill = instances.iter().find(|it| is_ill(it, context));
+    if let (RolloutFacts::Progressing, None) = (&observed.rollout, ill)
+        && follows_load(component, instances, ready)
+    {
+        return StatusReport { status: Status::Running, ..StatusReport::default() };
+    }
     match (&observed.rollout, ready) {
         (RolloutFacts::Progressing, 0) => match ill {
             Some(it) => {
@@ -207,6 +212,16 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
             StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
         }
     }
+}
+
+/// Whether nothing happens but that the number of instances follows load: enough are ready, and all are alike.
+fn follows_load(component: &Component, instances: &[InstanceFacts], ready: usize) -> bool {
+    let Some(asked) = &component.spec.autoscaling else { return false };
+    let staying =
+        || instances.iter().filter(|it| !matches!(it.phase, InstancePhase::Draining | InstancePhase::Stopping));
+    let alike = staying().all(|it| Some(&it.revision) == component.desired_revision.as_ref())
+        && staying().zip(staying().skip(1)).all(|(a, b)| a.template == b.template);
+    ready >= asked.min_replicas as usize && alike
 }
 
 fn not_built_yet(component: &Component, context: &StatusContext) -> StatusReport {

@@ -52,6 +52,7 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             stop_grace_ms: 2_000,
             max_surge: 1,
         },
+        autoscaling: None,
         may_call: BTreeSet::new(),
         hold: false,
     }

@@ -6,7 +6,7 @@
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
+use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts, ScalingFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
 use arco_model::time::Timestamp;
@@ -309,6 +309,10 @@ impl Orchestrator for FakeOrchestrator {
             instances: found.instances.values().map(|(it, _)| it.clone()).collect(),
             rollout: found.rollout.clone(),
             address: (!found.plan.template.ports.is_empty()).then_some(found.address),
+            scaling: found
+                .plan
+                .autoscaling
+                .map(|it| ScalingFacts { replicas: it.within(found.plan.replicas), ..ScalingFacts::default() }),
         })
     }
 

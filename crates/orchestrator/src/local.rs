@@ -3,6 +3,7 @@
 //! [`container`] makes, watches and removes single containers, each owned by a `shim` process that outlives the server;
 //! what runs where, networks and volumes are built on top of it. Nothing here judges whether an instance is well.
 
+pub mod autoscale;
 mod cgroup;
 pub mod container;
 mod driver;
@@ -12,5 +13,5 @@ mod shim;
 pub mod supervise;
 pub mod volumes;
 
-pub use driver::{LocalConfig, LocalOrchestrator};
+pub use driver::{LocalConfig, LocalOrchestrator, Pace};
 pub use shim::shim_main;

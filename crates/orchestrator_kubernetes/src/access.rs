@@ -30,6 +30,12 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "", resources: &["events", "nodes"], verbs: SEEN },
     Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: OURS },
     Rule { group: "batch", resources: &["jobs"], verbs: OURS },
+    Rule { group: "autoscaling", resources: &["horizontalpodautoscalers"], verbs: OURS },
+    Rule {
+        group: "arco.internal",
+        resources: &["componentscales"],
+        verbs: &["get", "list", "watch", "create", "delete"],
+    },
     Rule { group: "networking.k8s.io", resources: &["networkpolicies"], verbs: OURS },
     Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: OURS },
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
@@ -50,6 +56,8 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
     Rule { group: "", resources: &["persistentvolumeclaims"], verbs: &["get", "list", "watch", "delete"] },
     Rule { group: "apps", resources: &["deployments", "statefulsets"], verbs: SEEN },
     Rule { group: "batch", resources: &["jobs"], verbs: SEEN },
+    Rule { group: "autoscaling", resources: &["horizontalpodautoscalers"], verbs: SEEN },
+    Rule { group: "arco.internal", resources: &["componentscales"], verbs: SEEN },
     Rule {
         group: "networking.k8s.io",
         resources: &["networkpolicies"],
@@ -93,10 +101,11 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
 /// Not given by the manifest: what nodes say of the use of CPU and memory comes by a right that also opens their other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 
-/// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.21 or earlier.
+/// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.23 or earlier.
 pub(crate) const GROUPS: &[(&str, &str)] = &[
     ("apps/v1", "components run as Deployments and StatefulSets"),
     ("batch/v1", "jobs and builds run as Jobs"),
+    ("autoscaling/v2", "HorizontalPodAutoscalers follow load"),
     ("networking.k8s.io/v1", "tenants are kept apart by NetworkPolicies"),
     ("policy/v1", "PodDisruptionBudgets keep components up while nodes are drained"),
     ("storage.k8s.io/v1", "volumes are made by StorageClasses"),

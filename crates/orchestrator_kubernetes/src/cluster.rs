@@ -8,7 +8,9 @@ use crate::render::{Kind, Object};
 use arco_config::KubernetesConfig;
 use arco_orchestrator::Error;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, ValidationDirective};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Resource};
@@ -122,6 +124,18 @@ impl Cluster {
         how.field_validation = Some(ValidationDirective::Strict);
         tracing::debug!(kind = object.kind.wire().1, namespace = object.namespace, name = object.name, "apply");
         self.api(object.kind, &object.namespace).patch(&object.name, &how, &Patch::Apply(&object.body)).await
+    }
+
+    /// Makes an object that must not be there yet; `None` when it is.
+    pub(crate) async fn make(&self, object: &Object) -> Result<Option<DynamicObject>, kube::Error> {
+        let how = PostParams { field_manager: Some(self.manager.clone()), ..PostParams::default() };
+        tracing::debug!(kind = object.kind.wire().1, namespace = object.namespace, name = object.name, "make");
+        let body = serde_json::from_value(object.body.clone()).map_err(kube::Error::SerdeError)?;
+        match self.api(object.kind, &object.namespace).create(&how, &body).await {
+            Ok(made) => Ok(Some(made)),
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Changes a few fields of an object that is there.

@@ -9,17 +9,19 @@ use crate::decide::{self, Decision, Situation};
 use crate::facts::{self, Leaving};
 use crate::names;
 use crate::render::{Kind, Object, Rendered};
+use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, owner, version};
 use crate::seen::{ComponentSeen, Record, Seen};
 use crate::tenant::Tenants;
 use arco_model::id::ComponentId;
-use arco_model::observed::{InstanceFacts, Observed, RolloutFacts};
+use arco_model::observed::{InstanceFacts, Observed, RolloutFacts, ScalingFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::VolumeSpec;
 use arco_model::time::Timestamp;
 use arco_orchestrator::local::supervise::{Desired, Progress};
 use arco_store::clock;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
 use kube::api::{DeleteParams, DynamicObject};
@@ -66,6 +68,8 @@ struct State {
     leaving: BTreeMap<String, Leaving>,
     completed: Option<(String, u32)>,
     progress: Option<Progress>,
+    /// How many instances load asked for last, and why.
+    scaled: Option<(u32, String)>,
     removing: bool,
     told: Observed,
 }
@@ -139,7 +143,7 @@ impl Component {
         self.lock().removing = true;
         let _turn = self.turn.lock().await;
         let mut state = self.lock();
-        (state.asked, state.progress, state.completed) = (None, None, None);
+        (state.asked, state.progress, state.completed, state.scaled) = (None, None, None, None);
     }
 
     /// Facts as last told.
@@ -187,7 +191,7 @@ impl Component {
         }
         let asked = state.asked.as_ref()?;
         let (plan, rendered) = (asked.plan.clone(), asked.rendered.as_ref().ok()?.clone());
-        let desired = Desired { template: rendered.key.clone(), ..Desired::of(&plan) };
+        let desired = Desired { template: rendered.key.clone(), replicas: wanted(&plan, &seen), ..Desired::of(&plan) };
         let reached = (desired.template.clone(), desired.replicas);
         let situation = Situation {
             desired: &desired,
@@ -228,6 +232,7 @@ impl Component {
             Some(Progress::Moving) | None => RolloutFacts::Progressing,
         };
         let mut plan = String::new();
+        let scaling = state.scaling(&seen);
         let mut address = seen.of(Kind::Service).find_map(|(_, it)| it.detail.address);
         if let Some(asked) = &state.asked {
             plan.clone_from(&asked.fingerprint);
@@ -246,7 +251,7 @@ impl Component {
         } else if seen.objects.is_empty() && instances.is_empty() {
             rollout = RolloutFacts::default();
         }
-        let observed = Observed { plan, instances, rollout, address };
+        let observed = Observed { plan, instances, rollout, address, scaling };
         let changed = state.told != observed;
         state.told = observed;
         drop(state);
@@ -298,6 +303,7 @@ impl Component {
         self.shared.tenants.ensure(&plan.tenant).await.map_err(|it| Fault::of("make the tenant's namespace", &it))?;
         self.mark(rendered, decision, &seen).await?;
         self.storage(plan, rendered, &seen).await?;
+        self.scale(rendered, &seen).await?;
         for object in &rendered.others {
             self.ensure(object, &seen).await?;
         }
@@ -351,6 +357,25 @@ impl Component {
         Ok(())
     }
 
+    /// Makes what load writes the number of pods into. Its number is not ours afterwards, so it is never applied again.
+    async fn scale(&self, rendered: &Rendered, seen: &ComponentSeen) -> Result<(), Fault> {
+        let Some(object) = &rendered.scale else { return Ok(()) };
+        if seen.objects.contains_key(&(Kind::Scale, object.name.clone())) {
+            return Ok(());
+        }
+        match self.shared.cluster.make(object).await {
+            Ok(Some(made)) => self.took(object.kind, made),
+            Ok(None) => {} // its watch tells of it
+            Err(error) => {
+                if verdict(&error) == Verdict::Missing {
+                    self.shared.tenants.forget(); // its namespace was deleted behind our back
+                }
+                return Err(Fault::of(format!("make {} `{}`", object.kind.wire().1, object.name), &error));
+            }
+        }
+        Ok(())
+    }
+
     async fn workloads(
         &self,
         plan: &WorkloadPlan,
@@ -385,7 +410,8 @@ impl Component {
 
     /// Deletes what the plan no longer needs: variables of templates that no pod has, addresses without ports.
     async fn leftovers(&self, rendered: &Rendered, seen: &ComponentSeen) -> Result<(), Fault> {
-        let wanted: BTreeSet<(Kind, &str)> = rendered.others.iter().map(|it| (it.kind, it.name.as_str())).collect();
+        let all = rendered.others.iter().chain(&rendered.scale);
+        let wanted: BTreeSet<(Kind, &str)> = all.map(|it| (it.kind, it.name.as_str())).collect();
         let used: BTreeSet<&str> = seen.instances().map(|it| it.key.as_str()).collect();
         let used_by = |key: &str| {
             used.contains(key)
@@ -395,7 +421,15 @@ impl Component {
                     .any(|((kind, _), it)| matches!(kind, Kind::Deployment | Kind::Job) && it.key == key)
         };
         for ((kind, name), it) in &seen.objects {
-            let auxiliary = matches!(kind, Kind::Secret | Kind::Service | Kind::NetworkPolicy | Kind::DisruptionBudget);
+            let auxiliary = matches!(
+                kind,
+                Kind::Secret
+                    | Kind::Service
+                    | Kind::NetworkPolicy
+                    | Kind::DisruptionBudget
+                    | Kind::Autoscaler
+                    | Kind::Scale
+            );
             let one_shot = name.starts_with("run-");
             if auxiliary && !one_shot && !it.deleting && !wanted.contains(&(*kind, name)) {
                 if *kind == Kind::Secret && used_by(&it.key) {
@@ -459,12 +493,48 @@ impl Component {
             Kind::Job => typed::<Job>(answer),
             Kind::Service => typed::<Service>(answer),
             Kind::Claim => typed::<PersistentVolumeClaim>(answer),
+            Kind::Scale => typed::<ComponentScale>(answer),
+            Kind::Autoscaler => typed::<HorizontalPodAutoscaler>(answer),
             Kind::Pod => typed::<k8s_openapi::api::core::v1::Pod>(answer),
             _ => Some(crate::seen::convert::plain(kind, &meta)),
         };
         if let Some(record) = record {
             self.shared.seen.put(&self.id, version(&meta), record);
         }
+    }
+}
+
+/// How many pods a plan asks for: as load does, within its bounds, where it decides.
+fn wanted(plan: &WorkloadPlan, seen: &ComponentSeen) -> u32 {
+    let Some(asked) = &plan.autoscaling else { return plan.replicas };
+    let scale = seen.of(Kind::Scale).find(|(_, it)| !it.deleting);
+    asked.within(scale.map_or(plan.replicas, |(_, it)| it.detail.replicas))
+}
+
+impl State {
+    /// How many instances load asks for. Why is known a moment later than how many: the autoscaler says so afterwards.
+    fn scaling(&mut self, seen: &ComponentSeen) -> Option<ScalingFacts> {
+        let plan = self.asked.as_ref()?.plan.clone();
+        let Some(asked) = &plan.autoscaling else {
+            self.scaled = None;
+            return None;
+        };
+        let replicas = wanted(&plan, seen);
+        let scaler = seen.of(Kind::Autoscaler).find_map(|(_, it)| it.detail.scaler.as_deref());
+        let (before, reason) = self.scaled.clone().unwrap_or((replicas, String::new()));
+        let why = scaler.and_then(|it| it.reason(before, replicas, asked, &plan.template.resources));
+        let reason = match why {
+            Some(why) => {
+                self.scaled = Some((replicas, why.clone()));
+                why
+            }
+            None if before == replicas => {
+                self.scaled = Some((replicas, reason.clone()));
+                reason
+            }
+            None => String::new(),
+        };
+        Some(ScalingFacts { replicas, reason, problem: scaler.and_then(|it| it.problem.clone()) })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::logs::{KeptLines, Logs};
 use crate::render::{self, Kind, Rendered, Surroundings};
 use crate::seen::{ObjectSeen, Seen, Whereabouts};
 use crate::tenant::{PullCredentials, Tenants};
-use crate::{exec, forward, run_once, usage, watch};
+use crate::{exec, forward, run_once, scale, usage, watch};
 use arco_config::KubernetesConfig;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     /// Name of this server, where there are several.
     pub(crate) server: String,
     pub(crate) nodes: usage::Nodes,
+    /// Why components cannot be scaled by load here.
+    pub(crate) by_load: Result<(), String>,
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -219,6 +221,11 @@ impl KubernetesOrchestrator {
                 )));
             }
         }
+        let by_load = scale::ready(&cluster).await;
+        if let Err(why) = &by_load {
+            tracing::warn!(why, "components cannot be scaled by load");
+        }
+        let scales = by_load.is_ok();
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let (seen, bell) = (Arc::new(Seen::default()), broadcast::channel(4096).0);
         let tenants = Tenants::new(cluster.clone(), config.clone(), allowed_networks, pull_credentials);
@@ -232,6 +239,7 @@ impl KubernetesOrchestrator {
             changed: broadcast::channel(4096).0,
             server: server.unwrap_or_default().to_owned(),
             nodes: usage::Nodes::default(),
+            by_load,
             tracker: tracker.clone(),
             stop: stop.clone(),
             config,
@@ -242,7 +250,8 @@ impl KubernetesOrchestrator {
                 inner.ring(id);
             }
         });
-        let listed = watch::start(&cluster.client, &inner.config.namespace_prefix, &seen, ring, &stop, &tracker).await;
+        let prefix = &inner.config.namespace_prefix;
+        let listed = watch::start(&cluster.client, prefix, scales, &seen, ring, &stop, &tracker).await;
         if let Err(error) = listed {
             stop.cancel();
             return Err(error);
@@ -324,6 +333,14 @@ impl Orchestrator for KubernetesOrchestrator {
         component.take(plan, || -> Result<Rendered, String> {
             let image = image.map_err(|it| it.to_string())?;
             inner.seen().with(&plan.component, |it| crate::component::fits(plan, it))?;
+            if plan.autoscaling.is_some()
+                && let Err(why) = &inner.by_load
+            {
+                let reference = format!("{}/{}", plan.application, plan.name);
+                return Err(format!(
+                    "`{reference}` cannot be scaled by load: {why}; or `arco scale {reference} --off`"
+                ));
+            }
             let around = Surroundings {
                 config: &inner.config,
                 image: &image.config,

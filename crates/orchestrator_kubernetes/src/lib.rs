@@ -22,6 +22,7 @@ pub mod preflight;
 mod render;
 pub mod routes;
 mod run_once;
+mod scale;
 mod seen;
 mod tenant;
 mod usage;

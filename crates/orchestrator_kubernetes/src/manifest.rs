@@ -9,6 +9,7 @@ mod objects;
 mod parts;
 mod registry;
 
+use crate::scale;
 use arco_model::artifact::Digest;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -212,7 +213,10 @@ pub fn manifest(installation: &Installation) -> Vec<Value> {
     let settings = installation.settings();
     let digest = Digest::of(settings.as_bytes());
     let version = &digest.hex()[..16];
-    let mut documents = objects::namespace(installation);
+    let mut definition = scale::definition();
+    definition["metadata"]["labels"] = objects::labels("controller");
+    let mut documents = vec![definition];
+    documents.extend(objects::namespace(installation));
     match &installation.replicas {
         None => {
             documents.extend(objects::access(installation));

@@ -102,10 +102,13 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     };
     let mut findings = vec![judge_version(&version.major, &version.minor, &version.git_version)];
     findings.extend(clock(client).await);
-    findings.push(match served(client).await {
-        Ok(served) => judge_groups(&served),
-        Err(error) => Finding::bad("APIs", words(&error), "let this account read the API groups (system:discovery)"),
-    });
+    match served(client).await {
+        Ok(served) => findings.extend([judge_groups(&served), judge_metrics(&served)]),
+        Err(error) => {
+            let advice = "let this account read the API groups (system:discovery)";
+            findings.push(Finding::bad("APIs", words(&error), advice));
+        }
+    }
     findings.push(permissions(client, !config.route_class.is_empty()).await);
     findings.push(usage(client).await);
     findings.push(storage(client, &config.storage_class).await);
@@ -183,6 +186,18 @@ fn judge_groups(served: &BTreeSet<String>) -> Finding {
         "APIs",
         format!("not served: {}", missing.join(", ")),
         "look for `--runtime-config` of the API server, and upgrade the cluster",
+    )
+}
+
+/// Whether the cluster measures load.
+fn judge_metrics(served: &BTreeSet<String>) -> Finding {
+    if served.iter().any(|it| it.starts_with("metrics.k8s.io/")) {
+        return Finding::good("load", "the metrics API tells what pods use");
+    }
+    Finding::warning(
+        "load",
+        "there is no metrics API (metrics.k8s.io): components that are scaled by load keep their number",
+        "install metrics-server",
     )
 }
 

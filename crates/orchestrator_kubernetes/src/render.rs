@@ -4,6 +4,7 @@
 //! Kubernetes replaces no instance by itself: a change makes a workload of another key beside the old one (for stateful
 //! components: a template that only new pods get), and the driver moves from one to the other.
 
+mod autoscaling;
 mod network;
 mod overlay;
 mod placement;
@@ -32,12 +33,15 @@ pub(crate) enum Kind {
     Service,
     NetworkPolicy,
     DisruptionBudget,
+    Autoscaler,
+    Scale,
     Deployment,
     StatefulSet,
     Job,
     Pod,
     Namespace,
     Quota,
+    Definition,
 }
 
 impl Kind {
@@ -49,12 +53,15 @@ impl Kind {
             Self::Service => ("v1", "Service", "services"),
             Self::NetworkPolicy => ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
             Self::DisruptionBudget => ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+            Self::Autoscaler => ("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+            Self::Scale => ("arco.internal/v1", "ComponentScale", "componentscales"),
             Self::Deployment => ("apps/v1", "Deployment", "deployments"),
             Self::StatefulSet => ("apps/v1", "StatefulSet", "statefulsets"),
             Self::Job => ("batch/v1", "Job", "jobs"),
             Self::Pod => ("v1", "Pod", "pods"),
             Self::Namespace => ("v1", "Namespace", "namespaces"),
             Self::Quota => ("v1", "ResourceQuota", "resourcequotas"),
+            Self::Definition => ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions"),
         }
     }
 }
@@ -84,6 +91,12 @@ impl Object {
             body[field] = value;
         }
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned(), body }
+    }
+
+    /// A whole document of the cluster itself.
+    pub(crate) fn of_cluster(kind: Kind, body: Value) -> Self {
+        let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        Self { kind, namespace: String::new(), name, body }
     }
 
     fn annotate(&mut self, name: &str, value: impl Into<Value>) {
@@ -124,6 +137,8 @@ pub(crate) struct Rendered {
     pub(crate) others: Vec<Object>,
     /// Shared claims and those of each place, as they are made new.
     pub(crate) claims: Vec<Object>,
+    /// Where load writes how many pods there are to be; made once, then not ours.
+    pub(crate) scale: Option<Object>,
     kind: ComponentKind,
     base: String,
     workload: Object,
@@ -178,9 +193,11 @@ pub(crate) fn component(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Resul
     others.extend(network::service(plan, &namespace, &base, &labels));
     others.push(network::policy(plan, around.config, &namespace, &base, &labels));
     others.extend(network::disruption_budget(plan, &namespace, &base, &labels));
+    others.extend(autoscaling::autoscaler(plan, &namespace, &base, &labels));
+    let scale = autoscaling::scale(plan, &namespace, &base, &labels);
     let workload = workload(plan, around.config, &namespace, &base, &key, &labels, pod);
     let claims = volumes::claims(plan, around.config, &namespace, &labels);
-    Ok(Rendered { namespace, key, others, claims, kind: plan.kind, base, workload })
+    Ok(Rendered { namespace, key, others, claims, scale, kind: plan.kind, base, workload })
 }
 
 fn workload(

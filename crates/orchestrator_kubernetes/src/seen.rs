@@ -4,6 +4,7 @@
 //! answer to a change of ours; a pod costs about a kilobyte. Nothing here asks the cluster; `watch` feeds it.
 
 pub(crate) mod convert;
+pub(crate) mod scaler;
 
 use crate::render::Kind;
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
@@ -63,7 +64,7 @@ pub(crate) struct PodSeen {
 /// What of another object is needed beyond its version.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Detail {
-    /// Pods asked of a workload.
+    /// Pods asked of a workload, or by load.
     pub(crate) replicas: u32,
     /// Digest of the fields that cannot be changed.
     pub(crate) fixed: String,
@@ -77,6 +78,8 @@ pub(crate) struct Detail {
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.
     pub(crate) volume: Option<(String, u32)>,
+    /// What an autoscaler says of load.
+    pub(crate) scaler: Option<Box<scaler::Scaler>>,
 }
 
 /// Another object of ours.

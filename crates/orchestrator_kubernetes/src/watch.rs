@@ -5,12 +5,14 @@
 
 use crate::names;
 use crate::render::Kind;
+use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, owner, plain, version};
 use crate::seen::{Record, Seen};
 use arco_model::id::ComponentId;
 use arco_orchestrator::Error;
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -47,10 +49,11 @@ struct Watch {
     stop: CancellationToken,
 }
 
-/// Starts all watches; returns when each has listed everything once.
+/// Starts all watches; returns when each has listed everything once. `by_load`: whether the cluster has what scales by load.
 pub(crate) async fn start(
     client: &Client,
     prefix: &str,
+    by_load: bool,
     seen: &Arc<Seen>,
     bell: Bell,
     stop: &CancellationToken,
@@ -67,7 +70,11 @@ pub(crate) async fn start(
     tracker.spawn(whole::<PersistentVolumeClaim>(client, config.clone(), watch.clone()));
     tracker.spawn(metadata::<Secret>(client, config.clone(), Kind::Secret, watch.clone()));
     tracker.spawn(metadata::<NetworkPolicy>(client, config.clone(), Kind::NetworkPolicy, watch.clone()));
-    tracker.spawn(metadata::<PodDisruptionBudget>(client, config, Kind::DisruptionBudget, watch.clone()));
+    tracker.spawn(metadata::<PodDisruptionBudget>(client, config.clone(), Kind::DisruptionBudget, watch.clone()));
+    if by_load {
+        tracker.spawn(whole::<ComponentScale>(client, config.clone(), watch.clone()));
+        tracker.spawn(whole::<HorizontalPodAutoscaler>(client, config, watch.clone()));
+    }
     tracker.spawn(warnings(client.clone(), prefix.to_owned(), watch));
 
     let mut missing = HashSet::from([
@@ -81,6 +88,7 @@ pub(crate) async fn start(
         Kind::NetworkPolicy,
         Kind::DisruptionBudget,
     ]);
+    missing.extend([Kind::Scale, Kind::Autoscaler].into_iter().filter(|_| by_load));
     let mut last = "no answer".to_owned();
     let deadline = tokio::time::Instant::now() + FIRST_LISTS;
     while !missing.is_empty() {

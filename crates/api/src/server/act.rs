@@ -6,6 +6,7 @@ mod context;
 mod credential;
 mod operation;
 pub(super) mod route;
+pub(super) mod scale;
 mod stack;
 mod stream;
 mod transfer;
@@ -17,7 +18,7 @@ use super::Api;
 use super::change::SecretEdits;
 use super::error::ApiError;
 use super::identity::Caller;
-use crate::wire::{DeployRequest, OperationDocument, ScaleRequest, SecretText, SpecPatch};
+use crate::wire::{DeployRequest, OperationDocument, SecretText, SpecPatch};
 use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::ComponentId;
@@ -70,25 +71,6 @@ impl Api {
         let cause = cause(patch);
         self.one(caller, target, |it| {
             it.configure(&target.component, OperationKind::Configure, cause, &edit, &patch.secrets)
-        })
-        .await
-    }
-
-    pub(super) async fn scale(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        request: &ScaleRequest,
-    ) -> Result<OperationDocument, ApiError> {
-        let ScaleRequest { replicas, memory_mb, cpu_milli } = *request;
-        if request == &ScaleRequest::default() {
-            let advice = "give `--replicas`, `--memory-mb` or `--cpu-milli`";
-            return Err(Problem::invalid("scale_empty", "there is nothing to scale", advice).into());
-        }
-        let patch = SpecPatch { replicas, memory_mb, cpu_milli, ..SpecPatch::default() };
-        let edit = |spec: &mut ComponentSpec| patch.apply(spec);
-        self.one(caller, target, |it| {
-            it.configure(&target.component, OperationKind::Scale, "scale", &edit, &SecretEdits::new())
         })
         .await
     }

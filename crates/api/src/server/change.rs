@@ -3,6 +3,7 @@
 //! What must hold: a change raises the component's generation; what changes how instances run makes a revision, when
 //! there is an artifact; each touched component gets exactly one operation; secret values leave here sealed.
 
+use super::act::scale::follows_load;
 use super::error::ApiError;
 use super::rules::After;
 use super::world::World;
@@ -157,7 +158,8 @@ impl<'w> Change<'w> {
         let found = self.world.component(name)?;
         let mut component = found.value.clone();
         component.generation += 1;
-        component.spec = ComponentSpec { replicas: component.spec.replicas, ..revision.spec.clone() };
+        let ComponentSpec { replicas, autoscaling, .. } = component.spec;
+        component.spec = ComponentSpec { replicas, autoscaling, ..revision.spec.clone() };
         component.desired_revision = Some(revision.id.clone());
         let mut operation = self.operation(&component, OperationKind::Rollback);
         operation.revision = Some(revision.id.clone());
@@ -344,7 +346,8 @@ impl<'w> Change<'w> {
         let now = self.world.now;
         let rollout = component.spec.rollout;
         let each = rollout.start_deadline_ms.saturating_add(rollout.drain_ms).saturating_add(rollout.stop_grace_ms);
-        let replicas = u64::from(component.spec.replicas.max(1));
+        let wanted = component.wanted_replicas(component.observed.scaling.as_ref());
+        let replicas = u64::from(wanted.max(1));
         Operation {
             id: clock::fresh(),
             kind,
@@ -419,6 +422,7 @@ fn set_version(spec: &mut ComponentSpec, name: &str, version: Option<u64>) {
 pub(super) fn runs_differently(a: &ComponentSpec, b: &ComponentSpec) -> bool {
     let normal = |it: &ComponentSpec| ComponentSpec {
         replicas: 0,
+        autoscaling: None,
         build: a.build.clone(),
         source: a.source.clone(),
         ..it.clone()
@@ -428,6 +432,13 @@ pub(super) fn runs_differently(a: &ComponentSpec, b: &ComponentSpec) -> bool {
 
 fn check(before: Option<&Component>, after: &Component) -> Result<(), Problem> {
     spec::validate(&after.spec)?;
+    if let Some(before) = before
+        && before.spec.autoscaling.is_some()
+        && before.spec.autoscaling == after.spec.autoscaling
+        && before.spec.replicas != after.spec.replicas
+    {
+        return Err(follows_load(before));
+    }
     match before {
         Some(before) if before.last_revision_number > 0 && before.spec.kind != after.spec.kind => {
             let message = format!("the kind of `{}` cannot change once it has run", after.reference());

@@ -101,7 +101,7 @@ impl<'a> After<'a> {
 
     /// Memory that the tenant asks for stays within its quota; what makes it less is always allowed.
     pub(super) fn quota(&self, tenant: &Tenant, before: &[&Component]) -> Result<(), Problem> {
-        let asked = |it: &Component| u64::from(it.spec.replicas) * u64::from(it.spec.resources.memory_mb);
+        let asked = |it: &Component| u64::from(it.spec.most_replicas()) * u64::from(it.spec.resources.memory_mb);
         let on = |it: &&&Component| it.tenant == tenant.name && it.power == Power::On;
         let (now, then): (u64, u64) =
             (before.iter().filter(on).map(|it| asked(it)).sum(), self.all.iter().filter(on).map(|it| asked(it)).sum());

@@ -32,7 +32,7 @@ pub struct ComponentSummary {
     pub status: Status,
     /// Why; empty only when all is well.
     pub reason: String,
-    /// Instances that were asked for.
+    /// Instances that were asked for, by a person or by load.
     pub replicas: u32,
     /// Instances that may get requests.
     pub ready_replicas: u32,

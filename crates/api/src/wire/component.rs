@@ -1,7 +1,7 @@
 //! A component as people see it: status, instances, revisions, volumes, routes, names of secrets.
 
 use arco_model::component::{Power, Revision};
-use arco_model::observed::InstanceFacts;
+use arco_model::observed::{InstanceFacts, ScalingFacts};
 use arco_model::source::Source;
 use arco_model::spec::{ComponentSpec, Port, VolumeKind};
 use arco_model::status::Status;
@@ -23,10 +23,15 @@ pub struct ComponentDocument {
     pub reason: String,
     /// What to do; empty when all is well or it passes by itself.
     pub advice: String,
-    /// Instances that were asked for.
+    /// Instances that were asked for, by a person or by load.
     pub replicas: u32,
     /// Instances that may get requests.
     pub ready_replicas: u32,
+    /// How many instances load asks for, what changed that last, and why load is not followed (`replicas`, `reason`,
+    /// `problem`); absent when the number does not follow load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub scaling: Option<ScalingFacts>,
     /// Number of the revision that answers now; `null` before the first.
     pub revision: Option<u64>,
     /// Raised by every change of what is asked.

@@ -1,6 +1,7 @@
 //! A change of a spec: what is absent stays, `null` goes back to the default.
 
 use super::SecretText;
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{
     Binding, Command, ComponentKind, ComponentSpec, Port, Probe, Resources, RolloutSpec, VolumeSpec,
@@ -24,6 +25,10 @@ pub struct SpecPatch {
     /// How many instances.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
+    /// How many instances by load, instead of a fixed number; replaced as a whole.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "nullable")]
+    #[schema(value_type = Option<Object>)]
+    pub autoscaling: Option<Option<Autoscaling>>,
     /// Memory of one instance in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u32>,
@@ -122,6 +127,7 @@ impl SpecPatch {
         set(&mut spec.kind, &self.kind);
         set(&mut spec.schedule, &self.schedule);
         set(&mut spec.replicas, &self.replicas);
+        set(&mut spec.autoscaling, &self.autoscaling);
         set(&mut spec.ports, &self.ports);
         set(&mut spec.build.strategy, &self.strategy);
         set(&mut spec.build.dockerfile, &self.dockerfile);

@@ -46,6 +46,24 @@ pub struct ScaleRequest {
     /// Thousandths of a core of one instance; 0 for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_milli: Option<u32>,
+    /// `true`: the number of instances follows load, by what follows and else as before; `false`: it stays as it is now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<bool>,
+    /// Fewest instances by load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_replicas: Option<u32>,
+    /// Most instances by load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_replicas: Option<u32>,
+    /// CPU that is asked of an instance on average, in percent of its limit, or of one core; 0: CPU does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
+    /// Memory that is asked of an instance on average, in percent of its limit; 0: memory does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_percent: Option<u32>,
+    /// How long fewer instances must have been enough before there are fewer, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub down_after_s: Option<u32>,
 }
 
 /// Serve an older revision again.

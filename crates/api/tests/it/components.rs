@@ -5,6 +5,7 @@ use arco_api::wire::{ScaleRequest, SpecPatch};
 use arco_model::component::Power;
 use arco_model::job::Topic;
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{Binding, ComponentKind};
 use std::time::Duration;
 
@@ -124,6 +125,36 @@ async fn scaling_makes_a_revision_only_when_instances_change() {
     assert_eq!(code(platform.client.scale("default", WEB, &ScaleRequest::default()).await), "scale_empty");
     let many = ScaleRequest { replicas: Some(101), ..ScaleRequest::default() };
     assert_eq!(code(platform.client.scale("default", WEB, &many).await), "replicas_invalid");
+}
+
+#[tokio::test]
+async fn a_number_that_follows_load_is_not_set_by_hand() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let scale = |request: ScaleRequest| {
+        let client = platform.client.clone();
+        async move { client.scale("default", WEB, &request).await }
+    };
+    let by_load = ScaleRequest { min_replicas: Some(2), max_replicas: Some(5), ..ScaleRequest::default() };
+    let operation = scale(by_load).await.unwrap();
+    assert_eq!((operation.kind, operation.revision), (OperationKind::Scale, None), "instances stay");
+    let component = platform.component(WEB).await;
+    assert_eq!(component.spec.autoscaling, Some(Autoscaling::by_cpu(2, 5)));
+    assert_eq!(platform.client.component("default", WEB).await.unwrap().replicas, 2);
+
+    let three = ScaleRequest { replicas: Some(3), ..ScaleRequest::default() };
+    assert_eq!(code(scale(three.clone()).await), "follows_load");
+    let patch = SpecPatch { replicas: Some(3), ..SpecPatch::default() };
+    assert_eq!(code(platform.client.patch("default", WEB, &patch).await), "follows_load");
+    assert_eq!(code(platform.deploy(WEB, patch).await), "follows_load");
+    scale(ScaleRequest { cpu_percent: Some(60), ..ScaleRequest::default() }).await.unwrap();
+    let asked = platform.component(WEB).await.spec.autoscaling.unwrap();
+    assert_eq!((asked.max_replicas, asked.cpu_percent), (5, Some(60)), "what is not named stays");
+
+    scale(ScaleRequest { autoscaling: Some(false), ..ScaleRequest::default() }).await.unwrap();
+    let component = platform.component(WEB).await;
+    assert_eq!((component.spec.autoscaling, component.spec.replicas), (None, 2), "as many as there were to be");
+    scale(three).await.unwrap();
 }
 
 #[tokio::test]

@@ -108,7 +108,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  arco restart demo/web")]
     Restart(power::PowerArgs),
     /// Change the number or the size of instances
-    #[command(after_help = "Example:\n  arco scale demo/web --replicas 3 --memory-mb 256")]
+    #[command(
+        after_help = "Examples:\n  arco scale demo/web --replicas 3 --memory-mb 256\n  arco scale demo/web --min 2 --max 10 --cpu 70     by load\n  arco scale demo/web --off                         as many as there are now"
+    )]
     Scale(power::ScaleArgs),
     /// List revisions
     #[command(after_help = "Example:\n  arco revisions demo/web")]

@@ -75,6 +75,9 @@ mod tests {
             "application": "demo",
             "components": {"web": {
                 "source": ".", "dir": "sub", "kind": "cron", "schedule": "* * * * *", "replicas": 2,
+                "autoscaling": {
+                    "min_replicas": 1, "max_replicas": 4, "cpu_percent": 70, "memory_percent": 80, "down_after_s": 60
+                },
                 "resources": {"cpu_milli": 100, "memory_mb": 64, "disk_mb": 64, "pids": 64},
                 "ports": [{"port": 80, "protocol": "http", "outer": true}],
                 "env": {"A": "1"}, "secrets": ["B"], "build_env": {"C": "1"},
@@ -113,6 +116,8 @@ mod tests {
         assert_eq!(keys(&schema["$defs"]["port"]["properties"]), keys(&component["ports"][0]));
         assert_eq!(keys(&schema["$defs"]["volume"]["properties"]), keys(&component["volumes"][0]));
         assert_eq!(keys(&schema["$defs"]["stream"]["properties"]), keys(&component["streams"][0]));
+        let load = &schema["$defs"]["autoscaling"]["properties"];
+        assert_eq!(keys(load), keys(&component["autoscaling"]));
         assert_eq!(keys(&schema["$defs"]["rollout"]["properties"]), keys(&component["rollout"]));
         let (known, asked) = (&schema["$defs"]["scheduling"]["properties"], &component["scheduling"]);
         assert_eq!(keys(known), keys(asked));

@@ -76,7 +76,12 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             field(name, value);
         }
     }
-    field("ready", &format!("{} of {}", component.ready_replicas, component.replicas));
+    field("ready", &ready(component));
+    if let (Some(asked), Some(scaling)) = (&component.spec.autoscaling, &component.scaling) {
+        let why = scaling.problem.as_ref().map_or(scaling.reason.clone(), |it| format!("load is not followed: {it}"));
+        let by = asked.describe();
+        field("scaling", &if why.is_empty() { by } else { format!("{by}; {why}") });
+    }
     field("revision", &revision(component.status, component.revision, component.desired_revision));
     field("source", &source(&component.spec.source));
     component.urls.iter().for_each(|it| field("url", it));
@@ -92,6 +97,15 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             row
         });
         ui.table(&["INSTANCE", "STATUS", "RESTARTS", "ADDRESS", "NODE", "AGE", "REASON"], rows);
+    }
+}
+
+/// `3 of 3`; by load: `3 of 3, 2–10 by load`.
+fn ready(component: &ComponentDocument) -> String {
+    let fixed = format!("{} of {}", component.ready_replicas, component.replicas);
+    match &component.spec.autoscaling {
+        Some(asked) => format!("{fixed}, {}–{} by load", asked.min_replicas, asked.max_replicas),
+        None => fixed,
     }
 }
 

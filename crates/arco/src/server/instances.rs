@@ -13,7 +13,7 @@ use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
 use arco_orchestrator::SharedOrchestrator;
-use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
+use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
@@ -58,6 +58,7 @@ impl Instances {
                     egress: config.builder.egress,
                     instance_log_mb: config.orchestrator.instance_log_mb,
                     executable: std::env::current_exe().context("failed to find this executable")?,
+                    pace: Pace::default(),
                 };
                 let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
                     .await

@@ -64,7 +64,7 @@ fn context() -> StatusContext {
 }
 
 fn seen(rollout: RolloutFacts, instances: Vec<InstanceFacts>) -> Observed {
-    Observed { plan: "p".into(), instances, rollout, address: None }
+    Observed { plan: "p".into(), instances, rollout, ..Observed::default() }
 }
 
 #[track_caller]
@@ -202,4 +202,27 @@ fn jobs_end_and_crons_wait() {
     let run = crate::component::CronRun { scheduled_at: Timestamp(0), ended_at: Some(NOW), exit_status: Some(4) };
     cron.observed.last_run = Some(run);
     check(&cron, Observed::default(), &context(), Status::Abnormal, "status 4");
+}
+
+#[test]
+fn a_number_that_follows_load_is_no_change_of_the_component() {
+    let mut web = component(ComponentKind::Stateless, 1);
+    web.spec.autoscaling = Some(crate::spec::autoscaling::Autoscaling::by_cpu(2, 4));
+    let (ready, starting) = (instance(InstancePhase::Ready), instance(InstancePhase::Starting));
+    let leaving = instance(InstancePhase::Draining);
+    let other = InstanceFacts { template: "other".into(), ..ready.clone() };
+    let asks = |replicas| crate::observed::ScalingFacts { replicas, ..Default::default() };
+    for (name, rollout, instances, asked, wanted) in [
+        ("as asked", RolloutFacts::Done, vec![&ready, &ready], 2, Status::Running),
+        ("more on the way", RolloutFacts::Progressing, vec![&ready, &ready, &starting], 3, Status::Running),
+        ("some leave", RolloutFacts::Progressing, vec![&ready, &ready, &leaving], 2, Status::Running),
+        ("below the least", RolloutFacts::Progressing, vec![&ready, &starting], 2, Status::Upgrading),
+        ("a rollout", RolloutFacts::Progressing, vec![&ready, &ready, &other], 2, Status::Upgrading),
+        ("one was lost", RolloutFacts::Done, vec![&ready, &ready], 3, Status::Degraded),
+        ("the bounds hold", RolloutFacts::Done, vec![&ready, &ready], 0, Status::Running),
+    ] {
+        let observed =
+            Observed { scaling: Some(asks(asked)), ..seen(rollout, instances.into_iter().cloned().collect()) };
+        assert_eq!(decide(&web, &observed, &context()).status, wanted, "{name}");
+    }
 }

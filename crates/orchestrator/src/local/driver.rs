@@ -9,6 +9,7 @@ mod component;
 mod instance;
 mod record;
 mod run_once;
+mod scaling;
 
 use super::container::{Containers, ContainersConfig};
 use super::network::rules::BuildWay;
@@ -24,6 +25,7 @@ use arco_store::logs::LogSink;
 use async_trait::async_trait;
 use component::Event;
 use ipnet::Ipv4Net;
+pub use scaling::Pace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -50,6 +52,8 @@ pub struct LocalConfig {
     pub instance_log_mb: u32,
     /// The program that is run as `shim`; usually ourselves.
     pub executable: PathBuf,
+    /// How load is looked at where the number of instances follows it.
+    pub pace: Pace,
 }
 
 /// Instances that are prepared at the same time; more would only wait for the disk.
@@ -73,6 +77,7 @@ struct Inner {
     pool: Ipv4Net,
     node: String,
     dir: PathBuf,
+    pace: Pace,
     preparing: Semaphore,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -145,6 +150,7 @@ impl LocalOrchestrator {
             pool,
             node: node.unwrap_or_default(),
             dir: dir.join("orchestrator"),
+            pace: config.pace,
             preparing: Semaphore::new(PREPARING_AT_ONCE),
             tracker,
             stop,

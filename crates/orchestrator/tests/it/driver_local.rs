@@ -4,10 +4,11 @@ use crate::driver_contract::{contract, one_shot, plan, reached, ready, until};
 use crate::host_root::{in_time, put_layer};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::artifact::{ImageConfig, ImageRef};
-use arco_model::observed::{InstancePhase, RolloutFacts};
+use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{LayerExport, OneShotNetwork, WorkloadPlan};
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
-use arco_orchestrator::local::{LocalConfig, LocalOrchestrator};
+use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
 use arco_orchestrator::{ExecRequest, Orchestrator as _, Removal};
 use arco_store::blob::MemoryBlobs;
 use arco_store::images::{Image, Images};
@@ -86,6 +87,7 @@ impl Place {
             egress: Egress::Public,
             instance_log_mb: 1,
             executable: std::env::current_exe().unwrap(),
+            pace: Pace { look_ms: 300, window_ms: 900 },
         };
         std::fs::create_dir_all(&config.data_dir).unwrap();
         std::fs::create_dir_all(&config.cache_dir).unwrap();
@@ -151,6 +153,50 @@ fn instances_answer_soon_and_are_adopted() {
         assert_eq!(again.address, two.address);
         driver.remove(&plan.component, &Removal::Everything).await.unwrap();
         driver.shutdown(false).await.unwrap();
+    });
+}
+
+#[test]
+fn instances_become_more_and_fewer_as_load_asks() {
+    on_a_machine(|place| async move {
+        let driver = place.driver().await;
+        // Busy until somebody removes the file; each may use a twentieth of a core, a fifth of which is asked.
+        let mut plan = place.plan(&["sh", "-c", "touch /busy; while [ -e /busy ]; do :; done; exec sleep 3600"]);
+        (plan.template.ports, plan.template.resources.cpu_milli) = (Vec::new(), 50);
+        plan.autoscaling = Some(Autoscaling { cpu_percent: Some(20), down_after_s: 1, ..Autoscaling::by_cpu(1, 3) });
+        driver.apply(&plan).await.unwrap();
+        let scaling = |it: &Observed| it.scaling.clone().unwrap_or_default();
+        assert_eq!(scaling(&driver.observe(&plan.component).await.unwrap()).replicas, 1, "as few as may be at first");
+        let all = |it: &Observed, wanted: u32| {
+            scaling(it).replicas == wanted
+                && ready(it).len() == wanted as usize
+                && it.instances.len() == wanted as usize
+        };
+        let busy = until(driver.as_ref(), &plan.component, "load asks for three", |it| all(it, 3)).await;
+        let reason = scaling(&busy).reason;
+        assert!(reason.starts_with("scaled from ") && reason.contains("CPU is at "), "{reason}");
+
+        // The next process goes on with as many.
+        driver.shutdown(false).await.unwrap();
+        drop(driver);
+        let driver = place.driver().await;
+        driver.apply(&plan).await.unwrap();
+        assert_eq!(scaling(&driver.observe(&plan.component).await.unwrap()).replicas, 3);
+        let busy = until(driver.as_ref(), &plan.component, "all are ready again", |it| all(it, 3)).await;
+
+        for id in ready(&busy) {
+            let argv = ["rm", "/busy"].map(str::to_owned).to_vec();
+            let mut session = driver.exec(&id, ExecRequest { argv, terminal: None }).await.unwrap();
+            assert_eq!((&mut session.exit).await.unwrap(), 0);
+        }
+        let idle = until(driver.as_ref(), &plan.component, "one is enough", |it| all(it, 1)).await;
+        let reason = scaling(&idle).reason;
+        assert!(reason.contains("fewer have been enough for 1 s"), "{reason}");
+
+        plan.autoscaling = None;
+        driver.apply(&plan).await.unwrap();
+        assert_eq!(reached(driver.as_ref(), &plan).await.scaling, None);
+        driver.shutdown(true).await.unwrap();
     });
 }
 

@@ -105,3 +105,11 @@ fn nodes_are_counted_when_they_take_pods() {
         assert!(found.weight == weight && found.found.contains(part), "{found:?}");
     }
 }
+
+#[test]
+fn a_cluster_without_metrics_is_told() {
+    let served = |it: &str| BTreeSet::from([it.to_owned()]);
+    assert_eq!(judge_metrics(&served("metrics.k8s.io/v1beta1")).weight, Weight::Good);
+    let finding = judge_metrics(&served("apps/v1"));
+    assert!(finding.weight == Weight::Warning && finding.advice.contains("metrics-server"), "{finding:?}");
+}

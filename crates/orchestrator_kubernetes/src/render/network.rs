@@ -114,7 +114,8 @@ pub(super) fn disruption_budget(
     base: &str,
     labels: &Map<String, Value>,
 ) -> Option<Object> {
-    if plan.replicas < 2 || plan.kind.runs_to_end() {
+    let most = plan.autoscaling.map_or(plan.replicas, |it| it.max_replicas);
+    if most < 2 || plan.kind.runs_to_end() {
         return None;
     }
     let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" } });

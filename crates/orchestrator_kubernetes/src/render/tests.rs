@@ -3,10 +3,12 @@
 use super::*;
 use arco_model::id::{ComponentId, RevisionId};
 use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork};
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{Port, Probe, Protocol, Resources, RolloutSpec, VolumeKind, VolumeSpec};
 use k8s_openapi::api::{
-    apps::v1 as apps, batch::v1 as batch, core::v1 as core, networking::v1 as net, policy::v1 as policy,
+    apps::v1 as apps, autoscaling::v2 as autoscaling, batch::v1 as batch, core::v1 as core, networking::v1 as net,
+    policy::v1 as policy,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
@@ -42,6 +44,7 @@ pub(crate) fn plan() -> WorkloadPlan {
             overlay: None,
         },
         rollout: RolloutSpec::default(),
+        autoscaling: None,
         may_call: BTreeSet::from([ComponentId::from_parts(1_700_000_000_000, 9)]),
         hold: false,
     }
@@ -99,6 +102,8 @@ fn checked(objects: &[Value]) {
             "PersistentVolumeClaim" => known::<core::PersistentVolumeClaim>(body),
             "NetworkPolicy" => known::<net::NetworkPolicy>(body),
             "PodDisruptionBudget" => known::<policy::PodDisruptionBudget>(body),
+            "HorizontalPodAutoscaler" => known::<autoscaling::HorizontalPodAutoscaler>(body),
+            "ComponentScale" => {} // ours: the API server checks it against its definition
             "Namespace" => known::<core::Namespace>(body),
             "ResourceQuota" => known::<core::ResourceQuota>(body),
             "Pod" => known::<core::Pod>(body),
@@ -123,6 +128,21 @@ fn a_stateful_component() {
     let objects = all(&rendered(&plan), 3);
     checked(&objects);
     insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn a_component_that_follows_load() {
+    let mut plan = plan();
+    let by = Autoscaling { memory_percent: Some(75), down_after_s: 60, ..Autoscaling::by_cpu(2, 10) };
+    plan.autoscaling = Some(by);
+    let by_load = rendered(&plan);
+    let autoscaler = by_load.others.iter().find(|it| it.kind == Kind::Autoscaler).unwrap();
+    let objects = [by_load.scale.as_ref().unwrap().body.clone(), autoscaler.body.clone()];
+    checked(&objects);
+    insta::assert_json_snapshot!(objects);
+    plan.autoscaling = None;
+    let fixed = rendered(&plan);
+    assert!(fixed.scale.is_none() && fixed.key == by_load.key, "instances stay when it begins or ends");
 }
 
 #[test]

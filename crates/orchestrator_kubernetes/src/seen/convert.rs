@@ -53,7 +53,7 @@ pub(crate) fn plain(kind: Kind, meta: &ObjectMeta) -> Record {
     Record::Object(kind, meta.name.clone().unwrap_or_default(), Box::new(object(meta, Detail::default())))
 }
 
-fn detailed(kind: Kind, meta: &ObjectMeta, detail: Detail) -> Record {
+pub(super) fn detailed(kind: Kind, meta: &ObjectMeta, detail: Detail) -> Record {
     Record::Object(kind, meta.name.clone().unwrap_or_default(), Box::new(object(meta, detail)))
 }
 

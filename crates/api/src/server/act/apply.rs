@@ -94,7 +94,13 @@ fn spec(
     let mut spec = ComponentSpec::new(wanted.source.clone());
     spec.kind = manifest.kind;
     spec.schedule.clone_from(&manifest.schedule);
-    spec.replicas = manifest.replicas.unwrap_or(1);
+    spec.replicas = match (manifest.autoscaling, found) {
+        // How many at first says nothing once it follows load, and what runs is where it begins.
+        (Some(_), Some(found)) if found.spec.autoscaling.is_some() => found.spec.replicas,
+        (Some(_), Some(found)) => manifest.replicas.unwrap_or(found.spec.replicas),
+        _ => manifest.replicas.unwrap_or(1),
+    };
+    spec.autoscaling = manifest.autoscaling;
     spec.resources = manifest.resources.unwrap_or_default();
     spec.ports.clone_from(&manifest.ports);
     spec.env.clone_from(&manifest.env);

@@ -5,12 +5,13 @@
 
 use super::instance::{self, Order};
 use super::record::{self, Record};
+use super::scaling::{Load, Scaled};
 use super::{Inner, lock};
 use crate::local::container::{ContainerPhase, ContainerState};
 use crate::local::probe;
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::observed::{InstanceFacts, InstancePhase, Observed, RolloutFacts};
+use arco_model::observed::{InstanceFacts, InstancePhase, Observed, RolloutFacts, ScalingFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::time::Timestamp;
 use arco_store::clock;
@@ -68,6 +69,7 @@ struct Task {
     address: Option<Ipv4Addr>,
     instances: BTreeMap<InstanceId, Instance>,
     record: Record,
+    load: Load,
     progress: Progress,
     wake_at: Option<Timestamp>,
     removing: Vec<oneshot::Sender<()>>,
@@ -93,6 +95,7 @@ pub(super) async fn open(inner: &Arc<Inner>, component: &ComponentId, adopted: V
         address: inner.network.stable_address(component).await,
         instances: BTreeMap::new(),
         record: record::load(&inner.dir, component),
+        load: Load::default(),
         progress: Progress::Moving,
         wake_at: None,
         removing: Vec::new(),
@@ -163,7 +166,8 @@ impl Instance {
 impl Task {
     async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<Event>) {
         loop {
-            let wait = self.wake_at.map(|it| Duration::from_millis(it.since_ms(clock::now())));
+            let wake_at = self.wake_at.into_iter().chain(self.looks_at()).min();
+            let wait = wake_at.map(|it| Duration::from_millis(it.since_ms(clock::now())));
             let event = tokio::select! {
                 () = self.inner.stop.cancelled() => return,
                 event = receiver.recv() => event,
@@ -172,6 +176,7 @@ impl Task {
             if let Some(event) = event {
                 self.handle(event).await;
             }
+            self.follow_load().await;
             self.decide().await;
             self.publish();
             if !self.removing.is_empty() && self.instances.is_empty() {
@@ -255,7 +260,12 @@ impl Task {
             return;
         }
         let first = self.plan.is_none();
-        self.desired = Some(Desired::of(&plan));
+        let scaled = scaled(&plan, self.record.scaled.as_ref());
+        self.desired = Some(desired(&plan, scaled.as_ref()));
+        if scaled != self.record.scaled {
+            self.record.scaled = scaled;
+            self.keep_record();
+        }
         self.plan = Some(Arc::new(plan));
         self.fingerprint = fingerprint;
         self.progress = Progress::Moving;
@@ -433,6 +443,37 @@ impl Task {
         Some(step)
     }
 
+    /// When load is to be looked at.
+    fn looks_at(&self) -> Option<Timestamp> {
+        let follows = self.removing.is_empty() && self.plan.as_ref().is_some_and(|it| it.autoscaling.is_some());
+        follows.then(|| self.load.next_look())
+    }
+
+    /// Looks at load when it is time, and asks for as many instances as it needs.
+    async fn follow_load(&mut self) {
+        let now = clock::now();
+        if self.looks_at().is_none_or(|it| it > now) {
+            return;
+        }
+        let (Some(plan), Some(scaled)) = (self.plan.clone(), self.record.scaled.as_ref()) else { return };
+        let Some(asked) = &plan.autoscaling else { return };
+        let now_are = scaled.replicas;
+        let mut used = Vec::new();
+        for (id, it) in self.instances.iter().filter(|(_, it)| !it.leaving() && it.facts.phase != InstancePhase::Ended)
+        {
+            let ready = it.facts.phase == InstancePhase::Ready;
+            let usage = if ready { self.inner.containers.usage(id).await.ok() } else { None };
+            used.push((id.clone(), usage));
+        }
+        let change = self.load.look(asked, &plan.template.resources, now_are, &used, self.inner.pace, now);
+        let Some(change) = change else { return };
+        tracing::info!(component = %self.id, reason = change.reason, "the number of instances follows load");
+        let scaled = Scaled { replicas: change.replicas, reason: change.reason };
+        self.desired = Some(desired(&plan, Some(&scaled)));
+        self.record.scaled = Some(scaled);
+        self.keep_record();
+    }
+
     async fn decide(&mut self) {
         self.wake_at = None;
         if !self.removing.is_empty() {
@@ -581,9 +622,26 @@ impl Task {
                 RolloutFacts::Halted { cause }
             }
         };
-        let observed = Observed { plan: self.fingerprint.clone(), instances, rollout, address: self.address };
+        let scaling = self.record.scaled.clone().map(|Scaled { replicas, reason }| ScalingFacts {
+            replicas,
+            reason,
+            problem: None,
+        });
+        let observed = Observed { plan: self.fingerprint.clone(), instances, rollout, address: self.address, scaling };
         self.inner.publish(&self.id, observed);
     }
+}
+
+/// How many instances a plan that is scaled by load begins with: as many as there were, within its bounds.
+fn scaled(plan: &WorkloadPlan, before: Option<&Scaled>) -> Option<Scaled> {
+    let asked = plan.autoscaling.as_ref()?;
+    let before = before.cloned().unwrap_or_else(|| Scaled { replicas: plan.replicas, reason: String::new() });
+    Some(Scaled { replicas: asked.within(before.replicas), ..before })
+}
+
+fn desired(plan: &WorkloadPlan, scaled: Option<&Scaled>) -> Desired {
+    let desired = Desired::of(plan);
+    Desired { replicas: scaled.map_or(desired.replicas, |it| it.replicas), ..desired }
 }
 
 /// Asks one run of a program again and again.

@@ -1,6 +1,7 @@
-//! What of a component must outlive the server although no container tells it: whether a change was reached, and which
-//! jobs have ended.
+//! What of a component must outlive the server although no container tells it: whether a change was reached, which
+//! jobs have ended, and how many instances load asked for.
 
+use super::scaling::Scaled;
 use arco_model::id::ComponentId;
 use arco_model::observed::InstanceFacts;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ pub(super) struct Record {
     pub(super) completed: Option<(String, u32)>,
     /// Instances of jobs that have ended.
     pub(super) ended: Vec<InstanceFacts>,
+    /// How many instances load asked for, when it is scaled by load.
+    pub(super) scaled: Option<Scaled>,
 }
 
 fn path(dir: &Path, component: &ComponentId) -> PathBuf {

@@ -3,15 +3,17 @@
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::WorkloadPlan;
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_orchestrator::contract::{plan, reached, ready, until};
 use arco_orchestrator::{Orchestrator, Removal};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -42,6 +44,16 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
         )*};
     }
     add!(Deployment StatefulSet Job Service Secret PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
+    // Its status moves by itself, and it counts no generations.
+    let autoscalers: Api<HorizontalPodAutoscaler> = place.api();
+    for it in autoscalers.list_metadata(&wanted).await.unwrap() {
+        let name = format!("HorizontalPodAutoscaler/{}", it.metadata.name.unwrap());
+        all.insert(name, it.metadata.uid.unwrap());
+    }
+    for it in place.scales().list_metadata(&wanted).await.unwrap() {
+        let name = format!("ComponentScale/{}", it.metadata.name.unwrap());
+        all.insert(name, it.metadata.resource_version.unwrap());
+    }
     all
 }
 
@@ -160,6 +172,69 @@ async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> 
 
 fn volume(size_mb: u32) -> VolumeSpec {
     VolumeSpec { name: "data".parse().unwrap(), path: "/data".to_owned(), size_mb, kind: VolumeKind::Local }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn load_decides_how_many_and_none_ends_before_it_has_drained() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        (asked.replicas, asked.autoscaling) = (2, Some(Autoscaling::by_cpu(2, 4)));
+        let id = asked.component.clone();
+        driver.apply(&asked).await.unwrap();
+        assert_eq!(ready(&reached(driver, &asked).await).len(), 2);
+        let autoscalers: Api<HorizontalPodAutoscaler> = place.api();
+        let autoscaler = autoscalers.list(&ListParams::default()).await.unwrap().items.remove(0);
+        let (name, spec) = (autoscaler.metadata.name.unwrap(), autoscaler.spec);
+        assert_eq!((spec.min_replicas, spec.max_replicas, spec.metrics.unwrap().len()), (Some(2), 4, 1));
+        assert_eq!(spec.scale_target_ref.name, name);
+
+        // What an autoscaler does: it reads and writes the number by the scale subresource.
+        let scales = place.scales();
+        let scale = scales.get_scale(&name).await.unwrap();
+        let selector = scale.status.unwrap().selector.unwrap();
+        let pods: Api<Pod> = place.api();
+        let selected = pods.list_metadata(&ListParams::default().labels(&selector)).await.unwrap().items.len();
+        assert_eq!((scale.spec.unwrap().replicas, selected), (Some(2), 2));
+        let asks = async |replicas: u32| {
+            let number = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+            scales.patch_scale(&name, &PatchParams::default(), &number).await.unwrap();
+        };
+        asks(4).await;
+        let four = until(driver, &id, "load asks for four", |it| ready(it).len() == 4).await;
+        assert_eq!(four.scaling.unwrap().replicas, 4);
+
+        // Another process goes on with as many, and sends nothing.
+        let before = versions(&place).await;
+        let again = place.restarted().await;
+        again.apply(&asked).await.unwrap();
+        let found = reached(again.as_ref(), &asked).await;
+        assert_eq!((ready(&found).len(), found.scaling.unwrap().replicas), (4, 4));
+        assert_eq!(versions(&place).await, before);
+        again.shutdown(false).await.unwrap();
+
+        // Fewer, and not fewer than asked: they drain first.
+        asks(1).await;
+        let leaving = |it: &Observed| it.instances.iter().filter(|it| it.phase == InstancePhase::Draining).count();
+        let found = until(driver, &id, "two drain", |it| leaving(it) == 2).await;
+        assert_eq!((found.scaling.as_ref().unwrap().replicas, ready(&found).len()), (2, 2));
+        let_go(driver, &asked).await;
+
+        // By hand again.
+        (asked.replicas, asked.autoscaling) = (3, None);
+        driver.apply(&asked).await.unwrap();
+        let found = let_go(driver, &asked).await;
+        assert_eq!((ready(&found).len(), found.scaling), (3, None));
+        let by_load = |it: &String| it.starts_with("ComponentScale/") || it.starts_with("HorizontalPodAutoscaler/");
+        until_objects(&place, "nothing follows load", |it| !it.iter().any(by_load)).await;
+
+        asked.autoscaling = Some(Autoscaling::by_cpu(1, 3));
+        driver.apply(&asked).await.unwrap();
+        let_go(driver, &asked).await;
+        driver.remove(&id, &Removal::Everything).await.unwrap();
+        assert_eq!(of_components(&place).await, Vec::<String>::new());
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

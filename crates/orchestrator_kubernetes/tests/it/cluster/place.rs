@@ -12,8 +12,9 @@ use arco_store::logs::{LogBatch, LogSink};
 use arco_store::sql::MemoryMetadata;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
@@ -63,6 +64,13 @@ impl Place {
         let (config, pull_credentials) = (self.config.clone(), self.credentials.clone());
         let options = KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials, kept_lines };
         KubernetesOrchestrator::start(options, self.images.clone(), self.sink.clone()).await.unwrap()
+    }
+
+    /// What autoscalers write the number of pods into, in the tenant's namespace.
+    pub(crate) fn scales(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("arco.internal", "v1", "ComponentScale");
+        let kind = ApiResource::from_gvk_with_plural(&kind, "componentscales");
+        Api::namespaced_with(self.client.clone(), &self.namespace(), &kind)
     }
 
     /// Objects of a type in the tenant's namespace.

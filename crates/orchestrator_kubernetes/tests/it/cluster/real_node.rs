@@ -8,6 +8,7 @@ use arco_model::log::LogLine;
 use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
 use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::spec::autoscaling::Autoscaling;
 use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
 use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
 use arco_orchestrator_kubernetes::{KeptLines, PullCredentials};
@@ -16,6 +17,7 @@ use arco_store::blob::{MemoryBlobs, content_path};
 use arco_store::clock;
 use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
 use arco_store::sql::MemoryMetadata;
+use kube::api::ListParams;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -341,6 +343,39 @@ async fn another_process_goes_on_with_the_output_where_one_ended() {
         assert_eq!(texts, wanted);
         reader.remove(&asked.component, &Removal::Everything).await.unwrap();
         reader.shutdown(false).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clusters_own_autoscaler_scales_a_component() {
+    on_a_node(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &SERVE);
+        (asked.replicas, asked.autoscaling) = (1, Some(Autoscaling::by_cpu(1, 4)));
+        driver.apply(&asked).await.unwrap();
+        assert_eq!(reached(driver, &asked).await.scaling.unwrap().replicas, 1);
+        // There is no metrics API, so it can hold the bounds alone, and says what is missing.
+        asked.autoscaling = Some(Autoscaling::by_cpu(2, 4));
+        driver.apply(&asked).await.unwrap();
+        let slow = in_time(Duration::from_secs(180)); // it looks for kinds that it does not know every 30 s
+        let told = async {
+            let mut bell = driver.changes();
+            loop {
+                let found = driver.observe(&asked.component).await.unwrap();
+                let problem = found.scaling.and_then(|it| it.problem).unwrap_or_default();
+                let scales = place.scales().list(&ListParams::default()).await.unwrap().items;
+                let number = scales[0].data["spec"]["replicas"].as_u64().unwrap();
+                if number == 2 && problem.contains("metrics-server") {
+                    return;
+                }
+                let _ = bell.recv().await; // a lagged bell is a bell
+            }
+        };
+        if tokio::time::timeout(slow, told).await.is_err() {
+            panic!("it does not: {:#?}", driver.observe(&asked.component).await);
+        }
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
     })
     .await;
 }
