@@ -35,6 +35,7 @@ mod secret;
 mod session;
 mod source;
 mod spec_flags;
+mod tenant;
 mod text;
 mod ui;
 mod usage;
@@ -148,6 +149,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Delete(args) => delete::run(&args, session).await?,
         Command::Operations(args) => operations::list(&args, session).await?,
         Command::Operation(command) => operations::run(&command, session).await?,
+        Command::Tenant(command) => tenant::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
         Command::Gateway(args) => {
             if let Some(GatewayCommand::Explain(asked)) = &args.command {

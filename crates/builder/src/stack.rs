@@ -27,7 +27,8 @@ use std::time::Duration;
 /// Raised when a stack is made in another way; older ones are then left alone and new ones made.
 fn edition(stack: &Stack) -> u32 {
     match stack {
-        Stack::Go(_) | Stack::Web => 3,
+        Stack::Web => 4,
+        Stack::Go(_) => 3,
         Stack::Compilers(inner) => edition(inner),
         _ => 2,
     }
@@ -183,8 +184,12 @@ impl Stacks {
         access: &Access,
         say: Say<'_>,
     ) -> Result<Vec<FinishedLayer>, Problem> {
-        let apt =
-            |packages: &'static [&'static str]| debian::Packages { packages, access, blobs: self.folder.join("blobs") };
+        let apt = |packages: &'static [&'static str]| debian::Packages {
+            packages,
+            then: if *stack == Stack::Web { web::AS_OFFICIAL } else { ":" },
+            access,
+            blobs: self.folder.join("blobs"),
+        };
         match stack {
             Stack::Base => Ok(vec![debian::base(&self.config, access, work, say).await?]),
             Stack::Fetch => Ok(vec![apt(&["git", "openssh-client"]).layer(stack, below, work, say).await?]),

@@ -44,6 +44,7 @@ pub struct Alone {
     source: FileSource,
     driver: Box<dyn Driver>,
     kind: DriverKind,
+    buffer_folder: Option<PathBuf>,
     shared: Arc<Shared>,
     sockets: Sockets,
     addresses: Addresses,
@@ -71,7 +72,9 @@ impl Alone {
         let loaded = source.load()?;
         let shared = Shared::new(loaded.limits, metrics);
         if let Some(folder) = &loaded.buffer_folder {
-            shared.keep_bodies_in(folder);
+            shared.keep_bodies_in(folder).map_err(|it| {
+                GatewayError::Driver(format!("`buffer_folder`: no file can be made in {}: {it}", folder.display()))
+            })?;
         }
         let addresses = Addresses::follow(supervisor, &loaded.ignore_interfaces);
         let kind = loaded.driver;
@@ -82,12 +85,14 @@ impl Alone {
             DriverKind::Nginx => Box::new(Nginx::new(&folder(path)?.join("nginx"), addresses.clone())),
         };
         let (path, over) = (path.to_owned(), supervisor.token().child_token());
+        let buffer_folder = loaded.buffer_folder.clone();
         let (admin, shared_address) = (loaded.admin, loaded.virtual_address.clone());
         let mut this = Self {
             path,
             source,
             driver,
             kind,
+            buffer_folder,
             shared,
             sockets,
             addresses,
@@ -169,9 +174,11 @@ impl Alone {
 
     /// Reads the file again; on any error everything stays as it is.
     pub fn reload(&mut self) {
-        let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it.driver == self.kind {
-            true => Ok(it),
-            false => Err(GatewayError::Driver("another `driver` needs a restart".to_owned())),
+        let needs_restart = |it: &str| Err(GatewayError::Driver(format!("another `{it}` needs a restart")));
+        let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it {
+            it if it.driver != self.kind => needs_restart("driver"),
+            it if it.buffer_folder != self.buffer_folder => needs_restart("buffer_folder"),
+            it => Ok(it),
         });
         match loaded.and_then(|it| self.driver.put(it)) {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),

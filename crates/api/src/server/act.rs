@@ -4,9 +4,11 @@ mod apply;
 mod certificate;
 mod context;
 mod credential;
+mod follow;
 mod operation;
 pub(super) mod route;
 mod stream;
+mod tenant;
 mod transfer;
 mod volume;
 

@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
-    import, logs, operations, port_forward, power, revisions, route, secret, volume,
+    import, logs, operations, port_forward, power, revisions, route, secret, tenant, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -175,6 +175,9 @@ pub(crate) enum Command {
     /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
+    /// Make, list and delete tenants
+    #[command(subcommand, after_help = "Example:\n  arco tenant create team-b --memory-quota-mb 4096")]
+    Tenant(tenant::TenantCommand),
     /// Install the platform on a Kubernetes cluster
     #[command(
         subcommand,
