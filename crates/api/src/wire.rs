@@ -23,7 +23,8 @@ mod transfer;
 pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
 pub use certificate::{HostCertificateDocument, SetHostCertificate};
 pub use component::{
-    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, SecretDocument, UsageDocument, VolumeDocument,
+    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, RunsDocument, SecretDocument, UsageDocument,
+    VolumeDocument,
 };
 pub use credential::{ContextDocument, CredentialDocument, CredentialQuery, CredentialRequest};
 pub use error::ErrorBody;
@@ -36,7 +37,7 @@ pub use request::{
     CertificateAnswer, CertificateRequest, CreateTenant, DeployRequest, LogAnswer, LogQuery, RollbackRequest,
     ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
 };
-pub use route::{Explanation, RouteDocument, RouteRequest};
+pub use route::{Applied, Explanation, RouteDocument, RouteRequest};
 pub use stack::{StackDocument, StackRequest};
 pub use stream::{StreamDocument, StreamRequest};
 pub use transfer::{

@@ -36,6 +36,7 @@ mod session;
 mod source;
 mod spec_flags;
 mod stack;
+mod tenant;
 mod text;
 mod ui;
 mod usage;
@@ -154,6 +155,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Delete(args) => delete::run(&args, session).await?,
         Command::Operations(args) => operations::list(&args, session).await?,
         Command::Operation(command) => operations::run(&command, session).await?,
+        Command::Tenant(command) => tenant::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
         Command::Stack(command) => stack::run(&command, session).await?,
         Command::Gateway(args) => {

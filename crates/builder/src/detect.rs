@@ -16,6 +16,7 @@ mod static_site;
 pub use recipe::{Cache, Inputs, Recipe, Serve, Stack, Step, Steps};
 
 use crate::tree::Tree;
+use arco_model::artifact::ImageConfig;
 use arco_model::error::Problem;
 use arco_model::spec::{Command, Port, Protocol};
 use serde::Serialize;
@@ -112,7 +113,28 @@ pub fn detect_folder(path: &Path, dir: &str) -> Result<Detection, Problem> {
     if !dir.is_empty() && !tree.has_folder(dir.trim_matches('/')) {
         return Err(missing_dir(dir, &tree));
     }
-    detect(&tree.below(dir), &Wishes::default())
+    let tree = tree.below(dir);
+    let mut found = detect(&tree, &Wishes::default())?;
+    if let Recipe::Dockerfile { path } = &found.recipe
+        && let Some(text) = tree.text(path)
+    {
+        let seen = crate::dockerfile::outline(text)?;
+        show_outline(&mut found, &seen.from, &seen.config);
+    }
+    Ok(found)
+}
+
+/// Tells what a Dockerfile says; a build takes it from the image instead, where what its base says counts as well.
+fn show_outline(found: &mut Detection, from: &str, config: &ImageConfig) {
+    let argv: Vec<String> = config.entrypoint.iter().chain(&config.cmd).cloned().collect();
+    if found.command.is_none() && argv.is_empty() {
+        found.hints.push(format!("what runs is what the image `{from}` says"));
+    } else if found.command.is_none() {
+        found.command = Some(Command::Exec(argv));
+    }
+    if found.ports.is_empty() {
+        found.ports = ports::of_image(config);
+    }
 }
 
 /// The error for a sub-directory that is not there.

@@ -5,6 +5,7 @@
 
 mod copy;
 mod expand;
+mod outline;
 mod parse;
 mod stage;
 
@@ -17,6 +18,7 @@ use arco_model::artifact::{ImageConfig, Layer};
 use arco_model::component::Component;
 use arco_model::error::Problem;
 use arco_store::images::Image;
+pub(crate) use outline::outline;
 use parse::{Dockerfile, Instruction};
 use stage::Stage;
 use std::collections::{BTreeMap, BTreeSet};

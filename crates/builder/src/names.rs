@@ -16,7 +16,8 @@ pub(crate) enum Meaning {
     Repository(String, String),
 }
 
-/// Looks a name up for a tenant; the second of the result is a note where it is not exactly what was asked.
+/// Looks a name up for a tenant; the second of the result is a line for the log where it is not exactly what was asked:
+/// `note: …`, or `warning: …` where a program may fail for it, which people are told again at the end.
 pub(crate) fn meaning(
     name: &str,
     tenant: &TenantName,
@@ -88,19 +89,19 @@ pub(crate) fn meaning(
 /// The error for a name that nothing answers to.
 pub(crate) fn unknown(name: &str) -> Problem {
     let message = format!("the image `{name}` is not known here");
-    let advice = format!(
-        "push it to this platform's registry as TENANT/APP/COMPONENT:TAG, or let the setting `builder.image_aliases` say what it means: \"{name}\" = \"stack/base\""
-    );
+    let advice = "begin from debian:12, node, python, golang or nginx (docs/guides/images.md), push it to this platform's registry \
+                  as TENANT/APP/COMPONENT:TAG, or say what it means with `builder.image_aliases` in the server's file";
     Problem::invalid("image_unknown", message, advice)
 }
 
-/// Well-known images that our toolchains stand for.
+/// Well-known images that our toolchains stand for; `docs/guides/images.md` lists them.
 fn toolchain(path: &str, tag: &str) -> Option<(Meaning, Option<String>)> {
     let mut words = tag.split('-');
     let version = words.next().unwrap_or("latest");
     let alpine = tag
         .contains("alpine")
-        .then(|| format!("`{path}:{tag}` is built on Debian here: packages come from apt-get, not apk"));
+        .then(|| format!("note: `{path}:{tag}` is built on Debian here: packages come from apt-get, not apk"));
+    let other = |is: &str| Some(format!("warning: `{path}:{tag}` is {is} here; no other version is built in"));
     let latest =
         matches!(version, "latest" | "lts" | "current" | "slim" | "alpine" | "bookworm" | "stable" | "mainline");
     let number = |at: usize| version.split('.').nth(at).and_then(|it| it.parse::<u32>().ok());
@@ -108,11 +109,19 @@ fn toolchain(path: &str, tag: &str) -> Option<(Meaning, Option<String>)> {
         "node" => (Meaning::Stack(Stack::Node(if latest { 22 } else { number(0)? })), alpine),
         "python" => {
             let exact = latest || matches!((number(0), number(1)), (Some(3), None | Some(11)));
-            let note = (!exact).then(|| format!("`{path}:{tag}` is Python 3.11 here"));
-            (Meaning::Stack(Stack::Python), note.or(alpine))
+            (Meaning::Stack(Stack::Python), if exact { alpine } else { other("Python 3.11") })
         }
-        "golang" => (Meaning::Stack(Stack::Go(number(1).unwrap_or(26).max(26))), alpine),
-        "nginx" => (Meaning::Stack(Stack::Web), alpine),
+        "golang" => {
+            let minor = number(1).unwrap_or(26).max(26);
+            // What is written for an older Go is built by a newer one (https://go.dev/doc/go1compat).
+            let newer =
+                number(1).filter(|it| *it < minor).map(|_| format!("note: `{path}:{tag}` is Go 1.{minor} here"));
+            (Meaning::Stack(Stack::Go(minor)), newer.or(alpine))
+        }
+        "nginx" => {
+            let exact = latest || matches!((number(0), number(1)), (Some(1), None | Some(22)));
+            (Meaning::Stack(Stack::Web), if exact { alpine } else { other("nginx 1.22") })
+        }
         _ => return None,
     })
 }
@@ -141,6 +150,23 @@ mod tests {
             (&format!("shop/web@{digest}"), ours("default/shop/web", &digest)),
         ] {
             assert_eq!(meaning(name, &tenant, &config).unwrap().0, expected, "{name}");
+        }
+        for (name, part) in [
+            ("python:3.12-slim", Some("warning: `python:3.12-slim` is Python 3.11 here")),
+            ("python:3.11-alpine", Some("note: `python:3.11-alpine` is built on Debian")),
+            ("python:3", None),
+            ("golang:1.22", Some("note: `golang:1.22` is Go 1.26 here")),
+            ("golang:1.26", None),
+            ("nginx:1.27-alpine", Some("warning: `nginx:1.27-alpine` is nginx 1.22 here")),
+            ("nginx", None),
+            ("node:20", None),
+        ] {
+            let told = meaning(name, &tenant, &config).unwrap().1;
+            assert_eq!(
+                told.as_ref().map(|it| it.starts_with(part.unwrap_or("?"))),
+                part.map(|_| true),
+                "{name}: {told:?}"
+            );
         }
         for (name, code) in [
             ("other/shop/web:1", "image_denied"),

@@ -14,7 +14,7 @@ use arco_model::component::{Component, RunDefaults};
 use arco_model::error::Problem;
 use arco_model::plan::{HostMount, LayerExport, OneShotNetwork};
 use arco_model::source::Source;
-use arco_model::spec::{Command, Protocol};
+use arco_model::spec::{Command, ComponentKind, ComponentSpec, Protocol};
 use arco_store::images::{Image, ImageError};
 use std::collections::BTreeMap;
 
@@ -104,7 +104,7 @@ pub(crate) async fn resolve(
 ) -> Result<(ImageRef, Image), Problem> {
     let (meaning, note) = names::meaning(name, tenant, &runner.inner.config)?;
     if let Some(note) = note {
-        runner.say(format!("note: {note}")).await;
+        runner.say(note).await;
     }
     let images = &runner.inner.images;
     match meaning {
@@ -150,7 +150,7 @@ pub(crate) async fn build(
                 dockerfile: component.spec.build.dockerfile.clone(),
             };
             let found = detect::detect(&prepared.tree, &wishes)?;
-            runner.say(describe(&found)).await;
+            runner.say(describe(&found, &component.spec)).await;
             for hint in &found.hints {
                 runner.say(format!("hint: {hint}")).await;
             }
@@ -181,19 +181,23 @@ pub(crate) async fn build(
     }
 }
 
-fn describe(found: &Detection) -> String {
+/// What was found; what the spec says instead is not told as if it counted.
+fn describe(found: &Detection, spec: &ComponentSpec) -> String {
     let mut text = format!("detected {}", found.language);
     for more in [&found.version, &found.framework, &found.package_manager].into_iter().flatten() {
         text.push_str(&format!(", {more}"));
     }
-    if let Some(command) = &found.command {
+    if let Some(command) = spec.command.as_ref().or(found.command.as_ref()) {
         let line = match command {
             Command::Shell(line) => line.clone(),
             Command::Exec(argv) => argv.join(" "),
         };
         text.push_str(&format!("; runs `{line}`"));
     }
-    match found.ports.first() {
+    if matches!(spec.kind, ComponentKind::Job | ComponentKind::Cron) {
+        return text;
+    }
+    match spec.ports.first().or(found.ports.first()) {
         Some(port) => text.push_str(&format!("; listens on {}", port.port)),
         None if found.language != "dockerfile" => text.push_str("; listens on no port"),
         None => {}
@@ -278,7 +282,7 @@ async fn run_steps(
             }
             // npm leaves packages for other systems out of some lock files, and then refuses them itself.
             Err(fault) if fault.last_lines.iter().any(|it| it.contains("`npm ci` can only install")) => {
-                runner.say("note: package-lock.json does not fit package.json; installing without it, run `npm install` and commit it").await;
+                runner.say("warning: package-lock.json does not fit package.json, and versions are chosen without it; run `npm install` and commit the file").await;
                 let mut step = step.clone();
                 if let Some(locked) = step.arguments.get_mut(1) {
                     *locked = "no".to_owned();
@@ -419,5 +423,24 @@ impl Context<'_> {
         runner.cache.put(&key, &layer).await;
         runner.say(format!("{}: done in {:.1} s", step.title, began.elapsed().as_secs_f64())).await;
         Ok(layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Tree;
+
+    #[test]
+    fn what_the_spec_says_is_told_instead_of_what_was_found() {
+        let tree = Tree::of(&[("main.py", "from http.server import HTTPServer\n")]);
+        let found = detect::detect(&tree, &Wishes::default()).unwrap();
+        let mut spec = ComponentSpec::new(Source::Image { reference: "x".to_owned() });
+        let text = describe(&found, &spec);
+        assert!(text.contains("runs `python main.py`; listens on 8080"), "{text}");
+        spec.command = Some(Command::Shell("python other.py".to_owned()));
+        spec.kind = ComponentKind::Cron;
+        let text = describe(&found, &spec);
+        assert!(text.ends_with("runs `python other.py`"), "{text}");
     }
 }

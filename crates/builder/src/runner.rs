@@ -269,6 +269,7 @@ impl Runner<'_> {
         let config = &self.inner.config;
         let exit = &result.exit;
         let refused = self.pass.as_ref().map(Pass::refused).unwrap_or_default();
+        let shows = what_shows(&self.operation, last.iter().any(|it| !it.trim().is_empty()));
         let (code, why, advice) = if !refused.is_empty() && exit.signal.is_none() && !result.timed_out {
             let hosts: Vec<&str> = refused.iter().map(String::as_str).collect();
             (
@@ -292,17 +293,9 @@ impl Runner<'_> {
                 "make the build smaller, or raise `builder.disk_mb`",
             )
         } else if let Some(signal) = exit.signal {
-            (
-                "step_failed",
-                format!("was ended by signal {signal}"),
-                "the build log shows what came before: `arco logs APP/COMPONENT --build`",
-            )
+            ("step_failed", format!("was ended by signal {signal}"), shows.as_str())
         } else {
-            (
-                "step_failed",
-                format!("ended with status {}", exit.status),
-                "mend what the last lines say, then deploy again; `arco logs APP/COMPONENT --build` shows all",
-            )
+            ("step_failed", format!("ended with status {}", exit.status), shows.as_str())
         };
         let lines: Vec<&str> = last.iter().map(|it| it.trim_end()).filter(|it| !it.trim().is_empty()).collect();
         // Package managers end with advice about themselves; lines that speak of an error say more.
@@ -320,5 +313,29 @@ impl Runner<'_> {
         told.reverse();
         let tail = if told.is_empty() { String::new() } else { format!("; last lines: {}", told.join(" | ")) };
         Problem::new(ErrorKind::Failed, code, format!("the step \"{title}\" {why}{tail}"), advice)
+    }
+}
+
+/// What to do about a step that failed by itself; `said`: it wrote something before.
+fn what_shows(operation: &OperationId, said: bool) -> String {
+    let log = format!("`arco logs --operation {operation}` shows the whole build");
+    match said {
+        true => format!("mend what the last lines say, then deploy again; {log}"),
+        false => format!("it said nothing: look at its command in the source, or let it say what it does; {log}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_names_the_build_and_lines_only_where_some_are() {
+        let operation = OperationId::from_parts(1, 1);
+        for said in [true, false] {
+            let advice = what_shows(&operation, said);
+            assert!(advice.contains(&format!("`arco logs --operation {operation}`")), "{advice}");
+            assert_eq!(advice.contains("last lines"), said, "{advice}");
+        }
     }
 }

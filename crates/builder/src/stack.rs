@@ -32,7 +32,8 @@ use std::time::Duration;
 /// Raised when a stack is made in another way; older ones are then left alone and new ones made.
 fn edition(stack: &Stack) -> u32 {
     match stack {
-        Stack::Go(_) | Stack::Web => 3,
+        Stack::Web => 4,
+        Stack::Go(_) => 3,
         Stack::Compilers(inner) => edition(inner),
         _ => 2,
     }
@@ -259,7 +260,12 @@ impl Stacks {
         access: &Access,
         say: Say<'_>,
     ) -> Result<Vec<FinishedLayer>, Problem> {
-        let apt = || debian::Packages { packages: packages(stack), access, blobs: self.folder.join("blobs") };
+        let apt = || debian::Packages {
+            packages: packages(stack),
+            then: after_packages(stack),
+            access,
+            blobs: self.folder.join("blobs"),
+        };
         let made = |it| failed("make", stack, it);
         Ok(match stack {
             Stack::Base => vec![debian::base(&self.config, access, work, say).await?],
@@ -269,6 +275,11 @@ impl Stacks {
             Stack::Fetch | Stack::Python | Stack::Compilers(_) => vec![apt().layer(stack, below, work, say).await?],
         })
     }
+}
+
+/// A line of shell, run in the tree once its packages are there.
+fn after_packages(stack: &Stack) -> &'static str {
+    if *stack == Stack::Web { web::AS_OFFICIAL } else { ":" }
 }
 
 /// Debian's packages that make a stack of the one below it.

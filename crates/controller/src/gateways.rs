@@ -4,7 +4,7 @@ use crate::Controller;
 use arco_daemon::{BoxError, CancellationToken};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::traffic::{GatewayStatus, STATUS_PREFIX};
-use arco_store::kv::{Event, Range};
+use arco_store::kv::{Event, KeyValue, Range};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,6 +64,14 @@ impl Gateways {
         waiting.extract_if(.., |(_, revision)| applied(*revision)).map(|(id, _)| id).collect()
     }
 
+    /// Exactly these are live; at once, because in between none may seem to be gone.
+    pub(crate) fn replace(&self, items: &[KeyValue]) {
+        let fresh = Self::default();
+        items.iter().for_each(|it| fresh.put(&it.key, &it.value));
+        let live = std::mem::take(&mut fresh.lock().live);
+        self.lock().live = live;
+    }
+
     fn put(&self, key: &[u8], value: &[u8]) {
         match serde_json::from_slice(value) {
             Ok(status) => drop(self.lock().live.insert(key.to_vec(), status)),
@@ -90,10 +98,7 @@ impl Controller {
 
     async fn follow_gateways_once(&self) -> Result<(), BoxError> {
         let now = self.deps.kv.list(STATUS_PREFIX).await?;
-        self.gateways.lock().live.clear();
-        for item in &now.items {
-            self.gateways.put(&item.key, &item.value);
-        }
+        self.gateways.replace(&now.items);
         self.gateways_changed().await;
         let range = Range::Prefix(STATUS_PREFIX.as_bytes().to_vec());
         let mut watch = self.deps.kv.watch(range, Some(now.revision + 1)).await?;
@@ -144,6 +149,20 @@ mod tests {
         gateways.put(b"b", &status(10, &[]));
         assert_eq!(gateways.let_go(), [instance]);
         assert!(gateways.let_go().is_empty(), "told once");
+    }
+
+    #[test]
+    fn those_of_a_list_are_live_and_no_others() {
+        let gateways = Gateways::default();
+        let item = |key: &[u8], value| {
+            let key = key.to_vec();
+            KeyValue { key, value, create_revision: 1, mod_revision: 1, version: 1, lease: None }
+        };
+        gateways.put(b"gone", &status(1, &[]));
+        gateways.replace(&[item(b"a", status(9, &[])), item(b"b", b"no status".to_vec())]);
+        assert!(gateways.any() && gateways.applied(9) && !gateways.applied(10));
+        gateways.replace(&[]);
+        assert!(!gateways.any());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
 use arco_model::component::Component;
 use arco_model::id::{ComponentId, OperationId};
 use arco_model::job::Topic;
+use arco_model::traffic::STATUS_PREFIX;
 use arco_mq::Queue;
 use arco_orchestrator::SharedOrchestrator;
 use arco_store::clock;
@@ -107,6 +108,8 @@ impl Controller {
     /// Starts every loop under `supervisor`.
     pub async fn start(&self, supervisor: &Supervisor) -> Result<(), BoxError> {
         self.traffic.load().await?;
+        // Before the first look: who knows no gateway lets go of everything that drains.
+        self.gateways.replace(&self.deps.kv.list(STATUS_PREFIX).await?.items);
         let token = supervisor.token().clone();
         for _ in 0..WORKERS {
             supervisor.spawn("controller worker", OnExit::Shutdown, self.clone().worker(token.clone()));
@@ -179,7 +182,11 @@ impl Controller {
             };
             match rung {
                 Ok(id) => self.work.look(id),
-                Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all().await?,
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    if let Err(error) = self.look_at_all().await {
+                        tracing::warn!(%error, "listing components failed, it is tried again with the next period");
+                    }
+                }
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             }
         }

@@ -11,7 +11,7 @@ use arco_model::id::{ComponentId, RowId};
 use arco_model::name::TenantName;
 use arco_model::observed::{InstancePhase, Observed};
 use arco_model::route::{
-    Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH, UpstreamTarget,
+    Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH, Target, UpstreamTarget,
 };
 use arco_model::spec::Protocol;
 use arco_model::status::Status;
@@ -385,6 +385,7 @@ impl Publisher {
             let answer = Answer { status: 200, body: answer, content_type };
             rules.push(Route { paths: vec![PathMatch::exact(&path)], answer: Some(answer), ..Route::default() });
         }
+        let proofs = rules.len();
         for row in rows {
             // A target that is gone gets no share; with its last target a rule goes.
             let Ok(rule) = row.route.rename(|it| {
@@ -393,6 +394,15 @@ impl Publisher {
             if rule.answers_itself() || !rule.targets.is_empty() {
                 rules.push(rule);
             }
+        }
+        if tls.client_ca.is_some() {
+            // Over plain HTTP no client shows a certificate: nothing is served there but the proof. The default has no rule
+            // that could say so; this one is for the same requests and comes before it.
+            rules.extend(default.map(|(_, to)| {
+                let target = Target { to: to.clone(), weight: 100 };
+                Route { targets: vec![target], ..Route::default() }
+            }));
+            rules.iter_mut().skip(proofs).for_each(|it| it.tls.redirect = true);
         }
         Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate, owners))
     }
@@ -411,13 +421,16 @@ impl Publisher {
         {
             return Ok(*revision);
         }
+        // Until it is answered neither the old value nor the new one is known to be there: this one equals none.
+        published.keys.insert(key.clone(), UNKNOWN);
         let revision = self.kv.put(&key, value.clone(), None).await?;
         published.keys.insert(key, (value, revision));
         Ok(revision)
     }
 
     async fn delete(&self, published: &mut Published, key: &str) -> Result<(), PublishError> {
-        if published.keys.contains_key(key) {
+        if let Some(there) = published.keys.get_mut(key) {
+            *there = UNKNOWN;
             let success = vec![Operation::Delete(Range::Key(key.as_bytes().to_vec()))];
             self.kv.txn(Txn { success, ..Txn::default() }).await?;
             published.keys.remove(key);
@@ -425,6 +438,9 @@ impl Publisher {
         Ok(())
     }
 }
+
+/// A key whose value in the store is not known: a write to it was not answered.
+const UNKNOWN: (Vec<u8>, u64) = (Vec::new(), 0);
 
 /// The upstream of a component. Pure.
 fn upstream(component: &Component, revision: Option<&Revision>, observed: &Observed, status: Status) -> UpstreamEntry {

@@ -37,7 +37,9 @@ pub fn inspect(chain_pem: &str, key_pem: &str, now: Timestamp) -> Result<Certifi
         })
         .collect::<Result<Vec<_>, _>>()?;
     let leaf = &parsed[0];
-    if leaf.is_ca() {
+    // What `openssl req -x509` makes says that it is an authority. Alone it is nobody's but the host's.
+    let is_alone = parsed.len() == 1 && leaf.issuer() == leaf.subject();
+    if leaf.is_ca() && !is_alone {
         return Err(bad(
             format!("the first certificate is that of an authority (`{}`)", leaf.subject()),
             "the chain begins with the certificate of the host, then those that signed it, in order",
@@ -188,6 +190,18 @@ mod tests {
         assert_eq!(facts.issuer, "authority");
         assert!(inspect(&made.leaf, &made.key, NOW).is_ok(), "a chain without its authority is fine");
         assert_eq!(read(&made.leaf).unwrap().hosts, facts.hosts);
+    }
+
+    #[test]
+    fn a_certificate_that_signed_itself_serves_alone() {
+        for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
+            let mut params = CertificateParams::new(vec!["*.a.test".to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, "example");
+            params.is_ca = is_ca;
+            let key = KeyPair::generate().unwrap();
+            let made = params.self_signed(&key).unwrap().pem();
+            assert_eq!(inspect(&made, &key.serialize_pem(), NOW).unwrap().hosts, ["*.a.test"]);
+        }
     }
 
     #[test]

@@ -115,9 +115,13 @@ impl Term {
         !self.0.lost.is_cancelled() && Instant::now() < read(&self.0.until)
     }
 
-    /// Asks the lock itself whether we lead.
+    /// Asks the lock itself whether we lead. When that cannot be said the time is over: nobody leads without working.
     pub async fn verify(&self) -> bool {
-        self.holds() && renew(&*self.0.lock, &self.0.until).await.is_ok() && self.holds()
+        let holds = self.holds() && renew(&*self.0.lock, &self.0.until).await.is_ok() && self.holds();
+        if !holds {
+            self.lose();
+        }
+        holds
     }
 
     /// Ends it: a write showed that somebody else leads.
@@ -190,7 +194,10 @@ where
                 () = term.lost().cancelled() => tracing::warn!("this server does not lead any more"),
                 () = tasks.token().cancelled() => stop.cancel(),
             },
-            Err(error) => tracing::error!(%error, "leading could not begin, it is tried again"),
+            Err(error) => {
+                tracing::error!(%error, "leading could not begin, it is tried again");
+                term.lose(); // what began of it does nothing while it ends
+            }
         }
         if !tasks.shutdown(GRACE).await {
             tracing::warn!("tasks of a leader that is none any more go on; what they write is refused");

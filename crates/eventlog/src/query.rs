@@ -115,6 +115,8 @@ pub(crate) fn forward(
     let mut patience = PATIENCE;
     loop {
         let snapshot = stream.snapshot();
+        // A number that was never given here is of another keeper, or of lines that a crash took: go on with what comes.
+        found.next = found.next.min(snapshot.next);
         patience = patience.saturating_sub(1);
         match forward_in(&snapshot, filter, most, &mut room, &mut found, patience > 0) {
             Err(error) if error.is_gone() => continue, // sealed or deleted meanwhile; each time the snapshot is newer

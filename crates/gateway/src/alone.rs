@@ -47,6 +47,7 @@ pub struct Alone {
     tickets: OwnTickets,
     driver: Box<dyn Driver>,
     kind: DriverKind,
+    buffer_folder: Option<PathBuf>,
     shared: Arc<Shared>,
     sockets: Sockets,
     addresses: Addresses,
@@ -75,7 +76,9 @@ impl Alone {
         let loaded = source.load()?;
         let shared = Shared::new(loaded.limits, metrics);
         if let Some(folder) = &loaded.buffer_folder {
-            shared.keep_bodies_in(folder);
+            shared.keep_bodies_in(folder).map_err(|it| {
+                GatewayError::Driver(format!("`buffer_folder`: no file can be made in {}: {it}", folder.display()))
+            })?;
         }
         let addresses = Addresses::follow(supervisor, &loaded.ignore_interfaces);
         let kind = loaded.driver;
@@ -86,6 +89,7 @@ impl Alone {
             DriverKind::Nginx => Box::new(Nginx::new(&folder(path)?.join("nginx"), addresses.clone())),
         };
         let (path, over) = (path.to_owned(), supervisor.token().child_token());
+        let buffer_folder = loaded.buffer_folder.clone();
         let (admin, shared_address) = (loaded.admin, loaded.virtual_address.clone());
         let mut this = Self {
             path,
@@ -93,6 +97,7 @@ impl Alone {
             tickets,
             driver,
             kind,
+            buffer_folder,
             shared,
             sockets,
             addresses,
@@ -177,9 +182,11 @@ impl Alone {
 
     /// Reads the file again; on any error everything stays as it is.
     pub fn reload(&mut self) {
-        let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it.driver == self.kind {
-            true => Ok(it),
-            false => Err(GatewayError::Driver("another `driver` needs a restart".to_owned())),
+        let needs_restart = |it: &str| Err(GatewayError::Driver(format!("another `{it}` needs a restart")));
+        let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it {
+            it if it.driver != self.kind => needs_restart("driver"),
+            it if it.buffer_folder != self.buffer_folder => needs_restart("buffer_folder"),
+            it => Ok(it),
         });
         match loaded.and_then(|it| self.driver.put(it)) {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),

@@ -157,6 +157,19 @@ fn probe(address: SocketAddr) -> std::io::Result<SocketAddr> {
     socket.local_addr()?.as_socket().ok_or_else(|| std::io::Error::other("not an internet address"))
 }
 
+/// Fails when another program that listens on `address` would fail now; an IPv6 address is for IPv6 alone there.
+pub(crate) fn check_free(address: SocketAddr) -> Result<(), BindError> {
+    let free = || -> std::io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    free().map_err(|it| BindError::new(address, &it))
+}
+
 fn share(address: SocketAddr, cores: usize) -> std::io::Result<Bound> {
     let name = format!("arco-listen-{address}");
     let name = std::os::unix::net::SocketAddr::from_abstract_name(name)?;

@@ -19,6 +19,7 @@ use arco_store::kv::mirror::{Mark, Mirror};
 use arco_store::kv::{KvError, LeaseId, SharedKv};
 use arco_store::secrets::SecretBox;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -95,6 +96,7 @@ impl Listeners {
 /// A gateway that listens, and routes by the last known state from the start.
 pub struct DataPlane {
     id: String,
+    keys: Arc<SecretBox>,
     engine: Engine,
     shared: Arc<Shared>,
     mirror: Arc<Mirror>,
@@ -125,10 +127,10 @@ impl DataPlane {
         keys: Arc<SecretBox>,
     ) -> Result<Self, GatewayError> {
         let listeners = Listeners::bind(config, &Sockets::alone())?;
-        Self::build_on(supervisor, config, mirror, id, keys, listeners)
+        Self::build_on(supervisor, config, mirror, id, keys, listeners, None)
     }
 
-    /// The same on addresses that are bound.
+    /// The same on addresses that are bound; bodies that wait are kept in the folder `bodies`.
     pub fn build_on(
         supervisor: &Supervisor,
         config: &GatewayConfig,
@@ -136,6 +138,7 @@ impl DataPlane {
         id: &str,
         keys: Arc<SecretBox>,
         listeners: Listeners,
+        bodies: Option<&Path>,
     ) -> Result<Self, GatewayError> {
         let millis = Duration::from_millis;
         let metrics = Metrics::new();
@@ -145,6 +148,12 @@ impl DataPlane {
         limits.max_connections_per_address = Some(config.max_connections_per_address).filter(|it| *it > 0);
         limits.max_buffered_bytes = config.max_buffered_bytes;
         let shared = Shared::new(limits, metrics.clone());
+        // Before the first connection is accepted.
+        if let Some(folder) = bodies
+            && let Err(error) = shared.keep_bodies_in(folder)
+        {
+            tracing::error!(folder = %folder.display(), %error, "bodies that wait cannot be kept here");
+        }
         let timeouts = Timeouts {
             connect: millis(config.connect_ms),
             response: millis(config.response_ms),
@@ -152,7 +161,7 @@ impl DataPlane {
             ..Timeouts::default()
         };
         let idle = Arc::new(Notify::new());
-        let mut source = StoreSource::new(metrics, timeouts, Arc::clone(&idle), keys);
+        let mut source = StoreSource::new(metrics, timeouts, Arc::clone(&idle), Arc::clone(&keys));
         source.trust(&config.trusted_proxies);
         let source = Arc::new(Mutex::new(source));
         let engine =
@@ -167,6 +176,7 @@ impl DataPlane {
         let streams = Arc::new(Mutex::new(streams));
         let this = Self {
             id: id.to_owned(),
+            keys,
             engine,
             shared,
             mirror,
@@ -262,7 +272,7 @@ impl DataPlane {
             whole = drained => whole,
             () = follow => true,
             () = self.acknowledge(&kv) => true,
-            () = RateExchange::new(&self.id).run(&kv, || self.source().rates()) => true,
+            () = RateExchange::new(&self.id, Arc::clone(&self.keys)).run(&kv, || self.source().rates()) => true,
         };
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");

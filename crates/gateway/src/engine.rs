@@ -2,9 +2,9 @@
 //! [`Shared`]. Inside: one thread per core, each with its own listeners and connections; nothing is shared on the way
 //! of a request but the snapshot behind an atomic pointer, and counters.
 //!
-//! Ordinary HTTP/1.1 requests run on a codec of our own (`http1.rs`). HTTP/2, and what asks for more than being passed on
-//! (upgrades, routes with rules of their own, refusals), runs on hyper (`http.rs`), for HTTP/1.1 behind a strict guard
-//! (`guard.rs`).
+//! Ordinary HTTP/1.1 requests run on a codec of our own (`http1.rs`). HTTP/2 (`http2.rs`), and what asks for more than being
+//! passed on (upgrades, routes with rules of their own, refusals), runs on hyper (`http.rs`), for HTTP/1.1 behind a strict
+//! guard (`guard.rs`).
 
 mod ahead;
 mod authorize;
@@ -121,12 +121,12 @@ impl Shared {
             quiet: Arc::default(),
         })
     }
-}
 
-impl Shared {
-    /// Bodies that wait are kept in `folder`, if this is said before the first one is; else in `/var/tmp`.
-    pub fn keep_bodies_in(&self, folder: &std::path::Path) {
+    /// Bodies that wait are kept in `folder`, if this is said before the first one is; else in `/var/tmp`. Fails when no
+    /// file can be made there.
+    pub fn keep_bodies_in(&self, folder: &std::path::Path) -> std::io::Result<()> {
         self.buffers.set_folder(folder);
+        self.buffers.check()
     }
 
     /// Limits from now on.
@@ -468,6 +468,7 @@ fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Proto
     if *protocol == Protocol::Http {
         // Most connections, and most idle ones: they have no room for what the others need.
         let Some(counting) = counted(&core.shared, &limits, peer) else { return };
+        let_go(&stream, &limits);
         let serving = http1::serve(core, stream, peer, None, (guards, counting));
         return supervisor.spawn("client connection", OnExit::Continue, serving);
     }
@@ -509,12 +510,16 @@ async fn serve(
     let Some(counting) = counted(&core.shared, &limits, peer) else { return };
     let guards = (guards, counting);
     match protocol {
-        Protocol::Http => drop(Box::pin(http1::serve(core, stream, peer, None, guards)).await),
+        Protocol::Http => {
+            let_go(&stream, &limits);
+            drop(Box::pin(http1::serve(core, stream, peer, None, guards)).await);
+        }
         Protocol::Https => {
             let passed = Box::pin(tokio::time::timeout(patience, passthrough::target(&core, &stream))).await;
             if let Ok(Some(upstream)) = passed {
                 return Box::pin(tcp::serve(core, stream, peer, upstream)).await;
             }
+            let_go(&stream, &limits);
             let certificates = core.shared.certificates.load_full();
             let handshake = Box::pin(tokio::time::timeout(patience, tls::accept(certificates, stream))).await;
             if let Ok(Some((stream, entry))) = handshake {
@@ -531,6 +536,13 @@ async fn serve(
         // Never built: a proxy header stands once at the beginning.
         Protocol::Proxied(_) => {}
     }
+}
+
+/// Has the kernel end a connection whose client takes nothing for as long as one may be idle: whoever closes TLS, and
+/// hyper, wait for it without a limit.
+fn let_go(stream: &TcpStream, limits: &Limits) {
+    // A socket that refuses it still works.
+    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(limits.client.idle));
 }
 
 /// Counts a connection of an address; `None` when it has too many.

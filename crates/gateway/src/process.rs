@@ -131,10 +131,8 @@ impl Process {
         // A worker that serves beside another one has a status of its own.
         let id = if start.slot <= 1 { args.id.clone() } else { format!("{}-{}", args.id, start.slot) };
         let keys = Arc::clone(&args.keys);
-        let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, keys, listeners)?;
-        if let Some(folder) = args.journal.parent() {
-            plane.shared().keep_bodies_in(folder);
-        }
+        let bodies = args.journal.parent();
+        let plane = DataPlane::build_on(supervisor, &args.config, Arc::clone(&mirror), &id, keys, listeners, bodies)?;
         let leave = Leave {
             asked: supervisor.token().child_token(),
             now: supervisor.token().child_token(),

@@ -66,6 +66,8 @@ impl RateKey {
     }
 }
 
+/// Keys that are noted at once for other gateways: more than they are told.
+const NOTED: usize = 2048;
 /// Places of a rate limit: 128 KiB. Each holds one key; a key has four places to be.
 const PLACES: usize = 16 * 1024;
 const WAYS: usize = 4;
@@ -90,7 +92,8 @@ pub struct RateLimit {
     secret: u64,
     born: Instant,
     places: Box<[AtomicU64]>,
-    /// What was let through at each place since it was last told, as long as there is somebody to tell: key and count.
+    /// What was let through since it was last told, once there is somebody to tell: key and count. Keys that meet in a
+    /// place forget each other: the limit becomes laxer, never stricter.
     untold: OnceLock<Box<[(AtomicU64, AtomicU32)]>>,
 }
 
@@ -127,7 +130,7 @@ impl RateLimit {
 
     /// From now on what is let through is noted for [`RateLimit::untold`].
     pub fn note(&self) {
-        self.untold.get_or_init(|| self.places.iter().map(|_| Default::default()).collect());
+        self.untold.get_or_init(|| (0..NOTED.min(self.places.len())).map(|_| Default::default()).collect());
     }
 
     /// Keys with how many of their requests were let through since this was last asked.
@@ -137,6 +140,11 @@ impl RateLimit {
             let key = key.load(Ordering::Relaxed);
             (key, count.swap(0, Ordering::Relaxed))
         })
+    }
+
+    /// Most requests of one key that are let through in `time`.
+    pub fn most_in(&self, time: Duration) -> u32 {
+        u32::try_from((self.tolerance + time.as_micros() as u64) / self.interval).unwrap_or(u32::MAX)
     }
 
     /// Counts `count` requests of `key` that another gateway let through. What is counted so is paid back like its own, but
@@ -200,8 +208,8 @@ impl RateLimit {
             }
             let new = tag << (64 - TAG_BITS) | (next & TIME_MASK);
             if self.places[at].compare_exchange(value, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                if let Some((noted, count)) = self.untold.get().map(|it| &it[at]) {
-                    // Whoever had the place before is forgotten: the limit becomes laxer for it, never stricter.
+                // Keys are mixed well already.
+                if let Some((noted, count)) = self.untold.get().map(|it| &it[key as usize % it.len()]) {
                     match noted.swap(key, Ordering::Relaxed) == key {
                         true => drop(count.fetch_add(1, Ordering::Relaxed)),
                         false => count.store(1, Ordering::Relaxed),
@@ -402,6 +410,11 @@ mod tests {
         assert_eq!(limit.take_at(1, 1_000), Err(Duration::from_millis(100)));
         assert_eq!(passed(1, 301_000), 3);
         assert_eq!(passed(1, 10_000_000), 5, "never more than the burst");
+        // Nobody gets more than that in two seconds.
+        let one = RateLimit::new(RateKey::Route, 10, Duration::from_secs(1), 5);
+        let in_two_s = (0..=2000).filter(|it| one.take_at(0, 1_000 + it * 1_000).is_ok()).count();
+        assert!(in_two_s <= one.most_in(Duration::from_secs(2)) as usize, "{in_two_s}");
+        assert_eq!(one.most_in(Duration::from_secs(2)), 25);
         // Far more keys than places: nobody is refused on account of another.
         assert!((0..200_000u64).all(|key| limit.take_at(key + 10, 20_000_000).is_ok()));
     }
@@ -413,6 +426,7 @@ mod tests {
         assert_eq!(passed(1, 1_000), 10);
         assert_eq!(limit.untold().count(), 0, "nobody asked for it");
         limit.note();
+        assert!(limit.untold.get().unwrap().len() <= NOTED, "not one for each place");
         assert_eq!((passed(1, 1_001_000), passed(2, 1_001_000)), (10, 10));
         let mut told: Vec<_> = limit.untold().collect();
         told.sort();

@@ -54,7 +54,15 @@ impl Problem {
     /// `what` (a kind, as `component`) of this name does not exist.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
         let message = format!("{what} `{name}` does not exist");
-        Self::new(ErrorKind::NotFound, "not_found", message, "check the name; `arco list` shows what there is")
+        let advice = match what {
+            "tenant" => format!(
+                "`arco tenant list` shows which there are; `arco tenant create {name}` (administrators) makes it"
+            ),
+            "volume" => "`arco volume list` shows which there are, with their ids".to_owned(),
+            "route" | "stream" => "`arco route list` shows which there are".to_owned(),
+            _ => "check the name; `arco list` shows what there is".to_owned(),
+        };
+        Self::new(ErrorKind::NotFound, "not_found", message, advice)
     }
 
     /// A fault of ours; the cause belongs into the log, not here.

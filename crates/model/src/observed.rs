@@ -134,7 +134,7 @@ pub struct ExitFacts {
     pub disk_full: bool,
     /// Whether we ended it (stop, time limit).
     pub asked: bool,
-    /// Its last lines of output, at most 1 KiB.
+    /// Its last lines of output, at most 2 KiB.
     pub last_output: String,
     /// When.
     pub at: Timestamp,

@@ -322,6 +322,10 @@ pub enum Probe {
 pub struct RolloutSpec {
     /// How long a new instance may take until it is ready.
     pub start_deadline_ms: u64,
+    /// How long a new instance must be ready until it counts: only then an old one leaves for it, and the change has
+    /// succeeded. Five times as long after its program ended once. A port that answers says little about a program that
+    /// opens it first and then looks for its database.
+    pub min_ready_ms: u64,
     /// How long a leaving instance may finish its requests.
     pub drain_ms: u64,
     /// How long after SIGTERM an instance may take to end before SIGKILL.
@@ -332,12 +336,12 @@ pub struct RolloutSpec {
 
 impl Default for RolloutSpec {
     fn default() -> Self {
-        Self { start_deadline_ms: 60_000, drain_ms: 10_000, stop_grace_ms: 10_000, max_surge: 1 }
+        Self { start_deadline_ms: 60_000, min_ready_ms: 2_000, drain_ms: 10_000, stop_grace_ms: 10_000, max_surge: 1 }
     }
 }
 
-/// Environment variables that the platform sets itself.
-const RESERVED_ENV: [&str; 4] = ["ARCO_APPLICATION", "ARCO_COMPONENT", "ARCO_INSTANCE", "ARCO_REVISION"];
+/// How the environment variables begin that the platform sets itself.
+const RESERVED_ENV: &str = "ARCO_";
 
 /// Checks every rule that needs only the spec itself.
 pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
@@ -390,6 +394,14 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
     }
     for name in spec.env.keys().chain(spec.secrets.keys()).chain(spec.build.env.keys()) {
         env_name(name)?;
+    }
+    // Instances are asked on the declared port, whatever the program was told.
+    if spec.env.contains_key("PORT") || spec.secrets.contains_key("PORT") {
+        return bad(
+            "env_name_reserved",
+            "`PORT` is set by the platform: it is the first port of the component".to_owned(),
+            "name the port by `--port` of `arco deploy` (`ports` in a file); `arco env unset APP/COMPONENT PORT` takes it out",
+        );
     }
     if let Some((name, _)) =
         spec.env.iter().chain(&spec.build.env).find(|(_, value)| value.contains('\0') || value.len() > 131_072)
@@ -503,11 +515,11 @@ fn env_name(name: &str) -> Result<(), Problem> {
             "use letters, digits and `_`, not beginning with a digit",
         ));
     }
-    if RESERVED_ENV.contains(&name) {
+    if name.starts_with(RESERVED_ENV) {
         return Err(Problem::invalid(
             "env_name_reserved",
-            format!("`{name}` is set by the platform"),
-            "choose another name",
+            format!("`{name}`: variables that begin with `{RESERVED_ENV}` are the platform's"),
+            "choose another name; `arco env unset APP/COMPONENT NAME` takes one out that is there",
         ));
     }
     Ok(())

@@ -1,10 +1,15 @@
 //! The one function that decides a component's status, with a reason and an advice.
 
+mod telling;
+
 use crate::component::{Component, Power};
 use crate::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
 use crate::spec::{ComponentKind, Port, Resources};
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// How long a restart is told of a component that runs again.
+const RECENT_MS: u64 = 15 * 60 * 1000;
 
 /// How a component is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Hash, Serialize, Deserialize)]
@@ -148,14 +153,15 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
             0 => StatusReport::new(Status::Abnormal, reason, advice),
             _ if older => {
                 let advice = format!(
-                    "{advice}; the previous revision keeps serving, `arco rollback {}` ends the rollout",
-                    component.reference()
+                    "{advice}; the previous revision keeps serving. Undo what was changed (as `arco env unset {reference} NAME`), \
+                     or all of it with `arco rollback {reference}`: later changes build on it",
+                    reference = component.reference()
                 );
-                StatusReport::new(Status::Degraded, format!("rollout_halted: {reason}"), advice)
+                StatusReport::new(Status::Degraded, reason, advice)
             }
             _ if earlier => {
                 let advice = format!("{advice}; the instances from before the change keep serving");
-                StatusReport::new(Status::Degraded, format!("rollout_halted: {reason}"), advice)
+                StatusReport::new(Status::Degraded, reason, advice)
             }
             ready => {
                 StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
@@ -203,7 +209,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
             }
             _ => StatusReport::new(Status::Starting, "its instances are starting", ""),
         },
-        _ if ready >= asked => StatusReport { status: Status::Running, ..StatusReport::default() },
+        _ if ready >= asked => running(component, instances, context),
         _ => {
             let (reason, advice) = match ill {
                 Some(it) => explain(it, component, context),
@@ -222,6 +228,28 @@ fn follows_load(component: &Component, instances: &[InstanceFacts], ready: usize
     let alike = staying().all(|it| Some(&it.revision) == component.desired_revision.as_ref())
         && staying().zip(staying().skip(1)).all(|(a, b)| a.template == b.template);
     ready >= asked.min_replicas as usize && alike
+}
+
+/// It runs as asked; a program that was started again not long ago is told, or its next end would come out of the blue.
+fn running(component: &Component, instances: &[InstanceFacts], context: &StatusContext) -> StatusReport {
+    let well = StatusReport { status: Status::Running, ..StatusReport::default() };
+    let ended = |it: &&InstanceFacts| {
+        let exit = it.last_exit.as_ref().filter(|exit| !exit.asked);
+        it.restarts > 0 && exit.is_some_and(|exit| context.now.since_ms(exit.at) < RECENT_MS)
+    };
+    let Some((instance, exit)) = instances.iter().find(ended).and_then(|it| Some((it, it.last_exit.as_ref()?))) else {
+        return well;
+    };
+    let (reason, advice) = explain_exit(exit, 0, &component.reference(), context);
+    let times = match instance.restarts {
+        1 => "once".to_owned(),
+        n => format!("{n} times"),
+    };
+    StatusReport {
+        reason: format!("an instance was started again {times}, the last time after: {reason}"),
+        advice,
+        ..well
+    }
 }
 
 fn not_built_yet(component: &Component, context: &StatusContext) -> StatusReport {
@@ -292,7 +320,9 @@ fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
 pub fn explain(instance: &InstanceFacts, component: &Component, context: &StatusContext) -> (String, String) {
     let reference = component.reference();
     if let Some(fault) = &instance.fault {
-        return (fault.clone(), format!("`arco status {reference}` follows it; the server's log has the cause"));
+        let advice =
+            format!("it is tried again; the server's log and `arco logs {reference}` have more about the cause");
+        return (fault.clone(), advice);
     }
     let runs = matches!(instance.phase, InstancePhase::Starting | InstancePhase::Unready | InstancePhase::Ready);
     let deadline_passed = instance.started_at.is_some_and(|at| context.now.since_ms(at) > context.start_deadline_ms);
@@ -338,14 +368,14 @@ fn explain_exit(exit: &ExitFacts, restarts: u32, reference: &str, context: &Stat
     }
     let times = match restarts + 1 {
         1 => String::new(),
-        n => format!(" {} times", count(n)),
+        n if n as usize >= WORDS.len() => format!(", {n} times"),
+        n => format!(" {} times", WORDS[n as usize]),
     };
     let how = match exit.signal {
         Some(signal) => format!("ended by signal {signal}{times}"),
         None => format!("exited with status {}{times}", exit.status),
     };
-    let last = exit.last_output.trim().lines().rev().take(3).collect::<Vec<_>>();
-    let last = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
+    let last = telling::telling(&exit.last_output).join(" | ");
     let reason =
         if last.is_empty() { format!("{how}, without any output") } else { format!("{how}: last output: {last}") };
     let advice = match exit.status {
@@ -359,10 +389,7 @@ fn explain_exit(exit: &ExitFacts, restarts: u32, reference: &str, context: &Stat
     (reason, advice)
 }
 
-fn count(n: u32) -> String {
-    const WORDS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
-    WORDS.get(n as usize).map_or_else(|| n.to_string(), |it| (*it).to_owned())
-}
+const WORDS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
 #[cfg(test)]
 mod tests;

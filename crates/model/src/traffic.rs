@@ -1,6 +1,6 @@
 //! What the data plane knows: hosts, upstreams, names. Values of KV keys below `/gateway/`.
 //!
-//! One key per host, per upstream and per name, so that a change touches little. Only the controller writes them.
+//! One key per host, per upstream and per name, so that a change touches little. Only the controller writes them, but for [`MARK`].
 
 use crate::id::{ComponentId, InstanceId, RowId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
@@ -35,6 +35,8 @@ pub const STREAMS: &str = "/gateway/streams/";
 pub const NAMES: &str = "/gateway/names/";
 /// `/gateway/settings` → [`DataPlaneSettings`].
 pub const SETTINGS: &str = "/gateway/settings";
+/// Holds nothing. Whoever writes it learns a revision that every gateway comes to, after all that was published before.
+pub const MARK: &str = "/gateway/mark";
 /// `/gateway-status/<gateway id>` → [`GatewayStatus`], on a lease. A gateway writes this prefix and [`RATES_PREFIX`] only.
 pub const STATUS_PREFIX: &str = "/gateway-status/";
 /// `/gateway-rates/<gateway id>` → [`RatesSeen`], on a lease, while there are several gateways.

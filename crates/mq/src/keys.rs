@@ -42,6 +42,10 @@ pub(crate) fn job(topic: Topic, id: &JobId) -> String {
     format!("/mq/{}/jobs/{id}", topic.as_str())
 }
 
+pub(crate) fn jobs_prefix(topic: Topic) -> String {
+    format!("/mq/{}/jobs/", topic.as_str())
+}
+
 pub(crate) fn dedup(topic: Topic, dedup_id: &str) -> String {
     format!("/mq/{}/dedup/{}", topic.as_str(), escape(dedup_id))
 }

@@ -9,8 +9,9 @@ use arco_model::id::JobId;
 use arco_model::job::{Job, JobRequest, Topic};
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::kv::{Compare, Operation, Range, SharedKv, Txn};
+use arco_store::kv::{Compare, Event, Operation, Range, SharedKv, Txn};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,6 +146,27 @@ impl Queue {
         let dead = keys::dead_prefix(topic).into_bytes();
         let dead = list.items.iter().filter(|it| it.key.starts_with(&dead)).count() as u64;
         Ok(Depth { waiting, running, dead })
+    }
+
+    /// Waits until no job is left of those that the topic holds now: done or dead-lettered.
+    pub async fn passed(&self, topic: Topic) -> Result<(), QueueError> {
+        let prefix = keys::jobs_prefix(topic);
+        let now = self.inner.kv.list(&prefix).await.map_err(store("list jobs"))?;
+        let mut left: BTreeSet<Vec<u8>> = now.items.into_iter().map(|it| it.key).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let range = Range::Prefix(prefix.into_bytes());
+        let mut watch = self.inner.kv.watch(range, Some(now.revision + 1)).await.map_err(store("follow jobs"))?;
+        while !left.is_empty() {
+            let Some(batch) = watch.next().await else { break }; // the store is closed
+            for event in batch.map_err(store("follow jobs"))?.events {
+                if let Event::Delete { key, .. } = event {
+                    left.remove(&key);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The dead-lettered jobs, oldest first.

@@ -51,6 +51,7 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             drain_ms: 60_000,
             stop_grace_ms: 2_000,
             max_surge: 1,
+            min_ready_ms: 0,
         },
         autoscaling: None,
         may_call: BTreeSet::new(),

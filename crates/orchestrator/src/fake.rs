@@ -128,7 +128,8 @@ impl FakeOrchestrator {
         let mut state = self.lock();
         let State { components, behaviours, made, now, .. } = &mut *state;
         let Some(component) = components.get_mut(id) else { return };
-        let desired = Desired::of(&component.plan);
+        let mut desired = Desired::of(&component.plan);
+        desired.rollout.min_ready_ms = 0; // no time passes here by itself
         let behaviour = behaviours.get(id).cloned().unwrap_or_default();
         let reached = (desired.template.clone(), desired.replicas);
         loop {

@@ -41,6 +41,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a workload may fail to make pods before it is told, in ms.
 const PASSING_MS: u64 = 3_000;
 
+/// Whether this process leads, asked at any time.
+pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// What looks share.
 pub(crate) struct Shared {
     pub(crate) cluster: Cluster,
@@ -49,6 +52,31 @@ pub(crate) struct Shared {
     pub(crate) bell: broadcast::Sender<ComponentId>,
     /// Components that talk with the API server at the same time.
     pub(crate) talking: Semaphore,
+    /// Asked before each change of the cluster; `None` while another process leads.
+    leads: Mutex<Option<Leads>>,
+}
+
+impl Shared {
+    /// What looks share; nobody leads yet. `talking`: components that talk with the API server at the same time.
+    pub(crate) fn new(
+        cluster: Cluster,
+        seen: Arc<Seen>,
+        tenants: Tenants,
+        bell: broadcast::Sender<ComponentId>,
+        talking: usize,
+    ) -> Self {
+        Self { cluster, seen, tenants, bell, talking: Semaphore::new(talking), leads: Mutex::default() }
+    }
+
+    pub(crate) fn lead(&self, leads: Option<Leads>) {
+        *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = leads;
+    }
+
+    /// A process that was paused may not know yet that another one leads: its look must end before its next change.
+    fn acting(&self) -> Result<(), Fault> {
+        let leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if leads.is_some_and(|it| it()) { Ok(()) } else { Err(Fault::Later("another server leads".to_owned())) }
+    }
 }
 
 /// A plan with what was made of it.
@@ -450,6 +478,7 @@ impl Component {
     }
 
     async fn apply(&self, object: &Object) -> Result<(), Fault> {
+        self.shared.acting()?;
         let step = || format!("apply {} `{}`", object.kind.wire().1, object.name);
         match self.shared.cluster.apply(object).await {
             Ok(answer) => {
@@ -466,6 +495,7 @@ impl Component {
     }
 
     async fn change(&self, kind: Kind, namespace: &str, name: &str, fields: &serde_json::Value) -> Result<(), Fault> {
+        self.shared.acting()?;
         match self.shared.cluster.change(kind, namespace, name, fields).await {
             Ok(answer) => {
                 self.took(kind, answer);
@@ -477,6 +507,7 @@ impl Component {
     }
 
     async fn delete(&self, kind: Kind, namespace: &str, name: &str, how: &DeleteParams) -> Result<(), Fault> {
+        self.shared.acting()?;
         let done = self.shared.cluster.delete(kind, namespace, name, how).await;
         done.map_err(|it| Fault::of(format!("delete {} `{name}`", kind.wire().1), &it))
     }

@@ -5,7 +5,7 @@
 //! alive, so the cluster goes on without it.
 
 use crate::cluster::{Cluster, failed};
-use crate::component::{Component, Shared};
+use crate::component::{Component, Leads, Shared};
 use crate::logs::{KeptLines, Logs};
 use crate::render::{self, Kind, Rendered, Surroundings};
 use crate::seen::{ObjectSeen, Seen, Whereabouts};
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -183,17 +183,20 @@ impl KubernetesOrchestrator {
         done.map_err(|it| failed("remove the one-shot workloads of a server that is gone", &it))
     }
 
-    /// Of several processes one leads: it reads the output of instances. One that does not lead any more forgets the
-    /// plans that it was given, so that it changes nothing.
-    pub fn lead(&self, leads: bool) {
-        if !leads {
+    /// Of several processes one leads: it reads the output of instances, and brings the cluster nearer to plans as long
+    /// as `leads`, which is asked before each change, says so. One that does not lead any more (`None`) forgets the plans
+    /// that it was given.
+    pub fn lead(&self, leads: Option<Leads>) {
+        let here = leads.is_some();
+        self.inner.shared.lead(leads);
+        if !here {
             let known = std::mem::take(&mut *self.inner.lock());
             known.values().for_each(|it| it.end.cancel());
             for id in self.inner.seen().everything() {
                 self.inner.ring(&id);
             }
         }
-        Logs::read_here(&self.inner, leads);
+        Logs::read_here(&self.inner, here);
     }
 
     async fn connect(
@@ -229,8 +232,10 @@ impl KubernetesOrchestrator {
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let (seen, bell) = (Arc::new(Seen::default()), broadcast::channel(4096).0);
         let tenants = Tenants::new(cluster.clone(), config.clone(), allowed_networks, pull_credentials);
-        let shared =
-            Shared { cluster: cluster.clone(), seen: seen.clone(), tenants, bell, talking: Semaphore::new(TALKING) };
+        let shared = Shared::new(cluster.clone(), seen.clone(), tenants, bell, TALKING);
+        if server.is_none() {
+            shared.lead(Some(Arc::new(|| true)));
+        }
         let inner = Arc::new(Inner {
             images,
             logs: Logs::new(logs, kept_lines, server.is_some()),

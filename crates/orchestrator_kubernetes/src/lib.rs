@@ -28,6 +28,7 @@ mod tenant;
 mod usage;
 mod watch;
 
+pub use component::Leads;
 pub use driver::{KubernetesOptions, KubernetesOrchestrator};
 pub use lease::LeaseLock;
 pub use logs::KeptLines;

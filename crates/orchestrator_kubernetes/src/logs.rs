@@ -268,17 +268,11 @@ async fn follow(
     };
     let from = inner.cluster().typed::<Pod>(&pod.namespace).log_stream(&pod.name, &how).await?;
     let mut lines = Box::pin(lines::of(from.compat()).ready_chunks(BATCH));
+    let mut current = None;
     while let Some(chunk) = lines.next().await {
         let mut batch = Vec::with_capacity(chunk.len());
         for text in chunk {
-            if let Some((at, line)) = line(&text, &pod.id)
-                && at > *last
-            {
-                *last = at;
-                if !resumed.holds(&line) {
-                    batch.push(line);
-                }
-            }
+            batch.extend(next(text, &pod.id, last, &mut current).filter(|it| !resumed.holds(it)));
         }
         if !batch.is_empty() {
             inner.logs.sink.append(LogStream::Component { id: component.clone() }, batch).await;
@@ -288,22 +282,47 @@ async fn follow(
     Ok(())
 }
 
-/// A line as the API server gives it: time, space, text.
-fn line(text: &str, instance: &InstanceId) -> Option<(jiff::Timestamp, LogLine)> {
-    let (time, text) = text.split_once(' ')?;
-    let at: jiff::Timestamp = time.parse().ok()?;
-    let line = LogLine {
-        at: Timestamp(u64::try_from(at.as_millisecond()).unwrap_or_default()),
-        instance: Some(instance.clone()),
-        origin: LogOrigin::Stdout,
-        text: text.to_owned(),
-    };
-    Some((at, line))
+/// What of a text from the API server is new. A line is time, space, text there; further parts of a long line have no
+/// time. `last` is the time of the newest line; `current` that of the line whose parts come, when it is new.
+fn next(
+    mut text: String,
+    instance: &InstanceId,
+    last: &mut jiff::Timestamp,
+    current: &mut Option<jiff::Timestamp>,
+) -> Option<LogLine> {
+    let begins =
+        text.split_once(' ').and_then(|(time, _)| Some((time.len() + 1, time.parse::<jiff::Timestamp>().ok()?)));
+    if let Some((time, at)) = begins {
+        text.drain(..time);
+        *current = (at > *last).then_some(at);
+        *last = at.max(*last);
+    }
+    let at = Timestamp(u64::try_from((*current)?.as_millisecond()).unwrap_or_default());
+    Some(LogLine { at, instance: Some(instance.clone()), origin: LogOrigin::Stdout, text })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_part_of_a_new_line_is_taken() {
+        let id = InstanceId::from_parts(1, 1);
+        let (mut last, mut current) = ("2026-01-01T00:00:02Z".parse().unwrap(), None);
+        let texts = [
+            "no time at the beginning",
+            "2026-01-01T00:00:01.5Z known",
+            "its second part",
+            "2026-01-01T00:00:03.250999Z new",
+            "its second part, too",
+            "2026-01-01T00:00:03.250999Z the same time again",
+            "2026-01-01T00:00:04Z ",
+        ];
+        let taken = texts.into_iter().filter_map(|it| next(it.to_owned(), &id, &mut last, &mut current));
+        let taken: Vec<_> = taken.map(|it| (it.at.0 - 1_767_225_600_000, it.text)).collect();
+        let wanted = [(3250, "new"), (3250, "its second part, too"), (4000, "")];
+        assert_eq!(taken, wanted.map(|(at, text)| (at, text.to_owned())));
+    }
 
     #[test]
     fn reading_goes_on_after_the_last_line_that_is_kept() {
@@ -331,14 +350,5 @@ mod tests {
             read.retain(|it| instant(it.at) > resumed.last && !resumed.holds(it));
             assert_eq!(read, there[wanted..], "after {wanted}");
         }
-    }
-
-    #[test]
-    fn lines_carry_the_runtimes_time() {
-        let id = InstanceId::from_parts(1, 1);
-        let (at, line) = line("2026-01-31T09:05:00.250999Z hello world", &id).unwrap();
-        assert_eq!((line.at.0, line.text.as_str()), (1_769_850_300_250, "hello world"));
-        assert!(at > "2026-01-31T09:05:00.250Z".parse().unwrap());
-        assert!(super::line("no time", &id).is_none());
     }
 }

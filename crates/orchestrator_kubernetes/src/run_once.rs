@@ -73,8 +73,10 @@ fn ended(started: bool, why: &str, timed_out: bool) -> Result<OneShotResult, Err
 
 async fn clear_one(inner: &Inner, namespace: &str, name: &str) -> Result<(), kube::Error> {
     let now = DeleteParams::default().grace_period(0);
-    inner.cluster().delete(Kind::Pod, namespace, name, &now).await?;
-    inner.cluster().delete(Kind::Secret, namespace, name, &DeleteParams::default()).await
+    let pod = inner.cluster().delete(Kind::Pod, namespace, name, &now).await;
+    // Also when the pod stays for now: opened secrets lie nowhere longer than they must.
+    let secret = inner.cluster().delete(Kind::Secret, namespace, name, &DeleteParams::default()).await;
+    pod.and(secret)
 }
 
 /// Removes what runs of an earlier process left: whoever asked for them went with it.

@@ -2,7 +2,7 @@
 
 use super::{CALL_TIMEOUT, Client, ClientError, encode, path};
 use crate::wire::{
-    ApplicationDocument, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
+    ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
     ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
     HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
     RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
@@ -54,6 +54,12 @@ impl Client {
     /// Makes a tenant.
     pub async fn create_tenant(&self, request: &CreateTenant) -> Result<TenantDocument, ClientError> {
         self.call(Method::POST, "/v1/tenants", request).await
+    }
+
+    /// Deletes a tenant in which nothing is left.
+    pub async fn delete_tenant(&self, tenant: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &of_tenant(tenant, &[]));
+        self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
     }
 
     /// A client certificate for a person.
@@ -343,6 +349,12 @@ impl Client {
     /// Which route a request would take.
     pub async fn explain(&self, question: &RouteQuestion) -> Result<Explanation, ClientError> {
         self.call(Method::POST, &path(&["v1", "gateway", "explain"]), question).await
+    }
+
+    /// Waits until every live gateway routes by what was changed before; whether it came to that in time.
+    pub async fn gateways_follow(&self) -> Result<bool, ClientError> {
+        let answer: Applied = self.json(self.request(Method::POST, &path(&["v1", "gateway", "follow"]))).await?;
+        Ok(answer.applied)
     }
 
     /// Names and versions of secrets.

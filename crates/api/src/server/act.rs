@@ -4,11 +4,13 @@ mod apply;
 mod certificate;
 mod context;
 mod credential;
+mod follow;
 mod operation;
 pub(super) mod route;
 pub(super) mod scale;
 mod stack;
 mod stream;
+mod tenant;
 mod transfer;
 mod volume;
 

@@ -17,7 +17,7 @@ use arco_model::name::ComponentName;
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
-use arco_model::spec::{self, ComponentSpec};
+use arco_model::spec::{self, ComponentSpec, VolumeKind, VolumeSpec};
 use arco_store::clock;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{Batch, Versioned, VolumeRow};
@@ -79,7 +79,7 @@ impl<'w> Change<'w> {
         for (name, version) in self.seal(&component, secrets)? {
             set_version(&mut component.spec, &name, version);
         }
-        check(found.map(|it| &it.value), &component)?;
+        check(found.map(|it| &it.value), &component, &self.world.volumes)?;
         component.generation += 1;
         component.power = Power::On;
         component.arriving = None;
@@ -111,7 +111,7 @@ impl<'w> Change<'w> {
             }
         };
         whole(&mut component.spec);
-        check(Some(&found.value), &component)?;
+        check(Some(&found.value), &component, &self.world.volumes)?;
         if component.spec == found.value.spec {
             let operation = done(self.operation(&found.value, kind), self.world);
             self.note(operation)?;
@@ -185,7 +185,7 @@ impl<'w> Change<'w> {
         let mut component = self.create(name, source)?;
         component.power = Power::Off;
         let (revision, secrets) = fill(&mut component)?;
-        check(None, &component)?;
+        check(None, &component, &self.world.volumes)?;
         if let Some(revision) = &revision {
             spec::validate(&revision.spec)?;
             self.batch.insert(revision)?;
@@ -430,7 +430,7 @@ pub(super) fn runs_differently(a: &ComponentSpec, b: &ComponentSpec) -> bool {
     normal(a) != normal(b)
 }
 
-fn check(before: Option<&Component>, after: &Component) -> Result<(), Problem> {
+fn check(before: Option<&Component>, after: &Component, volumes: &[VolumeRow]) -> Result<(), Problem> {
     spec::validate(&after.spec)?;
     if let Some(before) = before
         && before.spec.autoscaling.is_some()
@@ -439,6 +439,7 @@ fn check(before: Option<&Component>, after: &Component) -> Result<(), Problem> {
     {
         return Err(follows_load(before));
     }
+    not_smaller(before, after, volumes)?;
     match before {
         Some(before) if before.last_revision_number > 0 && before.spec.kind != after.spec.kind => {
             let message = format!("the kind of `{}` cannot change once it has run", after.reference());
@@ -451,4 +452,20 @@ fn check(before: Option<&Component>, after: &Component) -> Result<(), Problem> {
         }
         _ => Ok(()),
     }
+}
+
+/// A volume has content and keeps its size or grows; who asks for less would believe to have it.
+fn not_smaller(before: Option<&Component>, after: &Component, volumes: &[VolumeRow]) -> Result<(), Problem> {
+    // What was said before this rule does not stand in the way of other changes.
+    let said = |it: &VolumeSpec| before.is_some_and(|before| before.spec.volumes.contains(it));
+    for asked in after.spec.volumes.iter().filter(|it| it.kind != VolumeKind::Memory && !said(it)) {
+        let made = volumes.iter().find(|it| it.component_id == after.id && it.name == asked.name);
+        if let Some(made) = made.filter(|it| it.size_mb > asked.size_mb) {
+            let (name, size) = (&asked.name, made.size_mb);
+            let message = format!("the volume `{name}` has {size} MB and cannot become smaller ({} MB)", asked.size_mb);
+            let advice = format!("ask for {size} MB or more, or copy what it holds to a volume of another name");
+            return Err(Problem::new(ErrorKind::Conflict, "volume_smaller", message, advice));
+        }
+    }
+    Ok(())
 }

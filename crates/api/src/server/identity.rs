@@ -93,7 +93,7 @@ impl Permission {
             EXPORT | IMPORT | BLOB => Self::Administer,
             // Everybody's sources are built and run on it.
             STACK => Self::Administer,
-            "/v1/tenants" if !reads => Self::Administer,
+            "/v1/tenants" | "/v1/tenants/{tenant}" if !reads => Self::Administer,
             "/v1/registry/token" => Self::Change,
             _ if *method == Method::DELETE && [APPLICATION, COMPONENT, VOLUME].contains(&route) => Self::Operate,
             _ if ["/exec", "/run", "/port-forward"].iter().any(|it| route.ends_with(it)) => Self::Change,
@@ -249,6 +249,8 @@ mod tests {
             (Method::POST, "/v1/tenants/{tenant}/uploads".to_owned(), Permission::Change),
             (Method::DELETE, APPLICATION.to_owned(), Permission::Operate),
             (Method::POST, "/v1/tenants".to_owned(), Permission::Administer),
+            (Method::DELETE, "/v1/tenants/{tenant}".to_owned(), Permission::Administer),
+            (Method::POST, "/v1/gateway/follow".to_owned(), Permission::Change),
             (Method::POST, "/v1/certificates".to_owned(), Permission::Administer),
             (Method::GET, "/v1/certificates".to_owned(), Permission::Administer),
             (Method::DELETE, "/v1/certificates/{name}".to_owned(), Permission::Administer),

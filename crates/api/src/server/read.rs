@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::world::not_deleting;
 use crate::wire::{
     ApplicationDocument, ComponentDocument, ComponentSummary, InstanceDocument, InstanceUsage, OperationDocument, Page,
-    PageQuery, RevisionDocument, RouteDocument, SecretDocument, UsageDocument, VolumeDocument,
+    PageQuery, RevisionDocument, RouteDocument, RunsDocument, SecretDocument, UsageDocument, VolumeDocument,
 };
 use arco_model::application::{Application, Tenant};
 use arco_model::component::{Component, Revision};
@@ -18,8 +18,9 @@ use arco_model::observed::InstancePhase;
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::route::{ComponentTarget, Route, Target as RouteTarget};
 use arco_model::secret::SecretVersion;
-use arco_model::spec::{Port, VolumeKind};
+use arco_model::spec::{ComponentKind, Port, VolumeKind};
 use arco_model::time::Timestamp;
+use arco_store::clock;
 use arco_store::sql::{Cursor, Entity, Query, RouteRow, VolumeRow};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,10 +117,11 @@ impl Api {
         format!("http://{host}{port}{}", if prefix == "/" { "" } else { prefix })
     }
 
-    /// Where people begin with a route: over HTTPS when plain HTTP only leads there.
+    /// Where people begin with a route: over HTTPS when plain HTTP only leads there, or is not served.
     fn url_of(&self, row: &RouteRow) -> String {
         let path = path_of(&row.route);
-        if !row.route.tls.redirect && !row.route.passes_through() {
+        let tls = &row.route.tls;
+        if !tls.redirect && tls.client_ca.is_none() && !row.route.passes_through() {
             return self.url(&row.host, path);
         }
         let gateway = &self.deps.config.gateway;
@@ -129,7 +131,9 @@ impl Api {
     }
 
     async fn urls(&self, component: &Component, routes: &[RouteRow]) -> Result<Vec<String>, ApiError> {
-        let outer = self.ports(component).await?.iter().any(|it| it.outer && it.protocol.is_http());
+        // Nothing that runs and ends waits for requests.
+        let waits = !matches!(component.spec.kind, ComponentKind::Job | ComponentKind::Cron);
+        let outer = waits && self.ports(component).await?.iter().any(|it| it.outer && it.protocol.is_http());
         let own = routes.iter().filter(|it| it.component_id == component.id && !it.host.starts_with('*'));
         let own = own.map(|it| self.url_of(it));
         let hosts = component.default_hosts(&self.deps.config.server.domain);
@@ -173,6 +177,7 @@ impl Api {
             observed_generation: observed.observed_generation,
             urls: self.urls(&component, &routes).await?,
             warnings: self.certificate_warnings(&component.tenant, &hosts).await?,
+            runs: RunsDocument::of(&component, clock::now()),
             instances: self.instances(&component).await?,
             tenant: component.tenant.to_string(),
             id: component.id.to_string(),
@@ -302,7 +307,9 @@ impl Api {
     /// Volumes that a component has or asks for.
     pub(super) async fn volumes(&self, component: &Component) -> Result<Vec<VolumeDocument>, ApiError> {
         let rows = self.deps.metadata.list::<VolumeRow>(&Query::parent(component.id.as_str())).await?.items;
-        let mut items: Vec<_> = rows.iter().map(|it| volume(&it.value, Some(component))).collect();
+        let used = self.volumes_in_use(component).await?;
+        let mut items: Vec<_> =
+            rows.iter().map(|it| volume(&it.value, Some(component), used.contains(&it.value.name))).collect();
         for asked in component.spec.volumes.iter().filter(|it| !rows.iter().any(|row| row.value.name == it.name)) {
             items.push(VolumeDocument {
                 application: component.application.to_string(),
@@ -329,11 +336,17 @@ impl Api {
         let metadata = &self.deps.metadata;
         let page = metadata.list::<VolumeRow>(&Query { limit, after, ..Query::tag(tenant.as_str()) }).await?;
         let components = metadata.list::<Component>(&Query::tag(tenant.as_str())).await?.items;
-        let owner = |row: &VolumeRow| components.iter().map(|it| &it.value).find(|it| it.id == row.component_id);
-        Ok(Page {
-            items: page.items.iter().map(|it| volume(&it.value, owner(&it.value))).collect(),
-            next: next(page.next),
-        })
+        let mut items = Vec::new();
+        for it in &page.items {
+            let row = &it.value;
+            let owner = components.iter().map(|it| &it.value).find(|it| it.id == row.component_id);
+            let used = match owner {
+                Some(owner) => self.volumes_in_use(owner).await?.contains(&row.name),
+                None => false,
+            };
+            items.push(volume(row, owner, used));
+        }
+        Ok(Page { items, next: next(page.next) })
     }
 
     /// Routes of a component, its default hosts first.
@@ -510,7 +523,7 @@ fn path_of<T>(route: &Route<T>) -> &str {
     path.unwrap_or("/")
 }
 
-fn volume(row: &VolumeRow, owner: Option<&Component>) -> VolumeDocument {
+fn volume(row: &VolumeRow, owner: Option<&Component>, used: bool) -> VolumeDocument {
     let asked = owner.and_then(|it| it.spec.volumes.iter().find(|it| it.name == row.name));
     VolumeDocument {
         application: row.application.to_string(),
@@ -519,7 +532,7 @@ fn volume(row: &VolumeRow, owner: Option<&Component>) -> VolumeDocument {
         path: asked.map(|it| it.path.clone()).unwrap_or_default(),
         size_mb: row.size_mb,
         kind: asked.map_or(VolumeKind::Shared, |it| it.kind),
-        kept: owner.is_none(),
+        kept: !used,
         id: row.id.to_string(),
         created_at: row.created_at.rfc3339(),
     }

@@ -1,5 +1,6 @@
 //! Rules that span components: bindings, quotas, hosts. Pure; every change is checked by them before it is written.
 
+use super::act::route::STRANGER;
 use arco_model::application::Tenant;
 use arco_model::component::{Component, Power};
 use arco_model::error::{ErrorKind, Problem};
@@ -38,7 +39,7 @@ impl<'a> After<'a> {
             for binding in &component.spec.bindings {
                 let name = format!("{}/{}", binding.application, binding.component);
                 if self.target(tenant, binding).is_none() {
-                    let message = format!("`{}` is bound to `{name}`, which does not exist", component.reference());
+                    let message = format!("`{}` cannot be bound to `{name}`: there is none", component.reference());
                     return Err(Problem::invalid(
                         "binding_target_missing",
                         message,
@@ -133,12 +134,15 @@ impl<'a> After<'a> {
                 .all
                 .iter()
                 .find(|it| it.id != new.id && it.default_hosts(domain).contains(&host))
-                .map(|it| it.reference());
+                .map(|it| (&it.tenant, it.reference()));
             let other = other.or_else(|| {
-                routes.iter().find(|it| it.host == host).map(|it| format!("{}/{}", it.application, it.component))
+                let route = routes.iter().find(|it| it.host == host)?;
+                Some((&route.tenant, format!("{}/{}", route.application, route.component)))
             });
-            if let Some(other) = other {
-                let message = format!("the host `{host}` of `{}` already leads to `{other}`", new.reference());
+            if let Some((tenant, other)) = other {
+                // Who has it is told to those alone who may know.
+                let other = if *tenant == new.tenant { format!("`{other}`") } else { STRANGER.to_owned() };
+                let message = format!("the host `{host}` of `{}` already leads to {other}", new.reference());
                 return Err(Problem::new(
                     ErrorKind::Conflict,
                     "host_taken",

@@ -1,10 +1,11 @@
 //! A component as people see it: status, instances, revisions, volumes, routes, names of secrets.
 
-use arco_model::component::{Power, Revision};
+use arco_model::component::{Component, Power, Revision};
 use arco_model::observed::{InstanceFacts, ScalingFacts};
 use arco_model::source::Source;
-use arco_model::spec::{ComponentSpec, Port, VolumeKind};
+use arco_model::spec::{ComponentKind, ComponentSpec, Port, VolumeKind, next_run};
 use arco_model::status::Status;
+use arco_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -43,6 +44,9 @@ pub struct ComponentDocument {
     /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// When it runs, for `cron`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<RunsDocument>,
     /// Instances, as last seen.
     pub instances: Vec<InstanceDocument>,
     /// Tenant.
@@ -68,6 +72,37 @@ pub struct ComponentDocument {
     pub spec: ComponentSpec,
     /// When it was made (RFC 3339).
     pub created_at: String,
+}
+
+/// When a cron component runs.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RunsDocument {
+    /// Five fields, UTC.
+    pub schedule: String,
+    /// The time that the last run was for (RFC 3339); `null` before the first.
+    pub last_at: Option<String>,
+    /// When that run ended (RFC 3339); `null` while it runs.
+    pub last_ended_at: Option<String>,
+    /// Its exit status; `null` while it runs.
+    pub last_exit_status: Option<i32>,
+    /// When it runs next (RFC 3339); `null` while it is stopped, or when the schedule names no time.
+    pub next_at: Option<String>,
+}
+
+impl RunsDocument {
+    /// Those of a component, when it is a cron one.
+    pub fn of(component: &Component, now: Timestamp) -> Option<Self> {
+        let schedule = component.spec.schedule.clone().filter(|_| component.spec.kind == ComponentKind::Cron)?;
+        let last = component.observed.last_run.as_ref();
+        let runs = component.power == Power::On && component.desired_revision.is_some();
+        Some(Self {
+            last_at: last.map(|it| it.scheduled_at.rfc3339()),
+            last_ended_at: last.and_then(|it| it.ended_at).map(|it| it.rfc3339()),
+            last_exit_status: last.and_then(|it| it.exit_status),
+            next_at: next_run(&schedule, now).filter(|_| runs).map(|it| it.rfc3339()),
+            schedule,
+        })
+    }
 }
 
 /// One instance.
@@ -199,14 +234,14 @@ pub struct VolumeDocument {
     pub component: String,
     /// Name in its component.
     pub name: String,
-    /// Absolute path inside the instances; empty when it was kept after its component was deleted.
+    /// Absolute path inside the instances; empty when its component is gone or does not ask for it.
     pub path: String,
     /// Size in MiB.
     pub size_mb: u32,
     /// `shared`, `local`, `memory`.
     #[schema(value_type = String)]
     pub kind: VolumeKind,
-    /// Whether its component is gone and only the volume was kept.
+    /// Whether nothing uses it: its component is gone, or does not name it any more. It can be deleted alone.
     #[serde(default)]
     pub kept: bool,
     /// Id, what a kept volume is deleted by; empty when it is asked for but not made yet.

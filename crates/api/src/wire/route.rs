@@ -37,6 +37,13 @@ pub struct RouteDocument {
     pub rates: Option<HostRates>,
 }
 
+/// Whether every live gateway routes by what was changed before it was asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Applied {
+    /// `false` when one had not come to it in time; it goes on.
+    pub applied: bool,
+}
+
 /// The way of a request through the gateway.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {

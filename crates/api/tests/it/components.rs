@@ -2,11 +2,12 @@
 
 use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{ScaleRequest, SpecPatch};
-use arco_model::component::Power;
+use arco_model::component::{Component, CronRun, Power};
 use arco_model::job::Topic;
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{Binding, ComponentKind};
+use arco_model::time::Timestamp;
 use std::time::Duration;
 
 fn env(name: &str, value: Option<&str>) -> SpecPatch {
@@ -214,6 +215,31 @@ async fn a_component_that_others_call_goes_only_with_them() {
     assert!(operations.iter().any(|it| it.id == again.id), "the same operation answers again");
     assert_eq!(code(platform.client.patch("default", WEB, &env("A", None)).await), "being_deleted");
     assert_eq!(code(platform.deploy(WEB, SpecPatch::default()).await), "being_deleted");
+}
+
+#[tokio::test]
+async fn cron_components_say_when_they_run_and_have_no_url() {
+    let platform = Platform::start().await;
+    let schedule = Some(Some("0 4 1 1 *".to_owned()));
+    let patch = SpecPatch { kind: Some(ComponentKind::Cron), schedule, ..SpecPatch::default() };
+    let component = platform.running(WEB, patch).await;
+    let shown = platform.client.component("default", WEB).await.unwrap();
+    assert!(shown.urls.is_empty(), "{:?}", shown.urls);
+    let runs = shown.runs.unwrap();
+    assert_eq!((runs.schedule.as_str(), runs.last_at), ("0 4 1 1 *", None));
+    assert!(runs.next_at.unwrap().contains("-01-01T04:00:00"));
+    let run = CronRun { scheduled_at: Timestamp(0), ended_at: Some(Timestamp(5_000)), exit_status: Some(3) };
+    let set = |row: &mut Component| {
+        row.observed.last_run = Some(run.clone());
+        true
+    };
+    platform.metadata.modify::<Component>(component.id.as_str(), set).await.unwrap();
+    let runs = platform.client.component("default", WEB).await.unwrap().runs.unwrap();
+    assert_eq!(runs.last_at.as_deref(), Some(Timestamp(0).rfc3339().as_str()));
+    assert_eq!(runs.last_exit_status, Some(3));
+    platform.running(("shop", "other"), SpecPatch::default()).await;
+    let other = platform.client.component("default", ("shop", "other")).await.unwrap();
+    assert!(other.runs.is_none() && !other.urls.is_empty());
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
 DELETE /v1/stacks/{name}
+DELETE /v1/tenants/{tenant}
 DELETE /v1/tenants/{tenant}/applications/{application}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}
 DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/routes/{id}
@@ -53,6 +54,7 @@ HEAD /v1/tenants/{tenant}/uploads/{digest}
 PATCH /v1/tenants/{tenant}/applications/{application}/components/{component}
 POST /v1/certificates
 POST /v1/gateway/explain
+POST /v1/gateway/follow
 POST /v1/operations/{id}/cancel
 POST /v1/tenants
 POST /v1/tenants/{tenant}/applications/{application}/components/{component}/deploy

@@ -74,6 +74,29 @@ async fn an_administrator_makes_contexts_for_others() {
     ] {
         assert_eq!(code(platform.client.create_certificate(&bad).await), "certificate_invalid", "{bad:?}");
     }
+    // A tenant that nobody made: with what makes it.
+    let refused = platform.client.create_certificate(&request("ann", "viewer", &["default", "team-b"])).await;
+    let refused = format!("{:?}", refused.unwrap_err());
+    assert!(refused.contains("team-b") && refused.contains("arco tenant create team-b"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_tenant_goes_when_nothing_is_left_in_it() {
+    let platform = Platform::start().await;
+    let make = || CreateTenant { name: "team-b".into(), memory_quota_mb: 0 };
+    platform.client.create_tenant(&make()).await.unwrap();
+    let source = arco_model::source::Source::Image { reference: "stack/base".into() };
+    let request = arco_api::wire::DeployRequest { source, patch: SpecPatch::default(), no_cache: false };
+    platform.client.deploy("team-b", WEB, &request).await.unwrap();
+    let operator = platform.client_of("opa", "operator", &["team-b"]);
+    assert_eq!(code(operator.delete_tenant("team-b").await), "role_denied");
+    assert_eq!(code(platform.client.delete_tenant("team-b").await), "tenant_in_use");
+    assert_eq!(code(platform.client.delete_tenant("default").await), "tenant_in_use");
+    platform.client.create_tenant(&CreateTenant { name: "empty".into(), memory_quota_mb: 0 }).await.unwrap();
+    platform.client.delete_tenant("empty").await.unwrap();
+    assert_eq!(code(platform.client.delete_tenant("empty").await), "not_found");
+    let there: Vec<_> = platform.client.tenants().await.unwrap().into_iter().map(|it| it.name).collect();
+    assert!(there.iter().any(|it| it == "team-b") && !there.iter().any(|it| it == "empty"), "{there:?}");
 }
 
 #[tokio::test]

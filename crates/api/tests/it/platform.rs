@@ -24,7 +24,7 @@ use arco_orchestrator::{
 use arco_store::blob::MemoryBlobs;
 use arco_store::clock;
 use arco_store::images::Images;
-use arco_store::kv::MemoryKv;
+use arco_store::kv::{MemoryKv, SharedKv};
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{Batch, MemoryMetadata, SharedMetadata, Versioned};
@@ -44,6 +44,7 @@ pub(crate) const WEB: (&str, &str) = ("shop", "web");
 pub(crate) struct Platform {
     pub(crate) client: Client,
     pub(crate) metadata: SharedMetadata,
+    pub(crate) kv: SharedKv,
     pub(crate) blobs: Arc<MemoryBlobs>,
     pub(crate) orchestrator: Arc<Pretender>,
     pub(crate) outbox: Arc<Notify>,
@@ -75,7 +76,7 @@ impl Platform {
         settings(&mut config);
         let pki = Arc::new(Pki::open(&folder.path().join("pki")).unwrap());
         let (blobs, orchestrator) = (Arc::new(MemoryBlobs::default()), Arc::new(Pretender::new()));
-        let outbox = Arc::new(Notify::new());
+        let (outbox, kv): (_, SharedKv) = (Arc::new(Notify::new()), Arc::new(MemoryKv::new()));
         let (logs, _nobody) = LogSink::channel(1);
         let role = build(ApiDeps {
             turn: None,
@@ -84,7 +85,7 @@ impl Platform {
             blobs: blobs.clone(),
             images: Images::new(metadata.clone(), blobs.clone()),
             orchestrator: orchestrator.clone(),
-            queue: Queue::new(Arc::new(MemoryKv::new())),
+            queue: Queue::new(kv.clone()),
             outbox: outbox.clone(),
             secrets: Arc::new(SecretBox::open(&folder.path().join("secret.key")).unwrap()),
             logs,
@@ -105,7 +106,7 @@ impl Platform {
         let supervisor = Supervisor::new();
         supervisor.spawn("api", OnExit::Shutdown, role.run(listener, tls, supervisor.clone()));
         let client = client(&pki, &api, &Subject::admin());
-        Self { client, metadata, blobs, orchestrator, outbox, pki, api, supervisor, _folder: folder }
+        Self { client, metadata, kv, blobs, orchestrator, outbox, pki, api, supervisor, _folder: folder }
     }
 
     /// A client with another certificate.

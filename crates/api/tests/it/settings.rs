@@ -3,11 +3,15 @@
 use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch};
 use arco_model::id::RowId;
+use arco_model::job::Topic;
 use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::spec::{VolumeKind, VolumeSpec};
+use arco_model::traffic::{GatewayStatus, MARK, STATUS_PREFIX};
+use arco_mq::Queue;
 use arco_orchestrator::Removal;
 use arco_store::clock;
+use arco_store::kv::Range;
 use arco_store::sql::{Query, RouteRow, VolumeRow};
 use serde_json::json;
 
@@ -61,8 +65,9 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
     let urls = platform.client.component("default", WEB).await.unwrap().urls;
     let [default, short] = platform.component(WEB).await.default_hosts("example.test");
     assert_eq!(urls, [format!("http://{default}:8080"), format!("http://{short}:8080"), added.url.clone()]);
-    let [other, _] = platform.component(("other", "web")).await.default_hosts("example.test");
-    assert_eq!(code(add(&plain(&other)).await), "host_taken");
+    let [other, short] = platform.component(("other", "web")).await.default_hosts("example.test");
+    assert_eq!(code(add(&plain(&other)).await), "host_reserved");
+    assert_eq!(code(add(&plain(&short)).await), "host_taken");
     for (request, expected) in [
         (plain("a b"), "host_invalid"),
         (at("a.test", "x"), "path_invalid"),
@@ -73,6 +78,9 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
     ] {
         assert_eq!(code(add(&request).await), expected, "{request:?}");
     }
+    let pattern = add(&route("a.test", json!({"paths": [{"regex": "("}]}))).await;
+    let said = format!("{:?}", pattern.unwrap_err());
+    assert!(said.contains("path_invalid") && said.contains("give a regular expression"), "{said}");
     let other = platform.client.add_route("default", ("other", "web"), &plain("b.test")).await;
     assert_eq!(code(other), "port_not_routable");
     // The same requests again: the route is replaced and stays the same one.
@@ -111,6 +119,34 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
 }
 
 #[tokio::test]
+async fn a_change_is_waited_for_until_every_live_gateway_has_it() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    platform.client.add_route("default", WEB, &route("a.test", json!({}))).await.unwrap();
+    assert!(platform.client.gateways_follow().await.unwrap(), "nobody is there who could be waited for");
+    let told = async |name: &str, applied_revision: u64| {
+        let status = GatewayStatus { applied_revision, busy_draining: Vec::new() };
+        let key = format!("{STATUS_PREFIX}{name}");
+        platform.kv.put(&key, serde_json::to_vec(&status).unwrap(), None).await.unwrap();
+    };
+    told("first", 1).await;
+    told("second", 1).await;
+    let mut marks = platform.kv.watch(Range::Key(MARK.as_bytes().to_vec()), None).await.unwrap();
+    let client = platform.client_of("ada", "developer", &["default"]);
+    let asked = tokio::spawn(async move { client.gateways_follow().await.unwrap() });
+    // The controller's part: a look at the component.
+    let queue = Queue::new(platform.kv.clone());
+    let look = queue.lease(Topic::Controller, "controller").await.unwrap();
+    assert!(platform.kv.get(MARK).await.unwrap().is_none(), "what is not published yet is not asked for");
+    look.ack().await.unwrap();
+    let mark = marks.next().await.unwrap().unwrap().revision;
+    told("first", mark).await;
+    assert!(!asked.is_finished(), "another one is behind");
+    told("second", mark + 1).await;
+    assert!(asked.await.unwrap());
+}
+
+#[tokio::test]
 async fn a_host_belongs_to_one_tenant() {
     let platform = Platform::start().await;
     platform.running(WEB, SpecPatch::default()).await;
@@ -132,12 +168,25 @@ async fn a_host_belongs_to_one_tenant() {
     for host in ["*.theirs.test", "a.theirs.test", "*.b.theirs.test", "one.test"] {
         assert_eq!(code(add(host).await), "host_taken", "{host}");
     }
+    // Whose it is stays unsaid, and nothing is quoted twice.
+    let said = add("a.theirs.test").await.unwrap_err().to_string();
+    assert!(said.ends_with("already leads to another tenant by `*.theirs.test`"), "{said}");
     for host in ["theirs.test", "*.one.test"] {
         add(host).await.unwrap();
     }
     let developer = platform.client_of("ada", "developer", &["default"]);
     assert_eq!(code(developer.add_route("default", WEB, &route("*", json!({}))).await), "host_invalid");
     add("*").await.unwrap();
+    // Names of the platform's own domain are those of applications; all of them at once are an administrator's.
+    for host in ["example.test", "*.example.test", "*.test", "web.future.example.test", "*.shop.team.example.test"] {
+        let added = developer.add_route("default", WEB, &route(host, json!({}))).await;
+        assert_eq!(code(added), "host_reserved", "{host}");
+    }
+    for host in ["www.shop.example.test", "*.shop.example.test", "brand.example.test"] {
+        developer.add_route("default", WEB, &route(host, json!({}))).await.unwrap();
+    }
+    add("*.example.test").await.unwrap();
+    assert_eq!(code(add("web.future.example.test").await), "host_reserved");
     let question =
         arco_model::traffic::RouteQuestion { url: "http://a/".into(), method: None, headers: vec![], client: None };
     assert_eq!(code(developer.explain(&question).await), "role_denied");
@@ -176,6 +225,49 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
     assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), Removal::Everything)]);
     assert_eq!(code(platform.client.delete_volume("default", row.id.as_str()).await), "not_found");
+}
+
+#[tokio::test]
+async fn volumes_grow_and_go_when_nothing_names_them() {
+    let platform = Platform::start().await;
+    let patch = |size: Option<u32>| {
+        let volume = size.map(|size_mb| VolumeSpec {
+            name: "files".parse().unwrap(),
+            path: "/files".into(),
+            size_mb,
+            kind: VolumeKind::Shared,
+        });
+        SpecPatch { volumes: [("files".to_owned(), volume)].into(), ..SpecPatch::default() }
+    };
+    let component = platform.running(WEB, patch(Some(10))).await;
+    let row = VolumeRow {
+        id: clock::fresh::<RowId>(),
+        tenant: component.tenant.clone(),
+        application_id: component.application_id.clone(),
+        application: component.application.clone(),
+        component: component.name.clone(),
+        component_id: component.id.clone(),
+        name: "files".parse().unwrap(),
+        size_mb: 10,
+        created_at: clock::now(),
+    };
+    platform.metadata.insert(&row).await.unwrap();
+    assert_eq!(code(platform.client.patch("default", WEB, &patch(Some(9))).await), "volume_smaller");
+    platform.client.patch("default", WEB, &patch(Some(20))).await.unwrap();
+    assert_eq!(code(platform.client.delete_volume("default", row.id.as_str()).await), "volume_in_use");
+    let operation = platform.client.patch("default", WEB, &patch(None)).await.unwrap();
+    let early = platform.client.delete_volume("default", row.id.as_str()).await;
+    assert_eq!(code(early), "volume_in_use", "an instance of the revision before has it");
+    platform.built(&operation.id).await;
+    let of_component = platform.client.volumes("default", WEB).await.unwrap();
+    let of_tenant = platform.client.tenant_volumes("default").await.unwrap();
+    for listed in [&of_component, &of_tenant] {
+        assert_eq!((listed[0].kept, listed[0].path.as_str()), (true, ""));
+    }
+    platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
+    // What the component has beside it stays.
+    let one = (component.id, Removal::Volume("files".parse().unwrap()));
+    assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [one]);
 }
 
 #[tokio::test]

@@ -151,6 +151,12 @@ async fn an_application_arrives_whole_and_once() {
     );
     assert_eq!(code(import(&into, &request, false).await), "component_differs");
     assert_eq!(into.component(WEB).await.spec.env["LEVEL"], "3");
+
+    // One that goes is not here.
+    into.client.delete_component("default", WEB, false).await.unwrap();
+    for dry_run in [true, false] {
+        assert_eq!(code(import(&into, &request, dry_run).await), "being_deleted");
+    }
 }
 
 #[tokio::test]
@@ -229,19 +235,31 @@ async fn only_administrators_carry() {
 #[tokio::test]
 async fn a_host_that_leads_elsewhere_is_told_and_left() {
     let (from, into) = (with_shop().await, Platform::start().await);
-    let application = export(&from).await;
     let other = ("other", "site");
     into.running(other, SpecPatch::default()).await;
-    let route: RouteRequest = serde_json::from_value(serde_json::json!({ "hosts": ["shop.test"] })).unwrap();
-    let id = into.client.add_route("default", other, &route).await.unwrap()[0].id.clone().unwrap();
+    let mut ids = Vec::new();
+    for number in 0..7 {
+        let path = if number == 0 { "/".to_owned() } else { format!("/api{number}") };
+        let paths = serde_json::json!([{ "prefix": path }]);
+        let route: RouteRequest =
+            serde_json::from_value(serde_json::json!({ "hosts": ["shop.test"], "paths": paths })).unwrap();
+        from.client.add_route("default", WEB, &route).await.unwrap();
+        ids.push(into.client.add_route("default", other, &route).await.unwrap()[0].id.clone().unwrap());
+    }
+    let application = export(&from).await;
     carry_blobs(&from, &into, &application).await;
     for dry_run in [true, false] {
         let notes = import(&into, &request(&application), dry_run).await.unwrap().notes;
-        assert!(notes.len() == 1 && notes[0].contains("shop.test"), "{notes:?}");
+        // One for all of a component, with what tells the routes apart.
+        assert!(notes.len() == 1 && notes[0].contains("and 2 more"), "{notes:?}");
+        assert_eq!(notes[0].matches("`shop.test` (").count(), 5, "{notes:?}");
+        assert!(notes[0].contains("/api"), "{notes:?}");
     }
-    // When it is free, the next import makes it.
-    into.client.delete_route("default", other, &id).await.unwrap();
+    // When they are free, the next import makes them.
+    for id in &ids {
+        into.client.delete_route("default", other, id).await.unwrap();
+    }
     assert!(import(&into, &request(&application), false).await.unwrap().notes.is_empty());
     let component = into.component(WEB).await;
-    assert_eq!(into.metadata.list::<RouteRow>(&Query::tag(component.id.as_str())).await.unwrap().items.len(), 1);
+    assert_eq!(into.metadata.list::<RouteRow>(&Query::tag(component.id.as_str())).await.unwrap().items.len(), 7);
 }

@@ -3,18 +3,25 @@
 mod routes;
 
 use super::args::WaitArgs;
+use super::deploy;
 use super::failure::Failure;
+use super::reference::Named;
 use super::session::Session;
 use super::source::Asked;
 use super::text;
 use super::ui::Ui;
 use super::wait::{self, Show};
-use arco_api::wire::{ApplyChange, ApplyRequest, ApplyResult, ComponentApply};
+use arco_api::wire::{ApplyChange, ApplyRequest, ApplyResult, ComponentApply, OperationDocument};
 use arco_model::manifest::{ApplicationManifest, ComponentManifest};
 use clap::Args;
 use routes::Plan;
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+/// Most characters of a value in a line of the difference.
+const LONGEST: usize = 80;
 
 /// Flags of `apply`.
 #[derive(Args, Debug)]
@@ -83,6 +90,13 @@ pub(crate) async fn run(args: &ApplyArgs, session: &Session<'_>) -> Result<(), F
     if !session.ui.json() && (result.changes.is_empty() || !routed.is_empty()) {
         difference(&routed, session.ui);
     }
+    if !routed.is_empty() && !args.dry_run {
+        session.gateways_follow().await;
+    }
+    if !args.dry_run && !args.wait.detach && !session.ui.json() {
+        let names: Vec<&str> = manifest.components.keys().map(|it| it.as_str()).collect();
+        tell(&application, &names, &ended, session).await?;
+    }
     result.changes.extend(routed);
     session.ui.document(&ApplyResult { changes: result.changes, operations: ended }, |_| {});
     Ok(())
@@ -136,22 +150,71 @@ fn difference(changes: &[ApplyChange], ui: &Ui) {
         ui.line("nothing changes");
     }
     for change in changes {
-        ui.line(&difference_line(change));
+        difference_lines(change).iter().for_each(|it| ui.line(it));
     }
 }
 
-fn difference_line(change: &ApplyChange) -> String {
-    let value = |it: &serde_json::Value| match it {
-        serde_json::Value::String(text) => text::one_line(text),
-        other => other.to_string(),
-    };
-    match (change.action.as_str(), change.before.is_null(), change.after.is_null()) {
-        ("create", ..) => format!("+ {}", change.component),
-        ("delete", ..) => format!("- {}", change.component),
-        (_, true, _) => format!("+ {} {}: {}", change.component, change.field, value(&change.after)),
-        (_, _, true) => format!("- {} {}: {}", change.component, change.field, value(&change.before)),
-        _ => format!("~ {} {}: {} -> {}", change.component, change.field, value(&change.before), value(&change.after)),
+/// A line for each thing that differs: of a route, its parts.
+fn difference_lines(change: &ApplyChange) -> Vec<String> {
+    let place = format!("{} {}", change.component, change.field);
+    match (change.action.as_str(), &change.before, &change.after) {
+        ("create", ..) => vec![format!("+ {}", change.component)],
+        ("delete", ..) => vec![format!("- {}", change.component)],
+        (_, Value::Object(before), Value::Object(after)) => {
+            let parts: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            let none = Value::Null;
+            let part = |it: &&String| (before.get(*it).unwrap_or(&none), after.get(*it).unwrap_or(&none));
+            let differing = parts.into_iter().filter(|it| part(it).0 != part(it).1);
+            differing.map(|it| difference_line(&format!("{place}.{it}"), part(&it).0, part(&it).1)).collect()
+        }
+        (_, before, after) => vec![difference_line(&place, before, after)],
     }
+}
+
+fn difference_line(place: &str, before: &Value, after: &Value) -> String {
+    let value = |it: &Value| match brief(it) {
+        Value::Object(fields) if fields.is_empty() => String::new(),
+        Value::String(text) => format!(": {}", text::one_line(&text)),
+        other => format!(": {other}"),
+    };
+    match (before.is_null(), after.is_null()) {
+        (true, _) => format!("+ {place}{}", value(after)),
+        (_, true) => format!("- {place}{}", value(before)),
+        _ => format!("~ {place}{} -> {}", value(before), value(after).trim_start_matches(": ")),
+    }
+}
+
+/// A value for a line: texts of many lines, as certificates, are named and not shown.
+fn brief(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.contains("-----BEGIN ") => Value::String("(PEM)".to_owned()),
+        Value::String(text) if text.chars().count() > LONGEST => {
+            Value::String(text.chars().take(LONGEST).chain(['…']).collect())
+        }
+        Value::Array(items) => items.iter().map(brief).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, it)| (name.clone(), brief(it))).collect(),
+        other => other.clone(),
+    }
+}
+
+/// What runs where now, a component after the other.
+async fn tell(
+    application: &str,
+    names: &[&str],
+    ended: &[OperationDocument],
+    session: &Session<'_>,
+) -> Result<(), Failure> {
+    let mut first_url = None;
+    for name in names {
+        let named = Named { application: application.to_owned(), component: (*name).to_owned() };
+        let operation = ended.iter().filter(|it| it.component == *name).max_by_key(|it| it.generation);
+        let generation = operation.map_or(0, |it| it.generation);
+        let component = deploy::settled(&named, generation, session).await?;
+        deploy::state(&component, component.revision, session.ui);
+        first_url = first_url.or(component.urls.into_iter().next());
+    }
+    deploy::local_hint(first_url.as_ref(), session.ui);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -160,19 +223,29 @@ mod tests {
 
     #[test]
     fn differences_read_like_a_diff() {
-        let change = |action: &str, before: serde_json::Value, after: serde_json::Value| {
-            difference_line(&ApplyChange {
+        let change = |action: &str, before: Value, after: Value| {
+            let lines = difference_lines(&ApplyChange {
                 component: "web".into(),
                 action: action.into(),
                 field: "env.A".into(),
                 before,
                 after,
-            })
+            });
+            lines.join(" | ")
         };
         assert_eq!(change("create", ().into(), ().into()), "+ web");
         assert_eq!(change("change", ().into(), "1".into()), "+ web env.A: 1");
         assert_eq!(change("change", 1.into(), 2.into()), "~ web env.A: 1 -> 2");
         assert_eq!(change("change", "1".into(), ().into()), "- web env.A: 1");
+        // Of a route its parts, and no certificates.
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let route =
+            |bytes: u64| serde_json::json!({"tls": {"client_ca": pem}, "max_body_bytes": bytes, "methods": ["GET"]});
+        assert_eq!(change("change", route(1), route(2)), "~ web env.A.max_body_bytes: 1 -> 2");
+        let added = change("change", ().into(), route(1));
+        assert!(added.starts_with("+ web env.A: {") && added.contains(r#""client_ca":"(PEM)""#), "{added}");
+        assert_eq!(change("change", ().into(), serde_json::json!({})), "+ web env.A");
+        assert_eq!(change("change", ().into(), "a".repeat(100).into()), format!("+ web env.A: {}…", "a".repeat(80)));
     }
 
     #[test]

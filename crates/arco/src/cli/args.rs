@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
-    import, logs, operations, port_forward, power, revisions, route, secret, stack, volume,
+    import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -183,6 +183,9 @@ pub(crate) enum Command {
         after_help = "Example:\n  arco stack save stacks.tar      as root, on a Debian machine\n  arco stack load stacks.tar      for a platform that cannot make them"
     )]
     Stack(stack::StackCommand),
+    /// Make, list and delete tenants
+    #[command(subcommand, after_help = "Example:\n  arco tenant create team-b --memory-quota-mb 4096")]
+    Tenant(tenant::TenantCommand),
     /// Install the platform on a Kubernetes cluster
     #[command(
         subcommand,

@@ -33,10 +33,13 @@ pub(crate) enum CertificateCommand {
         name: String,
     },
     /// Delete a certificate that no route names
-    #[command(visible_alias = "remove", after_help = "Example:\n  arco certificate delete example")]
+    #[command(visible_alias = "remove", after_help = "Example:\n  arco certificate delete example --yes")]
     Delete {
         /// Its name
         name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -56,6 +59,7 @@ pub(crate) async fn run(command: &CertificateCommand, session: &Session<'_>) -> 
         CertificateCommand::Add { name, cert, key } => {
             let request = SetHostCertificate { chain: read(cert)?, key: SecretText(read(key)?) };
             let added = session.client.set_certificate(&session.tenant, name, &request).await?;
+            session.gateways_follow().await;
             let shown = format!("{} is for {}, until {}", added.name, added.hosts.join(", "), added.not_after);
             session.ui.document(&added, |ui| ui.line(&shown));
         }
@@ -65,8 +69,10 @@ pub(crate) async fn run(command: &CertificateCommand, session: &Session<'_>) -> 
                 ui.line(&format!("{name} is issued anew; `arco certificate list` shows when it is there"))
             });
         }
-        CertificateCommand::Delete { name } => {
+        CertificateCommand::Delete { name, yes } => {
+            super::delete::confirm(&format!("the certificate {name} with its private key"), *yes, session.ui)?;
             session.client.delete_certificate(&session.tenant, name).await?;
+            session.gateways_follow().await;
             session.ui.document(&serde_json::json!({"deleted": name}), |ui| ui.line(&format!("{name} is deleted")));
         }
     }

@@ -83,7 +83,7 @@ mod tests {
                 "env": {"A": "1"}, "secrets": ["B"], "build_env": {"C": "1"},
                 "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared"}],
                 "bind": ["store=STORE"], "command": "run", "probe": {"kind": "http", "path": "/", "port": 80},
-                "rollout": {"start_deadline_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
+                "rollout": {"start_deadline_ms": 1, "min_ready_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
                 "scheduling": {
                     "node_selector": {"disk": "ssd"},
                     "node_affinity": [{"key": "a", "operator": "in", "values": ["b"], "weight": 1}],

@@ -6,6 +6,7 @@ use super::reference::Named;
 use super::session::Session;
 use super::source::Asked;
 use super::spec_flags::SpecFlags;
+use super::ui::Ui;
 use super::wait::{self, Show};
 use arco_api::wire::{ComponentDocument, DeployRequest, OperationDocument};
 use arco_model::name::{ApplicationName, ComponentName};
@@ -101,7 +102,11 @@ fn named(args: &DeployArgs, asked: &Asked) -> Result<Named, Failure> {
 }
 
 /// The component once its status speaks of `generation`: the operation's end may be seen a moment before.
-async fn settled(named: &Named, generation: u64, session: &Session<'_>) -> Result<ComponentDocument, Failure> {
+pub(crate) async fn settled(
+    named: &Named,
+    generation: u64,
+    session: &Session<'_>,
+) -> Result<ComponentDocument, Failure> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let component = session.client.component(&session.tenant, named.pair()).await?;
@@ -130,12 +135,23 @@ fn report(operation: &OperationDocument, component: &ComponentDocument, detached
         if detached {
             return ui.line(&format!("{what}  operation {}", operation.id));
         }
-        let revision = operation.revision.map(|it| format!(" (revision {it})")).unwrap_or_default();
-        ui.line(&format!("{what} is {}{revision}", component.status.as_str()));
-        component.urls.iter().for_each(|it| ui.line(it));
+        state(component, operation.revision, ui);
     });
-    if let Some(url) = component.urls.first().filter(|it| is_local(it)) {
-        session.ui.note(&hint(url));
+    local_hint(component.urls.first(), session.ui);
+}
+
+/// How a component is, and where it is reached.
+pub(crate) fn state(component: &ComponentDocument, revision: Option<u64>, ui: &Ui) {
+    let revision = revision.map(|it| format!(" (revision {it})")).unwrap_or_default();
+    let (application, name) = (&component.application, &component.component);
+    ui.line(&format!("{application}/{name} is {}{revision}", component.status.as_str()));
+    component.urls.iter().for_each(|it| ui.line(it));
+}
+
+/// Says how a URL that others cannot open becomes one for everybody.
+pub(crate) fn local_hint(url: Option<&String>, ui: &Ui) {
+    if let Some(url) = url.filter(|it| is_local(it)) {
+        ui.note(&hint(url));
     }
 }
 

@@ -1,11 +1,12 @@
 //! `arco env`: variables of the running instances.
 
 use super::args::WaitArgs;
-use super::failure::Failure;
+use super::failure::{Failure, exit};
 use super::operations;
 use super::reference::Reference;
 use super::session::Session;
 use super::spec_flags::pair;
+use super::text;
 use super::wait::{self, Show};
 use arco_api::wire::SpecPatch;
 use clap::Subcommand;
@@ -58,6 +59,13 @@ pub(crate) async fn run(command: &EnvCommand, session: &Session<'_>) -> Result<(
         }
     };
     let named = session.component(reference).await?;
+    if let EnvCommand::Unset { names, .. } = command {
+        let there = session.client.component(&session.tenant, named.pair()).await?.spec.env;
+        if let Some(missing) = names.iter().find(|it| !there.contains_key(*it)) {
+            let message = format!("{named} has no variable `{}`; nothing was changed", text::clean(missing));
+            return Err(Failure::new(exit::NOT_FOUND, "not_found", message, format!("see `arco env list {named}`")));
+        }
+    }
     let patch = SpecPatch { env, ..SpecPatch::default() };
     let started = session.client.patch(&session.tenant, named.pair(), &patch).await?;
     let ended = wait::operation(started, wait, Show::Progress, session).await?;

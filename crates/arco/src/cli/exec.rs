@@ -3,7 +3,7 @@
 use super::failure::{Failure, exit};
 use super::reference::Reference;
 use super::session::Session;
-use arco_api::client::{ExecCall, ExecReceiver, ExecSender};
+use arco_api::client::{ClientError, ExecCall, ExecReceiver, ExecSender};
 use arco_api::wire::{Channel, ExecControl, Frame};
 use clap::Args;
 use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
@@ -141,7 +141,7 @@ async fn wait(signal: &mut Option<tokio::signal::unix::Signal>) {
 
 async fn receive(mut receiver: ExecReceiver, session: &Session<'_>) -> Result<ExitCode, Failure> {
     while let Some(frame) = receiver.next().await {
-        match frame? {
+        match frame.map_err(cut)? {
             Frame::Bytes(Channel::Stderr, bytes) => session.ui.error_bytes(&bytes),
             Frame::Bytes(_, bytes) => session.ui.bytes(&bytes),
             Frame::Control(ExecControl::Exit { status }) => {
@@ -151,8 +151,21 @@ async fn receive(mut receiver: ExecReceiver, session: &Session<'_>) -> Result<Ex
             Frame::Control(ExecControl::Resize { .. }) => {}
         }
     }
-    let message = "the connection ended before the program did";
-    Err(Failure::new(exit::FAILED, "connection_lost", message, "see `arco ps` whether the instance still runs"))
+    Err(gone())
+}
+
+/// A connection that ended while the program ran; how it did, in the words of TLS, helps nobody.
+fn cut(error: ClientError) -> Failure {
+    match error {
+        ClientError::Unreachable { .. } => gone(),
+        other => other.into(),
+    }
+}
+
+fn gone() -> Failure {
+    let message = "the server went away while the program ran";
+    let advice = "when it is back, `arco ps` says whether the instance still runs; then do it again";
+    Failure::new(exit::FAILED, "connection_lost", message, advice)
 }
 
 /// Columns and rows of our terminal; 80 by 24 when they are not known.
@@ -207,5 +220,19 @@ impl Drop for NoEcho {
         if let Some(before) = &self.0 {
             let _ = termios::tcsetattr(std::io::stdin(), SetArg::TCSANOW, before);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_goes_away_is_said_in_plain_words() {
+        let cause = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/".to_owned();
+        let failure = cut(ClientError::Unreachable { api: "127.0.0.1:1".to_owned(), cause });
+        assert_eq!((failure.status, failure.body.code.as_str()), (exit::FAILED, "connection_lost"));
+        assert!(!failure.body.message.contains("close_notify"), "{}", failure.body.message);
+        assert_eq!(cut(ClientError::Answer("x".to_owned())).body.message, "the platform's answer is not understood: x");
     }
 }

@@ -5,8 +5,9 @@ use super::reference::Reference;
 use super::session::Session;
 use super::text;
 use super::ui::Ui;
-use arco_api::wire::{ComponentDocument, InstanceUsage};
+use arco_api::wire::{ComponentDocument, InstanceUsage, RunsDocument};
 use arco_model::source::Source;
+use arco_model::spec::ComponentKind;
 use arco_model::status::Status;
 use serde::Serialize;
 
@@ -76,11 +77,19 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             field(name, value);
         }
     }
-    field("ready", &ready(component));
+    // Nothing is ready of what runs and ends.
+    if matches!(component.spec.kind, ComponentKind::Stateless | ComponentKind::Stateful) {
+        field("ready", &ready(component));
+    }
     if let (Some(asked), Some(scaling)) = (&component.spec.autoscaling, &component.scaling) {
         let why = scaling.problem.as_ref().map_or(scaling.reason.clone(), |it| format!("load is not followed: {it}"));
         let by = asked.describe();
         field("scaling", &if why.is_empty() { by } else { format!("{by}; {why}") });
+    }
+    if let Some(runs) = &component.runs {
+        field("schedule", &format!("{} (UTC)", runs.schedule));
+        field("last run", &last_run(runs));
+        field("next run", runs.next_at.as_deref().unwrap_or("none"));
     }
     field("revision", &revision(component.status, component.revision, component.desired_revision));
     field("source", &source(&component.spec.source));
@@ -106,6 +115,17 @@ fn ready(component: &ComponentDocument) -> String {
     match &component.spec.autoscaling {
         Some(asked) => format!("{fixed}, {}–{} by load", asked.min_replicas, asked.max_replicas),
         None => fixed,
+    }
+}
+
+/// How the last run of a cron component went.
+fn last_run(runs: &RunsDocument) -> String {
+    match (&runs.last_at, runs.last_exit_status) {
+        (None, _) => "none yet".to_owned(),
+        (Some(at), None) => format!("{at}, running"),
+        (Some(at), Some(0)) => format!("{at}, succeeded"),
+        (Some(at), Some(-1)) => format!("{at}, could not start"),
+        (Some(at), Some(status)) => format!("{at}, ended with status {status}"),
     }
 }
 
@@ -184,6 +204,21 @@ fn process_row(process: &Process) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cron_component_says_how_its_last_run_went() {
+        let runs = |last_at: Option<&str>, last_exit_status| RunsDocument {
+            schedule: "* * * * *".to_owned(),
+            last_at: last_at.map(str::to_owned),
+            last_ended_at: None,
+            last_exit_status,
+            next_at: None,
+        };
+        assert_eq!(last_run(&runs(None, None)), "none yet");
+        assert_eq!(last_run(&runs(Some("T"), None)), "T, running");
+        assert_eq!(last_run(&runs(Some("T"), Some(0))), "T, succeeded");
+        assert_eq!(last_run(&runs(Some("T"), Some(3))), "T, ended with status 3");
+    }
 
     #[test]
     fn revisions_say_what_serves_and_what_is_to() {

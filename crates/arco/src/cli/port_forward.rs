@@ -11,10 +11,14 @@ use clap::Args;
 use futures_util::future::select_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Pause after a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Flags of `port-forward`.
 #[derive(Args, Debug)]
@@ -81,7 +85,14 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
             _ = interrupted.recv() => return Ok(()),
             _ = ended.recv() => return Ok(()),
             ((accepted, port), ..) = select_all(accepts) => {
-                let (stream, _) = accepted.map_err(failed)?;
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        session.ui.warn(&format!("a connection could not be taken: {error}"));
+                        tokio::time::sleep(PAUSE).await; // out of descriptors, it fails again at once
+                        continue;
+                    }
+                };
                 let call = ForwardCall { tenant: &session.tenant, name: pair, port, instance: args.instance.as_deref() };
                 open.push(carry(stream, call, session));
             }

@@ -133,6 +133,7 @@ pub(crate) async fn run(command: &RouteCommand, session: &Session<'_>) -> Result
             let named = session.component(&which.reference).await?;
             let (id, route) = find(which, &named, session).await?;
             session.client.delete_route(&session.tenant, named.pair(), &id).await?;
+            session.gateways_follow().await;
             let document = serde_json::json!({"deleted": route.host, "path": route.path, "id": id});
             let shown = format!("{} ({}) does not lead to {named} any more", route.host, route.route.meaning());
             session.ui.document(&document, |ui| ui.line(&shown));
@@ -181,6 +182,7 @@ async fn add(args: &AddArgs, session: &Session<'_>) -> Result<(), Failure> {
     for request in &requests {
         added.extend(session.client.add_route(&session.tenant, named.pair(), request).await?);
     }
+    session.gateways_follow().await;
     session.ui.list(&added, |ui| added.iter().for_each(|it| ui.line(&format!("{} leads to {}", it.url, answer(it)))));
     Ok(())
 }
@@ -191,6 +193,7 @@ async fn set(args: &SetArgs, session: &Session<'_>) -> Result<(), Failure> {
     flags::unset(&mut document.route, &args.unset)?;
     args.flags.apply(&mut document.route, &named, session.ui)?;
     let route = session.client.set_route(&session.tenant, named.pair(), &id, &document.route).await?;
+    session.gateways_follow().await;
     session.ui.document(&route, |ui| ui.line(&format!("{} leads to {}", route.url, answer(&route))));
     Ok(())
 }
@@ -308,7 +311,8 @@ fn answer(document: &RouteDocument) -> String {
 
 fn row(route: &RouteDocument) -> Vec<String> {
     let requests = if route.default { "all that no route is for".to_owned() } else { route.route.meaning() };
-    let tls = match (&route.route.tls.certificate, route.route.tls.redirect) {
+    let tls = &route.route.tls;
+    let tls = match (&tls.certificate, tls.redirect || tls.client_ca.is_some()) {
         (Some(it), true) => format!("{it}, only"),
         (None, true) => "only".to_owned(),
         (Some(it), false) => it.clone(),

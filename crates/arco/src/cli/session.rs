@@ -34,6 +34,16 @@ impl<'a> Session<'a> {
         Ok(Self { client: Client::new(&context)?, context, tenant, ui })
     }
 
+    /// Waits, for seconds at most, until every gateway routes by what was changed; notes it when one does not yet.
+    pub(crate) async fn gateways_follow(&self) {
+        let why = match self.client.gateways_follow().await {
+            Ok(true) => return,
+            Ok(false) => "a gateway has not taken it over within 10 s".to_owned(),
+            Err(error) => super::text::one_line(&error.to_string()),
+        };
+        self.ui.note(&format!("the change is kept, and effective as soon as every gateway has it ({why})"));
+    }
+
     /// The component that is meant; an application with only one component means that one.
     pub(crate) async fn component(&self, reference: &Reference) -> Result<Named, Failure> {
         let application = reference.application.clone();

@@ -120,21 +120,24 @@ async fn until_end(
         let of = LogOf::Operation(&started.id);
         session.client.follow(&of, &LogQuery::default(), 30)
     });
+    let mut warnings = Vec::new();
     let asking = ask_until_end(&started, session);
     tokio::pin!(asking);
     let ended = loop {
         tokio::select! {
             ended = &mut asking => break ended?,
-            event = next_line(&mut log) => print(event, &mut log, session),
+            event = next_line(&mut log) => print(event, &mut log, &mut warnings, session),
         }
     };
     let deadline = Instant::now() + LAST_LINES;
     while log.is_some() {
         match tokio::time::timeout_at(deadline.min(Instant::now() + LAST_LINES / 2), next_line(&mut log)).await {
-            Ok(event) => print(event, &mut log, session),
+            Ok(event) => print(event, &mut log, &mut warnings, session),
             Err(_) => break,
         }
     }
+    // A build writes hundreds of lines after them.
+    warnings.iter().for_each(|it| session.ui.warn(it));
     Ok(ended)
 }
 
@@ -145,10 +148,21 @@ async fn next_line(log: &mut Option<LogFollower>) -> Result<LogEvent, ClientErro
     }
 }
 
-fn print(event: Result<LogEvent, ClientError>, log: &mut Option<LogFollower>, session: &Session<'_>) {
+/// Shows a line of the log; `warnings` takes what the platform itself warns of, to be told again at the end.
+fn print(
+    event: Result<LogEvent, ClientError>,
+    log: &mut Option<LogFollower>,
+    warnings: &mut Vec<String>,
+    session: &Session<'_>,
+) {
     match event {
         Ok(LogEvent::Line(line)) => {
             let line_text = text::clean(&line.text);
+            if let Some(told) = warning(&line.text, line.origin).map(text::clean)
+                && !warnings.contains(&told)
+            {
+                warnings.push(told);
+            }
             let shown = if line.origin == LogOrigin::Platform { session.ui.paint("1", &line_text) } else { line_text };
             session.ui.note(&shown);
         }
@@ -181,6 +195,11 @@ async fn ask_until_end(started: &OperationDocument, session: &Session<'_>) -> Re
     Ok(last)
 }
 
+/// What a line of the platform warns of; programs of a build write such lines, too.
+fn warning(line: &str, origin: LogOrigin) -> Option<&str> {
+    line.strip_prefix("warning: ").filter(|_| origin == LogOrigin::Platform)
+}
+
 /// Quick at first, for what ends at once; then gentle.
 fn pause(waited: Duration) -> Duration {
     Duration::from_millis(match waited.as_millis() {
@@ -197,5 +216,17 @@ fn describe(operation: &OperationDocument) -> String {
         OperationStatus::Building => format!("{what}: building"),
         OperationStatus::RollingOut => format!("{what}: rolling out"),
         OperationStatus::Succeeded | OperationStatus::Failed | OperationStatus::Cancelled => what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_platform_warns_again() {
+        assert_eq!(warning("warning: it is Python 3.11", LogOrigin::Platform), Some("it is Python 3.11"));
+        assert_eq!(warning("warning: npm", LogOrigin::Stderr), None);
+        assert_eq!(warning("note: small", LogOrigin::Platform), None);
     }
 }

@@ -14,7 +14,7 @@ use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
 use arco_orchestrator::SharedOrchestrator;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
-use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, PullCredentials};
+use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, Leads, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
 use std::net::Ipv4Addr;
@@ -100,8 +100,8 @@ impl Instances {
         }
     }
 
-    /// Whether this process leads those that share the instances.
-    pub(super) fn lead(&self, leads: bool) {
+    /// From when on this process leads those that share the instances, as long as `holds` says so; `None`: no more.
+    pub(super) fn lead(&self, leads: Option<Leads>) {
         if let Some(cluster) = &self.cluster {
             cluster.lead(leads);
         }

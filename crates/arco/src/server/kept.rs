@@ -8,10 +8,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use serde::Deserialize;
+use std::time::Duration;
 use tower::ServiceExt as _;
 
 /// Largest answer, in bytes.
 const ANSWER_MAX: usize = 8 << 20;
+/// How long an answer may take: one that never comes must not end the reading of output.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Asks the router that answers for every log of the platform.
 pub(super) struct Kept(pub(super) Router);
@@ -26,9 +29,13 @@ impl KeptLines for Kept {
     async fn last(&self, component: &ComponentId, instance: &InstanceId, most: usize) -> Result<Vec<LogLine>, String> {
         let uri = format!("/streams/component/{component}?instance={instance}&tail={most}");
         let request = Request::builder().uri(uri).body(Body::empty()).map_err(|it| it.to_string())?;
-        let Ok(response) = self.0.clone().oneshot(request).await;
-        let status = response.status();
-        let bytes = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await.map_err(|it| it.to_string())?;
+        let asked = async {
+            let Ok(response) = self.0.clone().oneshot(request).await;
+            (response.status(), axum::body::to_bytes(response.into_body(), ANSWER_MAX).await)
+        };
+        let answered = tokio::time::timeout(ANSWER, asked).await;
+        let (status, bytes) = answered.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
+        let bytes = bytes.map_err(|it| it.to_string())?;
         if !status.is_success() {
             return Err(format!("{status}: {}", String::from_utf8_lossy(&bytes)));
         }

@@ -107,17 +107,26 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     let orchestrator = LedOrchestrator::new(instances.orchestrator()?, move || held.holds());
     let controller =
         Controller::new(ControllerDeps { metadata: fence.metadata(), kv: fence.kv(), orchestrator, ..deps });
-    let (broken, token) = (fence.broken().clone(), tasks.token().clone());
+    let (broken, token, breaks) = (fence.broken().clone(), tasks.token().clone(), term.clone());
     tasks.spawn("leader's fence", OnExit::Continue, async move {
         tokio::select! {
-            () = broken.cancelled() => term.lose(),
+            () = broken.cancelled() => breaks.lose(),
             () = token.cancelled() => {}
         }
         Ok(())
     });
+    // Before anything is asked of the orchestrator, and undone however this time ends.
+    let leading = term.clone();
+    instances.lead(Some(Arc::new(move || leading.holds())));
+    let (token, ending, led) = (tasks.token().clone(), role.clone(), instances.clone());
+    tasks.spawn("instances of the leader", OnExit::Continue, async move {
+        token.cancelled().await;
+        led.lead(None);
+        ending.stands_by("another server is to lead");
+        Ok(())
+    });
     controller.start(&tasks).await?;
     super::cluster_routes::serve(config, fence.kv(), &stores.secrets, &tasks).await?;
-    instances.lead(true);
     if let Some(peers) = peers {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("after servers that are gone", OnExit::Continue, async move {
@@ -125,14 +134,6 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
             Ok(())
         });
     }
-    let token = tasks.token().clone();
-    let ending = role.clone();
-    tasks.spawn("instances of the leader", OnExit::Continue, async move {
-        token.cancelled().await;
-        instances.lead(false);
-        ending.stands_by("another server is to lead");
-        Ok(())
-    });
     tracing::info!(me, "this server leads");
     role.ready();
     Ok(())

@@ -94,6 +94,7 @@ pub(super) async fn forward(
         if let (true, Some(here)) = (local, &here) {
             if let Some(batch) = waiting.pop() {
                 here.hand_on(batch).await;
+                again = None; // what went out under that number is not at the front any more
             }
             continue;
         }
@@ -285,7 +286,8 @@ impl Reader {
         }
     }
 
-    /// Asks every keeper the same; one that does not answer well is left out as long as another does.
+    /// Asks every keeper the same. When it is to read, one that does not answer well is left out as long as another does;
+    /// what changes something must be done by each.
     async fn ask_all(&self, servers: &[Server], request: Request) -> Vec<Response> {
         let (parts, _) = request.into_parts();
         let copies = servers.iter().map(|server| {
@@ -297,7 +299,8 @@ impl Reader {
         let answers = futures_util::future::join_all(copies).await;
         let (good, mut bad): (Vec<_>, Vec<_>) = answers.into_iter().partition(|it| it.status().is_success());
         bad.truncate(1);
-        if good.is_empty() { bad } else { good }
+        let enough = if parts.method == Method::GET { !good.is_empty() } else { bad.is_empty() };
+        if enough { good } else { bad }
     }
 }
 

@@ -245,10 +245,10 @@ fn certificates_are_issued_renewed_and_explained() {
     });
     assert_eq!(status["status"], "running");
 
-    let deleted = world.platform.arco(&["certificate", "delete", "auto:one.auto.test", "-o", "json"]);
+    let deleted = world.platform.arco(&["certificate", "delete", "auto:one.auto.test", "--yes", "-o", "json"]);
     assert!(deleted.status == 6 && deleted.stdout.contains("certificate_in_use"), "{deleted:?}");
     good(&world.platform, &["delete", "shop", "--yes"]);
-    good(&world.platform, &["certificate", "delete", "auto:one.auto.test"]);
+    good(&world.platform, &["certificate", "delete", "auto:one.auto.test", "--yes"]);
     assert!(world.platform.stop(), "the server stops by itself");
 }
 

@@ -31,6 +31,7 @@ if ($mode eq 'late') { sleep 4 }
 if ($mode eq 'loopback') { serve('127.0.0.1', $port) }
 if ($mode eq 'other') { serve('0.0.0.0', 3999) }
 if ($mode eq 'memory') { my @all; push @all, 'x' x (1 << 20) while 1 }
+if ($mode eq 'brief') { $SIG{ALRM} = sub { print "the well is dry\n"; exit 4 }; alarm 1 }
 if ($mode eq 'stubborn') { $SIG{TERM} = 'IGNORE' }
 if ($mode eq 'flood') { fork or do { print '0123456789' x 20, "\n" while 1 } }
 if ($mode eq 'binary') { print map({ chr } 0 .. 255), "\x00\xff\xfe\n" for 1 .. 50; print 'y' x 300_000, "\n"; print "after it\n" }

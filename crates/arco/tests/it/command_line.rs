@@ -97,11 +97,29 @@ fn a_failed_operation_says_why() {
 }
 
 #[test]
+fn a_wrong_value_is_answered_with_what_its_command_takes() {
+    for (words, command) in [
+        (&["context", "create", "--name", "a", "--role", "king"][..], "`arco context create --help`"),
+        (&["logs", "a/b", "--since", "10x"], "`arco logs --help`"),
+        (&["volume", "add", "a/b", "bad:relative"], "`arco volume add --help`"),
+    ] {
+        let ended = arco(None, words);
+        assert!(ended.code == 2 && ended.stderr.contains(command), "{ended:?}");
+        assert!(!ended.stderr.contains("For more information"), "{ended:?}");
+    }
+}
+
+#[test]
 fn an_application_with_one_component_means_that_one() {
     let api = FakeApi::start();
     let ended = api.run(&["env", "set", "one", "B=2"]);
     assert!(ended.code == 0 && ended.stdout.contains("changed"), "{ended:?}");
     assert_eq!(api.bodies(), [json!({"env": {"B": "2"}})]);
+    let ended = api.run(&["env", "unset", "one", "A", "NOPE"]);
+    assert!(ended.code == 5 && ended.stderr.contains("`NOPE`") && ended.stderr.contains("env list"), "{ended:?}");
+    assert!(api.bodies().is_empty(), "nothing is changed");
+    let ended = api.run(&["env", "unset", "one", "A"]);
+    assert!(ended.code == 0 && api.bodies() == [json!({"env": {"A": null}})], "{ended:?}");
     let ended = api.run(&["env", "set", "two", "B=2"]);
     assert!(ended.code == 2 && ended.stderr.contains("web1, web2"), "{ended:?}");
     let ended = api.run(&["status", "two", "-o", "json"]);
@@ -177,8 +195,10 @@ fn waiting_has_an_end_and_deleting_needs_a_yes() {
     let api = FakeApi::start();
     let ended = api.run(&["scale", "one/web", "--replicas", "2", "--detach"]);
     assert!(ended.code == 0 && ended.stderr.contains("arco logs --operation good"), "{ended:?}");
-    let ended = api.run(&["delete", "one/web"]);
-    assert!(ended.code == 2 && ended.stderr.contains("--yes"), "{ended:?}");
+    for words in [&["delete", "one/web"][..], &["certificate", "delete", "one"], &["tenant", "delete", "team-b"]] {
+        let ended = api.run(words);
+        assert!(ended.code == 2 && ended.stderr.contains("--yes"), "{ended:?}");
+    }
     let ended = api.run(&["delete", "one/web", "--yes", "--keep-volumes"]);
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(

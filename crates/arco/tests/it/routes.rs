@@ -112,7 +112,8 @@ fn routes_and_certificates_end_to_end() {
 
     // Grey release: exact shares, and the whole way is explained.
     good(&platform, &["route", "add", "shop/web", "w.test", "--weight", "90", "--target", "shop/canary=10"]);
-    body(&platform, "w.test", "/");
+    // The command waited for the gateway.
+    assert_eq!(platform.get("w.test", "/").unwrap().status, 200);
     let answers: Vec<String> = (0..100).map(|_| platform.get("w.test", "/").unwrap().body).collect();
     assert_eq!(answers.iter().filter(|it| it.starts_with("canary ")).count(), 10, "{answers:?}");
     let told = good(&platform, &["gateway", "explain", "http://w.test/x", "--header", "a=b"]);
@@ -136,7 +137,7 @@ fn routes_and_certificates_end_to_end() {
     let routes = good(&platform, &["route", "list", "shop/web"]);
     let id = routes["items"].as_array().unwrap().iter().find(|it| it["host"] == "w.test").unwrap()["id"].clone();
     good(&platform, &["route", "set", "shop/web", "w.test", "--maintenance", "Back at noon."]);
-    until("the maintenance", 60, || platform.get("w.test", "/").ok().filter(|it| it.status == 503));
+    assert_eq!(platform.get("w.test", "/").unwrap().status, 503);
     assert!(platform.get("w.test", "/").unwrap().body.contains("Back at noon."));
     let again = good(&platform, &["route", "set", "shop/web", "w.test", "--unset", "maintenance"]);
     assert_eq!(again["id"], id);
@@ -175,7 +176,7 @@ fn routes_and_certificates_end_to_end() {
     for host in ["a.tls.test", "b.tls.test"] {
         until("the renewed certificate", 60, || secure(&platform, host, host, &renewed).ok());
     }
-    good(&platform, &["certificate", "delete", "one"]);
+    good(&platform, &["certificate", "delete", "one", "--yes"]);
     until("the alert", 60, || secure(&platform, "a.tls.test", "a.tls.test", &renewed).err());
 
     // A target that is gone gets nothing; its own routes go with it.

@@ -1,7 +1,7 @@
 //! A static site as its visitors see it.
 
 use crate::behave::{EXECUTABLE, good};
-use arco_testkit::{Platform, is_root};
+use arco_testkit::{Platform, is_root, until};
 
 /// What a browser decides by: body, entity tag, how long it may keep the page without asking.
 fn page(platform: &Platform) -> (String, String, String) {
@@ -29,6 +29,27 @@ fn browsers_show_the_new_site_after_a_deploy() {
         tags.push(tag);
     }
     assert!(!tags[0].is_empty() && tags[0] != tags[1], "files of one length are told apart: {tags:?}");
+    good(&platform, &["delete", "demo", "--yes"]);
+    assert!(platform.stop(), "the server stops by itself");
+}
+
+#[test]
+fn dockerfiles_for_the_official_web_server_run() {
+    if !is_root() {
+        return;
+    }
+    let mut platform = Platform::start(EXECUTABLE);
+    let file = "FROM nginx:alpine\nCOPY index.html /usr/share/nginx/html/\nEXPOSE 80\n";
+    let folder = platform.folder("copied", &[("Dockerfile", file), ("index.html", "<h1>copied</h1>")]);
+    good(&platform, &["deploy", folder.to_str().unwrap(), "--app", "demo", "--component", "copied"]);
+    assert_eq!(platform.get("copied.demo.test.localhost", "/").unwrap().body, "<h1>copied</h1>");
+    platform.get("copied.demo.test.localhost", "/asked-for").unwrap();
+    until("the request in the log", 30, || {
+        platform.arco(&["logs", "demo/copied"]).stdout.contains("GET /asked-for").then_some(())
+    });
+    good(&platform, &["deploy", "image:nginx", "--app", "demo", "--component", "plain"]);
+    let answer = platform.get("plain.demo.test.localhost", "/").unwrap();
+    assert!(answer.body.contains("Welcome to nginx"), "{}", answer.body);
     good(&platform, &["delete", "demo", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
 }

@@ -158,6 +158,8 @@ fn tcp_and_udp_ports_lead_to_components() {
     assert_eq!(changes(&good(&platform, &apply)), expected);
     assert_eq!(until("the port of the file", 60, || said(first, "i").ok()), "db i");
     assert_eq!(changes(&good(&platform, &apply)), Vec::<String>::new(), "nothing is left to do");
+    let told = platform.arco(&apply);
+    assert!(told.status == 0 && told.stdout.contains("shop/db is running (revision "), "{told:?}");
     let listed = good(&platform, &["route", "list", "shop/db"]);
     assert!(listed["items"].as_array().unwrap().iter().any(|it| it["host"] == "db.test"), "{listed}");
     assert!(!listed["items"].as_array().unwrap().iter().any(|it| it["protocol"] == "udp"), "{listed}");

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// What is asked of one way to behave: name, status, words of the reason, words of the advice.
-const WAYS: [(&str, &str, &[&str], &[&str]); 11] = [
+const WAYS: [(&str, &str, &[&str], &[&str]); 12] = [
     ("serve", "running", &[], &[]),
     ("late", "running", &[], &[]),
     ("stubborn", "running", &[], &[]),
     ("flood", "running", &[], &[]),
     ("binary", "running", &[], &[]),
     ("crash", "abnormal", &["exited with status 3", "the cellar is on fire"], &["arco logs mad/crash"]),
+    ("brief", "abnormal", &["exited with status 4", "the well is dry"], &["arco logs mad/brief"]),
     ("never", "abnormal", &["nothing listens on 0.0.0.0:8080"], &["0.0.0.0", "PORT"]),
     ("loopback", "abnormal", &["nothing listens on 0.0.0.0:8080; it listens on 127.0.0.1:8080"], &["0.0.0.0:8080"]),
     ("other", "abnormal", &["it listens on 0.0.0.0:3999"], &["--port 3999"]),
@@ -74,6 +75,10 @@ fn applications_that_behave_badly_get_a_reason_and_leave_others_alone() {
     assert_eq!(ids[0]["restarts"], 0, "the calm one is untouched");
 
     binary_output_is_readable(&platform);
+    until("the log says why the program was ended", 60, || {
+        let log = platform.arco(&["logs", "mad/memory", "--grep", "the program was ended"]).stdout;
+        log.contains("out of memory at 48 MB").then_some(())
+    });
     floods_fill_nothing(&platform);
     let began = std::time::Instant::now();
     good(&platform, &["stop", "mad/stubborn"]);
@@ -115,8 +120,13 @@ fn a_second_size_that_fails_says_what_is_true(platform: &Platform) {
     says(&failed["message"], &["exited with status 3"]);
     let now = platform.status("mad/late");
     assert_eq!(now["status"], "degraded", "{now}");
-    says(&now["reason"], &["rollout_halted", "exited with status 3"]);
+    says(&now["reason"], &["exited with status 3"]);
     says(&now["advice"], &["previous revision keeps serving", "arco rollback mad/late"]);
+    assert_eq!(platform.get("late.mad.test.localhost", "/").unwrap().status, 200);
+    // One that opens its port before it fails replaces nothing either.
+    let failed = platform.json(&["env", "set", "mad/late", "BEHAVE=brief"]);
+    says(&failed["message"], &["exited with status 4"]);
+    assert_eq!(platform.status("mad/late")["status"], "degraded");
     assert_eq!(platform.get("late.mad.test.localhost", "/").unwrap().status, 200);
 }
 

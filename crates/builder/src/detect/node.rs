@@ -146,11 +146,15 @@ impl Manager {
     }
 
     /// `$1`: whether development packages are wanted; `$2`: whether there is a lock file.
+    ///
+    /// npm tells a lock file that does not fit in seventy lines of usage; of those, the few that name packages are shown.
     fn install(self) -> &'static str {
         match self {
             Self::Npm => {
                 "cd /app; omit=--include=dev; [ \"$1\" = yes ] || omit=--omit=dev; action=ci; [ \"$2\" = yes ] || action=install; \
-                 npm $action $omit --no-audit --no-fund --no-progress --cache /cache/npm; mkdir -p node_modules"
+                 if npm $action $omit --no-audit --no-fund --no-progress --cache /cache/npm 2> /tmp/npm; then cat /tmp/npm >&2; \
+                 elif grep -q '`npm ci` can only install' /tmp/npm; then grep -E -m 8 'can only install|Missing: |Invalid: ' /tmp/npm >&2; exit 1; \
+                 else cat /tmp/npm >&2; exit 1; fi; mkdir -p node_modules"
             }
             Self::Yarn => {
                 "cd /app; production=false; [ \"$1\" = yes ] || production=true; frozen=--frozen-lockfile; [ \"$2\" = yes ] || frozen=--no-lockfile; \
@@ -224,7 +228,7 @@ fn version(tree: &Tree, package: &Package, hints: &mut Vec<String>) -> Result<u3
         || [".nvmrc", ".node-version"].into_iter().find_map(|it| tree.text(it)).map(|it| it.trim().to_owned());
     let Some(range) = asked.or_else(from_file) else {
         hints.push(format!(
-            "Node.js {} is used; `engines.node` in package.json asks for another",
+            "Node.js {} is used; to choose another, set `engines.node` in package.json",
             node_version::DEFAULT
         ));
         return Ok(node_version::DEFAULT);

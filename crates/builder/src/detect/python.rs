@@ -16,7 +16,11 @@ macro_rules! with_venv {
 
 /// `"$@"`: what is installed beside the files.
 const REQUIREMENTS: &str = with_venv!("pip install --no-input --progress-bar off -r requirements.txt \"$@\"");
-const PLAIN: &str = with_venv!("[ $# -eq 0 ] || pip install --no-input --progress-bar off \"$@\"");
+/// Without arguments there is nothing to install, and an environment without pip is made in a tenth of the time.
+const PLAIN: &str = "cd /app; \
+    if [ $# -eq 0 ]; then exec python3 -m venv --without-pip /opt/venv; fi; \
+    python3 -m venv /opt/venv; export VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PIP_CACHE_DIR=/cache/pip; \
+    pip install --no-input --progress-bar off \"$@\"";
 /// Poetry asks PyPI for JSON, which mirrors rarely have; where it is not answered, its plugin reads the pages that pip reads.
 const POETRY: &str = with_venv!(
     "python3 -m venv /tmp/poetry; /tmp/poetry/bin/pip install --no-input --progress-bar off -q poetry; \

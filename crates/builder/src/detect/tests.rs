@@ -219,6 +219,37 @@ fn what_cannot_be_built_says_why_and_what_to_do() {
 }
 
 #[test]
+fn nothing_to_install_makes_an_environment_without_pip() {
+    let dependencies = |files: &[(&str, &str)]| match found(files).recipe {
+        Recipe::Steps(steps) => steps.dependencies.unwrap(),
+        Recipe::Dockerfile { .. } => panic!("no Dockerfile: {files:?}"),
+    };
+    let step = dependencies(&[("main.py", "print(1)")]);
+    assert!(step.arguments.is_empty() && step.script.contains("--without-pip"), "{}", step.script);
+    let step = dependencies(&[("app.py", "from flask import Flask\napp = Flask(__name__)\n")]);
+    assert_eq!(step.arguments, ["flask", "gunicorn"]);
+}
+
+#[test]
+fn a_node_version_that_nobody_asked_for_says_how_to_choose() {
+    let hints = found(&[("package.json", "{}"), ("server.js", "x.listen(3000)")]).hints;
+    assert!(hints.iter().any(|it| it.contains("to choose another, set `engines.node`")), "{hints:?}");
+}
+
+#[test]
+fn a_folder_with_a_dockerfile_shows_what_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("Dockerfile");
+    std::fs::write(&path, "FROM debian:12\nEXPOSE 9000\nCMD [\"server\", \"-v\"]\n").unwrap();
+    assert_eq!(runs(&detect_folder(folder.path(), "").unwrap()), ("server -v".to_owned(), Some(9000)));
+    std::fs::write(&path, "FROM shop/web:1\n").unwrap();
+    let found = detect_folder(folder.path(), "").unwrap();
+    assert!(found.command.is_none() && found.hints[0].contains("`shop/web:1`"), "{found:?}");
+    std::fs::write(&path, "FORM debian:12\n").unwrap();
+    assert_eq!(detect_folder(folder.path(), "").unwrap_err().code, "dockerfile_invalid");
+}
+
+#[test]
 fn folders_are_read_without_following_links() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("main.py"), "print(1)").unwrap();

@@ -18,9 +18,17 @@ use arco_store::secrets::Sealed;
 use arco_store::sql::Query;
 use std::collections::BTreeMap;
 
+/// What git says when it did not reach a repository, or was not let in: then there is no history to look through.
+macro_rules! away {
+    () => {
+        "unable to access|Could not read from remote|unable to (look up|connect)|Authentication failed|could not read (Username|Password)"
+    };
+}
+
 /// `$1`: URL, `$2`: branch, tag or commit, or empty. Prints `commit <hash>` last, before it `host key <type> <base64>`
 /// for each key that the ssh host showed. `/dev/shm` is memory.
-const SCRIPT: &str = "umask 077; ssh=/dev/shm/ssh; mkdir -p $ssh; \
+const SCRIPT: &str = concat!(
+    "umask 077; ssh=/dev/shm/ssh; mkdir -p $ssh; \
     printf '%s\\n' 'Host *' 'BatchMode yes' 'ForwardAgent no' 'HashKnownHosts no' \
       'GlobalKnownHostsFile /dev/null' \"UserKnownHostsFile $ssh/known\" > $ssh/config; \
     if [ -n \"${ARCO_GIT_HOST_KEYS-}\" ]; then printf '%s\\n' \"$ARCO_GIT_HOST_KEYS\" > $ssh/known; \
@@ -33,15 +41,19 @@ const SCRIPT: &str = "umask 077; ssh=/dev/shm/ssh; mkdir -p $ssh; \
     unset ARCO_GIT_SSH_KEY ARCO_GIT_HOST_KEYS; umask 022; \
     mkdir -p /source; cd /source; git init -q; \
     if [ -n \"$2\" ]; then \
-      git fetch -q --depth 1 --no-tags --no-recurse-submodules -- \"$1\" \"$2\" \
-      || { echo 'not found as a branch, tag or advertised commit; looking through the history'; \
+      git fetch -q --depth 1 --no-tags --no-recurse-submodules -- \"$1\" \"$2\" 2> /tmp/said && cat /tmp/said >&2 \
+      || { cat /tmp/said >&2; ! grep -qE '",
+    away!(),
+    "' /tmp/said || exit 1; \
+           echo 'not found as a branch, tag or advertised commit; looking through the history'; \
            git fetch -q --no-recurse-submodules -- \"$1\" '+refs/*:refs/remotes/all/*'; \
            git rev-parse -q --verify \"$2^{commit}\" > .git/FETCH_HEAD; }; \
     else git fetch -q --depth 1 --no-tags --no-recurse-submodules -- \"$1\" HEAD; fi; \
     unset ARCO_GIT_TOKEN; rm -f $ssh/key; \
     git checkout -q --detach \"$(cut -c1-40 .git/FETCH_HEAD | head -n 1)\" --; \
     commit=$(git rev-parse HEAD); rm -rf .git; \
-    if [ -s $ssh/known ]; then sed -n 's/^[^ #]* \\([^ ]* [^ ]*\\).*/host key \\1/p' $ssh/known; fi; echo \"commit $commit\"";
+    if [ -s $ssh/known ]; then sed -n 's/^[^ #]* \\([^ ]* [^ ]*\\).*/host key \\1/p' $ssh/known; fi; echo \"commit $commit\""
+);
 
 /// Connects ssh through the proxy of an allow-list (perl comes with git).
 const PROXY_COMMAND: &str = r#"use strict; use IO::Socket::INET; use IO::Select; use MIME::Base64;
@@ -262,6 +274,26 @@ mod tests {
         let env = environment("ssh://git@h:2222/a.git", Some(&(key, "key".to_owned())));
         assert_eq!(env["ARCO_GIT_HOST_KEYS"], "[h]:2222 ssh-rsa A\n[h]:2222 ssh-ed25519 B");
         assert!(!environment("https://h/a", None).keys().any(|it| it.starts_with("ARCO_GIT_")));
+    }
+
+    #[test]
+    fn the_history_is_looked_through_only_where_a_repository_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        for (line, away) in [
+            ("fatal: unable to access 'https://h/a.git/': Could not resolve host: h", true),
+            ("ssh: Could not resolve hostname h\nfatal: Could not read from remote repository.", true),
+            ("fatal: could not read Username for 'https://h': terminal prompts disabled", true),
+            ("fatal: couldn't find remote ref v9", false),
+            ("error: Server does not allow request for unadvertised object 0123", false),
+            ("fatal: remote error: upload-pack: not our ref 0123", false),
+        ] {
+            std::fs::write(&said, line).unwrap();
+            let found = std::process::Command::new("grep").args(["-qE", away!()]).arg(&said).status().unwrap();
+            assert_eq!(found.success(), away, "{line}");
+        }
+        let checked = std::process::Command::new("sh").args(["-nc", SCRIPT]).status().unwrap();
+        assert!(checked.success(), "the script can be read");
     }
 
     #[test]

@@ -17,9 +17,9 @@ use tokio::process::Command;
 /// Release that stacks are made of.
 const RELEASE: &str = "bookworm";
 
-/// `$1` lower, `$2` upper, `$3` work, `$4` merged, `$5` apt settings, `$6…` packages.
+/// `$1` lower, `$2` upper, `$3` work, `$4` merged, `$5` apt settings, `$6` what to do in the tree afterwards, `$7…` packages.
 const INSTALL: &str = "\
-lower=$1 upper=$2 work=$3 root=$4 settings=$5; shift 5; \
+lower=$1 upper=$2 work=$3 root=$4 settings=$5 then=$6; shift 6; \
 mount -t overlay overlay -o \"lowerdir=$lower,upperdir=$upper,workdir=$work\" \"$root\"; \
 mount -t proc proc \"$root/proc\"; mount -t tmpfs tmpfs \"$root/tmp\"; mount -t tmpfs -o mode=755 tmpfs \"$root/dev\"; \
 for device in null zero full random urandom; do : > \"$root/dev/$device\"; mount --bind \"/dev/$device\" \"$root/dev/$device\"; done; \
@@ -29,6 +29,7 @@ printf '#!/bin/sh\\nexit 101\\n' > \"$root/usr/sbin/policy-rc.d\"; chmod 755 \"$
 export APT_CONFIG=/tmp/apt.conf DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
 chroot \"$root\" apt-get -q update; \
 chroot \"$root\" apt-get -q -y --no-install-recommends install \"$@\"; \
+chroot \"$root\" /bin/sh -euc \"$then\"; \
 rm -f \"$root/usr/sbin/policy-rc.d\" \"$root/etc/resolv.conf\" \"$root\"/usr/lib/python3*/EXTERNALLY-MANAGED";
 
 /// What of a Debian tree is worth keeping in an image.
@@ -204,6 +205,8 @@ pub(super) async fn base(
 /// Packages that make a layer.
 pub(super) struct Packages<'a> {
     pub(super) packages: &'static [&'static str],
+    /// A line of shell, run in the tree once they are there.
+    pub(super) then: &'static str,
     pub(super) access: &'a Access,
     pub(super) blobs: PathBuf,
 }
@@ -240,7 +243,8 @@ impl Packages<'_> {
             INSTALL,
             "install",
         ]);
-        command.args([&lower, &upper, &overlay, &merged]).arg(self.access.folder.join("apt.conf")).args(self.packages);
+        command.args([&lower, &upper, &overlay, &merged]).arg(self.access.folder.join("apt.conf"));
+        command.arg(self.then).args(self.packages);
         for (name, value) in self.access.env.iter().filter(|(name, _)| name.to_lowercase().ends_with("_proxy")) {
             command.env(name, value);
         }

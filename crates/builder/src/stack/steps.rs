@@ -3,7 +3,7 @@
 //! A step installs packages or compiles; what it wrote becomes the layer. What is only downloaded and packed needs no step
 //! and is made by this process. Scripts are constants of ours.
 
-use super::{Say, StackImage, failed, golang, node, packages, web};
+use super::{Say, StackImage, after_packages, failed, golang, node, packages, web};
 use crate::detect::Stack;
 use crate::layer::{self, FinishedLayer};
 use crate::runner::{Runner, StepFault, StepRun};
@@ -13,10 +13,10 @@ use arco_model::error::Problem;
 use arco_model::plan::{LayerExport, OneShotNetwork};
 use std::path::Path;
 
-/// Installs packages; nothing of them is started.
-const INSTALL: &str = "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; \
+/// `$1` what to do afterwards, `$2…` packages; nothing of them is started.
+const INSTALL: &str = "then=$1; shift; printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; \
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin; \
-apt-get -q update; apt-get -q -y --no-install-recommends install \"$@\"; \
+apt-get -q update; apt-get -q -y --no-install-recommends install \"$@\"; /bin/sh -euc \"$then\"; \
 rm -f /usr/sbin/policy-rc.d /usr/lib/python3*/EXTERNALLY-MANAGED";
 
 /// What an installation leaves behind that no image needs; the base says the rest to dpkg.
@@ -66,7 +66,8 @@ pub(super) async fn make(
         }
         Stack::Fetch | Stack::Web | Stack::Python | Stack::Compilers(_) => {
             say(format!("installing {}", packages(stack).join(", ")));
-            let mut run = step("install packages", below, INSTALL, packages(stack));
+            let words = [&[after_packages(stack)], packages(stack)].concat();
+            let mut run = step("install packages", below, INSTALL, &words);
             run.network = OneShotNetwork::Build;
             run.export = Some(LayerExport { include: Vec::new(), exclude: LEFT.map(str::to_owned).to_vec() });
             let mut layers = vec![layer_of(stack, run, runner).await?];

@@ -10,8 +10,10 @@ use arco_model::source::Source;
 use arco_model::spec::{ComponentSpec, Port};
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::kv::MemoryKv;
+use arco_store::kv::{Kv, LeaseId, MemoryKv, RangeResult, TxnResult, Watch};
 use arco_store::sql::MemoryMetadata;
+use async_trait::async_trait;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 struct World {
     publisher: Publisher,
@@ -270,4 +272,92 @@ async fn what_proves_a_host_is_published_by_every_controller() {
     world.publisher.prove("auto.test", None).await.unwrap();
     assert!(answers().await.is_empty());
     assert!(world.publisher.kv.list("/acme/").await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn a_host_with_client_certificates_is_served_over_tls_alone() {
+    let world = World::new();
+    certificate(&world, 1, "wide", &["*.shop.test", "vip.test"], 900).await;
+    let web = world.component(1, "web").await;
+    let rules = async |host: &str| world.entry(host).await.unwrap().rules;
+    world.route(&web, "open.test", &[&web], None).await;
+    for (host, second) in [("vip.test", true), ("web.shop.test", false)] {
+        let id = world.route(&web, host, &[&web], Some(if second { TLS_AUTO } else { "wide" })).await;
+        let mut row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
+        row.value.route.paths = vec![PathMatch::exact("/admin")];
+        row.value.route.tls.client_ca = Some("authority".to_owned());
+        world.publisher.metadata.update(&row).await.unwrap();
+        if second {
+            // A route that says nothing of it: the whole host asks for certificates.
+            world.route(&web, host, &[&web], None).await;
+        }
+    }
+    let proof = Proof::Http { token: "token".to_owned(), answer: "answer".to_owned() };
+    world.publisher.prove("vip.test", Some(proof)).await.unwrap();
+    world.publish(&web).await;
+    assert!(rules("open.test").await.iter().all(|it| !it.tls.redirect));
+    let vip = rules("vip.test").await;
+    assert_eq!(vip.iter().map(|it| it.tls.redirect).collect::<Vec<_>>(), [false, true, true], "but for the proof");
+    assert!(vip[0].answer.is_some());
+    // The default host: what no rule is for leads to the component, over TLS, too.
+    let entry = world.entry("web.shop.test").await.unwrap();
+    assert!(entry.default.is_some() && entry.rules.iter().all(|it| it.tls.redirect), "{entry:?}");
+    assert!(entry.rules.iter().any(|it| it.paths.is_empty()), "{entry:?}");
+}
+
+/// A store of which one answer is lost after what was asked is done.
+struct LosesAnAnswer {
+    kv: MemoryKv,
+    lose: AtomicBool,
+}
+
+#[async_trait]
+impl Kv for LosesAnAnswer {
+    fn name(&self) -> &'static str {
+        "loses an answer"
+    }
+    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
+        self.kv.range(range, limit, at).await
+    }
+    async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
+        let done = self.kv.txn(txn).await;
+        match self.lose.swap(false, Ordering::SeqCst) {
+            true => Err(KvError::Unavailable { step: "answer", cause: "the answer was lost on purpose".to_owned() }),
+            false => done,
+        }
+    }
+    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
+        self.kv.watch(range, from).await
+    }
+    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
+        self.kv.lease_grant(ttl_s).await
+    }
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
+        self.kv.lease_keep_alive(lease).await
+    }
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
+        self.kv.lease_revoke(lease).await
+    }
+    async fn compact(&self, revision: u64) -> Result<(), KvError> {
+        self.kv.compact(revision).await
+    }
+}
+
+#[tokio::test]
+async fn what_is_there_after_a_lost_answer_is_written_anew() {
+    let mut world = World::new();
+    let kv = Arc::new(LosesAnAnswer { kv: MemoryKv::new(), lose: false.into() });
+    world.publisher.kv = kv.clone();
+    let mut published = Published::default();
+    let publisher = &world.publisher;
+    let key = || "/gateway/test".to_owned();
+    publisher.put(&mut published, key(), &1).await.unwrap();
+    kv.lose.store(true, Ordering::SeqCst);
+    publisher.put(&mut published, key(), &2).await.unwrap_err();
+    publisher.put(&mut published, key(), &1).await.unwrap();
+    assert_eq!(publisher.kv.get(&key()).await.unwrap().unwrap().value, b"1");
+    kv.lose.store(true, Ordering::SeqCst);
+    publisher.delete(&mut published, &key()).await.unwrap_err();
+    publisher.put(&mut published, key(), &1).await.unwrap();
+    assert_eq!(publisher.kv.get(&key()).await.unwrap().unwrap().value, b"1");
 }

@@ -149,3 +149,38 @@ async fn work_that_cannot_begin_is_tried_again_and_work_that_ends_stops_the_proc
     soon(lead(candidate, supervisor.clone(), work)).await.unwrap();
     assert!(supervisor.token().is_cancelled());
 }
+
+#[tokio::test]
+async fn who_cannot_make_sure_does_not_lead() {
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let near = Cut::new(&kv);
+    let term = soon(candidate(near.clone(), "a").campaign()).await;
+    near.cut.store(true, Ordering::SeqCst);
+    assert!(!term.verify().await);
+    near.cut.store(false, Ordering::SeqCst);
+    assert!(term.lost().is_cancelled() && !term.holds());
+    term.end().await;
+    soon(candidate(kv, "b").campaign()).await.end().await;
+}
+
+#[tokio::test]
+async fn what_began_does_not_lead_while_it_ends() {
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let supervisor = Supervisor::new();
+    let (tell, mut told) = mpsc::channel(1);
+    let work = move |term: Term, tasks: Supervisor| {
+        let tell = tell.clone();
+        async move {
+            let token = tasks.token().clone();
+            tasks.spawn("part of the work", OnExit::Continue, async move {
+                token.cancelled().await;
+                let _ = tell.try_send(term.holds());
+                Ok(())
+            });
+            Err("the rest cannot begin".into())
+        }
+    };
+    supervisor.spawn("lead", OnExit::Shutdown, lead(candidate(kv, "a"), supervisor.clone(), work));
+    assert_eq!(soon(told.recv()).await, Some(false));
+    assert!(supervisor.shutdown(PATIENCE).await);
+}

@@ -10,6 +10,7 @@ mod render;
 
 use super::Driver;
 use crate::addresses::Addresses;
+use crate::bind::check_free;
 use crate::data_plane::GatewayError;
 use crate::source::file::{ListenerSpec, Loaded};
 use futures_util::future::BoxFuture;
@@ -38,7 +39,6 @@ pub struct Nginx {
     addresses: Addresses,
     /// What is in effect.
     loaded: Option<Loaded>,
-    text: String,
     process: Option<OwnedFd>,
     pause: Duration,
     again_at: Option<Instant>,
@@ -48,7 +48,7 @@ impl Nginx {
     /// An nginx that is not started yet.
     pub fn new(folder: &Path, addresses: Addresses) -> Self {
         let folder = folder.to_owned();
-        Self { folder, addresses, loaded: None, text: String::new(), process: None, pause: PAUSE.0, again_at: None }
+        Self { folder, addresses, loaded: None, process: None, pause: PAUSE.0, again_at: None }
     }
 
     /// Whether nginx can do everything that the file asks for.
@@ -68,7 +68,6 @@ impl Nginx {
         if let Some(process) = process {
             self.process = Some(process);
             if known {
-                self.text = text;
                 return Ok(());
             }
         }
@@ -76,6 +75,14 @@ impl Nginx {
         let fresh = self.folder.join("nginx.conf.new");
         std::fs::write(&fresh, &text).map_err(step("write its configuration"))?;
         nginx(&["-t", "-q"], &fresh, &self.folder)?;
+        if self.process.is_some() {
+            // It looks at no address, and one that is taken would be told in its log alone: everything before goes on then.
+            let before = std::fs::read_to_string(&path).unwrap_or_default();
+            let addresses = loaded.listeners.iter().map(|it| it.address).filter(|it| here(*it));
+            for address in addresses.filter(|it| !before.contains(&format!("listen {it} "))) {
+                check_free(address)?;
+            }
+        }
         std::fs::rename(&fresh, &path).map_err(step("write its configuration"))?;
         match &self.process {
             Some(process) => pidfd_send_signal(process, Signal::HUP).map_err(|it| step("be told")(it.into()))?,
@@ -93,7 +100,6 @@ impl Nginx {
                 }
             }
         }
-        self.text = text;
         Ok(())
     }
 
@@ -104,7 +110,8 @@ impl Nginx {
         // The number may be another process' by now.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).into_owned();
-        let ours = line.contains("nginx") && line.contains(self.folder.to_str()?);
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let ours = name.trim_end() == "nginx" && line.contains(self.folder.to_str()?);
         ours.then_some(process)
     }
 }

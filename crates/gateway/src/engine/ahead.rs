@@ -2,7 +2,8 @@
 //! the endpoint sends it.
 //!
 //! What must hold: an endpoint is free as soon as it has sent the last byte, however slow the client is; when there is no
-//! place to keep more, a response goes on as fast as the client takes it, and nothing of it is lost.
+//! place to keep more, a response goes on as fast as the client takes it, and nothing of it is lost. What a client takes
+//! nothing of for as long as a connection may be idle is given up, and never looks whole.
 
 use super::Core;
 use super::body::{BodyEnd, BodyError, BodyWatch, EndpointBody, Exchange, RequestBody};
@@ -13,8 +14,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 /// Why a request was not taken whole.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,6 +50,8 @@ pub(super) struct AheadBody {
     frames: mpsc::Receiver<Result<Frame<Bytes>, BodyError>>,
     left: SizeHint,
     ended: bool,
+    /// All of it went through `frames`: their end is its end.
+    whole: Arc<AtomicBool>,
 }
 
 impl AheadBody {
@@ -54,13 +60,17 @@ impl AheadBody {
         let (sender, frames) = mpsc::channel(1);
         let left = incoming.size_hint();
         let spool = Spool::of_response(&core.shared.buffers);
+        let patience = core.shared.limits.load().client.idle;
+        let whole = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&whole);
         core.supervisor.spawn("response buffer", arco_daemon::OnExit::Continue, async move {
-            Ahead { incoming, exchange: Some(exchange), spool, has_place: true, trailers: None, error: None }
+            let exchange = Some(exchange);
+            Ahead { incoming, exchange, spool, has_place: true, trailers: None, error: None, patience, whole: tell }
                 .run(sender)
                 .await;
             Ok(())
         });
-        Self { frames, left, ended: false }
+        Self { frames, left, ended: false, whole }
     }
 }
 
@@ -70,6 +80,9 @@ impl Body for AheadBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(self.frames.poll_recv(cx));
+        if frame.is_none() && !self.whole.load(Ordering::Acquire) {
+            return Poll::Ready(Some(Err("a part of the response was not kept".into())));
+        }
         self.ended |= frame.is_none();
         if let (Some(Ok(frame)), Some(left)) = (&frame, self.left.exact()) {
             let passed = frame.data_ref().map_or(0, |it| it.len() as u64);
@@ -97,16 +110,23 @@ struct Ahead {
     has_place: bool,
     trailers: Option<HeaderMap>,
     error: Option<BodyError>,
+    /// How long the client may take nothing of what is here.
+    patience: Duration,
+    whole: Arc<AtomicBool>,
 }
 
 impl Ahead {
     async fn run(mut self, client: mpsc::Sender<Result<Frame<Bytes>, BodyError>>) {
+        // Since when the client takes nothing of what is here.
+        let mut since = Instant::now();
         while self.exchange.is_some() || !self.spool.is_empty() {
+            let held = !self.spool.is_empty();
             tokio::select! {
                 biased;
                 () = client.closed() => break,
-                place = client.reserve(), if !self.spool.is_empty() => {
+                place = client.reserve(), if held => {
                     let Ok(place) = place else { break };
+                    since = Instant::now();
                     match self.spool.take().await {
                         Ok(Some(piece)) => place.send(Ok(Frame::data(piece))),
                         Ok(None) => {}
@@ -117,14 +137,26 @@ impl Ahead {
                     }
                     self.has_place |= self.spool.is_empty();
                 }
-                frame = self.incoming.frame(), if self.exchange.is_some() && self.has_place => self.take(frame).await,
+                // What is kept for it is others' place.
+                () = sleep_until(since + self.patience), if held => break,
+                frame = self.incoming.frame(), if self.exchange.is_some() && self.has_place => {
+                    if !held {
+                        since = Instant::now();
+                    }
+                    self.take(frame).await;
+                }
             }
         }
+        let whole = self.exchange.is_none() && self.spool.is_empty() && self.error.is_none();
+        self.whole.store(whole, Ordering::Release);
         // The client has left: the rest of it is worth nothing.
         self.end(false);
+        // What is kept is given back now, not when the client has taken the last word.
+        drop((self.spool, self.incoming));
         let last = match (self.error, self.trailers) {
             (Some(error), _) => Some(Err(error)),
-            (None, trailers) => trailers.map(|it| Ok(Frame::trailers(it))),
+            // They end it, and so stand for all of it.
+            (None, trailers) => trailers.filter(|_| whole).map(|it| Ok(Frame::trailers(it))),
         };
         if let Some(last) = last {
             // Nobody to tell is no harm.

@@ -1,7 +1,7 @@
 //! One request to one of an upstream's endpoints, and to another one when that is safe.
 //!
-//! What must hold: a request is sent a second time only when none of its bytes were sent, or when it has no body and its
-//! method may be repeated (RFC 9110 §9.2.2); a body that was taken whole is as good as none.
+//! What must hold: a request is sent a second time only when none of its bytes were sent, or when its body can be sent
+//! again (there is none, or it was taken whole) and its method repeated (RFC 9110 §9.2.2).
 
 use super::Core;
 use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
@@ -360,11 +360,7 @@ fn limit_of(plan: &Forward<'_>, repeatable: bool) -> Duration {
 
 /// Whether it may be sent twice: with no body that would be lost, and by its method (RFC 9110 §9.2.2).
 fn is_repeatable(request: &Request<RequestBody>) -> bool {
-    request.body().is_repeatable() && is_idempotent(request.method())
-}
-
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+    request.body().is_repeatable() && request.method().is_idempotent()
 }
 
 /// The same request again; only for those whose body can be sent again.

@@ -34,6 +34,12 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// Whether a body of this type is a stream of events: it may pause for long, and is never held back.
+pub(super) fn is_events(content_type: &[u8]) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    content_type.get(..EVENTS.len()).is_some_and(|it| it.eq_ignore_ascii_case(EVENTS))
+}
+
 /// Whether the field `name`, in any case, is one of [`HOP_BY_HOP`] or `Upgrade`.
 pub(super) fn ends_here(name: &[u8]) -> bool {
     let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
@@ -191,6 +197,19 @@ mod tests {
 
     fn map(rows: &[(&'static str, &'static str)]) -> HeaderMap {
         rows.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn events_are_known_in_any_case() {
+        for (kind, events) in [
+            ("text/event-stream", true),
+            ("Text/Event-Stream;charset=utf-8", true),
+            ("text/event", false),
+            ("text/plain; text/event-stream", false),
+            ("", false),
+        ] {
+            assert_eq!(is_events(kind.as_bytes()), events, "{kind}");
+        }
     }
 
     #[test]

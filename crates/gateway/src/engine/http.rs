@@ -307,6 +307,8 @@ pub(super) async fn handle(
     }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(question), Some(client_side)) = (upgrade, client_side) else {
+            // Nobody asked for it.
+            exchange.end(false);
             return page_for(&Page::bad_gateway(&upstream.reference), accept, in_flight);
         };
         return switch(connection, question, client_side, response, exchange, in_flight);
@@ -315,8 +317,7 @@ pub(super) async fn handle(
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::UPGRADE);
-    let events =
-        parts.headers.get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(b"text/event-stream"));
+    let events = parts.headers.get(header::CONTENT_TYPE).is_some_and(|it| headers::is_events(it.as_bytes()));
     let silence = (!events).then_some(timeouts.response);
     parts.version = Version::HTTP_11;
     if let Some(outgoing) = outgoing {

@@ -55,6 +55,12 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
     }
 }
 
+/// What `judge` says; nothing when it panics: the general path has the request then, and the others go on.
+fn guarded<T>(judge: impl FnOnce() -> Option<T>) -> Option<T> {
+    // The panic hook has said where and why.
+    std::panic::catch_unwind(AssertUnwindSafe(judge)).unwrap_or_default()
+}
+
 /// Serves a client that chose HTTP/2 by ALPN.
 pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Arc<CertificateEntry>)
 where
@@ -77,7 +83,7 @@ where
     let service = service_fn(move |request: Request<Incoming>| -> Answering {
         let connection = Arc::clone(&connection);
         // On the heap at once: on its way it is moved several times. Most requests need little room.
-        match Ordinary::new(&connection, &address, &request) {
+        match guarded(|| Ordinary::new(&connection, &address, &request)) {
             Some(ordinary) => Box::pin(async move { Ok(ordinary.pass(&connection.core).await) }),
             None => Box::pin(async move { Ok(handle(&connection, request, None).await) }),
         }
@@ -105,5 +111,15 @@ where
     });
     if let Err(error) = ended.await {
         tracing::debug!(%peer, %error, "a client connection broke off");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_leaves_a_request_to_the_general_path() {
+        assert_eq!((guarded(|| Some(1)), guarded::<u8>(|| panic!("as it should"))), (Some(1), None));
     }
 }

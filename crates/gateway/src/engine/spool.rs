@@ -93,24 +93,36 @@ impl Place {
 
     fn failed(&self, step: &str, error: &io::Error) -> SpoolError {
         self.say(&format_args!("cannot {step} a file in {}: {error}", self.folder().display()));
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => SpoolError::Full,
-            _ if room::is_used_up(error) => SpoolError::NoRoom,
-            _ => SpoolError::Broken,
+        if is_full(error) {
+            SpoolError::Full
+        } else if room::is_used_up(error) {
+            SpoolError::NoRoom
+        } else {
+            SpoolError::Broken
         }
     }
 
     /// Once in a while: one full disk is met by every request.
     fn say(&self, why: &std::fmt::Arguments<'_>) {
-        let now = self.born.elapsed().as_millis() as u64;
-        let until = self.said_until.load(Ordering::Relaxed);
-        let next = now + SAID.as_millis() as u64;
-        let mine = self.said_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if now >= until && mine {
+        if self.is_due(self.born.elapsed().as_millis() as u64) {
             tracing::warn!(
-                "bodies cannot be buffered: {why}; requests are refused with 507 or 503, responses go on unbuffered; make room \
-                 on the disk, raise `max_buffered_bytes`, or take `buffer` off large routes"
+                "bodies cannot be buffered: {why}; a request is refused with 507 or 503 then, a response goes on unbuffered; \
+                 make room on the disk, raise `max_buffered_bytes`, or take `buffer` off large routes"
             );
+        }
+    }
+
+    /// Whether it is to be said at `now`, in milliseconds; says so to one only.
+    fn is_due(&self, now: u64) -> bool {
+        let (until, next) = (self.said_until.load(Ordering::Relaxed), now + SAID.as_millis() as u64);
+        now >= until && self.said_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Fails when files cannot be made in the folder; that a disk is full just now is not its fault.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.open() {
+            Err(error) if is_full(&error) || room::is_used_up(&error) => Ok(()),
+            outcome => outcome.map(drop),
         }
     }
 
@@ -130,6 +142,30 @@ impl Place {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// What a write takes of the place; given back unless a file has it: whoever waits for the write may leave meanwhile.
+struct Taken {
+    place: Arc<Place>,
+    bytes: u64,
+}
+
+impl Taken {
+    fn new(place: &Arc<Place>, bytes: u64, share: u64) -> Result<Self, SpoolError> {
+        place.take(bytes, share)?;
+        Ok(Self { place: Arc::clone(place), bytes })
+    }
+
+    /// From now on `stored` gives it back.
+    fn pass_to(mut self, stored: &Stored) {
+        stored.bytes.fetch_add(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.place.give(self.bytes);
     }
 }
 
@@ -201,7 +237,7 @@ impl Spool {
 
     async fn store(&mut self) -> Result<(), SpoolError> {
         let length = self.tail.len() as u64;
-        self.place.take(length, self.share)?;
+        let taken = Taken::new(&self.place, length, self.share)?;
         let (stored, place) = (self.stored.clone(), Arc::clone(&self.place));
         let (bytes, at) = (std::mem::take(&mut self.tail), self.written);
         let writing = tokio::task::spawn_blocking(move || {
@@ -213,7 +249,10 @@ impl Spool {
                 Ok,
             );
             let outcome = outcome.and_then(|it| match it.file.write_all_at(&bytes, at) {
-                Ok(()) => Ok(it),
+                Ok(()) => {
+                    taken.pass_to(&it);
+                    Ok(it)
+                }
                 Err(error) => Err(("write", error)),
             });
             (outcome, bytes)
@@ -224,7 +263,6 @@ impl Spool {
         });
         match outcome {
             Ok(stored) => {
-                stored.bytes.fetch_add(length, Ordering::Relaxed);
                 self.stored = Some(stored);
                 self.written += length;
                 bytes.clear();
@@ -232,7 +270,6 @@ impl Spool {
                 Ok(())
             }
             Err((step, error)) => {
-                self.place.give(length);
                 self.tail = bytes;
                 Err(self.place.failed(step, &error))
             }
@@ -279,9 +316,16 @@ impl Held {
     }
 }
 
+/// Whether there is no place for more bytes.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
 
     fn place(most: u64) -> (Arc<Place>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -356,6 +400,48 @@ mod tests {
             seen += piece.len();
         }
         assert_eq!(seen, 2 * big.len());
+    }
+
+    #[test]
+    fn what_is_given_up_while_it_is_written_is_given_back() {
+        // One thread that may wait: what is on it is done in order.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (place, _folder) = place(64 << 20);
+            let taken = || place.taken.load(Ordering::Relaxed);
+            let mut spool = Spool::of_request(&place);
+            // The first write makes the file, the second one finds it.
+            for already in [0, MEMORY as u64 + 1] {
+                let (go, wait) = std::sync::mpsc::channel::<()>();
+                let busy = tokio::task::spawn_blocking(move || wait.recv().is_ok());
+                assert_eq!(spool.push(&[1; MEMORY + 1]).now_or_never(), None, "it waits for its turn");
+                assert_eq!(taken(), already + MEMORY as u64 + 1);
+                spool = Spool::of_request(&place);
+                drop(go);
+                busy.await.unwrap();
+                tokio::task::spawn_blocking(|| ()).await.unwrap();
+                assert_eq!(taken(), 0);
+                spool.push(&[1; MEMORY + 1]).await.unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn it_is_said_again_after_a_while() {
+        let place = Place::new(0);
+        let due = [0, 10_000, 29_999, 30_000, 40_000].map(|it| place.is_due(it));
+        assert_eq!(due, [true, false, false, true, false], "under load, too");
+    }
+
+    #[test]
+    fn a_folder_without_files_is_told() {
+        let (found, folder) = place(u64::MAX);
+        assert!(found.check().is_ok() && std::fs::read_dir(folder.path()).unwrap().count() == 0);
+        for nowhere in [folder.path().join("nowhere"), "/proc/self".into()] {
+            let place = Place::new(u64::MAX);
+            place.set_folder(&nowhere);
+            assert!(place.check().is_err(), "{}", nowhere.display());
+        }
     }
 
     #[tokio::test]

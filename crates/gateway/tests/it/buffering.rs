@@ -1,6 +1,8 @@
 //! Bodies that are taken whole: a slow client holds no endpoint, a body can be sent again, and what has no place is told.
 
 use crate::kit::*;
+use arco_daemon::Supervisor;
+use arco_gateway::alone::Alone;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -189,6 +191,29 @@ async fn what_has_no_place_is_told_and_responses_go_on() {
     let gateway = self::gateway(&[large], BOTH, limits).await;
     let answer = get(gateway.web(), "a.test", "/").await;
     assert!(answer.body.len() == LARGE && answer.body.iter().all(|it| *it == 5), "only not ahead");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_bodies_cannot_be_kept_in_is_refused() {
+    let (folder, endpoint) = (tempfile::tempdir().unwrap(), echo().await);
+    let path = folder.path().join("gateway.yaml");
+    let write = |place: &str, host: &str| {
+        let yaml = file(&[endpoint]).replace("a.test", host) + &format!("buffer_folder: {place}\n");
+        std::fs::write(&path, yaml).unwrap();
+    };
+    let supervisor = Supervisor::new();
+    write("nowhere", "a.test");
+    let problem = Alone::build(&supervisor, &path).await.err().unwrap().to_string();
+    assert!(problem.contains("`buffer_folder`") && problem.contains("nowhere"), "{problem}");
+    write(".", "a.test");
+    let mut alone = Alone::build(&supervisor, &path).await.unwrap();
+    let web = alone.addresses()["web"];
+    for (place, status) in [("nowhere", 404), (".", 200)] {
+        write(place, "b.test");
+        alone.reload();
+        assert_eq!(get(web, "b.test", "/").await.status(), status, "{place}");
+    }
+    supervisor.token().cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]

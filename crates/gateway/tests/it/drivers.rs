@@ -1,9 +1,14 @@
 //! One table of requests through both drivers: nginx answers what the built-in engine answers, or refuses the file.
 
 use crate::kit::*;
+use arco_gateway::addresses::Addresses;
+use arco_gateway::driver::Driver as _;
+use arco_gateway::metrics::Metrics;
 use arco_gateway::snapshot::StickyCookie;
+use arco_gateway::source::file::FileSource;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,7 +28,7 @@ routes:
   - {hosts: [away.test], maintenance: {message: Back at noon., retry_after_s: 600}, targets: [{upstream: a}]}
   - {hosts: [closed.test], deny: [127.0.0.0/8], targets: [{upstream: a}]}
   - {hosts: [open.test], allow: [127.0.0.1/32], max_body_bytes: 4, targets: [{upstream: a}]}
-  - {hosts: [whole.test], buffer: {request: true, response: true}, targets: [{upstream: a}]}
+  - {hosts: [whole.test], buffer: {request: true}, max_body_bytes: 100000, targets: [{upstream: a}]}
   - {hosts: [down.test], targets: [{upstream: down}]}
   - {hosts: [shares.test], targets: [{upstream: one, weight: 1}, {upstream: two, weight: 3}]}
   - {hosts: [safe.test], tls: {redirect: true, hsts_max_age_s: 60}, targets: [{upstream: a}]}
@@ -126,6 +131,9 @@ fn skipped() -> bool {
 /// A gateway by this driver, on ports of its own.
 async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("bodies")).unwrap();
+    // Its workers are not root, and keep bodies there.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned(), "safe.test".to_owned()]).unwrap();
     std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
     std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
@@ -139,7 +147,7 @@ async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
         .with_no_client_auth();
     let (web, tls) = (free().await, free().await);
     let yaml = format!(
-        "driver: {driver}\nthreads: 1\n\
+        "driver: {driver}\nthreads: 1\nbuffer_folder: bodies\n\
          listeners: [{{name: web, address: \"{web}\", protocol: http}}, {{name: tls, address: \"{tls}\", protocol: https}}]\n\
          certificates: [{{hosts: [a.test, safe.test], certificate_file: c.pem, key_file: c.key}}]\n{upstreams}{ROUTES}"
     );
@@ -181,7 +189,9 @@ async fn both_drivers_answer_alike() {
         return;
     }
     let upstreams = upstreams().await;
-    let ((ours, _none), (theirs, _nginx)) = (start("builtin", &upstreams).await, start("nginx", &upstreams).await);
+    let ((ours, _none), (theirs, nginx)) = (start("builtin", &upstreams).await, start("nginx", &upstreams).await);
+    // More than nginx keeps in memory.
+    let large = format!("Content-Length: 50000\r\n\r\n{}", "x".repeat(50_000));
     for (line, host, more, status) in [
         ("GET /", "a.test", "X-Keep: 1\r\n", 200),
         ("GET /x%20y?q=1&r", "A.Test", "", 200),
@@ -212,6 +222,7 @@ async fn both_drivers_answer_alike() {
         ("POST /", "open.test", "Content-Length: 4\r\n\r\nbody", 200),
         ("POST /", "open.test", "Content-Length: 5\r\n\r\nbody!", 413),
         ("POST /", "whole.test", "Content-Length: 4\r\n\r\nbody", 200),
+        ("POST /", "whole.test", large.as_str(), 200),
     ] {
         let end = if more.contains("\r\n\r\n") { "" } else { "\r\n" };
         let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n{more}{end}");
@@ -231,6 +242,9 @@ async fn both_drivers_answer_alike() {
         assert_eq!(answers[0].status, status, "{request} {answers:?}");
         assert_eq!(answers[0], answers[1], "{request}");
     }
+    // Bodies wait on the disk that the file names, not in what lies in memory.
+    assert!(theirs.gateway.folder.path().join("bodies").join("client_body_temp").exists());
+    assert!(!nginx.0.join("nginx").join("client_body_temp").exists());
     for name in ["a.test", "safe.test"] {
         let (one, two) = (ours.ask_over_tls(name).await.unwrap(), theirs.ask_over_tls(name).await.unwrap());
         assert_eq!(seen(&one), seen(&two), "{name}");
@@ -279,4 +293,34 @@ async fn nginx_follows_its_file_and_refuses_what_it_cannot_do() {
     eventually("another nginx", fresh).await;
     world.gateway.stop.cancel();
     eventually("nobody listens", || async { tokio::net::TcpStream::connect(world.web).await.is_err() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_is_not_told_an_address_that_is_taken() {
+    if skipped() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let _nginx = Nginx(folder.path().to_owned());
+    let mut driver = arco_gateway::driver::Nginx::new(&folder.path().join("nginx"), Addresses::fixed(&[]));
+    let mut source = FileSource::new(&path, Metrics::new());
+    let mut put = |listeners: &[String]| {
+        let routes = "routes: [{hosts: [a.test], answer: {status: 200}}]\n";
+        let text = format!("driver: nginx\nthreads: 1\nlisteners: [{}]\n{routes}", listeners.join(", "));
+        std::fs::write(&path, text).unwrap();
+        driver.put(source.load().unwrap())
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (first, second) = (free().await, taken.local_addr().unwrap());
+    let listener = |name: &str, it: SocketAddr| format!("{{name: {name}, address: \"{it}\", protocol: http}}");
+    let (one, two) = (listener("one", first), listener("two", second));
+    put(std::slice::from_ref(&one)).unwrap();
+    let problem = put(&[one.clone(), two.clone()]).unwrap_err().to_string();
+    assert!(problem.contains(&second.to_string()), "{problem}");
+    assert_eq!(get(first, "a.test", "/").await.status(), 200, "what was served goes on");
+    // The same file is tried again, not taken for what is in effect.
+    drop(taken);
+    put(&[one, two]).unwrap();
+    eventually("it listens there, too", || async { tokio::net::TcpStream::connect(second).await.is_ok() }).await;
 }

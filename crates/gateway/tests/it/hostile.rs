@@ -4,7 +4,7 @@
 use crate::kit::*;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -232,11 +232,63 @@ async fn who_does_not_read_is_let_go_and_frees_the_endpoint() {
         }
     })
     .await;
-    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
-    // Only our codec has a limit here; on the general path hyper waits for the client.
-    let mut wire = Wire::connect(gateway.web()).await;
-    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
-    tokio::time::timeout(PATIENCE, gone.notified()).await.expect("the endpoint is freed");
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(HOSTS.map(str::to_owned)).unwrap();
+    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let yaml = hasty(&both(&[address]))
+        .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+        + "certificates: [{hosts: [a.test, b.test], certificate_file: c.pem, key_file: c.key}]\n"
+        + "admin: {address: \"127.0.0.1:0\"}\n";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    for (host, listener) in HOSTS.iter().flat_map(|it| [(*it, "web"), (*it, "tls")]) {
+        let stream = TcpStream::connect(gateway.addresses[listener]).await.unwrap();
+        // It is kept open, and nothing is read from it.
+        let mut client: Box<dyn AsyncWrite + Unpin + Send> = match listener {
+            "tls" => Box::new(connector.connect(host.try_into().unwrap(), stream).await.unwrap()),
+            _ => Box::new(stream),
+        };
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.flush().await.unwrap();
+        let freed = tokio::time::timeout(PATIENCE, gone.notified()).await;
+        freed.unwrap_or_else(|_| panic!("{host} {listener}: the endpoint is freed"));
+        eventually("the connection is closed", || has_metric(&gateway, "connections 0")).await;
+        drop(client);
+    }
+}
+
+/// Whether `/metrics` says this.
+async fn has_metric(gateway: &Gateway, line: &str) -> bool {
+    let text = get(gateway.admin.unwrap(), "admin", "/metrics").await.text();
+    text.lines().any(|it| it.strip_prefix("arco_gateway_") == Some(line))
+}
+
+/// An endpoint switches to another protocol, and nobody has asked it to.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_switches_unasked_leaves_no_request_open() {
+    let address = origin(|mut wire| async move {
+        while wire.message().await.is_some() {
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await;
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&(both(&[address]) + "admin: {address: \"127.0.0.1:0\"}\n")).await;
+    for host in HOSTS {
+        let mut wire = Wire::connect(gateway.web()).await;
+        let request = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\n\r\nbody");
+        assert_eq!(wire.ask(&request).await.status(), 502, "{host}");
+    }
+    eventually("nothing is open", || has_metric(&gateway, "upstream_open{upstream=\"a\"} 0")).await;
 }
 
 /// How an endpoint answers, and what the client may see: a status, or 0 for an answer that breaks off.

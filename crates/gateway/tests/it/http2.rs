@@ -4,18 +4,22 @@ use crate::kit::*;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -56,6 +60,11 @@ async fn gateway() -> (Gateway, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
 
 /// A gateway with TLS for `a.test`, whose upstream is at `address`.
 async fn gateway_to(address: SocketAddr) -> (Gateway, Arc<rustls::ClientConfig>) {
+    gateway_by(address, |it| it).await
+}
+
+/// The same with a file that differs.
+async fn gateway_by(address: SocketAddr, change: fn(String) -> String) -> (Gateway, Arc<rustls::ClientConfig>) {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
     std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
@@ -66,7 +75,7 @@ async fn gateway_to(address: SocketAddr) -> (Gateway, Arc<rustls::ClientConfig>)
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
         .replace("routes: [", "routes: [{hosts: [a.test], paths: [{prefix: /general}], methods: [GET, HEAD, PUT, POST], targets: [{upstream: a}]}, ")
         + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
-    let gateway = Gateway::start_in(folder, &yaml).await;
+    let gateway = Gateway::start_in(folder, &change(yaml)).await;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut client = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -192,6 +201,77 @@ async fn a_small_header_that_unpacks_to_a_large_one_reaches_nobody() {
     assert!(grown < 48 << 20, "memory grew by {grown} bytes");
     assert_eq!(seen.load(Ordering::SeqCst), 0);
     assert_serves(&gateway).await;
+}
+
+/// Bytes that this process has in files below `folder`, with names or without.
+fn kept(folder: &Path) -> u64 {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|it| it.path());
+    let inside = files.filter(|it| std::fs::read_link(it).is_ok_and(|it| it.starts_with(folder)));
+    inside.filter_map(|it| std::fs::metadata(it).ok()).map(|it| it.len()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_for_a_stream_without_a_window_is_given_up() {
+    let taken = Arc::new(Notify::new());
+    let tell = Arc::clone(&taken);
+    let address = origin(move |mut wire| {
+        let taken = Arc::clone(&tell);
+        async move {
+            wire.message().await;
+            let piece = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let _ = wire.stream.write_all(format!("{head}{piece}{piece}0\r\n\r\n").as_bytes()).await;
+            // It has all of it when it closes.
+            wire.rest().await;
+            taken.notify_one();
+        }
+    })
+    .await;
+    let (gateway, client) = gateway_by(address, |it| {
+        it.replace("methods: [GET, HEAD, PUT, POST]", "buffer: {response: true}")
+            .replace("idle_ms: 600000", "idle_ms: 1500")
+            + "buffer_folder: .\n"
+    })
+    .await;
+    let folder = gateway.folder.path().canonicalize().unwrap();
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(client).connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (mut reader, writer) = tokio::io::split(tls);
+    let writer = tokio::sync::Mutex::new(writer);
+    let say = async |bytes: Vec<u8>| {
+        let mut writer = writer.lock().await;
+        writer.write_all(&bytes).await.unwrap();
+        writer.flush().await.unwrap();
+    };
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let ask = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get_block("/general"));
+    say([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, ask].concat()).await;
+    let reading = async {
+        loop {
+            let mut head = [0u8; 9];
+            reader.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            reader.read_exact(&mut payload).await.unwrap();
+            match (head[3], head[4]) {
+                // It is there, only not willing to take anything.
+                (PING, 0) => say(frame(PING, ACK, 0, &payload)).await,
+                (SETTINGS, 0) => say(frame(SETTINGS, ACK, 0, &[])).await,
+                (RST_STREAM, _) => break,
+                (GOAWAY, _) => panic!("the connection ends"),
+                (DATA | HEADERS, flags) => assert_eq!(flags & END_STREAM, 0, "it looks whole"),
+                _ => {}
+            }
+        }
+    };
+    let waiting = async {
+        taken.notified().await;
+        eventually("it is given up", || async { kept(&folder) == 0 }).await;
+        let window = |stream| frame(WINDOW_UPDATE, 0, stream, &(1u32 << 24).to_be_bytes());
+        say([window(0), window(1)].concat()).await;
+    };
+    let both = async { tokio::join!(reading, waiting) };
+    tokio::time::timeout(PATIENCE, both).await.expect("the stream is reset");
 }
 
 /// Answers as the path says; each answer names the connection that it came by.

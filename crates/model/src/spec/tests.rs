@@ -26,6 +26,12 @@ fn each_broken_rule_has_its_code() {
         ("port_duplicate", |it| it.ports = vec![Port { port: 80, protocol: Protocol::Http, outer: true }; 2]),
         ("env_name_invalid", |it| drop(it.env.insert("A-B".into(), "x".into()))),
         ("env_name_reserved", |it| drop(it.env.insert("ARCO_INSTANCE".into(), "x".into()))),
+        ("env_name_reserved", |it| drop(it.env.insert("ARCO_X".into(), "x".into()))),
+        ("env_name_reserved", |it| drop(it.build.env.insert("ARCO_X".into(), "x".into()))),
+        ("env_name_reserved", |it| drop(it.env.insert("PORT".into(), "1".into()))),
+        ("env_name_reserved", |it| {
+            it.secrets.insert("PORT".into(), 1);
+        }),
         ("env_value_invalid", |it| drop(it.env.insert("A".into(), "\0".into()))),
         ("env_duplicate", |it| {
             it.env.insert("A".into(), "x".into());
@@ -51,6 +57,16 @@ fn each_broken_rule_has_its_code() {
         break_it(&mut spec);
         assert_eq!(validate(&spec).unwrap_err().code, *code);
     }
+}
+
+#[test]
+fn a_port_for_the_program_alone_is_refused_with_what_sets_it() {
+    let mut it = spec();
+    it.env.insert("PORT".into(), "1".into());
+    assert!(validate(&it).unwrap_err().advice.contains("`--port`"));
+    // A build may be told whatever its tools read.
+    it.build.env = std::mem::take(&mut it.env);
+    assert!(validate(&it).is_ok());
 }
 
 fn volume(path: &str) -> VolumeSpec {

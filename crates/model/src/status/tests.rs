@@ -136,10 +136,14 @@ fn ready_instances_decide() {
     check(&it, rolling(vec![ready(), instance(InstancePhase::Starting)]), &context(), Status::Upgrading, "1 of 2");
     check(&it, rolling(vec![crashed(1, 0, "")]), &context(), Status::Abnormal, "status 1");
     let older = || InstanceFacts { revision: RevisionId::from_parts(2, 2), template: "u".into(), ..ready() };
-    let report = check(&it, halted(vec![older(), older()]), &context(), Status::Degraded, "rollout_halted");
+    let report = check(&it, halted(vec![older(), older()]), &context(), Status::Degraded, "exited with status 3");
     assert!(report.advice.contains("previous revision keeps serving"), "{report:?}");
+    for undo in ["arco env unset", "arco rollback"] {
+        assert!(report.advice.contains(undo), "{report:?}");
+    }
     let earlier = || InstanceFacts { template: "u".into(), ..ready() };
-    let report = check(&it, halted(vec![earlier(), earlier()]), &context(), Status::Degraded, "rollout_halted");
+    assert!(report.reason.starts_with("exited"), "a reason begins with words, not with a code: {report:?}");
+    let report = check(&it, halted(vec![earlier(), earlier()]), &context(), Status::Degraded, "exited with status 3");
     assert!(report.advice.contains("before the change") && !report.advice.contains("rollback"), "{report:?}");
     // More of the same: nothing is being replaced.
     let report = check(&it, halted(vec![ready()]), &context(), Status::Degraded, "1 of 2 instances are ready: exited");
@@ -183,11 +187,32 @@ fn every_trouble_has_a_reason_and_an_advice() {
         (late(&["127.0.0.1:8080"]), "listens on 127.0.0.1:8080", "0.0.0.0:8080"),
         (late(&["0.0.0.0:3000"]), "listens on 0.0.0.0:3000", "--port 3000"),
         (late(&[]), "nothing listens on 0.0.0.0:8080", "PORT"),
-        (fault, "no space left", "arco status"),
+        (fault, "no space left", "arco logs"),
     ] {
         let report = check(&it, one(instance), &context(), Status::Abnormal, reason);
         assert!(report.advice.contains(advice), "{report:?}");
     }
+}
+
+#[test]
+fn recent_restarts_are_told_while_it_runs() {
+    let it = component(ComponentKind::Stateless, 1);
+    let again = |ms_ago: u64, restarts| {
+        let mut it = InstanceFacts { phase: InstancePhase::Ready, ..crashed(137, restarts, "") };
+        let exit = it.last_exit.as_mut().unwrap();
+        (exit.out_of_memory, exit.at) = (true, Timestamp(0));
+        (seen(RolloutFacts::Done, vec![it]), StatusContext { now: Timestamp(ms_ago), ..context() })
+    };
+    let (observed, at) = again(60_000, 3);
+    let report =
+        check(&it, observed, &at, Status::Running, "started again 3 times, the last time after: out of memory");
+    assert!(report.advice.contains("--memory-mb"), "{report:?}");
+    let (observed, at) = again(RECENT_MS, 3);
+    assert_eq!(decide(&it, &observed, &at).reason, "");
+    let (observed, at) = again(60_000, 0);
+    assert_eq!(decide(&it, &observed, &at).reason, "", "what ended before this instance's first start is no restart");
+    let many = seen(RolloutFacts::Progressing, vec![crashed(3, 30, "")]);
+    check(&it, many, &context(), Status::Abnormal, "exited with status 3, 31 times, without any output");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use arco_mq::{Depth, Fate, MAX_FAILURES, Queue, QueueError};
 use arco_store::clock;
 use arco_store::kv::{EmbeddedKv, MemoryKv, SharedKv};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 fn memory() -> Queue {
@@ -27,6 +29,23 @@ async fn the_same_job_is_accepted_once() {
     leased.ack().await.unwrap();
     assert_eq!(queue.depth(Topic::Builder).await.unwrap(), Depth::default());
     assert_ne!(queue.enqueue(request("a", "op1"), None).await.unwrap(), first, "done is gone");
+}
+
+#[tokio::test]
+async fn who_waits_for_jobs_waits_for_those_that_were_there() {
+    let queue = memory();
+    soon(queue.passed(Topic::Builder)).await.unwrap();
+    for (key, id) in [("a", "a1"), ("b", "b1")] {
+        queue.enqueue(request(key, id), None).await.unwrap();
+    }
+    let mut passed = Box::pin(queue.passed(Topic::Builder));
+    let (first, second) = (take(&queue).await, take(&queue).await);
+    assert!(poll_fn(|at| Poll::Ready(passed.as_mut().poll(at).is_pending())).await);
+    first.ack().await.unwrap();
+    assert!(poll_fn(|at| Poll::Ready(passed.as_mut().poll(at).is_pending())).await);
+    second.ack().await.unwrap();
+    soon(passed).await.unwrap();
+    soon(queue.passed(Topic::Controller)).await.unwrap();
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use std::collections::BTreeSet;
 const FAILED_ENDS: u32 = 3;
 /// A program that ended often must be ready this long before it counts as steady, in ms.
 const STEADY_MS: u64 = 30_000;
+/// An instance whose program ended must be ready this many times as long as others until it counts.
+const AGAIN: u64 = 5;
 /// Pause before an instance that could not be prepared is tried again, in ms.
 const FAULT_PAUSE_MS: u64 = 10_000;
 /// Pause before an instance whose watcher was killed is replaced, in ms.
@@ -206,6 +208,18 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// Whether an instance serves for good, as far as can be known: what was reached once counts when it is ready.
+    fn steady(&mut self, member: &Member, old: &[&Member]) -> bool {
+        if member.phase != InstancePhase::Ready {
+            return false;
+        }
+        if !self.is_current(member) || self.completed && old.is_empty() {
+            return true;
+        }
+        let least = self.desired.rollout.min_ready_ms.saturating_mul(if member.ends > 0 { AGAIN } else { 1 });
+        self.due(member.ready_since.unwrap_or(self.now).plus_ms(least))
+    }
+
     /// The first failed new instance, while the change to this template has not been reached yet.
     fn failing(&mut self, old: &[&Member]) -> Option<InstanceId> {
         if self.completed && old.is_empty() {
@@ -244,6 +258,7 @@ impl<'a> Turn<'a> {
     fn stateless(&mut self) -> Progress {
         let asked = self.desired.replicas as usize;
         let (mut current, mut old) = (self.living(true), self.living(false));
+        let others = old.clone();
         let ready = |it: &&'a Member| it.phase == InstancePhase::Ready;
         if asked == 0 {
             current.iter().chain(&old).for_each(|it| self.leave(it));
@@ -267,19 +282,19 @@ impl<'a> Turn<'a> {
             // Numbered because a set folds equal actions; the place of a stateless instance means nothing.
             self.actions.extend((0..missing.min(room)).map(|place| Action::Start { place: place as u32 }));
         }
+        let steady = current.iter().filter(|it| self.steady(it, &others)).count();
         if !halted && !self.desired.hold {
             old.sort_by_key(|it| it.id.clone());
             old.iter().filter(|it| !ready(it)).for_each(|it| self.leave(it));
             let serving = old.iter().filter(|it| ready(it)).count();
-            let mut spare = (current.iter().filter(|it| ready(it)).count() + serving).saturating_sub(asked);
-            if spare == 0 && room == 0 && missing > 0 && current.iter().all(ready) {
+            let mut spare = (steady + serving).saturating_sub(asked);
+            if spare == 0 && room == 0 && missing > 0 && steady == current.len() {
                 spare = 1;
             }
             let leaving: Vec<_> = old.iter().filter(|it| ready(it)).take(spare).copied().collect();
             leaving.into_iter().for_each(|it| self.leave(it));
         }
-        let all_ready = current.len() == asked && current.iter().all(ready);
-        self.progress(failing, all_ready && self.members.len() == asked)
+        self.progress(failing, steady == asked && current.len() == asked && self.members.len() == asked)
     }
 
     fn stateful(&mut self) -> Progress {
@@ -290,11 +305,11 @@ impl<'a> Turn<'a> {
         let beyond: Vec<_> = self.members.iter().filter(|it| alive(it) && it.place >= asked).collect();
         beyond.into_iter().for_each(|it| self.leave(it));
 
-        let mut settled = true; // every lower place is ready
+        let mut settled = true; // every lower place serves for good
         for place in 0..asked {
             let here = self.members.iter().find(|it| it.place == place && it.phase != InstancePhase::Ended);
             match here {
-                Some(it) if it.phase == InstancePhase::Ready => {}
+                Some(it) if self.steady(it, &old) => {}
                 None if settled && !self.desired.hold && !ended.contains(&place) => {
                     self.actions.insert(Action::Start { place });
                     settled = false;

@@ -156,6 +156,29 @@ async fn a_container_whose_shim_died_is_cleared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mount_may_lie_within_another_one() {
+    let Some(place) = place().await else { return };
+    let (outer, inner) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mount = |from: &tempfile::TempDir, path: &str| HostMount {
+        host_path: from.path().to_owned(),
+        path: path.to_owned(),
+        writable: true,
+    };
+    // The inner one first: it must not be hidden below the outer one.
+    for _ in 0..2 {
+        let mut spec = place.spec("echo in > /data/deep/sub/file && echo out > /data/file && stat -c %u:%g /data/deep");
+        spec.mounts = vec![mount(&inner, "/data/deep/sub"), mount(&outer, "/data")];
+        let (lines, state) = place.run(spec).await;
+        assert_eq!(state.last_exit.unwrap().status, 0, "{lines:?}");
+        assert!(lines.iter().any(|it| it == "0:0"), "{lines:?}");
+    }
+    assert_eq!(std::fs::read_to_string(inner.path().join("file")).unwrap(), "in\n");
+    assert_eq!(std::fs::read_to_string(outer.path().join("file")).unwrap(), "out\n");
+    assert_eq!(std::fs::read_dir(outer.path().join("deep/sub")).unwrap().count(), 0);
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_container_wrote_becomes_a_layer() {
     let Some(place) = place().await else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use serde_json::json;
 const NOW: Timestamp = Timestamp(1_767_225_610_000);
 
 fn desired(kind: ComponentKind, replicas: u32) -> Desired {
-    let rollout = RolloutSpec { drain_ms: 60_000, ..RolloutSpec::default() };
+    let rollout = RolloutSpec { drain_ms: 60_000, min_ready_ms: 0, ..RolloutSpec::default() };
     Desired { kind, replicas, template: "new".to_owned(), rollout, hold: false, serves: true }
 }
 

@@ -74,7 +74,7 @@ const SECURITY: &[&str] = &[
     "supplementalGroups",
 ];
 
-/// Sources of volumes that hold nothing of others and reach nothing outside.
+/// Sources of volumes that hold nothing of other tenants and reach nothing outside.
 const VOLUME: &[&str] = &["configMap", "downwardAPI", "emptyDir", "ephemeral", "name", "persistentVolumeClaim"];
 
 /// Fields of the app's container that a one-off run takes over, too.
@@ -134,7 +134,9 @@ impl Check<'_> {
                 shown(path)
             ));
         }
-        if value.is_null() && self.there(&words).is_some_and(|it| it.is_object() || it.is_array()) {
+        // What a further container begins with ([`confined`]) is not in the pod yet, and stays as well.
+        let confines = matches!(words[..], ["spec", "containers" | "initContainers", _, "securityContext"]);
+        if value.is_null() && (confines || self.there(&words).is_some_and(|it| it.is_object() || it.is_array())) {
             return Err(format!(
                 "{} cannot be taken away as a whole: the platform put something there; name single fields of it",
                 shown(path)
@@ -227,6 +229,8 @@ fn loosens(path: &[&str]) -> bool {
         [.., "valueFrom", "secretKeyRef"] | [.., "envFrom", _, "secretRef"] => true,
         // By these, network plugins put a pod into other networks, and a node confines it less.
         ["metadata", "annotations", key] => key.contains("cni") || key.starts_with("container.apparmor."),
+        // A rule about pods of other namespaces keeps those away from nodes as well.
+        ["spec", "affinity", .., "namespaces" | "namespaceSelector"] => true,
         ["spec", field] => !POD.contains(field),
         ["spec", "securityContext", field] => !SECURITY.contains(field),
         ["spec", "volumes", _, field] => !VOLUME.contains(field),

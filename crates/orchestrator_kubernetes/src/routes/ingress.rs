@@ -32,11 +32,13 @@ pub(super) fn translate(
     let mut problems = wishes.problems.clone();
     if let Some(why) = &wishes.closed {
         problems.push(format!("it is not served: {why}"));
-        return problems;
     }
     let age = (known.created, name.clone());
     let spec = &known.spec;
     if let Some(port) = wishes.stream {
+        if wishes.closed.is_some() {
+            return problems;
+        }
         problems.extend(stream(name, spec, port, terms, &age, draft, backends).err());
         return problems;
     }
@@ -62,7 +64,7 @@ pub(super) fn translate(
             let (matched, rewrite) = path(&wishes, &it.path_type, &it.path);
             place.rule(&host, tls, (matched, rewrite), &it.backend);
         }
-        if let Some(root) = &wishes.app_root {
+        if let Some(root) = wishes.app_root.as_ref().filter(|_| wishes.closed.is_none()) {
             let redirect = Redirect { path: Some(root.clone()), status: Some(302), ..Redirect::default() };
             let rule = Route { paths: vec![PathMatch::exact("/")], redirect: Some(redirect), ..Route::default() };
             place.add(&host, tls, rule);
@@ -92,17 +94,18 @@ impl Place<'_, '_> {
     fn rule(&mut self, host: &str, tls: bool, path: (PathMatch, Option<Rewrite>), backend: &IngressBackend) {
         let (matched, rewrite) = path;
         let mut rule = self.wishes.rule.clone();
-        match target(self.name, backend, self.backends, self.wishes.http2) {
+        let found = match &self.wishes.closed {
+            Some(_) => Err(None), // told once for all of it
+            None => target(self.name, backend, self.backends, self.wishes.http2).map_err(Some),
+        };
+        match found {
             Ok(to) => {
                 rule.rewrite = rewrite.or(rule.rewrite);
                 rule.targets = vec![Target { to, weight: 100 }];
             }
             Err(why) => {
-                self.problems.push(format!("`{host}` {matched}: {why}"));
-                // These requests must not get to whoever has the path above.
-                let body = "No backend of this path can answer.\n".to_owned();
-                let answer = Some(Answer { status: 503, body, content_type: None });
-                rule = Route { answer, headers: rule.headers, cookies: rule.cookies, ..Route::default() };
+                self.problems.extend(why.map(|why| format!("`{host}` {matched}: {why}")));
+                rule = closed(rule, "No backend of this path can answer.\n");
             }
         }
         rule.paths = vec![matched];
@@ -111,9 +114,16 @@ impl Place<'_, '_> {
 
     /// Adds a rule, and a redirect for plain HTTP where that is asked for.
     fn add(&mut self, host: &str, tls: bool, mut rule: Route<UpstreamTarget>) {
-        let checked = arco_model::route::check_host(host).map_err(|it| it.to_string());
-        if let Err(why) = checked.and_then(|()| rule.check()) {
+        if let Err(why) = arco_model::route::check_host(host) {
             return self.problems.push(format!("`{host}`: {why}"));
+        }
+        if let Err(why) = rule.check() {
+            self.problems.push(format!("`{host}`: {why}"));
+            let paths = std::mem::take(&mut rule.paths);
+            rule = Route { paths, ..closed(rule, "This path cannot be served as it is configured.\n") };
+            if rule.check().is_err() {
+                return; // what matches it says nothing
+            }
         }
         if self.wishes.redirect.unwrap_or(tls) {
             let redirect = Redirect { scheme: Some("https".to_owned()), status: Some(308), ..Redirect::default() };
@@ -131,6 +141,12 @@ impl Place<'_, '_> {
         let share = self.wishes.share.filter(|_| !rule.answers_itself());
         self.draft.rule(host, self.age, share, rule);
     }
+}
+
+/// A rule that answers 503 where `rule` matches: its requests must not get to whoever has the path above.
+fn closed(rule: Route<UpstreamTarget>, body: &str) -> Route<UpstreamTarget> {
+    let answer = Some(Answer { status: 503, body: body.to_owned(), content_type: None });
+    Route { answer, headers: rule.headers, cookies: rule.cookies, ..Route::default() }
 }
 
 fn target(

@@ -193,8 +193,20 @@ fn annotations_rewrite_share_and_close() {
         (json!({ "backend-protocol": "HTTPS" }), "cannot be called by `HTTPS`"),
     ] {
         let (rules, problems) = rule(annotations.clone());
-        assert!(rules.is_empty() && problems.contains(part), "{annotations}: {problems}");
+        let closed = rules.iter().all(|it| it.answer.as_ref().is_some_and(|it| it.status == 503));
+        assert!(!rules.is_empty() && closed && problems.contains(part), "{annotations}: {problems}");
     }
+    // A path that is closed does not fall to the one above, which is another Ingress's.
+    let [service, slice] = web();
+    let (mut open, mut admin) = (ingress("i", json!({})), ingress("i", json!({ "auth-url": "http://x" })));
+    admin["metadata"]["name"] = "admin".into();
+    for (it, path) in [(&mut open, "/"), (&mut admin, "/admin")] {
+        it["spec"]["rules"][0]["http"]["paths"][0]["path"] = path.into();
+        it["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = "Prefix".into();
+    }
+    let rules = told(&[service, slice, open, admin]).table.hosts["i.test"].rules.clone();
+    let answers: Vec<_> = rules.iter().map(|it| (it.paths[0].prefix.as_deref(), it.answer.is_some())).collect();
+    assert!(answers.contains(&(Some("/admin"), true)) && answers.contains(&(Some("/"), false)), "{answers:?}");
     for (annotations, part) in [
         (json!({ "proxy-next-upstream": "error" }), "`proxy-next-upstream` is not read"),
         (json!({ "proxy-read-timeout": "soon" }), "`soon` is not a number"),

@@ -24,6 +24,10 @@ use tokio::sync::{broadcast, mpsc};
 const KILLED: i32 = 137;
 /// How long the pod may take to tell that it was out of memory.
 const TELLING: Duration = Duration::from_secs(2);
+/// Most that one of our programs in the pod may write: what runs there is the image's, whatever it is called.
+const OUTPUT_MAX: u64 = 256 << 20;
+/// Most that it may say about what went wrong.
+const SAID_MAX: u64 = 64 << 10;
 /// Where our own traces in the pod are.
 const OURS: &str = "/.arco";
 /// Never part of a layer, and not looked through.
@@ -94,15 +98,15 @@ impl Pod<'_> {
     /// Runs a program of ours to its good end; returns what it wrote.
     async fn done(&self, step: &str, argv: &[&str], input: Vec<u8>) -> Result<Vec<u8>, Error> {
         let session = self.start(argv.iter().map(|it| (*it).to_owned()).collect()).await?;
-        let ExecSession { mut stdin, mut stdout, mut stderr, exit, .. } = session;
+        let ExecSession { mut stdin, stdout, stderr, exit, .. } = session;
         let feed = async move {
             let _ = stdin.write_all(&input).await; // its exit status says whether it had enough
             let _ = stdin.shutdown().await;
+            Ok(())
         };
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let (_, read, said) = tokio::join!(feed, stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
         let failed = |why: String| Error::failed(format!("{step} in the pod of a one-shot workload"), why);
-        read.and(said).map_err(|it| failed(it.to_string()))?;
+        let done = tokio::try_join!(feed, bounded(stdout, OUTPUT_MAX), bounded(stderr, SAID_MAX));
+        let ((), out, err) = done.map_err(|it| failed(format!("`{}`: {it}", argv[0])))?;
         match exit.await {
             Ok(0) => Ok(out),
             Ok(status) => {
@@ -116,7 +120,7 @@ impl Pod<'_> {
     async fn copy_in(&self, from: &std::path::Path, to: &str) -> Result<(), Error> {
         let step = || format!("copy `{to}` into the pod of a one-shot workload");
         let argv = ["tar", "-x", "-p", "-f", "-", "-C", to].map(str::to_owned).to_vec();
-        let ExecSession { mut stdin, stdout, mut stderr, exit, .. } = self.start(argv).await?;
+        let ExecSession { mut stdin, stdout, stderr, exit, .. } = self.start(argv).await?;
         drop(stdout);
         let (mut reading, writing) = tokio::net::unix::pipe::pipe()
             .map(|(writing, reading)| (reading, writing))
@@ -135,8 +139,8 @@ impl Pod<'_> {
             let _ = tokio::io::copy(&mut reading, &mut stdin).await; // the exit status of tar says it
             let _ = stdin.shutdown().await;
         };
-        let mut said = Vec::new();
-        let (packed, (), _) = tokio::join!(pack, feed, stderr.read_to_end(&mut said));
+        let (packed, (), said) = tokio::join!(pack, feed, bounded(stderr, SAID_MAX));
+        let said = said.map_err(|it| Error::failed(step(), it))?;
         packed.map_err(|it| Error::failed(step(), it))?.map_err(|it| Error::failed(step(), it))?;
         match exit.await {
             Ok(0) => Ok(()),
@@ -215,19 +219,23 @@ impl Pod<'_> {
         let list: Vec<u8> = written.iter().flat_map(|it| [&it[1..], b"\0"].concat()).collect();
         let argv = ["tar", "-c", "-f", "-", "-C", "/", "--numeric-owner", "--no-recursion", "--null", "-T", "-"];
         let session = self.start(argv.map(str::to_owned).to_vec()).await?;
-        let ExecSession { mut stdin, mut stdout, mut stderr, exit, .. } = session;
+        let ExecSession { mut stdin, stdout, stderr, exit, .. } = session;
         let feed = async move {
             let _ = stdin.write_all(&list).await; // the exit status of tar says whether it had enough
             let _ = stdin.shutdown().await;
+            Ok(())
         };
+        // All of it lay on the pod's disk, whatever its `tar` says.
+        let most = u64::from(work.resources.disk_mb) << 20;
         let store = async {
             let mut file = tokio::fs::File::create(&file).await?;
-            tokio::io::copy(&mut stdout, &mut file).await?;
+            if tokio::io::copy(&mut stdout.take(most + 1), &mut file).await? > most {
+                return Err(too_much(most));
+            }
             file.flush().await
         };
-        let mut said = Vec::new();
-        let ((), stored, _) = tokio::join!(feed, store, stderr.read_to_end(&mut said));
-        stored.map_err(|it| Error::failed(step, it))?;
+        let done = tokio::try_join!(feed, store, bounded(stderr, SAID_MAX));
+        let ((), (), said) = done.map_err(|it| Error::failed(step, it))?;
         let status = exit.await.unwrap_or(255);
         if status != 0 {
             let said = String::from_utf8_lossy(&said).trim().to_owned();
@@ -237,10 +245,33 @@ impl Pod<'_> {
     }
 }
 
+/// All of it; an error when it is more than `most` bytes.
+async fn bounded(from: impl AsyncRead + Unpin, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(most + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 > most { Err(too_much(most)) } else { Ok(bytes) }
+}
+
+fn too_much(most: u64) -> std::io::Error {
+    std::io::Error::other(format!("it wrote more than {most} bytes"))
+}
+
 /// Hands on lines until the end.
 async fn hand_on(from: impl AsyncRead + Unpin, stderr: bool, to: &mpsc::Sender<OutputLine>) {
     let mut lines = std::pin::pin!(lines::of(BufReader::new(from)));
     while let Some(text) = lines.next().await {
         let _ = to.send(OutputLine { stderr, text }).await; // nobody listens: read on to the end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bounded;
+
+    #[tokio::test]
+    async fn what_never_ends_is_not_kept() {
+        assert_eq!(bounded(&b"four"[..], 4).await.unwrap(), b"four");
+        let error = bounded(tokio::io::repeat(0), 1000).await.unwrap_err();
+        assert_eq!(error.to_string(), "it wrote more than 1000 bytes");
     }
 }

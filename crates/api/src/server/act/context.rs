@@ -74,6 +74,10 @@ impl Api {
     ) -> Result<CertificateAnswer, ApiError> {
         let pki = self.deps.pki.as_ref().ok_or_else(|| not_here("the certificate authority"))?;
         let subject = subject(request)?;
+        for tenant in &subject.tenants {
+            let name = TenantName::new(tenant.clone()).map_err(|it| Problem::internal(&it.to_string()))?;
+            self.tenant_exists(&name).await?;
+        }
         let leaf = pki.client(&subject)?;
         let der = CertificateDer::from_pem_slice(leaf.certificate_pem.as_bytes())
             .map_err(|_| Problem::internal("read the certificate that was made"))?;

@@ -3,11 +3,14 @@
 //! What must hold: a host belongs to one tenant, also below a wildcard; two routes of a host never mean the same
 //! requests; a stored route can be served as it is.
 
+mod own_domain;
+
 use super::super::Api;
 use super::super::error::ApiError;
 use super::super::identity::{Caller, Role};
 use super::Target;
 use crate::wire::{RouteDocument, RouteRequest};
+use arco_model::application::Tenant;
 use arco_model::component::{Component, INTERNAL_DOMAIN};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::RowId;
@@ -69,7 +72,7 @@ impl Api {
         };
         self.certificate_for(&component.tenant, &host, &route.tls).await?;
         if let Some(other) = self.place(&component, &host, &route, Some(id)).await? {
-            let same = format!("{}/{}", other.value.application, other.value.component);
+            let same = format!("`{}/{}`", other.value.application, other.value.component);
             return Err(taken(&host, &route, &same).into());
         }
         (row.value.host, row.value.route) = (host, route);
@@ -103,6 +106,12 @@ impl Api {
         mut request: RouteRequest,
     ) -> Result<(Vec<String>, Route<UpstreamTarget>), ApiError> {
         let hosts = hosts(&request, caller)?;
+        let tenants = self.deps.metadata.list::<Tenant>(&Query::default()).await?.items;
+        let tenants: Vec<_> = tenants.into_iter().map(|it| it.value.name).collect();
+        let domain = &self.deps.config.server.domain;
+        for host in &hosts {
+            own_domain::check(host, domain, component, &tenants, caller.role == Role::Admin)?;
+        }
         tidy(&mut request)?;
         if request.targets.is_empty() && !request.answers_itself() {
             let itself = ComponentTarget {
@@ -165,11 +174,14 @@ impl Api {
         for other in self.deps.metadata.list::<Component>(&Query::default()).await?.items {
             let other = other.value;
             if other.id != component.id && other.default_hosts(domain).iter().any(|it| it == host) {
-                let shown = if other.tenant == component.tenant { other.reference() } else { STRANGER.to_owned() };
+                let own = other.tenant == component.tenant;
+                let shown = if own { format!("`{}`", other.reference()) } else { STRANGER.to_owned() };
                 return Err(taken(host, route, &shown).into());
             }
         }
-        for covering in wildcards(host) {
+        // One for all names of the domain is an administrator's, for those that nobody else has.
+        let of_the_domain = format!("*.{domain}");
+        for covering in wildcards(host).into_iter().filter(|it| *it != of_the_domain) {
             let rows = self.rows_of(&covering).await?;
             if rows.iter().any(|it| it.value.tenant != component.tenant) {
                 return Err(taken(host, route, &format!("{STRANGER} by `{covering}`")).into());
@@ -185,7 +197,7 @@ impl Api {
             if Some(&it.id) == itself {
                 continue;
             }
-            let shown = format!("{}/{}", it.application, it.component);
+            let shown = format!("`{}/{}`", it.application, it.component);
             if it.route.meaning() == meaning {
                 if it.component_id != component.id {
                     return Err(taken(host, route, &shown).into());
@@ -207,14 +219,14 @@ impl Api {
 /// What is shown in place of a password's hash.
 pub(in super::super) const HIDDEN: &str = "…";
 /// How somebody is called whom the caller may not know.
-const STRANGER: &str = "another tenant";
+pub(in super::super) const STRANGER: &str = "another tenant";
 
 fn taken(host: &str, route: &Route<UpstreamTarget>, by: &str) -> Problem {
     let meaning = route.meaning();
     Problem::new(
         ErrorKind::Conflict,
         "host_taken",
-        format!("`{host}` with {meaning} already leads to `{by}`"),
+        format!("`{host}` with {meaning} already leads to {by}"),
         "choose another host, path or condition, or delete that route first",
     )
 }
@@ -226,7 +238,7 @@ fn agree(host: &str, there: &RouteTls, asked: &RouteTls, shown: &str) -> Result<
         return Err(Problem::new(
             ErrorKind::Conflict,
             "tls_differs",
-            format!("another route of `{host}` (of `{shown}`) has another certificate or client authority"),
+            format!("another route of `{host}` (of {shown}) has another certificate or client authority"),
             "these hold for a whole host: give the same `--tls` and `--client-ca`, or leave them out here",
         ));
     }
@@ -295,7 +307,13 @@ fn keep_passwords(request: &mut RouteRequest, before: &Route<UpstreamTarget>) {
 /// One spelling for what means the same.
 fn tidy(request: &mut RouteRequest) -> Result<(), Problem> {
     for path in &mut request.paths {
-        path.check().map_err(|it| Problem::invalid("path_invalid", it, "give an absolute path, as `/api`"))?;
+        let advice = match path.regex {
+            Some(_) => {
+                "give a regular expression, as `^/v[0-9]+/`; `\\` before a character takes it as it is, as `\\(`"
+            }
+            None => "give an absolute path, as `/api`",
+        };
+        path.check().map_err(|it| Problem::invalid("path_invalid", it, advice))?;
         if let Some(prefix) = &mut path.prefix
             && prefix.len() > 1
         {

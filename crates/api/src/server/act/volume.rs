@@ -1,16 +1,39 @@
-//! Volumes that were kept when their component was deleted.
+//! Volumes that nothing uses: kept when their component was deleted, or not named by it any more.
 
 use super::super::Api;
 use super::super::error::ApiError;
-use arco_model::component::Component;
+use arco_model::component::{Component, Power, Revision};
 use arco_model::error::{ErrorKind, Problem};
-use arco_model::id::RowId;
-use arco_model::name::TenantName;
+use arco_model::id::{RevisionId, RowId};
+use arco_model::name::{TenantName, VolumeName};
 use arco_orchestrator::Removal;
 use arco_store::sql::{Batch, Query, VolumeRow};
+use std::collections::BTreeSet;
 
 impl Api {
-    /// Deletes a kept volume with its content.
+    /// Names of the volumes of a component that are asked for, or that a revision has which serves, will serve or still
+    /// has an instance. An older revision gets such a volume anew when somebody goes back to it.
+    pub(in super::super) async fn volumes_in_use(
+        &self,
+        component: &Component,
+    ) -> Result<BTreeSet<VolumeName>, ApiError> {
+        let mut used: BTreeSet<VolumeName> = component.spec.volumes.iter().map(|it| it.name.clone()).collect();
+        let observed = &component.observed;
+        let revisions: BTreeSet<&RevisionId> = observed
+            .instances
+            .iter()
+            .map(|it| &it.revision)
+            .chain(&observed.serving_revision)
+            .chain(&component.desired_revision)
+            .collect();
+        for id in revisions {
+            let revision = self.deps.metadata.get::<Revision>(id.as_str()).await?;
+            used.extend(revision.into_iter().flat_map(|it| it.value.spec.volumes).map(|it| it.name));
+        }
+        Ok(used)
+    }
+
+    /// Deletes a volume that nothing uses, with its content.
     pub(in super::super) async fn delete_volume(&self, tenant: &TenantName, id: &str) -> Result<(), ApiError> {
         let _one_at_a_time = self.changing.lock().await?;
         let missing = || Problem::not_found("volume", id);
@@ -23,14 +46,23 @@ impl Api {
             .filter(|it| it.value.tenant == *tenant)
             .ok_or_else(missing)?;
         let owner = &found.value.component_id;
-        if let Some(component) = self.deps.metadata.get::<Component>(owner.as_str()).await? {
+        let component = self.deps.metadata.get::<Component>(owner.as_str()).await?;
+        let lives = component.is_some();
+        if let Some(component) = component
+            && (matches!(component.value.power, Power::Deleting { .. })
+                || self.volumes_in_use(&component.value).await?.contains(&found.value.name))
+        {
             let reference = component.value.reference();
-            let message = format!("volume `{}` belongs to `{reference}`", found.value.name);
-            let advice = format!("its content goes with the component: `arco delete {reference}`");
+            let name = &found.value.name;
+            let message = format!("volume `{name}` belongs to `{reference}`");
+            let advice = format!(
+                "take it away first (`arco volume remove {reference} {name}`), or delete all: `arco delete {reference}`"
+            );
             return Err(Problem::new(ErrorKind::Conflict, "volume_in_use", message, advice).into());
         }
         let siblings = self.deps.metadata.list::<VolumeRow>(&Query::parent(owner.as_str())).await?.items;
-        let what = if siblings.len() > 1 { Removal::Volume(found.value.name.clone()) } else { Removal::Everything };
+        let alone = lives || siblings.len() > 1;
+        let what = if alone { Removal::Volume(found.value.name.clone()) } else { Removal::Everything };
         self.deps.orchestrator.remove(owner, &what).await?;
         let mut batch = Batch::default();
         batch.delete(&found);

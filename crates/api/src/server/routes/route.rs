@@ -6,7 +6,7 @@ use super::super::error::ApiError;
 use super::super::extract::{Body, ComponentPath, Named};
 use super::super::identity::Caller;
 use super::system::not_here;
-use crate::wire::{ErrorBody, Explanation, Page, RouteDocument, RouteRequest};
+use crate::wire::{Applied, ErrorBody, Explanation, Page, RouteDocument, RouteRequest};
 use arco_model::id::RowId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::traffic::RouteQuestion;
@@ -79,6 +79,13 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     api.delete_route(&Target { tenant, application, component }, &id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Waits, for seconds at most, until every live gateway routes by all that was changed before.
+#[utoipa::path(post, path = "/v1/gateway/follow", tag = "routes",
+    responses((status = 200, body = Applied), (status = 503, body = ErrorBody)))]
+pub(super) async fn follow(State(api): State<Api>) -> Result<Json<Applied>, ApiError> {
+    Ok(Json(api.gateways_follow().await?))
 }
 
 /// Which route a request would take in the running gateway, what is changed, who answers, and why.

@@ -50,6 +50,14 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(document(&tenant))))
 }
 
+/// Deletes a tenant in which no application and no volume is left.
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn delete(State(api): State<Api>, Named(tenant): Named<TenantName>) -> Result<StatusCode, ApiError> {
+    api.delete_tenant(&tenant).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Sends an archive (gzip-compressed tar) that components are then built from.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/uploads", tag = "tenants", params(("tenant" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/gzip"),

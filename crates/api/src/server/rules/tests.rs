@@ -60,6 +60,9 @@ fn bindings_lead_somewhere_and_never_back() {
     assert_eq!(row(&[("t", "a/x", &["a/y"]), ("t", "a/y", &[])]), "");
     assert_eq!(row(&[("t", "a/x", &["a/y"])]), "binding_target_missing");
     assert_eq!(row(&[("t", "a/x", &["a/y"]), ("other", "a/y", &[])]), "binding_target_missing");
+    let asked = [component(1, "t", "a/x", &["a/y"])];
+    let said = after(&asked).bindings(&TenantName::new("t").unwrap()).unwrap_err().message;
+    assert_eq!(said, "`a/x` cannot be bound to `a/y`: there is none", "it is not bound yet");
     assert_eq!(row(&[("t", "a/x", &["a/x"])]), "binding_cycle");
     assert_eq!(row(&[("t", "a/x", &["a/y"]), ("t", "a/y", &["b/z"]), ("t", "b/z", &["a/x"])]), "binding_cycle");
     assert_eq!(row(&[("t", "a/x", &["a/y", "a/z"]), ("t", "a/y", &["a/z"]), ("t", "a/z", &[])]), "");
@@ -108,4 +111,8 @@ fn hosts_are_unique_and_fit() {
     let long = format!("{}/{}", "a".repeat(30), "b".repeat(30));
     assert_eq!(row(&[("tenant", &long)]), "host_too_long");
     assert_eq!(row(&[("default", "c/a-b"), ("default", "b-c/a")]), "host_taken");
+    // `x-a-t` in both; nobody learns the name of another tenant's component.
+    let all = [component(1, "default", "t/x-a", &[]), component(2, "t", "a/x", &[])];
+    let said = after(&all).hosts("example.com", &[]).unwrap_err().message;
+    assert!(said.ends_with("already leads to another tenant"), "{said}");
 }

@@ -106,7 +106,10 @@ impl Plan {
             self.add_streams.push(request);
         }
         for it in left {
-            let before = serde_json::to_value(it).unwrap_or_default();
+            // As it would be asked for; what else is known of it says nothing here.
+            let (port, target_port) = (Some(it.port), Some(it.target_port));
+            let asked = StreamRequest { protocol: it.protocol, port, target_port, address: it.address };
+            let before = serde_json::to_value(&asked).unwrap_or_default();
             self.change(component, "streams", it.protocol.as_str(), &it.port.to_string(), before, Value::Null);
             self.delete_streams.push(it.id.clone());
         }
@@ -190,6 +193,8 @@ mod tests {
         let mut plan = Plan::default();
         plan.streams("db", &there, &wanted);
         assert_eq!(plan.delete_streams, ["3"]);
+        let gone = plan.changes.iter().find(|it| it.after.is_null()).unwrap();
+        assert!(gone.before.get("id").is_none() && gone.before.get("problem").is_none(), "{gone:?}");
         assert_eq!(plan.add_streams.iter().map(|it| it.port).collect::<Vec<_>>(), [Some(10_005)]);
         let mut same = Plan::default();
         same.streams("db", &there[..1], &wanted[1..2]);

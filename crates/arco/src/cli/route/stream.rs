@@ -49,6 +49,7 @@ pub(super) async fn add(
     let named = session.component(reference).await?;
     let request = StreamRequest { protocol, port, target_port, address };
     let added = session.client.add_stream(&session.tenant, named.pair(), &request).await?;
+    session.gateways_follow().await;
     session.ui.document(&added, |ui| ui.line(&format!("{} leads to {}", added.url, answer(&added))));
     Ok(())
 }
@@ -76,6 +77,7 @@ pub(super) async fn delete(
         return Err(Failure::usage("route_ambiguous", format!("several {protocol} ports lead to `{named}`"), advice));
     }
     session.client.delete_stream(&session.tenant, named.pair(), &one.id).await?;
+    session.gateways_follow().await;
     let document = serde_json::json!({"deleted": one.url, "id": one.id});
     session.ui.document(&document, |ui| ui.line(&format!("{} does not lead to {named} any more", one.url)));
     Ok(())

@@ -40,9 +40,13 @@ pub(super) fn render(
         place("nginx.pid"),
         place("nginx.log"),
     );
-    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+    for kind in ["proxy", "fastcgi", "uwsgi", "scgi"] {
         let _ = writeln!(out, "    {kind}_temp_path {};", place(&format!("{kind}_temp")));
     }
+    // Bodies that wait belong on a disk.
+    let bodies = file.buffer_folder.as_ref().map_or_else(|| folder.to_owned(), |it| base.join(it));
+    let bodies = literal(&bodies.join("client_body_temp").to_string_lossy());
+    let _ = writeln!(out, "    client_body_temp_path {bodies};");
     // A `$` in a text is this one: nginx has no other way to write it.
     out.push_str(
         "    geo $dollar {\n        default \"$\";\n    }\n    map $http_upgrade $connection_of_upgrade {\n        default upgrade;\n        \
@@ -112,8 +116,8 @@ fn cannot(file: &File) -> Vec<String> {
     if file.limits.max_buffered_bytes.is_some() {
         say("limits", "`max_buffered_bytes`: it has limits for each body only");
     }
-    if file.buffer_folder.is_some() {
-        say("buffer_folder", "it keeps bodies with its configuration");
+    if file.buffer_folder.is_none() && file.routes.iter().any(|it| it.buffer.request) {
+        say("buffer_folder", "`buffer` needs it: what nginx has of its own lies in memory");
     }
     for it in &file.upstreams {
         let whose = format!("upstream `{}`", it.name);
@@ -184,6 +188,11 @@ fn of_route(file: &File, route: &Route<String>) -> Vec<&'static str> {
             "`redirect.prefix` and `redirect.regex`",
         ),
         (route.answer.as_ref().is_some_and(|it| it.body.len() > MAX_ANSWER), "an `answer` longer than 2000 bytes"),
+        (route.buffer.response, "`buffer.response`: it would hold back streams of events"),
+        (
+            route.buffer.request && route.max_body_bytes.is_none(),
+            "`buffer.request` without `max_body_bytes`: it has no limit for all bodies together",
+        ),
         (differ, "several `targets` whose upstreams have `tls` or a `balance` of their own"),
     ];
     parts.into_iter().filter(|it| it.0).map(|it| it.1).collect()
@@ -390,12 +399,8 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     if let Some(it) = route.max_body_bytes {
         line(format!("client_max_body_size {it};"));
     }
-    for (is_set, name) in
-        [(route.buffer.request, "proxy_request_buffering"), (route.buffer.response, "proxy_buffering")]
-    {
-        if is_set {
-            line(format!("{name} on;"));
-        }
+    if route.buffer.request {
+        line("proxy_request_buffering on;".to_owned());
     }
     let first = route.targets.first().and_then(|it| file.upstreams.iter().find(|up| up.name == it.to));
     let times = first.map(|it| it.timeouts).unwrap_or_default();
@@ -555,6 +560,12 @@ routes:
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
         assert_eq!(text.matches("location = \"/api\" {").count(), 1, "the exact path wins\n{text}");
+        let whole = "buffer: {request: true}, max_body_bytes: 9, targets: [{upstream: a}]";
+        let whole = FILE.replacen("targets: [{upstream: a}]", whole, 1) + "buffer_folder: bodies\n";
+        let text = rendered(&whole, true).unwrap();
+        for line in ["client_body_temp_path \"/etc/gateway/bodies/client_body_temp\";", "proxy_request_buffering on;"] {
+            assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
+        }
         let elsewhere = rendered(FILE, false).unwrap();
         assert!(!elsewhere.contains("192.0.2.9"), "another machine's address");
     }
@@ -572,6 +583,13 @@ routes:
             ("weights: [2, 1]", "check: {}", "upstream `b`: `check`"),
             ("protocol: http}", "protocol: udp, upstream: a}", "listener `web`"),
             ("127.0.0.1:8080", "127.0.0.1:0", "port 0"),
+            ("targets: [{upstream: a}]", "buffer: {request: true}, targets: [{upstream: a}]", "`buffer` needs it"),
+            (
+                "targets: [{upstream: a}]",
+                "buffer: {request: true}, targets: [{upstream: a}]",
+                "without `max_body_bytes`",
+            ),
+            ("targets: [{upstream: a}]", "buffer: {response: true}, targets: [{upstream: a}]", "streams of events"),
         ] {
             let told = rendered(&FILE.replacen(from, to, 1), true).unwrap_err();
             assert!(told.iter().any(|it| it.contains(part)), "{part}: {told:?}");

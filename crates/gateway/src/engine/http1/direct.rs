@@ -1,5 +1,5 @@
-//! A request without a body, asked by the general path (`http.rs`) on a plain HTTP/1.1 connection: written and read by
-//! the task of the request itself.
+//! A request without a body, asked by the general path (`http.rs`) or by HTTP/2 (`http2/ordinary.rs`) on a plain HTTP/1.1
+//! connection: written and read by the task of the request itself.
 //!
 //! What must hold: a connection is used again only after a whole response with nothing left over; while nothing comes,
 //! no buffer is held.

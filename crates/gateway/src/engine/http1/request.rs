@@ -111,7 +111,6 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
         Framing::Upgrade => return None,
     };
     let has_body = !matches!(left, Left::Length(0));
-    let idempotent = matches!(request.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     Some(Plan {
         head: head_for_endpoint(request, host, &seen, client),
         metrics,
@@ -121,7 +120,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
         length: request.length,
         left,
         is_head: request.method == "HEAD",
-        repeatable: idempotent && !has_body,
+        repeatable: method.is_idempotent() && !has_body,
         close: seen.close,
         accept: seen.accept.and_then(liked),
     })

@@ -192,7 +192,7 @@ impl<'b> Found<'b> {
                     }
                 }
             }
-            12 if is("content-type") => self.events = field.value.starts_with(b"text/event-stream"),
+            12 if is("content-type") => self.events = headers::is_events(field.value),
             14 if is("content-length") => {
                 let before = self.length.replace(field.value);
                 if before.is_some_and(|it| it != field.value) {

@@ -82,7 +82,7 @@ impl Ordinary {
         };
         metrics.answered(response.status().as_u16());
         let kind = response.headers().get(header::CONTENT_TYPE);
-        let events = kind.is_some_and(|it| it.as_bytes().starts_with(b"text/event-stream"));
+        let events = kind.is_some_and(|it| headers::is_events(it.as_bytes()));
         let silence = (!events).then_some(timeouts.response);
         response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline))
     }

@@ -111,7 +111,8 @@ fn read_lines(folder: &Path, cursor: u64) -> (Vec<LogLine>, u64) {
     let mut lines = Vec::new();
     let from = cursor.max(first);
     if from > cursor {
-        let text = format!("{} bytes of output were lost: they came faster than they could be kept", from - cursor);
+        let missing = (from - cursor).div_ceil(1 << 10);
+        let text = format!("{missing} KiB of output are missing here: they came faster than they could be kept");
         lines.push(LogLine { at: clock::now(), instance: None, origin: LogOrigin::Platform, text });
     }
     for (index, start) in starts.iter().enumerate() {
@@ -164,7 +165,7 @@ mod tests {
         std::fs::write(folder.path().join(file_name(115)), "3 p c\n4 o par").unwrap();
         let texts = |lines: &[LogLine]| lines.iter().map(|it| it.text.clone()).collect::<Vec<_>>();
         let (lines, next) = read_lines(folder.path(), 0);
-        assert!(lines[0].text.starts_with("100 bytes of output were lost"), "{lines:?}");
+        assert!(lines[0].text.starts_with("1 KiB of output are missing here"), "{lines:?}");
         assert_eq!(lines[1].text, "a b");
         let (lines, next) = read_lines(folder.path(), next);
         assert_eq!((texts(&lines), next), (vec!["c".to_owned()], 121));

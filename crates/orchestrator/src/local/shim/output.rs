@@ -16,7 +16,7 @@ const RATE: u64 = 4 << 20;
 /// Output that is kept at once, in bytes.
 const BURST: u64 = 16 << 20;
 /// What `last_output` tells, in bytes.
-const LAST_OUTPUT: usize = 1 << 10;
+const LAST_OUTPUT: usize = 2 << 10;
 
 /// Name of the log file that begins at an offset.
 pub(in crate::local) fn file_name(offset: u64) -> String {
@@ -82,6 +82,8 @@ pub(super) struct Output {
     budget: u64,
     filled_at_ms: u64,
     dropped: u64,
+    /// When it was said last that something was dropped; a flood is told once a second, with the sum.
+    told_at_ms: u64,
 }
 
 impl Output {
@@ -100,7 +102,16 @@ impl Output {
         let [out, err] = read;
         let pipe = |read, mark| Pipe { read, mark, partial: Vec::new() };
         let pipes = [pipe(out, 'o'), pipe(err, 'e')];
-        Ok(Self { pipes, files, last: VecDeque::new(), thin, budget: BURST, filled_at_ms: now_ms(), dropped: 0 })
+        Ok(Self {
+            pipes,
+            files,
+            last: VecDeque::new(),
+            thin,
+            budget: BURST,
+            filled_at_ms: now_ms(),
+            dropped: 0,
+            told_at_ms: 0,
+        })
     }
 
     /// The pipes, to wait on.
@@ -111,7 +122,10 @@ impl Output {
     /// Takes what is there, at most 64 KiB of each pipe. Returns whether anything was, and for how long (ms) the pipes
     /// should be left alone because of a flood.
     pub(super) fn take(&mut self) -> (bool, u64) {
-        let now = now_ms();
+        self.take_at(now_ms())
+    }
+
+    fn take_at(&mut self, now: u64) -> (bool, u64) {
         self.budget = (self.budget + (now.saturating_sub(self.filled_at_ms)) * RATE / 1000).min(BURST);
         self.filled_at_ms = now;
         let (mut any, mut pause) = (false, 0);
@@ -134,7 +148,9 @@ impl Output {
                 }
             }
             self.budget = self.budget.saturating_sub(count as u64);
-            self.tell_dropped(now);
+            if now.saturating_sub(self.told_at_ms) >= 1000 {
+                self.tell_dropped(now);
+            }
             self.append(index, now, &piece[..count]);
         }
         (any, pause)
@@ -161,7 +177,7 @@ impl Output {
         self.files.write(format!("{} p {}\n", now_ms(), text.replace('\n', " ")).as_bytes());
     }
 
-    /// The last lines, at most 1 KiB, and forgets them.
+    /// The last lines, at most 2 KiB, and forgets them.
     pub(super) fn last_output(&mut self) -> String {
         let bytes: Vec<u8> = self.last.drain(..).collect();
         let text = String::from_utf8_lossy(&bytes);
@@ -173,10 +189,14 @@ impl Output {
         text.trim().to_owned()
     }
 
-    fn tell_dropped(&mut self, _now: u64) {
+    fn tell_dropped(&mut self, now: u64) {
         if self.dropped > 0 {
-            let dropped = std::mem::take(&mut self.dropped);
-            self.say(&format!("{dropped} bytes of output were left out: more than {RATE} bytes per second"));
+            let dropped = std::mem::take(&mut self.dropped).div_ceil(1 << 10);
+            let limit = RATE >> 10;
+            self.say(&format!(
+                "{dropped} KiB of output are missing here: more than {limit} KiB per second were written"
+            ));
+            self.told_at_ms = now;
         }
     }
 
@@ -254,6 +274,32 @@ mod tests {
         assert_eq!((lines[0], lines[1]), ("o one", "o two"));
         assert_eq!(lines[2..].iter().map(|it| it.len() - 2).sum::<usize>(), LINE_MAX + 10);
         assert!(lines[2..].iter().all(|it| it.starts_with("e x") && it.len() <= LINE_MAX + 3));
+    }
+
+    #[test]
+    fn a_flood_is_told_once_a_second_with_its_sum() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut output, mut pipes) = output(folder.path(), 128 << 20);
+        let begin = output.filled_at_ms;
+        let piece = vec![b'z'; 64 << 10];
+        let mut flood = |output: &mut Output, at: u64, pieces: u64| {
+            for _ in 0..pieces {
+                pipes[0].write_all(&piece).unwrap();
+                output.take_at(begin + at);
+            }
+        };
+        let (burst, second) = (BURST >> 16, RATE >> 16);
+        flood(&mut output, 0, burst + 10);
+        flood(&mut output, 1000, second + 5);
+        flood(&mut output, 1500, second / 2 + 7);
+        flood(&mut output, 2000, 1);
+        output.drain();
+        let text = kept(folder.path()).remove(0).1;
+        let told: Vec<_> = text.lines().filter_map(|it| it.split_once(" p ")).map(|it| it.1).collect();
+        let line = |pieces: u64| {
+            format!("{} KiB of output are missing here: more than 4096 KiB per second were written", pieces * 64)
+        };
+        assert_eq!(told, [line(10), line(12)]);
     }
 
     #[test]

@@ -4,10 +4,14 @@
 //! up inside the new root (links cannot lead out of it); the image is never written; nothing that the platform adds to
 //! the root (`/proc`, `/etc/hosts`, …) appears in the writable layer unless the image gives no other way.
 
-use super::mounts::{self, Bind, attach_loop, bind, borrow, make_inside, mount, open_directory, step, unmount};
+use super::mounts::{
+    self, Bind, attach_loop, bind, borrow, make_inside, mount, open_directory, open_inside, step, unmount,
+};
 use super::protocol::{ID_RANGE, ShimSpec};
 use crate::local::cgroup::Cgroup;
+use arco_model::plan::HostMount;
 use nix::mount::MsFlags;
+use rustix::fs::OFlags;
 use std::fs::{self, File};
 use std::io::{Error, Result};
 use std::os::fd::OwnedFd;
@@ -117,8 +121,12 @@ impl RootFs {
             mount("sysfs", &sys, "sysfs", flags, "")?;
             self.bind_cgroups(cgroup)?;
         }
-        for it in &container.mounts {
+        // What lies within another one comes after it, or would be hidden below it.
+        let mut mounts: Vec<&HostMount> = container.mounts.iter().collect();
+        mounts.sort_by_key(|it| Path::new(&it.path).components().count());
+        for (at, it) in mounts.iter().enumerate() {
             let folder = step("look at", &it.host_path, fs::metadata(&it.host_path))?.is_dir();
+            make_room_within(&mounts[..at], &root, &it.path, folder)?;
             let how = Bind { user_namespace: namespace.map(borrow), read_only: !it.writable, set_id: false };
             let plain = Bind { user_namespace: None, ..how };
             // A file system without id mapping (tmpfs before Linux 6.3) is bound as it is.
@@ -181,6 +189,20 @@ impl RootFs {
             mounts.lines().filter_map(mount_point).filter(|it| it.starts_with(&self.base)).collect();
         points.iter().rev().for_each(|it| unmount(it));
     }
+}
+
+/// Makes what a mount within another one is bound onto.
+///
+/// Within an id-mapped mount this process is nobody and may make nothing; the same folder, seen from the machine, takes it.
+fn make_room_within(above: &[&HostMount], root: &OwnedFd, path: &str, folder: bool) -> Result<()> {
+    let path = Path::new(path);
+    let Some(outer) = above.iter().rev().find(|it| path.starts_with(&it.path)) else { return Ok(()) };
+    let Ok(rest) = path.strip_prefix(&outer.path) else { return Ok(()) };
+    if !outer.host_path.is_dir() || open_inside(borrow(root), path, OFlags::PATH).is_ok() {
+        return Ok(());
+    }
+    // Ids on disk begin at 0, whatever they are mapped to.
+    make_inside(borrow(&open_directory(&outer.host_path)?), rest, folder, 0).map(drop)
 }
 
 /// The mount point in a line of `mountinfo`.

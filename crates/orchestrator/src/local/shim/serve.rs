@@ -249,6 +249,13 @@ impl Shim {
             last_output,
             at: Timestamp(now_ms()),
         };
+        let service = self.spec.container.restart == RestartPolicy::BackOff;
+        if exit.out_of_memory && service {
+            // The program itself has no time to say it, and a restart later nothing else would.
+            let limit = self.spec.container.resources.memory_mb;
+            let raise = "`arco scale APP/COMPONENT --memory-mb` raises it";
+            self.output.say(&format!("the program was ended: out of memory at {limit} MB; {raise}"));
+        }
         self.oom_kills = oom_kills;
         self.state.pid = None;
         self.kill_at = None;

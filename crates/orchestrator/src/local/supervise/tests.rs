@@ -10,7 +10,7 @@ fn id(number: u64) -> InstanceId {
 }
 
 fn desired(kind: ComponentKind, replicas: u32) -> Desired {
-    let rollout = RolloutSpec { max_surge: 1, ..RolloutSpec::default() };
+    let rollout = RolloutSpec { max_surge: 1, min_ready_ms: 0, ..RolloutSpec::default() };
     Desired { kind, replicas, template: "new".to_owned(), rollout, hold: false, serves: true }
 }
 
@@ -101,6 +101,35 @@ fn a_change_is_rolled_out_with_one_more() {
     row(&tight, &[old(1), old(2)], &[drain(1)], Progress::Moving);
     row(&tight, &[old(2)], &[start(0)], Progress::Moving);
     row(&tight, &[old(2), new(3, Starting)], &[], Progress::Moving);
+}
+
+#[test]
+fn a_new_instance_counts_when_it_was_ready_for_a_while() {
+    let mut asked = desired(ComponentKind::Stateless, 1);
+    asked.rollout.min_ready_ms = 2_000;
+    let (old, new) = (member(1, "old", Ready), member(2, "new", Ready));
+    let look = |members: &[Member], after_ms| {
+        let it = step(&asked, members, false, NOW.plus_ms(after_ms));
+        (it.actions, it.progress, it.wake_at)
+    };
+    let both = [old.clone(), new.clone()];
+    assert_eq!(look(&both, 0), (vec![], Progress::Moving, Some(NOW.plus_ms(2_000))));
+    assert_eq!(look(&both, 2_000), (vec![drain(1)], Progress::Moving, None));
+    let first = std::slice::from_ref(&new);
+    assert_eq!(look(first, 1_999).1, Progress::Moving, "the first deploy waits as well");
+    assert_eq!(look(first, 2_000).1, Progress::Done);
+    // One that ended before waits longer.
+    let again = [old.clone(), crashed(1, new.clone())];
+    assert_eq!(look(&again, 2_000), (vec![], Progress::Moving, Some(NOW.plus_ms(10_000))));
+    assert_eq!(look(&again, 10_000).0, [drain(1)]);
+    // What was reached once is not on its way again because a program was started anew.
+    assert_eq!(step(&asked, &[crashed(1, new.clone())], true, NOW).progress, Progress::Done);
+
+    let mut asked = desired(ComponentKind::Stateful, 2);
+    asked.rollout.min_ready_ms = 2_000;
+    let (low, high) = (at(0, old), at(1, new));
+    assert_eq!(step(&asked, &[low.clone(), high.clone()], false, NOW).actions, []);
+    assert_eq!(step(&asked, &[low, high], false, NOW.plus_ms(2_000)).actions, [drain(1)]);
 }
 
 #[test]

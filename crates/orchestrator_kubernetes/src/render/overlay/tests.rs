@@ -94,6 +94,15 @@ fn what_is_the_platforms_is_refused_by_its_path_whatever_the_operator_allows() {
             "[app].lifecycle.preStopp` is not a field",
         ),
         (json!({"spec": {"tolerations": "all"}}), "is not a part of a pod template"),
+        // What a further container begins with stays, too.
+        (
+            json!({"spec": {"containers": [{"name": "x", "image": "x", "securityContext": null}]}}),
+            "containers[x].securityContext` cannot be taken away",
+        ),
+        (
+            json!({"spec": {"initContainers": [{"name": "x", "image": "x"}, {"name": "x", "securityContext": null}]}}),
+            "initContainers[x].securityContext` cannot be taken away",
+        ),
     ] {
         let why = pod(overlay.clone(), &any).expect_err(&overlay.to_string());
         assert!(why.contains(wanted), "{overlay}: {why}");
@@ -113,6 +122,12 @@ fn what_loosens_confinement_needs_the_operator() {
         (
             json!({"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "a"}}}),
             "annotations.k8s.v1.cni.cncf.io/networks",
+        ),
+        (
+            json!({"spec": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}}
+            ]}}}}),
+            "requiredDuringSchedulingIgnoredDuringExecution[0].namespaceSelector",
         ),
         (json!({"spec": {"hostNetwork": true}}), "spec.hostNetwork"),
         (json!({"spec": {"hostPID": true}}), "spec.hostPID"),

@@ -7,11 +7,12 @@ use super::super::super::Api;
 use super::super::super::change::Change;
 use super::super::super::error::ApiError;
 use super::super::super::identity::Caller;
+use super::super::super::world::not_deleting;
 use super::super::Target;
 use super::super::apply::difference;
 use super::{ArchiveKey, certificate_key, secret_of, users_of};
 use crate::wire::{
-    CarriedApplication, CarriedComponent, CarriedRevision, ImportAction, ImportRequest, ImportResult,
+    CarriedApplication, CarriedComponent, CarriedRevision, ErrorBody, ImportAction, ImportRequest, ImportResult,
     ImportedComponent, SecretText, SetHostCertificate,
 };
 use arco_model::artifact::{Digest, ImageRef};
@@ -32,6 +33,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Highest number of a revision, generation or version that is believed, and the latest time in ms (the year 2527).
 const NUMBER_MAX: u64 = 1 << 44;
+
+/// Most routes that a note names.
+const TOLD_ROUTES: usize = 5;
 
 /// Opened secrets of a component: name, version, value.
 type Opened = Vec<(String, u64, String)>;
@@ -114,6 +118,7 @@ impl Api {
             fields,
         };
         if let Some(found) = change.world.find(&carried.name) {
+            not_deleting(&found.value)?;
             let runs = change.world.facts(&found.value.id).revision.as_ref();
             let fields = differing(&found.value, runs, carried);
             let action = match &found.value.arriving {
@@ -256,7 +261,7 @@ impl Api {
                 None => {
                     let request = SetHostCertificate { chain: certificate.chain.clone(), key: SecretText(private) };
                     if let Err(error) = self.set_certificate(tenant, &certificate.name, request).await {
-                        notes.push(not_made(&format!("certificate `{}`", certificate.name), error));
+                        notes.push(not_made(&format!("certificate `{}`", certificate.name), &error.body()));
                     }
                 }
             }
@@ -277,6 +282,7 @@ impl Api {
         let reference = component.reference();
         let rows = self.deps.metadata.list::<RouteRow>(&Query::tag(component.id.as_str())).await?.items;
         let rows: Vec<RouteRow> = rows.into_iter().map(|it| it.value).collect();
+        let mut elsewhere = Vec::new();
         for (at, it) in carried.routes.iter().enumerate() {
             let host = it.route.hosts.first().cloned().unwrap_or_default();
             if rows.iter().any(|row| row.host == host && row.route.meaning() == it.route.meaning()) {
@@ -290,13 +296,18 @@ impl Api {
                 auth.users = serde_json::from_str(&key.open(&what, sealed)?).map_err(invalid)?;
             }
             if let Err(error) = self.add_route(caller, target, route).await {
-                notes.push(not_made(&format!("route `{host}` of `{reference}`"), error));
+                let (shown, body) = (told_route(&host, &it.route.meaning()), error.body());
+                match body.code.as_str() {
+                    "host_taken" => elsewhere.push(shown),
+                    _ => notes.push(not_made(&format!("route {shown} of `{reference}`"), &body)),
+                }
             }
         }
+        notes.extend(lead_elsewhere(&reference, "were not made", &elsewhere));
         for stream in &carried.streams {
             if let Err(error) = self.add_stream(target, stream.clone()).await {
                 let port = stream.port.unwrap_or_default();
-                notes.push(not_made(&format!("{} port {port} of `{reference}`", stream.protocol), error));
+                notes.push(not_made(&format!("{} port {port} of `{reference}`", stream.protocol), &error.body()));
             }
         }
         self.wake(&component.id).await
@@ -311,6 +322,7 @@ impl Api {
     ) -> Result<(), ApiError> {
         let own = self.component(target).await.ok().map(|it| it.id);
         let reference = format!("{}/{}", target.application, target.component);
+        let mut elsewhere = Vec::new();
         for route in carried.routes.iter().map(|it| &it.route) {
             let Some(host) = route.hosts.first() else { continue };
             let rows = self.deps.metadata.list::<RouteRow>(&Query::parent(RouteRow::host_parent(host))).await?.items;
@@ -320,9 +332,10 @@ impl Api {
                     && (it.tenant != target.tenant || it.route.meaning() == route.meaning())
             };
             if rows.iter().any(|it| taken(&it.value)) {
-                notes.push(format!("route `{host}` of `{reference}` will not be made: the host leads elsewhere here"));
+                elsewhere.push(told_route(host, &route.meaning()));
             }
         }
+        notes.extend(lead_elsewhere(&reference, "will not be made", &elsewhere));
         for stream in &carried.streams {
             let port = stream.port.unwrap_or_default();
             let rows = self.deps.metadata.list::<StreamRow>(&Query::parent(stream.protocol.as_str())).await?.items;
@@ -339,8 +352,22 @@ impl Api {
     }
 }
 
-fn not_made(what: &str, error: ApiError) -> String {
-    let body = error.body();
+/// A route as people tell it from the others of its host.
+fn told_route(host: &str, meaning: &str) -> String {
+    format!("`{host}` ({meaning})")
+}
+
+/// One note for all routes of a component whose hosts others have; the first few are named.
+fn lead_elsewhere(reference: &str, word: &str, routes: &[String]) -> Option<String> {
+    let (first, more) = routes.split_at(routes.len().min(TOLD_ROUTES));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    let advice = "free these hosts and import again, or add the routes with other hosts";
+    let hosts = first.join(", ");
+    let text = format!("routes of `{reference}` {word}, their hosts lead elsewhere here: {hosts}{more}; {advice}");
+    (!routes.is_empty()).then_some(text)
+}
+
+fn not_made(what: &str, body: &ErrorBody) -> String {
     format!("{what} was not made: {}; {}", body.message, body.advice)
 }
 
