@@ -4,6 +4,7 @@ use super::OperationDocument;
 use arco_model::manifest::ComponentManifest;
 use arco_model::name::ComponentName;
 use arco_model::source::Source;
+use arco_model::spec::ComponentKind;
 use arco_model::status::Status;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,7 +33,15 @@ pub struct ComponentSummary {
     pub status: Status,
     /// Why; empty only when all is well.
     pub reason: String,
+<<<<<<< ours
     /// Instances that were asked for, by a person or by load.
+=======
+    /// How its instances live.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub kind: ComponentKind,
+    /// Instances that were asked for.
+>>>>>>> theirs
     pub replicas: u32,
     /// Instances that may get requests.
     pub ready_replicas: u32,

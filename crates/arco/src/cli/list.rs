@@ -25,7 +25,11 @@ pub(crate) async fn list(session: &Session<'_>) -> Result<(), Failure> {
             }
             for component in &application.components {
                 let url = component.urls.first().map_or("-", String::as_str);
-                let ready = format!("{}/{}", component.ready_replicas, component.replicas);
+                let ready = if waits(component.kind) {
+                    format!("{}/{}", component.ready_replicas, component.replicas)
+                } else {
+                    "-".to_owned()
+                };
                 let columns =
                     [&application.application, component.component.as_str(), component.status.as_str(), &ready, url];
                 rows.push(columns.map(str::to_owned).to_vec());
@@ -77,6 +81,7 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             field(name, value);
         }
     }
+<<<<<<< ours
     // Nothing is ready of what runs and ends.
     if matches!(component.spec.kind, ComponentKind::Stateless | ComponentKind::Stateful) {
         field("ready", &ready(component));
@@ -85,6 +90,10 @@ fn show(component: &ComponentDocument, ui: &Ui) {
         let why = scaling.problem.as_ref().map_or(scaling.reason.clone(), |it| format!("load is not followed: {it}"));
         let by = asked.describe();
         field("scaling", &if why.is_empty() { by } else { format!("{by}; {why}") });
+=======
+    if waits(component.spec.kind) {
+        field("ready", &format!("{} of {}", component.ready_replicas, component.replicas));
+>>>>>>> theirs
     }
     if let Some(runs) = &component.runs {
         field("schedule", &format!("{} (UTC)", runs.schedule));
@@ -109,6 +118,7 @@ fn show(component: &ComponentDocument, ui: &Ui) {
     }
 }
 
+<<<<<<< ours
 /// `3 of 3`; by load: `3 of 3, 2–10 by load`.
 fn ready(component: &ComponentDocument) -> String {
     let fixed = format!("{} of {}", component.ready_replicas, component.replicas);
@@ -116,6 +126,11 @@ fn ready(component: &ComponentDocument) -> String {
         Some(asked) => format!("{fixed}, {}–{} by load", asked.min_replicas, asked.max_replicas),
         None => fixed,
     }
+=======
+/// Whether its instances wait for requests; nothing is ever ready of what runs and ends.
+fn waits(kind: ComponentKind) -> bool {
+    matches!(kind, ComponentKind::Stateless | ComponentKind::Stateful)
+>>>>>>> theirs
 }
 
 /// How the last run of a cron component went.

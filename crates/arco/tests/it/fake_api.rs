@@ -7,6 +7,7 @@ use arco_daemon::pki::{Pki, Subject};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{OnExit, Supervisor};
 use arco_model::operation::{OperationKind, OperationStatus};
+use arco_model::spec::ComponentKind;
 use arco_model::status::Status;
 use axum::Router;
 use axum::body::Bytes;
@@ -177,6 +178,7 @@ fn shop(name: &str, components: usize) -> ApplicationDocument {
         component: format!("web{it}"),
         status: Status::Running,
         reason: String::new(),
+        kind: ComponentKind::Stateless,
         replicas: 1,
         ready_replicas: 1,
         revision: Some(3),
