@@ -103,6 +103,12 @@ pub(crate) fn fault(pod: &PodSeen) -> Option<String> {
         let ours = ["DeadlineExceeded", "Completed"].contains(&reason.as_str());
         return (!ours && !disk_full(pod)).then(|| format!("the node ended it ({reason}): {message}"));
     }
+    if pod.lost {
+        return Some(format!(
+            "its node `{}` does not answer: start it again, or remove it (`kubectl delete node {}`), and other nodes take its instances",
+            pod.node, pod.node
+        ));
+    }
     let could_not_start = |it: &(ExitFacts, String)| {
         let never = ["StartError", "ContainerCannotRun"].contains(&it.1.as_str());
         never.then(|| format!("its program cannot be started: {}", short(&it.0.last_output)))

@@ -66,6 +66,8 @@ struct State {
     began: Timestamp,
     /// Cancelled when another process reads; `None` while one does.
     reads: Option<CancellationToken>,
+    /// It was said that no more are read.
+    full: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +84,7 @@ impl Logs {
     /// `shared`: other processes read as well, this one when [`Logs::read_here`] says so.
     pub(crate) fn new(sink: LogSink, kept: Option<Arc<dyn KeptLines>>, shared: bool) -> Self {
         let reads = (!shared).then(CancellationToken::new);
-        let state = Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads });
+        let state = Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads, full: false });
         Self { sink, kept, asking: Semaphore::new(ASKING), shared, state }
     }
 
@@ -113,7 +115,7 @@ impl Logs {
         let pods: Vec<PodSeen> = inner.seen().with(component, |it| it.instances().cloned().collect());
         let logs = &inner.logs;
         let mut state = logs.lock();
-        let State { cursors, began, reads: Some(reads) } = &mut *state else { return };
+        let State { cursors, began, reads: Some(reads), full } = &mut *state else { return };
         let mut open = cursors.values().flat_map(BTreeMap::values).filter(|it| it.open).count();
         if pods.is_empty() {
             cursors.remove(component);
@@ -128,9 +130,12 @@ impl Logs {
                 continue;
             }
             if open >= FOLLOWED {
-                tracing::warn!(pod = pod.name, "its output is not read: {FOLLOWED} others are read already");
+                if !std::mem::replace(full, true) {
+                    tracing::warn!(pod = pod.name, "its output is not read: {FOLLOWED} others are read already");
+                }
                 continue;
             }
+            *full = false;
             // Pods older than this process were followed by an earlier one.
             let earlier = (known.is_none() && pod.created < *began).then_some(*began);
             let last = known.map_or_else(|| instant(pod.created), |it| it.last);

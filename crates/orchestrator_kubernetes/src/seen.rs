@@ -53,6 +53,8 @@ pub(crate) struct PodSeen {
     pub(crate) ready: bool,
     /// When it became ready, or stopped being it.
     pub(crate) ready_changed: Option<Timestamp>,
+    /// Whether its node does not answer.
+    pub(crate) lost: bool,
     /// Whether this run of its program was ready before.
     pub(crate) was_ready: bool,
     /// Why no node takes it.

@@ -59,6 +59,18 @@ fn container_states_become_phases_exits_and_faults() {
     for (what, status, phase, exit, fault) in [
         ("ready", json!({}), Ready, None, None),
         (
+            "on a node that is silent",
+            json!({ "conditions": [
+                { "type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:01:00Z" },
+                { "type": "ContainersReady", "status": "True", "lastTransitionTime": "2026-01-01T00:00:05Z" },
+            ] }),
+            Starting,
+            None,
+            Some(
+                "its node `n1` does not answer: start it again, or remove it (`kubectl delete node n1`), and other nodes take its instances",
+            ),
+        ),
+        (
             "starting",
             container(json!({ "running": { "startedAt": "2026-01-01T00:00:02Z" } }), json!({}), 0),
             Starting,

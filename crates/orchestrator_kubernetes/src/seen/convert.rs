@@ -191,6 +191,7 @@ impl Recorded for Pod {
             restarts: 0,
             ready: false,
             ready_changed: None,
+            lost: false,
             was_ready: false,
             unschedulable: None,
             warning: None,
@@ -200,18 +201,22 @@ impl Recorded for Pod {
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             pod.over = Some((status.reason.clone().unwrap_or_default(), status.message.clone().unwrap_or_default()));
         }
+        let mut containers_ready = false;
         for condition in status.conditions.iter().flatten() {
             match condition.type_.as_str() {
                 "Ready" => {
                     pod.ready = condition.status == "True";
                     pod.ready_changed = condition.last_transition_time.as_ref().map(stamp);
                 }
+                "ContainersReady" => containers_ready = condition.status == "True",
                 "PodScheduled" if condition.reason.as_deref() == Some("Unschedulable") => {
                     pod.unschedulable = Some(condition.message.clone().unwrap_or_default());
                 }
                 _ => {}
             }
         }
+        // A node says both; of one that is silent the cluster itself takes back the first.
+        pod.lost = containers_ready && !pod.ready && pod.ready_changed.is_some();
         if let Some(it) = status.container_statuses.iter().flatten().find(|it| it.name == names::CONTAINER) {
             pod.restarts = u32::try_from(it.restart_count).unwrap_or_default();
             pod.program = it.state.as_ref().map(program).unwrap_or_default();
