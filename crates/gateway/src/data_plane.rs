@@ -15,7 +15,7 @@ use arco_config::GatewayConfig;
 use arco_daemon::handover::{HoldError, Sockets};
 use arco_daemon::{CancellationToken, Supervisor};
 use arco_model::traffic::{GatewayStatus, STATUS_PREFIX, StreamProtocol};
-use arco_store::kv::mirror::Mirror;
+use arco_store::kv::mirror::{Mark, Mirror};
 use arco_store::kv::{KvError, LeaseId, SharedKv};
 use arco_store::secrets::SecretBox;
 use std::net::SocketAddr;
@@ -98,6 +98,8 @@ pub struct DataPlane {
     engine: Engine,
     shared: Arc<Shared>,
     mirror: Arc<Mirror>,
+    /// What of the mirror the snapshot was made of.
+    seen: Mutex<Mark>,
     source: Arc<Mutex<StoreSource>>,
     idle: Arc<Notify>,
     applied: watch::Sender<u64>,
@@ -168,6 +170,7 @@ impl DataPlane {
             engine,
             shared,
             mirror,
+            seen: Mutex::default(),
             source,
             idle,
             applied,
@@ -286,9 +289,10 @@ impl DataPlane {
     /// Routes by what the mirror knows now.
     fn apply(&self) {
         let before = self.shared.snapshot.load_full();
-        let (snapshot, certificates) = self.mirror.read(|view| {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (snapshot, certificates) = self.mirror.read_since(&mut seen, |view, changed| {
             let mut source = self.source();
-            (source.snapshot(view, &before), source.certificates(view))
+            (source.snapshot(view, &before, changed.as_ref()), source.certificates(view))
         });
         if let Some(certificates) = certificates {
             self.shared.certificates.store(Arc::new(certificates));

@@ -6,6 +6,7 @@
 mod action;
 mod matching;
 mod retry;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+pub use table::Table;
 
 /// Time limits of one request; each can be set per route and per upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -247,9 +249,9 @@ pub struct Snapshot {
     /// Revision of the source.
     pub revision: u64,
     /// Hosts by name, wildcards by their name with `*`.
-    pub hosts: HashMap<Arc<str>, Arc<Host>>,
-    /// Upstreams by name.
-    pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    pub hosts: Table<Arc<Host>>,
+    /// Upstreams by name; shared with the table before while they stay the same.
+    pub upstreams: Arc<HashMap<Arc<str>, Arc<Upstream>>>,
     /// Whether any host has a wildcard.
     pub wildcards: bool,
     /// Upstreams whose endpoints are checked.
@@ -270,7 +272,7 @@ impl Snapshot {
             if let Some(found) = self.passthrough.get(name.as_str()) {
                 return Some(found);
             }
-            if self.passthrough.is_empty() || self.hosts.contains_key(name.as_str()) || name == "*" {
+            if self.passthrough.is_empty() || self.hosts.get(name.as_str()).is_some() || name == "*" {
                 return None;
             }
             (name, rest) = match rest.split_once('.') {
@@ -282,24 +284,27 @@ impl Snapshot {
 
     /// The host entry for `host` (lower case, no port, no final dot).
     pub fn host(&self, host: &str) -> Option<&Arc<Host>> {
-        self.hosts.get(host).or_else(|| if self.wildcards { lookup_wildcard(&self.hosts, host) } else { None })
+        self.hosts
+            .get(host)
+            .or_else(|| if self.wildcards { lookup_wildcard(host, |it| self.hosts.get(it)) } else { None })
     }
 }
 
-/// The entry of the longest `*.suffix` that `name` falls under, else of `*`. A wildcard stands for one or more labels.
-pub fn lookup_wildcard<'a, V>(map: &'a HashMap<Arc<str>, V>, name: &str) -> Option<&'a V> {
+/// The entry of the longest `*.suffix` that `name` falls under, else of `*`, as `find` knows them. A wildcard stands for one
+/// or more labels.
+pub fn lookup_wildcard<'a, V>(name: &str, find: impl Fn(&str) -> Option<&'a V>) -> Option<&'a V> {
     let mut key = String::with_capacity(name.len() + 1);
     let mut rest = name;
     while let Some((_, suffix)) = rest.split_once('.') {
         key.clear();
         key.push_str("*.");
         key.push_str(suffix);
-        if let Some(found) = map.get(key.as_str()) {
+        if let Some(found) = find(key.as_str()) {
             return Some(found);
         }
         rest = suffix;
     }
-    map.get("*")
+    find("*")
 }
 
 /// `Host` as a key: lower case, without port and final dot. `None` when there is nothing left.

@@ -160,7 +160,7 @@ impl Certificates {
     }
 
     fn find(&self, host: &str) -> Option<&Arc<CertificateEntry>> {
-        self.by_host.get(host).or_else(|| lookup_wildcard(&self.by_host, host))
+        self.by_host.get(host).or_else(|| lookup_wildcard(host, |it| self.by_host.get(it)))
     }
 
     /// Whether a connection made with `entry` may ask for `host`.

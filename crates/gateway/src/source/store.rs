@@ -4,7 +4,7 @@ use super::certificate::CertificateSource;
 use super::route::{EndpointRules, Kept, Prepared, upstream_name};
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
-use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Timeouts};
+use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Table, Timeouts};
 use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::route::{Balance, Circuit, HealthCheck, UpstreamTarget};
@@ -14,7 +14,7 @@ use arco_model::traffic::{
 };
 use arco_store::kv::mirror::{Entry, View};
 use arco_store::secrets::SecretBox;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -29,7 +29,7 @@ struct Known {
     /// The upstream that its TLS connections are passed to unread.
     passes_to: Option<Arc<str>>,
     /// What keeps its upstreams.
-    _needs: Box<[Arc<Need>]>,
+    needs: Box<[Arc<Need>]>,
 }
 
 /// An upstream that something leads to.
@@ -65,6 +65,8 @@ pub struct StoreSource {
     needs: HashMap<Arc<str>, Arc<Need>>,
     instances: HashMap<InstanceId, Arc<EndpointState>>,
     turns: HashMap<Arc<str>, Arc<AtomicUsize>>,
+    /// Whether the last snapshot was made of changes that no certificate depends on.
+    same_certificates: bool,
 }
 
 impl StoreSource {
@@ -84,6 +86,7 @@ impl StoreSource {
             needs: HashMap::new(),
             instances: HashMap::new(),
             turns: HashMap::new(),
+            same_certificates: false,
         }
     }
 
@@ -97,8 +100,13 @@ impl StoreSource {
         self.trusted_proxies = proxies.to_vec();
     }
 
-    /// The routing table for `view`, made on the one before.
-    pub fn snapshot(&mut self, view: &View, before: &Snapshot) -> Snapshot {
+    /// The routing table for `view`, made on the one before. `changed` are the keys that differ from the view that it was
+    /// made of, if that is known: when these are hosts alone, nothing else is looked at, however many there are.
+    pub fn snapshot(&mut self, view: &View, before: &Snapshot, changed: Option<&BTreeSet<Vec<u8>>>) -> Snapshot {
+        if let Some(snapshot) = changed.and_then(|it| self.with_changed_hosts(view, before, it)) {
+            return snapshot;
+        }
+        self.same_certificates = false;
         let changed = self.read_components(view);
         let hosts = self.read_hosts(view, before);
         self.read_streams(view);
@@ -110,9 +118,62 @@ impl StoreSource {
                 snapshot.passthrough.insert(Arc::clone(&known.host.name), Arc::clone(to));
             }
         }
+        self.lead(&mut snapshot, before, &changed);
+        snapshot
+    }
+
+    /// The same when `changed` are hosts alone that were set; otherwise `None`, and nothing has happened.
+    fn with_changed_hosts(&mut self, view: &View, before: &Snapshot, changed: &BTreeSet<Vec<u8>>) -> Option<Snapshot> {
+        // Every table but the first holds exactly the known hosts.
+        if before.hosts.len() != self.hosts.len() || self.hosts.is_empty() {
+            return None;
+        }
+        let mut entries = Vec::with_capacity(changed.len());
+        for key in changed {
+            let name = key.strip_prefix(HOSTS.as_bytes())?;
+            if view.entries.contains_key(&[CLUSTER_HOSTS.as_bytes(), name].concat()) {
+                return None;
+            }
+            entries.push((key, view.entries.get(key)?));
+        }
+        let mut snapshot = Snapshot {
+            revision: view.revision,
+            hosts: before.hosts.clone(),
+            upstreams: Arc::clone(&before.upstreams),
+            wildcards: before.wildcards,
+            checked: before.checked.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
+            passthrough: before.passthrough.clone(),
+        };
+        self.same_certificates = true;
+        let upstreams = self.needs.len();
+        let mut left = false;
+        for (key, entry) in entries {
+            let Some(decoded) = decode::<HostEntry>(key, entry) else { continue };
+            let known = self.known(entry.mod_revision, decoded);
+            snapshot.wildcards |= known.is_wildcard;
+            match &known.passes_to {
+                Some(to) => drop(snapshot.passthrough.insert(Arc::clone(&known.host.name), Arc::clone(to))),
+                None => drop(snapshot.passthrough.remove(&known.host.name)),
+            }
+            snapshot.hosts.insert(Arc::clone(&known.host.name), Arc::clone(&known.host));
+            let old = self.hosts.get(key);
+            self.same_certificates &= old.map_or(known.tls.is_off(), |it| it.tls == known.tls);
+            left |= old.is_some_and(|it| !it.needs.iter().all(|it| known.needs.iter().any(|new| Arc::ptr_eq(it, new))));
+            self.hosts.insert(key.clone(), known);
+        }
+        if left || self.needs.len() != upstreams {
+            self.lead(&mut snapshot, before, &HashSet::new());
+        }
+        Some(snapshot)
+    }
+
+    /// Sets the upstreams that hosts and ports lead to; those of `changed` components are made anew.
+    fn lead(&mut self, snapshot: &mut Snapshot, before: &Snapshot, changed: &HashSet<ComponentId>) {
         // What nothing leads to any more is held by this table alone.
         self.needs.retain(|_, it| Arc::strong_count(it) > 1);
-        let mut turns = HashMap::new();
+        let (mut turns, mut upstreams) = (HashMap::new(), HashMap::new());
+        snapshot.checked.clear();
         for need in self.needs.values() {
             let Some((_, component)) = self.components.get(&need.component) else { continue };
             let known = before.upstreams.get(&need.name).filter(|_| !changed.contains(&need.component));
@@ -125,15 +186,18 @@ impl StoreSource {
             if upstream.settings.check.is_some() {
                 snapshot.checked.push(Arc::clone(&upstream));
             }
-            snapshot.upstreams.insert(Arc::clone(&need.name), upstream);
+            upstreams.insert(Arc::clone(&need.name), upstream);
         }
+        snapshot.upstreams = Arc::new(upstreams);
         self.turns = turns;
         self.kept.prune();
-        snapshot
     }
 
     /// The certificates for `view`, after [`StoreSource::snapshot`]; `None` while they are as before.
     pub fn certificates(&mut self, view: &View) -> Option<Certificates> {
+        if self.same_certificates {
+            return None;
+        }
         let served = self.hosts.iter().filter(|(_, it)| !it.tls.is_off());
         let served = served.map(|(key, it)| (key.as_slice(), it.revision, &it.host.name, &it.tls));
         self.certificates.table(view, served)
@@ -205,7 +269,7 @@ impl StoreSource {
     }
 
     /// Takes over changed hosts; the table of all, made on the one before.
-    fn read_hosts(&mut self, view: &View, before: &Snapshot) -> HashMap<Arc<str>, Arc<Host>> {
+    fn read_hosts(&mut self, view: &View, before: &Snapshot) -> Table<Arc<Host>> {
         // Both sides are in order: one walk finds the difference, and nothing is made for what stays.
         let (mut changed, mut gone) = (Vec::new(), Vec::new());
         let mut known = self.hosts.iter().peekable();
@@ -247,7 +311,7 @@ impl StoreSource {
         let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
         let passes_to = passed.map(|it| it.to.to_string().into());
         let (tls, is_wildcard) = (entry.tls, host.name.starts_with('*'));
-        Known { revision, host, tls, is_wildcard, passes_to, _needs: needs.into() }
+        Known { revision, host, tls, is_wildcard, passes_to, needs: needs.into() }
     }
 
     fn need(&mut self, target: &UpstreamTarget, rules: EndpointRules<'_>) -> Arc<Need> {
@@ -419,6 +483,7 @@ mod tests {
         let names: Vec<_> = (0..8u64).map(|it| format!("{}h{it}.test", if it < 2 { "*." } else { "" })).collect();
         for step in 0..600u64 {
             let random = mixed(step + 1);
+            let entries = view.entries.clone();
             let name = &names[random as usize % names.len()];
             match random >> 8 & 7 {
                 0..3 => drop(view.entries.remove(format!("{HOSTS}{name}").as_bytes())),
@@ -430,8 +495,10 @@ mod tests {
                 _ => set_host(&mut view, name, random >> 16 & 1, 8000 + (random >> 17 & 1) as u16),
             }
             view.revision += 1;
-            last = source.snapshot(&view, &last);
-            let anew = super::tests::source().snapshot(&view, &Snapshot::default());
+            let differs = |it: &&Vec<u8>| view.entries.get(*it) != entries.get(*it);
+            let changed: BTreeSet<_> = view.entries.keys().chain(entries.keys()).filter(differs).cloned().collect();
+            last = source.snapshot(&view, &last, Some(&changed).filter(|_| random >> 20 & 3 > 0));
+            let anew = super::tests::source().snapshot(&view, &Snapshot::default(), None);
             assert_eq!(shown(&last), shown(&anew), "step {step}");
         }
         assert!(last.hosts.len() > 2 && !last.upstreams.is_empty(), "{:?}", shown(&last));
@@ -441,11 +508,16 @@ mod tests {
     fn a_host_that_cannot_be_read_stays_as_it_was() {
         let (mut view, mut source) = (View::default(), source());
         set_host(&mut view, "a.test", 1, 8000);
-        let first = source.snapshot(&view, &Snapshot::default());
+        let first = source.snapshot(&view, &Snapshot::default(), None);
         set(&mut view, format!("{HOSTS}a.test"), b"nonsense".to_vec());
         set_host(&mut view, "b.test", 1, 8000);
-        let second = source.snapshot(&view, &first);
-        assert!(Arc::ptr_eq(&first.hosts["a.test"], &second.hosts["a.test"]));
+        let second = source.snapshot(&view, &first, None);
+        assert!(Arc::ptr_eq(first.hosts.get("a.test").unwrap(), second.hosts.get("a.test").unwrap()));
         assert_eq!(second.hosts.len(), 2);
+        set(&mut view, format!("{HOSTS}a.test"), b"{}".to_vec());
+        let changed = BTreeSet::from([format!("{HOSTS}a.test").into_bytes()]);
+        let third = source.snapshot(&view, &second, Some(&changed));
+        assert!(Arc::ptr_eq(first.hosts.get("a.test").unwrap(), third.hosts.get("a.test").unwrap()));
+        assert!(Arc::ptr_eq(&second.upstreams, &third.upstreams));
     }
 }

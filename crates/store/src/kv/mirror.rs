@@ -15,9 +15,9 @@ mod tests;
 
 use super::{Event, KeyValue, KvError, Range, SharedKv, WatchBatch};
 use journal::{Change, Journal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,45 @@ pub struct View {
     pub entries: BTreeMap<Vec<u8>, Entry>,
 }
 
+/// How far somebody has read; the default has read nothing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Mark(u64);
+
+/// Which keys changed lately, numbered one by one.
+#[derive(Debug)]
+struct Recent {
+    /// The last ones.
+    keys: VecDeque<Vec<u8>>,
+    /// Number of the next one.
+    next: u64,
+}
+
+impl Recent {
+    /// Keys that are remembered.
+    const MOST: usize = 1_000;
+
+    /// The view is another one: nobody knows what changed.
+    fn forget(&mut self) {
+        self.keys.clear();
+        self.next += 1;
+    }
+
+    fn add(&mut self, key: &[u8]) {
+        if self.keys.len() == Self::MOST {
+            self.keys.pop_front();
+        }
+        self.keys.push_back(key.to_vec());
+        self.next += 1;
+    }
+
+    /// What changed since `mark`; `None` when that is not known any more.
+    fn since(&self, mark: Mark) -> Option<BTreeSet<Vec<u8>>> {
+        let first = self.next - self.keys.len() as u64;
+        let known = usize::try_from(mark.0.checked_sub(first)?).ok()?;
+        Some(self.keys.iter().skip(known).cloned().collect())
+    }
+}
+
 /// Why a mirror cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
@@ -68,6 +107,8 @@ pub enum MirrorError {
 pub struct Mirror {
     prefix: String,
     view: RwLock<View>,
+    /// Changed while the view is locked.
+    recent: Mutex<Recent>,
     journal: Option<Mutex<Journal>>,
     generation: watch::Sender<u64>,
 }
@@ -89,6 +130,7 @@ impl Mirror {
         Ok(Arc::new(Self {
             prefix: prefix.to_owned(),
             view: RwLock::new(view),
+            recent: Mutex::new(Recent { keys: VecDeque::new(), next: 1 }),
             journal: Some(Mutex::new(journal)),
             generation: watch::Sender::new(0),
         }))
@@ -99,6 +141,7 @@ impl Mirror {
         Arc::new(Self {
             prefix: prefix.to_owned(),
             view: RwLock::default(),
+            recent: Mutex::new(Recent { keys: VecDeque::new(), next: 1 }),
             journal: None,
             generation: watch::Sender::new(0),
         })
@@ -126,6 +169,23 @@ impl Mirror {
     /// Reads the present view. Keep `read` short: it holds back the follower.
     pub fn read<R>(&self, read: impl FnOnce(&View) -> R) -> R {
         read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same with the keys that changed since `mark`, as far as that is known; from now on `mark` is here. Whoever looks
+    /// at these keys alone sees the difference, however large the view is.
+    pub fn read_since<R>(&self, mark: &mut Mark, read: impl FnOnce(&View, Option<BTreeSet<Vec<u8>>>) -> R) -> R {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let changed = {
+            let recent = self.recent();
+            let changed = recent.since(*mark);
+            *mark = Mark(recent.next);
+            changed
+        };
+        read(&view, changed)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes whenever the view changes.
@@ -200,6 +260,7 @@ impl Mirror {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             let same = view.entries == entries;
             *view = View { revision, live: true, entries };
+            self.recent().forget();
             same
         };
         self.generation.send_modify(|it| *it += 1);
@@ -213,7 +274,9 @@ impl Mirror {
         {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             view.revision = batch.revision;
+            let mut recent = self.recent();
             for it in &changes {
+                recent.add(&it.key);
                 it.apply(&mut view.entries);
             }
         }

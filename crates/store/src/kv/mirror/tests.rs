@@ -216,3 +216,21 @@ async fn two_processes_share_a_file_and_only_the_owner_writes_it() {
     following.await.unwrap();
     also.await.unwrap();
 }
+
+#[test]
+fn what_changed_since_a_mark_is_known_or_said_to_be_unknown() {
+    let mut recent = Recent { keys: VecDeque::new(), next: 1 };
+    assert_eq!(recent.since(Mark::default()), None);
+    let first = Mark(recent.next);
+    assert_eq!(recent.since(first), Some(BTreeSet::new()));
+    ["a", "b", "a"].iter().for_each(|it| recent.add(it.as_bytes()));
+    assert_eq!(recent.since(first), Some(BTreeSet::from([b"a".to_vec(), b"b".to_vec()])));
+    let second = Mark(recent.next);
+    (0..Recent::MOST).for_each(|it| recent.add(&it.to_be_bytes()));
+    assert_eq!(recent.since(first), None);
+    assert_eq!(recent.since(second).map(|it| it.len()), Some(Recent::MOST));
+    let third = Mark(recent.next);
+    recent.forget();
+    assert_eq!(recent.since(third), None);
+    assert_eq!(recent.since(Mark(recent.next)), Some(BTreeSet::new()));
+}
