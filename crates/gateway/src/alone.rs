@@ -10,10 +10,12 @@ use crate::engine::{Protocol, Shared};
 use crate::metrics::Metrics;
 use crate::snapshot::StickyCookie;
 use crate::source::file::{DriverKind, FileSource};
+use crate::tickets::OwnTickets;
 use crate::virtual_address::{Keepalived, Stop};
 use arco_config::VirtualAddress;
 use arco_daemon::handover::{Claim, Order, Sockets};
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
+use arco_store::clock;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -42,6 +44,7 @@ pub fn check(path: &Path) -> Result<(), GatewayError> {
 pub struct Alone {
     path: PathBuf,
     source: FileSource,
+    tickets: OwnTickets,
     driver: Box<dyn Driver>,
     kind: DriverKind,
     shared: Arc<Shared>,
@@ -65,7 +68,8 @@ impl Alone {
     /// The same on sockets that outlive this process.
     pub fn build_on(supervisor: &Supervisor, path: &Path, sockets: Sockets) -> Result<Self, GatewayError> {
         let metrics = Metrics::new();
-        let mut source = FileSource::new(path, metrics.clone());
+        let tickets = OwnTickets::open(&sockets).map_err(system("keep the keys of session tickets in memory"))?;
+        let mut source = FileSource::new(path, metrics.clone()).with_tickets(tickets.tickets());
         // Before it is read: what is written meanwhile is seen later.
         let seen = stamp(path);
         let loaded = source.load()?;
@@ -86,6 +90,7 @@ impl Alone {
         let mut this = Self {
             path,
             source,
+            tickets,
             driver,
             kind,
             shared,
@@ -143,6 +148,9 @@ impl Alone {
                 () = tokio::time::sleep(LOOK) => false,
             };
             self.driver.tend();
+            if let Err(error) = self.tickets.rotate(clock::now()) {
+                tracing::warn!(%error, "a successor will not know the new key of session tickets");
+            }
             let now = stamp(&self.path);
             if asked || now != self.seen {
                 self.seen = now;

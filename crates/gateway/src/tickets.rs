@@ -1,10 +1,13 @@
-//! TLS session tickets: made and opened with the keys that all gateways share ([`TicketRing`]).
+//! TLS session tickets: made and opened with the keys that all gateways share ([`TicketRing`]), or with those that a gateway
+//! without a store makes itself (`own`).
 //!
 //! What must hold: for each set of authorities that clients must show a certificate of, keys of its own are derived: a
-//! session begun without a client certificate never resumes where one is required. Without shared keys there are no
-//! tickets, and every session is a whole handshake.
+//! session begun without a client certificate never resumes where one is required. Without keys there are no tickets, and
+//! every session is a whole handshake.
 //!
 //! A certificate's TLS settings take [`Tickets::for_clients`] once; when keys change they need no change.
+
+mod own;
 
 use arc_swap::ArcSwap;
 use arco_model::ticket::{SealedRing, TICKET_PERIOD_MS, TICKETS, TICKETS_CONTEXT, TicketRing};
@@ -13,6 +16,7 @@ use arco_store::kv::mirror::View;
 use arco_store::secrets::{Sealed, SecretBox};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+pub(crate) use own::OwnTickets;
 use rustls::server::ProducesTickets;
 use std::collections::HashMap;
 use std::fmt;

@@ -290,6 +290,63 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
     assert_eq!(arco_testkit::get(gateway.address, "other.test", "/").unwrap().status, 200);
 }
 
+/// Asks over TLS by openssl; whether its session was resumed.
+fn resumes(address: SocketAddr, more: &[&str]) -> bool {
+    let mut child = Command::new("openssl")
+        .args(["s_client", "-ign_eof", "-servername", "web.test", "-connect", &address.to_string()])
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
+    child.stdin.take().unwrap().write_all(request).unwrap();
+    let said = String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned();
+    assert!(said.contains("200 OK") && (said.contains("Reused, TLSv1") || said.contains("New, TLSv1")), "{said}");
+    said.contains("Reused, TLSv1")
+}
+
+#[test]
+fn sessions_are_resumed_by_the_worker_after_and_by_the_next_executable() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("SKIPPED: sessions of TLS over a hand-over: there is no openssl");
+        return;
+    }
+    let origin = origin(Arc::default());
+    let gateway = Gateway::start(origin);
+    let at = |name: &str| gateway.folder.path().join(name).display().to_string();
+    let made = rcgen::generate_simple_self_signed(vec!["web.test".to_owned()]).unwrap();
+    std::fs::write(at("c.pem"), made.cert.pem()).unwrap();
+    std::fs::write(at("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let tls = format!("listeners: [{{name: tls, address: \"{port}\", protocol: https}}, ");
+    let file = file(origin, "web.test").replace("listeners: [", &tls)
+        + "certificates: [{hosts: [web.test], certificate_file: c.pem, key_file: c.key}]\n";
+    std::fs::write(gateway.config(), file).unwrap();
+    gateway.signal("HUP");
+    until("the TLS listener", 60, || TcpStream::connect(port).ok());
+    let session = at("session.pem");
+    assert!(!resumes(port, &["-sess_out", &session]));
+    assert!(resumes(port, &["-sess_in", &session]));
+
+    let killed = gateway.only_worker();
+    signal("KILL", killed);
+    assert!(resumes(port, &["-sess_in", &session]), "by the worker after one that was killed");
+
+    let old = until("another worker", 60, || gateway.workers().into_iter().find(|it| *it != killed));
+    // Twice: after the first upgrade the keeper of the sockets is another executable as well.
+    let mut before = old;
+    for _ in 0..2 {
+        gateway.signal("USR2");
+        before = until("the next executable's worker alone", 60, || {
+            let workers = gateway.workers();
+            (workers.len() == 1).then(|| *workers.first().unwrap()).filter(|it| *it != before)
+        });
+        assert!(resumes(port, &["-sess_in", &session]), "after an upgrade");
+    }
+}
+
 #[test]
 fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
     let finish = Arc::new(AtomicBool::new(false));

@@ -45,12 +45,14 @@ pub struct CertificateEntry {
 }
 
 impl CertificateEntry {
-    /// Reads a chain and its key from PEM files, and the authorities of clients when these must show a certificate.
+    /// Reads a chain and its key from PEM files, and the authorities of clients when these must show a certificate;
+    /// sessions are resumed with `tickets`.
     pub fn read(
         hosts: &[String],
         certificate: &Path,
         key: &Path,
         client_ca: Option<&Path>,
+        tickets: &Tickets,
     ) -> Result<Self, CertificateError> {
         let fail = |step, path: &Path, cause: String| {
             let (hosts, path) = (hosts.join(", "), path.display().to_string());
@@ -62,7 +64,8 @@ impl CertificateEntry {
         let hosts: Vec<String> = hosts.iter().map(|it| it.to_ascii_lowercase()).collect();
         let policy = format!("{} {}", hosts.join(","), client_ca.as_deref().unwrap_or_default());
         let mut entry = Self::new(&policy, &chain, &key_pem, client_ca.as_deref())
-            .map_err(|it| fail("cannot serve", certificate, it))?;
+            .map_err(|it| fail("cannot serve", certificate, it))?
+            .with_tickets(tickets, client_ca.as_deref());
         entry.hosts = hosts.into_iter().map(Arc::from).collect();
         Ok(entry)
     }

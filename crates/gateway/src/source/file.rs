@@ -6,6 +6,7 @@ use super::route::{Kept, Prepared};
 use crate::engine::{CertificateEntry, Certificates, Limits, Protocol};
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
+use crate::tickets::Tickets;
 use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
 use arco_config::VirtualAddress;
 use arco_model::route::{Route, check_host};
@@ -196,10 +197,11 @@ pub struct FileSource {
     states: HashMap<(String, SocketAddr), Arc<EndpointState>>,
     turns: HashMap<String, Arc<AtomicUsize>>,
     kept: Kept,
+    tickets: Tickets,
 }
 
 impl FileSource {
-    /// A source of `path`; nothing is read yet.
+    /// A source of `path`; nothing is read yet. TLS sessions are not resumed, but see [`FileSource::with_tickets`].
     pub fn new(path: &Path, metrics: Metrics) -> Self {
         Self {
             path: path.to_owned(),
@@ -208,7 +210,13 @@ impl FileSource {
             states: HashMap::new(),
             turns: HashMap::new(),
             kept: Kept::default(),
+            tickets: Tickets::default(),
         }
+    }
+
+    /// The same, for sessions that are resumed with these keys.
+    pub(crate) fn with_tickets(self, tickets: Tickets) -> Self {
+        Self { tickets, ..self }
     }
 
     /// Reads and checks the file. After an error the source is as before.
@@ -230,7 +238,7 @@ impl FileSource {
             .map(|it| {
                 let client_ca = it.client_ca_file.as_ref().map(|it| folder.join(it));
                 let (certificate, key) = (folder.join(&it.certificate_file), folder.join(&it.key_file));
-                CertificateEntry::read(&it.hosts, &certificate, &key, client_ca.as_deref())
+                CertificateEntry::read(&it.hosts, &certificate, &key, client_ca.as_deref(), &self.tickets)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let base = merged(Timeouts::default(), &file.timeouts);
@@ -278,7 +286,7 @@ impl FileSource {
     fn snapshot(&mut self, file: &File, base: Timeouts, parts: Parts) -> Snapshot {
         self.revision += 1;
         let mut snapshot = Snapshot { revision: self.revision, ..Snapshot::default() };
-        let (mut states, mut turns) = (HashMap::new(), HashMap::new());
+        let (mut states, mut turns, mut upstreams) = (HashMap::new(), HashMap::new(), HashMap::new());
         snapshot.trusted_proxies = file.trusted_proxies.clone();
         for (it, settings) in file.upstreams.iter().zip(parts.settings) {
             let endpoints = it.endpoints.iter().enumerate().map(|(at, address)| {
@@ -305,9 +313,10 @@ impl FileSource {
             if upstream.settings.check.is_some() {
                 snapshot.checked.push(Arc::clone(&upstream));
             }
-            snapshot.upstreams.insert(name, upstream);
+            upstreams.insert(name, upstream);
         }
         (self.states, self.turns) = (states, turns);
+        snapshot.upstreams = Arc::new(upstreams);
         let mut hosts: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
         for (route, prepared) in file.routes.iter().zip(&parts.routes) {
             self.kept.keep(prepared);

@@ -1,4 +1,4 @@
-//! Ports of the gateway without HTTP: TCP, UDP, TLS that is passed through unread; and session tickets between gateways.
+//! Ports of the gateway without HTTP: TCP, UDP, TLS that is passed through unread; and session tickets.
 
 use crate::kit::*;
 use crate::rolling::{Plane, acknowledged, put};
@@ -402,5 +402,42 @@ async fn a_session_of_one_gateway_goes_on_at_another() {
         .await;
         let third = asked(addresses[1], words("-sess_in")).await;
         assert!(third.contains("New, TLSv1") && third.contains("fine"), "{version}: {third}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_without_a_store_resumes_its_sessions() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("SKIPPED: sessions of TLS of a gateway alone: there is no openssl");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let shown = CertificateParams::new(vec!["web.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(folder.path().join("c.pem"), shown.pem()).unwrap();
+    std::fs::write(folder.path().join("c.key"), key.serialize_pem()).unwrap();
+    let yaml = "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}]\n\
+         certificates: [{hosts: [web.test], certificate_file: c.pem, key_file: c.key}]\n\
+         routes: [{hosts: [web.test], answer: {status: 200, body: first}}]\n";
+    let gateway = Gateway::start_in(folder, yaml).await;
+    let session = gateway.folder.path().join("session.pem").display().to_string();
+    let address = gateway.addresses["tls"];
+    let asked = async |words: [&str; 3]| {
+        let words = words.map(str::to_owned);
+        tokio::task::spawn_blocking(move || openssl(address, &words.each_ref().map(String::as_str))).await.unwrap()
+    };
+    for (version, before, after) in [("-tls1_3", "first", "second"), ("-tls1_2", "second", "third")] {
+        let first = asked([version, "-sess_out", &session]).await;
+        assert!(first.contains("New, TLSv1") && first.contains(before), "{version}: {first}");
+        let second = asked([version, "-sess_in", &session]).await;
+        assert!(second.contains("Reused, TLSv1") && second.contains(before), "{version}: {second}");
+        // A file that was read again is served with the same keys.
+        gateway.rewrite(&yaml.replace("first", after));
+        eventually("the changed file", || async {
+            let third = asked([version, "-sess_in", &session]).await;
+            assert!(third.contains("Reused, TLSv1"), "{version}: {third}");
+            third.contains(after)
+        })
+        .await;
     }
 }
