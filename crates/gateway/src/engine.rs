@@ -313,6 +313,7 @@ impl Engine {
     pub fn listen_on(&self, bound: Bound, protocol: &Protocol) -> std::io::Result<Listening> {
         let stop = self.closed.child_token();
         for (core, listener) in self.cores.iter().cycle().zip(&bound.listeners) {
+            prepare(listener);
             let (socket, stop) = (ListenSocket::Stream(listener.try_clone()?, protocol.clone()), stop.clone());
             // A core that has ended stops the process; nobody is left to tell.
             let _ = core.send(Listen { socket, stop });
@@ -447,11 +448,15 @@ async fn accept(
     }
 }
 
-fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Protocol) {
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+/// What every connection of a listener is to have: it is inherited, and costs no system call for each.
+fn prepare(listener: &std::net::TcpListener) {
+    let socket = socket2::SockRef::from(listener);
     // A socket that refuses these still works.
-    let _ = stream.set_nodelay(true);
-    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+}
+
+fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Protocol) {
     let limits = core.shared.limits.load();
     if limits.max_connections.is_some_and(|it| core.shared.connections.load(Ordering::Relaxed) >= it) {
         tracing::debug!(%peer, "a connection is refused: there are too many");

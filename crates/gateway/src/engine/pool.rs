@@ -1,8 +1,7 @@
 //! Idle connections to endpoints, per core. A connection is used by one request at a time.
 //!
-//! What must hold: nothing is taken that the other side has closed as far as this side knows; connections are young, so
-//! that the race with a server's own idle limit (5 s is common) stays rare, and rarer still for requests that cannot be
-//! repeated.
+//! What must hold: nothing is taken that the other side has closed as far as this side knows. Who closes first is a race
+//! that a request may lose: one that can be repeated is, and so it takes older connections than one that cannot.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,9 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Longest time that a connection lies idle.
-const MAX_IDLE: Duration = Duration::from_secs(4);
-/// The same for a request that must not be sent twice.
+const MAX_IDLE: Duration = Duration::from_secs(30);
+/// The same for a request that must not be sent twice: far below the idle limit of any server (5 s is common).
 const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
+/// Pause between two looks at what is there.
+const SWEEP: Duration = Duration::from_secs(2);
 /// Most idle connections to one endpoint: two HTTP/2 clients with all their streams, each of which has one.
 const MAX_PER_ENDPOINT: usize = 256;
 
@@ -121,7 +122,7 @@ impl<C: Pooled> Pool<C> {
             if empty {
                 self.filled.notified().await;
             }
-            tokio::time::sleep(MAX_IDLE / 2).await;
+            tokio::time::sleep(SWEEP).await;
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct CertificateError {
     cause: String,
 }
 
+/// Session tickets of TLS 1.3 that a connection brings. A client that comes back with several connections has had as many
+/// before; each ticket more would cost every new connection a few microseconds.
+const TICKETS: usize = 1;
 /// Protocol of ACME's TLS-ALPN-01 challenge (RFC 8737).
 const CHALLENGE: &[u8] = b"acme-tls/1";
 
@@ -82,7 +85,9 @@ impl CertificateEntry {
         let authorities: Vec<_> =
             client_ca.map(|it| CertificateDer::pem_slice_iter(it.as_bytes()).flatten().collect()).unwrap_or_default();
         let authorities: Vec<&[u8]> = authorities.iter().map(|it: &CertificateDer<'_>| it.as_ref()).collect();
-        Arc::make_mut(&mut self.config).ticketer = tickets.for_clients(&authorities);
+        let config = Arc::make_mut(&mut self.config);
+        config.ticketer = tickets.for_clients(&authorities);
+        config.send_tls13_tickets = TICKETS;
         self
     }
 }
@@ -115,6 +120,8 @@ fn config(chain_pem: &str, key_pem: &str, client_ca: Option<&str>) -> Result<Ser
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|it| format!("it does not fit its key: {it}"))?;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    // Not even begun: without keys each would be made in vain.
+    config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }

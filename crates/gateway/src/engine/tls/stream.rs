@@ -5,11 +5,11 @@
 //! bounded, whatever it sends.
 
 use crate::engine::buffers::{SIZE, Span, put, take};
-use rustls::ServerConfig;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
+use rustls::{ProtocolVersion, ServerConfig};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -23,6 +23,8 @@ const MOST_HELD: usize = 64 * 1024;
 const LEAST_READ: usize = 4096;
 /// Most bytes that are encrypted at once: with what each record adds they fit into a buffer.
 const MOST_AT_ONCE: usize = SIZE - 256;
+/// Most bytes that wait for the next write to go with it: session tickets.
+const MOST_BEFORE: usize = 4096;
 /// More than a record adds.
 const RECORD: usize = 64;
 /// Most bytes of a record.
@@ -38,6 +40,8 @@ pub(in crate::engine) struct TlsStream<S> {
     outgoing: Span,
     /// What the client has said and nobody has read.
     said: Span,
+    /// Nobody has said anything yet.
+    early: bool,
     /// The client has said that no more will come.
     ended: bool,
     /// We have said so.
@@ -97,7 +101,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     pub(super) async fn accept(io: S, incoming: Span, config: Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
         let (outgoing, said) = (Span::default(), Span::default());
-        let mut this = Self { io, tls, incoming, outgoing, said, ended: false, closed: false, failed: false };
+        let (early, ended, closed, failed) = (true, false, false, false);
+        let mut this = Self { io, tls, incoming, outgoing, said, early, ended, closed, failed };
         poll_fn(|cx| this.poll_handshake(cx)).await?;
         Ok(this)
     }
@@ -110,6 +115,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             self.work(cx, &mut ReadBuf::new(&mut []))?;
+            if !self.tls.is_handshaking() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+                // What is left are tickets. Nobody waits for them: they go with the first answer, if that is soon.
+                return Poll::Ready(Ok(()));
+            }
             let drained = self.poll_drain(cx)?;
             if !self.tls.is_handshaking() {
                 return drained.map(Ok);
@@ -228,18 +237,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 let step = this.said.len().min(buffer.remaining());
                 buffer.put_slice(&this.said.filled()[..step]);
                 this.said.skip(step);
+                this.early = false;
                 return Poll::Ready(Ok(()));
             }
             if buffer.filled().len() > before || this.ended || buffer.remaining() == 0 {
+                this.early = false;
                 return Poll::Ready(Ok(()));
             }
-            if ready!(poll_fill(&mut this.incoming, cx, &mut this.io))? == 0 {
+            let Poll::Ready(filled) = poll_fill(&mut this.incoming, cx, &mut this.io) else {
+                // With no request there, tickets wait no longer for its answer: an idle connection holds no buffer.
+                if this.early
+                    && let Poll::Ready(Err(error)) = this.poll_drain(cx)
+                {
+                    return Poll::Ready(Err(error));
+                }
+                return Poll::Pending;
+            };
+            if filled? == 0 {
                 // Without a word: what came may not be all.
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
+            let known = this.outgoing.len();
             this.work(cx, buffer)?;
             // What rustls has answered by itself.
-            if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
+            if this.outgoing.len() > known
+                && let Poll::Ready(Err(error)) = this.poll_drain(cx)
+            {
                 return Poll::Ready(Err(error));
             }
         }
@@ -253,12 +276,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
             return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
         }
         // One buffer at a time.
-        ready!(this.poll_drain(cx))?;
-        let bytes = &bytes[..bytes.len().min(MOST_AT_ONCE)];
+        if this.outgoing.len() > MOST_BEFORE {
+            ready!(this.poll_drain(cx))?;
+        }
+        let bytes = &bytes[..bytes.len().min(MOST_AT_ONCE - this.outgoing.len())];
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
         this.turn(&mut ReadBuf::new(&mut []), Say::Bytes(bytes))?;
+        this.early = false;
         match this.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // What is left goes with the next write, or when it is flushed.
@@ -303,6 +329,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
             let _ = this.turn(&mut ReadBuf::new(&mut []), Say::Close);
         }
         ready!(this.poll_drain(cx))?;
+        if this.ended {
+            // Both have said it: the connection is closed next, which ends our side as well.
+            return Poll::Ready(Ok(()));
+        }
         match ready!(Pin::new(&mut this.io).poll_shutdown(cx)) {
             Err(error) if error.kind() != ErrorKind::NotConnected => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(())),

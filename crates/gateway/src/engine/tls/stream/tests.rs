@@ -27,8 +27,7 @@ async fn pair(versions: Versions, size: usize) -> (ClientStream<DuplexStream>, T
         .with_single_cert(chain, key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A pipe that holds less than the tickets would keep the handshake from its end.
-    config.send_tls13_tickets = 0;
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
     let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
@@ -88,6 +87,22 @@ async fn what_is_said_arrives_whole_both_ways() {
 }
 
 #[tokio::test]
+async fn tickets_go_with_the_first_answer() {
+    let (mut client, mut server) = pair(BOTH[1], 1 << 16).await;
+    let tickets = server.outgoing.len();
+    assert!(tickets > 0, "they wait");
+    client.write_all(b"hello").await.unwrap();
+    client.flush().await.unwrap();
+    let mut heard = [0; 5];
+    server.read_exact(&mut heard).await.unwrap();
+    assert_eq!(server.outgoing.len(), tickets);
+    server.write_all(b"world").await.unwrap();
+    assert!(server.outgoing.is_empty());
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"world");
+}
+
+#[tokio::test]
 async fn new_keys_are_agreed_on_while_bytes_move() {
     let (mut client, mut server) = pair(BOTH[1], 1 << 16).await;
     for round in 0..5u8 {
@@ -109,17 +124,23 @@ async fn new_keys_are_agreed_on_while_bytes_move() {
 async fn an_end_without_a_word_is_an_error_and_idle_connections_hold_nothing() {
     for versions in BOTH {
         let (mut client, mut server) = pair(versions, 1 << 16).await;
-        client.write_all(b"hello").await.unwrap();
-        client.flush().await.unwrap();
         let mut heard = [0; 5];
-        server.read_exact(&mut heard).await.unwrap();
-        let waiting = poll_fn(|cx| {
-            let mut room = [0; 16];
-            Poll::Ready(Pin::new(&mut server).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending())
-        });
-        assert!(waiting.await);
-        for span in [&server.incoming, &server.outgoing, &server.said] {
-            assert!(format!("{span:?}").contains("bytes: []"), "{span:?}");
+        // Before the first word, with tickets, and after an answer.
+        for _ in 0..2 {
+            let waiting = poll_fn(|cx| {
+                let mut room = [0; 16];
+                Poll::Ready(Pin::new(&mut server).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending())
+            });
+            assert!(waiting.await);
+            for span in [&server.incoming, &server.outgoing, &server.said] {
+                assert!(format!("{span:?}").contains("bytes: []"), "{span:?}");
+            }
+            client.write_all(b"hello").await.unwrap();
+            client.flush().await.unwrap();
+            server.read_exact(&mut heard).await.unwrap();
+            server.write_all(b"world").await.unwrap();
+            client.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"world");
         }
         drop(client.into_inner());
         assert_eq!(server.read(&mut heard).await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
