@@ -29,6 +29,7 @@ use arco_store::kv::SharedKv;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{Kind, Query, SharedMetadata, SqlError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
@@ -184,29 +185,42 @@ impl Controller {
         }
     }
 
-    /// Looks at everything from time to time; the first time at once.
+    /// Looks at everything from time to time: the first time at once, then one after the other over the whole period, so
+    /// that a calm platform with many components is never busy with it.
     async fn period(self, token: CancellationToken) -> Result<(), BoxError> {
+        let told = |error: SqlError| tracing::warn!(%error, "listing components failed");
+        self.look_at_all().await.unwrap_or_else(told);
         while !token.is_cancelled() {
-            if let Err(error) = self.look_at_all().await {
-                tracing::warn!(%error, "listing components failed");
+            let all = self.all().await.map_err(told).unwrap_or_default();
+            let step = PERIOD / u32::try_from(all.len()).unwrap_or(u32::MAX).max(1);
+            if all.is_empty() {
+                pause(&token, PERIOD).await;
             }
-            pause(&token, PERIOD).await;
+            for id in all {
+                pause(&token, step).await;
+                if token.is_cancelled() {
+                    break;
+                }
+                self.work.look(id);
+            }
         }
         Ok(())
     }
 
-    /// Every component with a row, and every one of which something still runs.
     async fn look_at_all(&self) -> Result<(), SqlError> {
-        for row in self.deps.metadata.list_rows(Kind::Component, &Query::default()).await?.items {
-            if let Ok(id) = row.key.parse() {
-                self.work.look(id);
-            }
-        }
+        self.all().await?.into_iter().for_each(|it| self.work.look(it));
+        Ok(())
+    }
+
+    /// Every component with a row, and every one of which something still runs.
+    async fn all(&self) -> Result<BTreeSet<ComponentId>, SqlError> {
+        let rows = self.deps.metadata.list_rows(Kind::Component, &Query::default()).await?.items;
+        let mut all: BTreeSet<ComponentId> = rows.into_iter().filter_map(|it| it.key.parse().ok()).collect();
         match self.deps.orchestrator.components().await {
-            Ok(found) => found.into_iter().for_each(|it| self.work.look(it)),
+            Ok(found) => all.extend(found),
             Err(error) => tracing::warn!(%error, "listing what runs failed"),
         }
-        Ok(())
+        Ok(all)
     }
 }
 
