@@ -197,12 +197,8 @@ impl Api {
             component: component.name.to_string(),
             status: observed.report.status,
             reason: observed.report.reason.clone(),
-<<<<<<< ours
-            replicas: component.wanted_replicas(component.observed.scaling.as_ref()),
-=======
             kind: component.spec.kind,
-            replicas: component.spec.replicas,
->>>>>>> theirs
+            replicas: component.wanted_replicas(component.observed.scaling.as_ref()),
             ready_replicas: observed.ready_replicas,
             revision: self.number(observed.serving_revision.as_ref()).await?,
             urls: self.urls(component, routes).await?,

@@ -33,15 +33,11 @@ pub struct ComponentSummary {
     pub status: Status,
     /// Why; empty only when all is well.
     pub reason: String,
-<<<<<<< ours
-    /// Instances that were asked for, by a person or by load.
-=======
     /// How its instances live.
     #[serde(default)]
     #[schema(value_type = String)]
     pub kind: ComponentKind,
-    /// Instances that were asked for.
->>>>>>> theirs
+    /// Instances that were asked for, by a person or by load.
     pub replicas: u32,
     /// Instances that may get requests.
     pub ready_replicas: u32,

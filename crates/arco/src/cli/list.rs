@@ -81,19 +81,13 @@ fn show(component: &ComponentDocument, ui: &Ui) {
             field(name, value);
         }
     }
-<<<<<<< ours
-    // Nothing is ready of what runs and ends.
-    if matches!(component.spec.kind, ComponentKind::Stateless | ComponentKind::Stateful) {
+    if waits(component.spec.kind) {
         field("ready", &ready(component));
     }
     if let (Some(asked), Some(scaling)) = (&component.spec.autoscaling, &component.scaling) {
         let why = scaling.problem.as_ref().map_or(scaling.reason.clone(), |it| format!("load is not followed: {it}"));
         let by = asked.describe();
         field("scaling", &if why.is_empty() { by } else { format!("{by}; {why}") });
-=======
-    if waits(component.spec.kind) {
-        field("ready", &format!("{} of {}", component.ready_replicas, component.replicas));
->>>>>>> theirs
     }
     if let Some(runs) = &component.runs {
         field("schedule", &format!("{} (UTC)", runs.schedule));
@@ -118,7 +112,6 @@ fn show(component: &ComponentDocument, ui: &Ui) {
     }
 }
 
-<<<<<<< ours
 /// `3 of 3`; by load: `3 of 3, 2–10 by load`.
 fn ready(component: &ComponentDocument) -> String {
     let fixed = format!("{} of {}", component.ready_replicas, component.replicas);
@@ -126,11 +119,6 @@ fn ready(component: &ComponentDocument) -> String {
         Some(asked) => format!("{fixed}, {}–{} by load", asked.min_replicas, asked.max_replicas),
         None => fixed,
     }
-=======
-/// Whether its instances wait for requests; nothing is ever ready of what runs and ends.
-fn waits(kind: ComponentKind) -> bool {
-    matches!(kind, ComponentKind::Stateless | ComponentKind::Stateful)
->>>>>>> theirs
 }
 
 /// How the last run of a cron component went.

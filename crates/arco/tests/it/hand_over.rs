@@ -368,7 +368,11 @@ fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
     // Not once for each of them.
     assert!(log.lines().count() < 20, "{log}");
     for stream in &mut open_requests {
-        exactly(stream, b"1\r\nx\r\n");
+        // How many bytes make a chunk is the gateway's business: one that was busy has read several at once.
+        let mut byte = [0u8];
+        while byte != *b"x" {
+            stream.read_exact(&mut byte).unwrap();
+        }
     }
     finish.store(true, Ordering::SeqCst);
     drop((idle, open_requests));
