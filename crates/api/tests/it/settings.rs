@@ -139,11 +139,17 @@ async fn a_change_is_waited_for_until_every_live_gateway_has_it() {
     let look = queue.lease(Topic::Controller, "controller").await.unwrap();
     assert!(platform.kv.get(MARK).await.unwrap().is_none(), "what is not published yet is not asked for");
     look.ack().await.unwrap();
+    let looks = tokio::spawn(async move {
+        loop {
+            queue.lease(Topic::Controller, "controller").await.unwrap().ack().await.unwrap();
+        }
+    });
     let mark = marks.next().await.unwrap().unwrap().revision;
     told("first", mark).await;
     assert!(!asked.is_finished(), "another one is behind");
     told("second", mark + 1).await;
     assert!(asked.await.unwrap());
+    looks.abort();
 }
 
 #[tokio::test]
