@@ -16,12 +16,44 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from high_availability import HERE, KUBECONFIG, NAMESPACE, NODE, ROOT, done, kubectl, say, until
-
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
+NODE = f"10.250.{KUBECONFIG.read_text().split('https://10.250.')[1].split('.')[0]}.2"
+NAMESPACE = "arco-system"
+BEGAN = time.monotonic()
 EXAMPLES = ["node-express", "python-flask"]
 IN_POD = ["-n", NAMESPACE, "exec", "-i", "arco-0", "--", "/usr/bin/arco", "--context", "/var/lib/arco/admin.toml"]
+
+
+def say(text):
+    print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
+
+
+def done(*words):
+    made = subprocess.run([str(it) for it in words], capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+    return made.stdout
+
+
+def kubectl(*words):
+    return done("kubectl", *words)
+
+
+def until(what, wanted, seconds=180):
+    end, last = time.monotonic() + seconds, None
+    while time.monotonic() < end:
+        try:
+            if found := wanted():
+                return found
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            last = error
+        time.sleep(0.1)
+    raise SystemExit(f"not within {seconds} s: {what} ({last})")
 
 
 class Platform:

@@ -20,8 +20,7 @@ import tempfile
 from pathlib import Path
 
 import builds
-from builds import Platform, install
-from high_availability import NAMESPACE, NODE, ROOT, done, kubectl, say, until
+from builds import NAMESPACE, NODE, ROOT, Platform, done, install, kubectl, say, until
 
 ECHO = """use strict; use IO::Socket::INET;
 my $said = "$ENV{ARCO_COMPONENT} $ENV{TOKEN}";

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::access::{OF_RUNNERS, RULES};
+use serde_json::json;
 use std::collections::BTreeSet;
 
 fn plain() -> Installation {
@@ -12,7 +13,7 @@ fn plain() -> Installation {
         domain: "apps.test".into(),
         gateway: Exposure::LoadBalancer,
         public_ports: [80, 443],
-        stream_ports: vec![("TCP", 10432), ("UDP", 10432)],
+        stream_ports: Vec::new(),
         replicas: None,
         registry: String::new(),
         registry_node_port: 0,
@@ -301,5 +302,23 @@ fn texts_are_quoted_as_toml_wants_them() {
     for text in ["", "a\"b\\c", "x\n[server]\ndomain = \"y\"", "\u{7f}ü"] {
         let table: toml::Table = format!("v = {}", toml_text(text)).parse().unwrap();
         assert_eq!(table["v"].as_str(), Some(text));
+    }
+}
+
+#[test]
+fn ports_without_http_are_opened_by_service_and_policy() {
+    for base in [plain(), spread()] {
+        let documents = manifest(&Installation { stream_ports: vec![("TCP", 10432), ("UDP", 10432)], ..base });
+        let of = |kind: &str, name: &str| {
+            let found = documents.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+            found.unwrap_or_else(|| panic!("{kind} {name}"))["spec"].clone()
+        };
+        let ports = of("Service", "arco-gateway")["ports"].clone();
+        let wanted = json!({ "name": "udp-10432", "protocol": "UDP", "port": 10432, "targetPort": 10432 });
+        assert!(ports.as_array().unwrap().contains(&wanted), "{ports}");
+        let open = of("NetworkPolicy", "arco")["ingress"][0]["ports"].clone();
+        for protocol in ["TCP", "UDP"] {
+            assert!(open.as_array().unwrap().contains(&json!({ "protocol": protocol, "port": 10432 })), "{open}");
+        }
     }
 }
