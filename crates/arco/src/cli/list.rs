@@ -112,6 +112,11 @@ fn show(component: &ComponentDocument, ui: &Ui) {
     }
 }
 
+/// Whether its instances wait for requests; nothing is ever ready of what runs and ends.
+fn waits(kind: ComponentKind) -> bool {
+    matches!(kind, ComponentKind::Stateless | ComponentKind::Stateful)
+}
+
 /// `3 of 3`; by load: `3 of 3, 2–10 by load`.
 fn ready(component: &ComponentDocument) -> String {
     let fixed = format!("{} of {}", component.ready_replicas, component.replicas);
