@@ -75,7 +75,7 @@ def fill(machine, work):
         "path": "/", "method": "POST", "body": "entry=written+here", "headers": {"Content-Type": "application/x-www-form-urlencoded"}, "status": 303}))
     builds.NODE = NODE
     done("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj", "/CN=shop.test",
-         "-addext", "subjectAltName=DNS:shop.test", "-keyout", work / "key.pem", "-out", work / "chain.pem")
+         "-addext", "subjectAltName=DNS:shop.test", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", work / "key.pem", "-out", work / "chain.pem")
     machine.good("certificate", "add", "shop", "--cert", f"@{work / 'chain.pem'}", "--key", f"@{work / 'key.pem'}")
     machine.good("route", "add", "guestbook/web", "shop.test")
     source = work / "echo"
