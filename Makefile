@@ -49,9 +49,9 @@ test-drivers: packages ## The contract suites of the stores on real MariaDB, Pos
 	cargo test --locked -p arco-store
 
 test-faults: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
-test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role; a platform on shared stores
+test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role; shared stores that fail
 	cargo build --locked -p arco
-	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --skip faults_of_shared_stores --nocapture
+	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 
 bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
 	python3 bench/run.py --arco target/release/arco $(PARTS)
