@@ -49,9 +49,9 @@ test-drivers: packages ## The contract suites of the stores on real MariaDB, Pos
 	cargo test --locked -p arco-store
 
 test-faults: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt
-test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role; a platform on shared stores
+test-faults: packages ## kill -9 of the server at random moments, for longer (ARCO_SEED=… repeats a run); a rolling restart of every role; shared stores that fail
 	cargo build --locked -p arco
-	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --skip faults_of_shared_stores --nocapture
+	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 
 test-faults-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
 test-faults-cluster: packages ## kill -9 of a random role for ten minutes, on etcd, PostgreSQL and a control plane (ARCO_FAULT_SECONDS, ARCO_SEED; Go, kubectl)

@@ -38,6 +38,9 @@ pub(in crate::engine) struct TlsStream<S> {
     incoming: Span,
     /// Records for the client.
     outgoing: Span,
+    /// Records that go before all others, in no more room than they need: session tickets, which wait for the first
+    /// answer and are sent with it. A client that asks nothing needs none.
+    tickets: Box<[u8]>,
     /// What the client has said and nobody has read.
     said: Span,
     /// Nobody has said anything yet.
@@ -102,7 +105,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
         let (outgoing, said) = (Span::default(), Span::default());
         let (early, ended, closed, failed) = (true, false, false, false);
-        let mut this = Self { io, tls, incoming, outgoing, said, early, ended, closed, failed };
+        let tickets = Box::default();
+        let mut this = Self { io, tls, incoming, outgoing, tickets, said, early, ended, closed, failed };
         poll_fn(|cx| this.poll_handshake(cx)).await?;
         Ok(this)
     }
@@ -116,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         loop {
             self.work(cx, &mut ReadBuf::new(&mut []))?;
             if !self.tls.is_handshaking() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
-                // What is left are tickets. Nobody waits for them: they go with the first answer, if that is soon.
+                // What is left are tickets. Nobody waits for them: they go with the first answer.
                 return Poll::Ready(Ok(()));
             }
             let drained = self.poll_drain(cx)?;
@@ -216,6 +220,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
     }
 
+    /// Keeps what waits without its buffer.
+    fn put_by(&mut self) {
+        self.tickets = (&*self.outgoing.filled()).into();
+        self.outgoing.skip(self.tickets.len());
+    }
+
+    /// Puts it before whatever follows.
+    fn take_up(&mut self) {
+        self.outgoing.push(&std::mem::take(&mut self.tickets));
+    }
+
     /// Writes what was encrypted.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
@@ -245,11 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 return Poll::Ready(Ok(()));
             }
             let Poll::Ready(filled) = poll_fill(&mut this.incoming, cx, &mut this.io) else {
-                // With no request there, tickets wait no longer for its answer: an idle connection holds no buffer.
-                if this.early
-                    && let Poll::Ready(Err(error)) = this.poll_drain(cx)
-                {
-                    return Poll::Ready(Err(error));
+                if this.early && !this.outgoing.is_empty() {
+                    this.put_by(); // nothing else is there: an idle connection holds no buffer
                 }
                 return Poll::Pending;
             };
@@ -257,6 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 // Without a word: what came may not be all.
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
+            this.take_up();
             let known = this.outgoing.len();
             this.work(cx, buffer)?;
             // What rustls has answered by itself.
@@ -275,6 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         if this.closed {
             return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
         }
+        this.take_up();
         // One buffer at a time.
         if this.outgoing.len() > MOST_BEFORE {
             ready!(this.poll_drain(cx))?;
@@ -325,6 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !std::mem::replace(&mut this.closed, true) {
+            this.take_up();
             // After a failure there is nothing to say any more.
             let _ = this.turn(&mut ReadBuf::new(&mut []), Say::Close);
         }

@@ -91,6 +91,12 @@ async fn tickets_go_with_the_first_answer() {
     let (mut client, mut server) = pair(BOTH[1], 1 << 16).await;
     let tickets = server.outgoing.len();
     assert!(tickets > 0, "they wait");
+    let waiting = poll_fn(|cx| {
+        let mut room = [0; 16];
+        Poll::Ready(Pin::new(&mut server).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending())
+    });
+    assert!(waiting.await);
+    assert_eq!((server.outgoing.len(), server.tickets.len()), (0, tickets), "also while nothing comes");
     client.write_all(b"hello").await.unwrap();
     client.flush().await.unwrap();
     let mut heard = [0; 5];
