@@ -90,7 +90,10 @@ fn builds_that_mean_harm_end_and_leave_others_alone() {
         assert_eq!(ended["status"], "failed", "{name}: {ended}\n{}", build_log(&platform, &operation(name)));
         says(&ended["problem"]["message"], words);
         assert_ne!(ended["problem"]["advice"], "", "{ended}");
-        assert_eq!(platform.status(&format!("bad/{name}"))["status"], "build_failed", "{name}");
+        // The controller looks once more after the build has ended.
+        until(&format!("{name} shows it"), 60, || {
+            (platform.status(&format!("bad/{name}"))["status"] == "build_failed").then_some(())
+        });
     }
     let seen = build_log(&platform, &operation("peek"));
     for forbidden in ["SEEN", "REACHED", "MOUNTED"] {
