@@ -180,6 +180,7 @@ class Haproxy(Proxy):
         )
         return [self.path, "-db", "-f", self.write("haproxy.cfg", (
             "global\n  nbthread 1\n  maxconn 9500\n  ssl-default-bind-curves X25519\n"
+            "  ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384\n"
             "defaults\n  mode http\n  timeout connect 3s\n  timeout client 300s\n  timeout server 60s\n  timeout http-keep-alive 300s\n  http-reuse always\n"
             f"frontend web\n  bind 127.0.0.1:{self.http} backlog 4096\n" + front.format(scheme="http") +
             f"frontend tls\n  bind 127.0.0.1:{self.https} ssl crt {pem} alpn h2,http/1.1 backlog 4096\n" + front.format(scheme="https") +
