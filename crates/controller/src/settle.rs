@@ -90,7 +90,6 @@ fn runs_long(operation: &Operation, view: &View<'_>) -> bool {
 
 fn unhealthy(view: &View<'_>) -> Problem {
     let StatusReport { reason, advice, .. } = view.report;
-    let reason = reason.strip_prefix("rollout_halted: ").unwrap_or(reason);
     let message = format!("`{}` is not healthy: {reason}", view.component.reference());
     Problem::new(ErrorKind::Failed, "not_healthy", message, advice.clone())
 }
