@@ -96,11 +96,8 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers, secure };
     let mut chosen = None;
     for (number, rule) in entry.rules().iter().enumerate() {
-        let verdict = if !rule.path.matches(&normal) {
-            Some("the path is another".to_owned())
-        } else {
-            rule.conditions.broken(&asked)
-        };
+        let verdict =
+            if !rule.is_for(&normal) { Some("the path is another".to_owned()) } else { rule.conditions.broken(&asked) };
         match verdict {
             Some(why) => writeln!(out, "rule {}: {}: no, {why}", number + 1, rule.path)?,
             None => {

@@ -16,6 +16,7 @@ use crate::upstream::Upstream;
 pub use action::{Action, Answer, Cors, HeaderEdits, Https, Maintenance, Mirror, PathRewrite, Redirect, Rewrite};
 pub use matching::{Asked, Conditions, PathMatch, Pattern, Test, cookies, normal_path};
 pub use retry::Retry;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -128,17 +129,28 @@ pub struct Rule {
     /// What is done beside passing requests on unchanged.
     pub policy: Option<Box<Policy>>,
     /// Upstreams by name with their shares; never empty.
-    pub targets: Vec<(Arc<str>, u32)>,
+    pub targets: Targets,
     /// Limits of this route; `None` takes the upstream's.
     pub timeouts: Option<Timeouts>,
+    /// Every path is meant.
+    anywhere: bool,
     total: usize,
     step: usize,
     next: AtomicUsize,
 }
 
+/// Upstreams by name with their shares. Most rules have one, which lies in the rule: each place elsewhere that a request
+/// looks at is one more wait for memory.
+pub type Targets = SmallVec<[(Arc<str>, u32); 1]>;
+
 impl Rule {
     /// A rule; shares of 0 get nothing.
-    pub fn new(path: PathMatch, mut targets: Vec<(Arc<str>, u32)>, timeouts: Option<Timeouts>) -> Self {
+    pub fn new(
+        path: PathMatch,
+        targets: impl IntoIterator<Item = (Arc<str>, u32)>,
+        timeouts: Option<Timeouts>,
+    ) -> Self {
+        let mut targets: Targets = targets.into_iter().collect();
         if targets.iter().any(|it| it.1 > 0) {
             targets.retain(|it| it.1 > 0);
         } else {
@@ -150,7 +162,14 @@ impl Rule {
         }
         let total = targets.iter().map(|it| it.1 as usize).sum::<usize>().max(1);
         let (conditions, policy) = (Conditions::default(), None);
-        Self { path, conditions, policy, targets, timeouts, total, step: spread(total), next: AtomicUsize::new(0) }
+        let anywhere = matches!(&path, PathMatch::Prefix(it) if matches!(it.as_str(), "" | "/"));
+        let (step, next) = (spread(total), AtomicUsize::new(0));
+        Self { path, conditions, policy, targets, timeouts, anywhere, total, step, next }
+    }
+
+    /// Whether `path` (without query) is meant.
+    pub fn is_for(&self, path: &str) -> bool {
+        (self.anywhere && path.starts_with('/')) || self.path.matches(path)
     }
 
     /// The same rule for fewer requests, and with a policy.
@@ -208,7 +227,8 @@ pub(crate) fn spread(total: usize) -> usize {
 pub struct Host {
     /// Host in lower case; `*.suffix` or `*` for wildcards.
     pub name: Arc<str>,
-    rules: Vec<Rule>,
+    /// Most hosts have one, which lies here.
+    rules: SmallVec<[Rule; 1]>,
     /// Counters of this host.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -217,13 +237,7 @@ impl Host {
     /// A host; rules may come in any order.
     pub fn new(name: Arc<str>, mut rules: Vec<Rule>, metrics: Arc<RouteMetrics>) -> Self {
         rules.sort_by_key(|it| std::cmp::Reverse(matching::rank(&it.path, &it.conditions)));
-        // Most hosts have one rule; a list that grew has room for four. What shrinks where it is leaves a hole for each host.
-        if rules.capacity() > rules.len() {
-            let mut exact = Vec::with_capacity(rules.len());
-            exact.append(&mut rules);
-            rules = exact;
-        }
-        Self { name, rules, metrics }
+        Self { name, rules: rules.into_iter().collect(), metrics }
     }
 
     /// The rule for a plain GET of a path.
@@ -234,7 +248,7 @@ impl Host {
 
     /// The rule for a request.
     pub fn find(&self, asked: &Asked<'_>) -> Option<&Rule> {
-        self.rules.iter().find(|it| it.path.matches(asked.path) && it.conditions.hold(asked))
+        self.rules.iter().find(|it| it.is_for(asked.path) && it.conditions.hold(asked))
     }
 
     /// Its rules, best first.

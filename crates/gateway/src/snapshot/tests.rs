@@ -75,7 +75,7 @@ fn hosts_become_keys() {
 #[test]
 fn shares_are_exact_and_mixed() {
     for shares in [vec![90, 10], vec![1, 1, 1], vec![100], vec![0, 5], vec![0, 0], vec![7, 11, 13], vec![1, 999]] {
-        let targets = shares.iter().enumerate().map(|(at, share)| (at.to_string().into(), *share)).collect();
+        let targets = shares.iter().enumerate().map(|(at, share)| (at.to_string().into(), *share));
         let rule = Rule::new(PathMatch::Prefix("/".to_owned()), targets, None);
         let total: u32 = shares.iter().sum();
         let mut seen = vec![0u32; shares.len()];
@@ -299,7 +299,7 @@ proptest! {
     fn weights_hold(weights in proptest::collection::vec(0u32..200, 1..6)) {
         let sum: u32 = weights.iter().sum();
         prop_assume!(sum > 0);
-        let targets = weights.iter().enumerate().map(|(at, weight)| (at.to_string().into(), *weight)).collect();
+        let targets = weights.iter().enumerate().map(|(at, weight)| (at.to_string().into(), *weight));
         let rule = Rule::new(prefix("/"), targets, None);
         let mut seen = vec![0u32; weights.len()];
         for turn in 1..=sum * 2 {

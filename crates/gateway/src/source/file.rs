@@ -320,14 +320,16 @@ impl FileSource {
         let mut hosts: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
         for (route, prepared) in file.routes.iter().zip(&parts.routes) {
             self.kept.keep(prepared);
-            let limits = |name: &str| snapshot.upstreams.get(name).map(|it| it.timeouts).unwrap_or(base);
+            let known = |name: String| match snapshot.upstreams.get_key_value(name.as_str()) {
+                Some((name, upstream)) => (Arc::clone(name), upstream.timeouts),
+                None => (name.into(), base),
+            };
             for host in &route.hosts {
                 if let Some(target) = route.targets.first().filter(|_| route.passes_through()) {
                     snapshot.passthrough.insert(host.to_ascii_lowercase().into(), target.to.as_str().into());
                     continue;
                 }
-                let (rules, made) =
-                    (hosts.entry(host.to_ascii_lowercase()).or_default(), prepared.rules(route, limits));
+                let (rules, made) = (hosts.entry(host.to_ascii_lowercase()).or_default(), prepared.rules(route, known));
                 if rules.is_empty() {
                     // Most hosts have one rule, not room for four.
                     rules.reserve_exact(made.len());

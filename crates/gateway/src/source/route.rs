@@ -94,16 +94,23 @@ impl Prepared {
         self.paths.iter().map(|it| format!("{it} {:?}", self.conditions))
     }
 
-    /// One rule per path. `limits` are those of an upstream.
-    pub(super) fn rules<T: Display>(&self, route: &Route<T>, limits: impl Fn(&str) -> Timeouts) -> Vec<Rule> {
+    /// One rule per path. `known` gives an upstream's name as it is kept already (what a request looks at lies closer
+    /// together then), and its limits.
+    pub(super) fn rules<T: Display>(
+        &self,
+        route: &Route<T>,
+        known: impl Fn(String) -> (Arc<str>, Timeouts),
+    ) -> Vec<Rule> {
         let rule = |path: &PathMatch| {
-            let targets: Vec<(Arc<str>, u32)> = route
-                .targets
-                .iter()
-                .map(|it| (upstream_name(&it.to, EndpointRules::of(route)).into(), it.weight))
-                .collect();
-            let timeouts = (!route.timeouts.is_empty())
-                .then(|| merged(targets.first().map(|it| limits(&it.0)).unwrap_or_default(), &route.timeouts));
+            let mut base = None;
+            let target = |to| {
+                let (name, limits) = known(upstream_name(to, EndpointRules::of(route)));
+                base.get_or_insert(limits);
+                name
+            };
+            let names: Vec<Arc<str>> = route.targets.iter().map(|it| &it.to).map(target).collect();
+            let targets = names.into_iter().zip(route.targets.iter().map(|it| it.weight));
+            let timeouts = (!route.timeouts.is_empty()).then(|| merged(base.unwrap_or_default(), &route.timeouts));
             Some(Rule::new(path.clone(), targets, timeouts).with(self.conditions.clone(), self.policy(route).ok()?))
         };
         self.paths.iter().filter_map(rule).collect()

@@ -302,16 +302,21 @@ impl StoreSource {
     }
 
     fn known(&mut self, revision: u64, entry: HostEntry) -> Known {
-        let host = Arc::new(self.host(&entry));
         let mut needs: Vec<_> = entry.callees().map(|it| self.need(it, EndpointRules::default())).collect();
         for (rule, rules) in entry.rules.iter().map(|it| (it, EndpointRules::of(it))) {
             let treated = rule.targets.iter().filter(|_| !rules.is_empty());
             needs.extend(treated.map(|it| self.need(&it.to, rules)));
         }
+        let host = Arc::new(self.host(&entry));
         let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
         let passes_to = passed.map(|it| it.to.to_string().into());
         let (tls, is_wildcard) = (entry.tls, host.name.starts_with('*'));
         Known { revision, host, tls, is_wildcard, passes_to, needs: needs.into() }
+    }
+
+    /// A name of an upstream, as it is kept already.
+    fn name(&self, name: String) -> Arc<str> {
+        self.needs.get_key_value(name.as_str()).map_or_else(|| name.as_str().into(), |it| Arc::clone(it.0))
     }
 
     fn need(&mut self, target: &UpstreamTarget, rules: EndpointRules<'_>) -> Arc<Need> {
@@ -358,14 +363,14 @@ impl StoreSource {
             match Prepared::new(route, std::slice::from_ref(&name), None, self.https_port, &self.kept) {
                 Ok(prepared) => {
                     self.kept.keep(&prepared);
-                    rules.extend(prepared.rules(route, |_| self.timeouts));
+                    rules.extend(prepared.rules(route, |it| (self.name(it), self.timeouts)));
                 }
                 Err(why) => tracing::error!(host = name, why, "a route cannot be served; the others of its host can"),
             }
         }
         // Last, so that a route for all paths wins over it.
         rules.extend(entry.default.as_ref().map(|it: &UpstreamTarget| {
-            Rule::new(PathMatch::Prefix("/".to_owned()), vec![(it.to_string().into(), 1)], None)
+            Rule::new(PathMatch::Prefix("/".to_owned()), [(self.name(it.to_string()), 1)], None)
         }));
         let metrics = self.metrics.route(&name);
         Host::new(name.into(), rules, metrics)

@@ -146,7 +146,7 @@ pub(in crate::engine) fn route(
     let headers = HeaderMap::new();
     // Whether it came over TLS is a condition as well.
     let asked = Asked { method, path: &path, query, headers: &headers, secure: false };
-    let rule = entry.rules().iter().find(|it| it.path.matches(&path))?;
+    let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
     // With conditions the rule depends on fields, or another rule may be the one.
     if rule.policy.is_some() || rule.conditions != Conditions::default() || !rule.conditions.hold(&asked) {
         return None;

@@ -47,6 +47,8 @@ pub(in crate::engine) struct TlsStream<S> {
     early: bool,
     /// The client has said that no more will come.
     ended: bool,
+    /// So it has, and we have said nothing since.
+    parting: bool,
     /// We have said so.
     closed: bool,
     /// Somebody broke the protocol: rustls must not be asked again.
@@ -104,9 +106,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     pub(super) async fn accept(io: S, incoming: Span, config: Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
         let (outgoing, said) = (Span::default(), Span::default());
-        let (early, ended, closed, failed) = (true, false, false, false);
+        let (early, ended, parting, closed, failed) = (true, false, false, false, false);
         let tickets = Box::default();
-        let mut this = Self { io, tls, incoming, outgoing, tickets, said, early, ended, closed, failed };
+        let mut this = Self { io, tls, incoming, outgoing, tickets, said, early, ended, parting, closed, failed };
         poll_fn(|cx| this.poll_handshake(cx)).await?;
         Ok(this)
     }
@@ -181,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, &mut self.outgoing)?,
                 // It is ours now, and goes before everything that follows.
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                Ok(ConnectionState::PeerClosed) => self.ended = true,
+                Ok(ConnectionState::PeerClosed) => (self.ended, self.parting) = (true, true),
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     goes_on = false;
                     let mut wanted = RECORD;
@@ -229,6 +231,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Puts it before whatever follows.
     fn take_up(&mut self) {
         self.outgoing.push(&std::mem::take(&mut self.tickets));
+    }
+
+    /// Whether the client's connection has ended as well: after its last word nobody hears ours.
+    fn is_hung_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut room = [0];
+        let mut room = ReadBuf::new(&mut room);
+        let read = Pin::new(&mut self.io).poll_read(cx, &mut room);
+        read.is_ready() && room.filled().is_empty()
     }
 
     /// Writes what was encrypted.
@@ -298,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
             return Poll::Ready(Ok(0));
         }
         this.turn(&mut ReadBuf::new(&mut []), Say::Bytes(bytes))?;
-        this.early = false;
+        (this.early, this.parting) = (false, false);
         match this.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // What is left goes with the next write, or when it is flushed.
@@ -339,6 +349,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !std::mem::replace(&mut this.closed, true) {
+            if this.parting && this.outgoing.is_empty() && this.is_hung_up(cx) {
+                return Poll::Ready(Ok(()));
+            }
             this.take_up();
             // After a failure there is nothing to say any more.
             let _ = this.turn(&mut ReadBuf::new(&mut []), Say::Close);

@@ -154,6 +154,37 @@ async fn an_end_without_a_word_is_an_error_and_idle_connections_hold_nothing() {
 }
 
 #[tokio::test]
+async fn who_has_hung_up_is_not_answered_and_who_listens_is() {
+    for versions in BOTH {
+        for (hangs_up, speaks_since) in [(true, false), (true, true), (false, false), (false, true)] {
+            let (client, mut server) = pair(versions, 1 << 16).await;
+            let (mut pipe, mut tls) = client.into_inner();
+            tls.send_close_notify();
+            let mut told = Vec::new();
+            tls.write_tls(&mut told).unwrap();
+            pipe.write_all(&told).await.unwrap();
+            if hangs_up {
+                pipe.shutdown().await.unwrap();
+            }
+            assert_eq!(server.read(&mut [0; 8]).await.unwrap(), 0);
+            if speaks_since {
+                server.write_all(b"late").await.unwrap();
+            }
+            server.shutdown().await.unwrap();
+            drop(server);
+            let mut heard = Vec::new();
+            pipe.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard.is_empty(), hangs_up && !speaks_since, "{hangs_up} {speaks_since} {heard:?}");
+            if speaks_since {
+                let mut heard = heard.as_slice();
+                while tls.read_tls(&mut heard).unwrap() > 0 {}
+                assert!(tls.process_new_packets().unwrap().peer_has_closed());
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_tls_gets_an_alert_and_ends() {
     for versions in BOTH {
         let (client, mut server) = pair(versions, 1 << 16).await;
