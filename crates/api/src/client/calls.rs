@@ -2,11 +2,11 @@
 
 use super::{CALL_TIMEOUT, Client, ClientError, encode, path};
 use crate::wire::{
-    ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
-    ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
-    HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
-    RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
-    StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ChangeTenant,
+    ComponentDocument, ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest,
+    DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page,
+    RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate,
+    SpecPatch, StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -54,6 +54,11 @@ impl Client {
     /// Makes a tenant.
     pub async fn create_tenant(&self, request: &CreateTenant) -> Result<TenantDocument, ClientError> {
         self.call(Method::POST, "/v1/tenants", request).await
+    }
+
+    /// Changes a tenant.
+    pub async fn change_tenant(&self, tenant: &str, request: &ChangeTenant) -> Result<TenantDocument, ClientError> {
+        self.call(Method::PATCH, &of_tenant(tenant, &[]), request).await
     }
 
     /// Deletes a tenant in which nothing is left.

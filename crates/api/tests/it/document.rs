@@ -51,6 +51,7 @@ DELETE /v1/tenants/{tenant}/certificates/{name}
 DELETE /v1/tenants/{tenant}/credentials
 DELETE /v1/tenants/{tenant}/volumes/{id}
 HEAD /v1/tenants/{tenant}/uploads/{digest}
+PATCH /v1/tenants/{tenant}
 PATCH /v1/tenants/{tenant}/applications/{application}/components/{component}
 POST /v1/certificates
 POST /v1/gateway/explain
