@@ -108,8 +108,7 @@ impl Client {
 
     /// Whether an archive is there already.
     pub async fn has_upload(&self, tenant: &str, digest: &str) -> Result<bool, ClientError> {
-        let request = self.request(Method::HEAD, &of_tenant(tenant, &["uploads", digest])).timeout(CALL_TIMEOUT);
-        match self.send(request).await {
+        match self.get::<UploadReceipt>(&of_tenant(tenant, &["uploads", digest])).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),

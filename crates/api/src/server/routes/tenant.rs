@@ -94,16 +94,18 @@ pub(super) async fn upload(
     Ok((StatusCode::CREATED, Json(api.upload(body).await?)))
 }
 
-/// Whether an archive is there already.
-#[utoipa::path(head, path = "/v1/tenants/{tenant}/uploads/{digest}", tag = "tenants",
-    params(("tenant" = String, Path), ("digest" = String, Path)), responses((status = 200), (status = 404)))]
+/// An archive that is there already. (HEAD would do, but its answer has no place for why it failed.)
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/uploads/{digest}", tag = "tenants",
+    params(("tenant" = String, Path), ("digest" = String, Path)),
+    responses((status = 200, body = UploadReceipt), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn has_upload(
     State(api): State<Api>,
     Named((tenant, digest)): Named<(TenantName, Digest)>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Json<UploadReceipt>, ApiError> {
     api.tenant_exists(&tenant).await?;
     let found = api.deps.blobs.stat(&content_path(&digest)).await?;
-    Ok(if found.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND })
+    let found = found.ok_or_else(|| Problem::not_found("upload", &digest))?;
+    Ok(Json(UploadReceipt { digest: digest.to_string(), size: found.size }))
 }
 
 /// Volumes of a tenant, kept ones included.
