@@ -1,6 +1,9 @@
 //! The one function that decides a component's status, with a reason and an advice.
 
+mod ready;
 mod telling;
+
+pub use ready::{count_ready, healthy_revision};
 
 use crate::component::{Component, Power};
 use crate::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
@@ -134,6 +137,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
         ComponentKind::Stateless | ComponentKind::Stateful => {}
     }
     let asked = component.wanted_replicas(observed.scaling.as_ref()) as usize;
+    let count = || count_ready(component, instances, asked);
     if asked == 0 && present == 0 {
         let advice = format!("`arco scale {} --replicas 1` starts it", component.reference());
         return StatusReport::new(Status::Stopped, "it is scaled to 0 instances", advice);
@@ -163,9 +167,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
                 let advice = format!("{advice}; the instances from before the change keep serving");
                 StatusReport::new(Status::Degraded, reason, advice)
             }
-            ready => {
-                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
-            }
+            _ => StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice),
         };
     }
     if !context.waiting_for.is_empty() && ready == 0 {
@@ -194,13 +196,9 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
         (RolloutFacts::Progressing, _) => match ill {
             Some(it) => {
                 let (reason, advice) = explain(it, component, context);
-                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+                StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
             }
-            None => StatusReport::new(
-                Status::Upgrading,
-                format!("a change is being rolled out; {ready} of {asked} instances are ready"),
-                "",
-            ),
+            None => StatusReport::new(Status::Upgrading, format!("a change is being rolled out; {}", count()), ""),
         },
         (_, 0) => match ill.or(instances.first()) {
             Some(it) if ill.is_some() => {
@@ -215,7 +213,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
                 Some(it) => explain(it, component, context),
                 None => ("the others are starting".to_owned(), format!("see `arco ps {}`", component.reference())),
             };
-            StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+            StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
         }
     }
 }

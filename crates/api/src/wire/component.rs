@@ -41,7 +41,8 @@ pub struct ComponentDocument {
     pub observed_generation: u64,
     /// Where it can be opened, the default host first.
     pub urls: Vec<String>,
-    /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued.
+    /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued; for a
+    /// stopped one, that what would start has not become healthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// When it runs, for `cron`.
