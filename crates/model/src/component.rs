@@ -132,7 +132,7 @@ pub struct CronRun {
     pub scheduled_at: Timestamp,
     /// When it ended; `None` while it runs.
     pub ended_at: Option<Timestamp>,
-    /// Exit status; `None` while it runs.
+    /// Exit status, -1 when it could not start; `None` while it runs, and when it was cut off.
     pub exit_status: Option<i32>,
 }
 

@@ -133,7 +133,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
     }
     match component.spec.kind {
         ComponentKind::Job => return job(component, observed, context),
-        ComponentKind::Cron => return cron(component, instances),
+        ComponentKind::Cron => return cron(component),
         ComponentKind::Stateless | ComponentKind::Stateful => {}
     }
     let asked = component.wanted_replicas(observed.scaling.as_ref()) as usize;
@@ -288,15 +288,23 @@ fn job(component: &Component, observed: &Observed, context: &StatusContext) -> S
     StatusReport::new(Status::Starting, "its instance is starting", "")
 }
 
-fn cron(component: &Component, instances: &[InstanceFacts]) -> StatusReport {
-    let _ = instances;
-    match &component.observed.last_run {
-        Some(run) if run.exit_status.is_some_and(|it| it != 0) => {
-            let status = run.exit_status.unwrap_or_default();
-            let reason = format!("its run of {} ended with status {status}", run.scheduled_at.rfc3339());
-            StatusReport::new(Status::Abnormal, reason, format!("see `arco logs {}`", component.reference()))
+fn cron(component: &Component) -> StatusReport {
+    let reference = component.reference();
+    let Some(run) = &component.observed.last_run else {
+        return StatusReport { status: Status::Running, ..StatusReport::default() };
+    };
+    let at = run.scheduled_at.rfc3339();
+    match (run.exit_status, run.ended_at) {
+        (Some(0), _) | (None, None) => StatusReport { status: Status::Running, ..StatusReport::default() },
+        (Some(status), _) => {
+            let reason = format!("its run of {at} ended with status {status}");
+            StatusReport::new(Status::Abnormal, reason, format!("see `arco logs {reference}`"))
         }
-        _ => StatusReport { status: Status::Running, ..StatusReport::default() },
+        (None, Some(_)) => StatusReport::new(
+            Status::Abnormal,
+            format!("its run of {at} was cut off: the server that ran it ended"),
+            format!("it runs again at its next time; `arco logs {reference}` shows how far it came"),
+        ),
     }
 }
 

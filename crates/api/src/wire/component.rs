@@ -84,7 +84,7 @@ pub struct RunsDocument {
     pub last_at: Option<String>,
     /// When that run ended (RFC 3339); `null` while it runs.
     pub last_ended_at: Option<String>,
-    /// Its exit status; `null` while it runs.
+    /// Its exit status, -1 when it could not start; `null` while it runs, and when it was cut off.
     pub last_exit_status: Option<i32>,
     /// When it runs next (RFC 3339); `null` while it is stopped, or when the schedule names no time.
     pub next_at: Option<String>,

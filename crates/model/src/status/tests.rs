@@ -227,6 +227,14 @@ fn jobs_end_and_crons_wait() {
     let run = crate::component::CronRun { scheduled_at: Timestamp(0), ended_at: Some(NOW), exit_status: Some(4) };
     cron.observed.last_run = Some(run);
     check(&cron, Observed::default(), &context(), Status::Abnormal, "status 4");
+    for (ended_at, exit_status, status, reason) in [
+        (None, None, Status::Running, ""),
+        (Some(NOW), Some(0), Status::Running, ""),
+        (Some(NOW), None, Status::Abnormal, "cut off"),
+    ] {
+        cron.observed.last_run = Some(crate::component::CronRun { scheduled_at: Timestamp(0), ended_at, exit_status });
+        check(&cron, Observed::default(), &context(), status, reason);
+    }
 }
 
 #[test]
