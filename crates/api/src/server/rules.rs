@@ -23,7 +23,7 @@ pub(super) struct After<'a> {
 /// Memory that a component's instances ask for at most, in MiB; nothing while it is not to run.
 pub(super) fn memory_asked_mb(component: &Component) -> u64 {
     match component.power {
-        Power::On => u64::from(component.spec.most_replicas()) * u64::from(component.spec.resources.memory_mb),
+        Power::On => u64::from(component.spec.most_replicas()).saturating_mul(component.spec.instance_memory_mb()),
         Power::Off | Power::Deleting { .. } => 0,
     }
 }
