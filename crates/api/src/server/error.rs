@@ -71,6 +71,11 @@ impl From<Problem> for ApiError {
 
 impl From<SqlError> for ApiError {
     fn from(error: SqlError) -> Self {
+        if arco_store::fence::is_overtaken(&error) {
+            let message =
+                "the change took so long that one of another server came in between: nothing of it was written";
+            return Problem::new(ErrorKind::Unavailable, "no_turn", message, "try again").into();
+        }
         let text = error.to_string();
         match error {
             SqlError::Exists { .. } => Self {

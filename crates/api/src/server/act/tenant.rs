@@ -18,7 +18,7 @@ impl Api {
         tenant: &TenantName,
         request: &ChangeTenant,
     ) -> Result<Tenant, ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let quota = |it: &mut Tenant| match request.memory_quota_mb {
             Some(asked) if asked != it.memory_quota_mb => {
                 it.memory_quota_mb = asked;
@@ -26,7 +26,7 @@ impl Api {
             }
             _ => false,
         };
-        let changed = self.deps.metadata.modify::<Tenant>(tenant.as_str(), quota).await?;
+        let changed = turn.metadata().modify::<Tenant>(tenant.as_str(), quota).await?;
         changed.ok_or_else(|| Problem::not_found("tenant", tenant).into())
     }
 
@@ -38,7 +38,7 @@ impl Api {
 
     /// Deletes a tenant without applications and volumes, with its credentials and certificates.
     pub(in super::super) async fn delete_tenant(&self, tenant: &TenantName) -> Result<(), ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let metadata = &self.deps.metadata;
         let found = metadata.get::<Tenant>(tenant.as_str()).await?;
         let found = found.ok_or_else(|| Problem::not_found("tenant", tenant))?;
@@ -65,6 +65,6 @@ impl Api {
             batch.delete(&certificate);
         }
         batch.delete(&found);
-        Ok(metadata.commit(batch).await?)
+        Ok(turn.metadata().commit(batch).await?)
     }
 }
