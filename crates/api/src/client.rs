@@ -70,13 +70,7 @@ impl Client {
         }
         let status = response.status().as_u16();
         let body = response.bytes().await.unwrap_or_default();
-        let body = serde_json::from_slice(&body).unwrap_or_else(|_| ErrorBody {
-            code: "unexpected_answer".to_owned(),
-            message: format!("the platform at {} answered with status {status}", self.api),
-            advice: "check that this address is an Arco API of the same version".to_owned(),
-            operation: None,
-        });
-        Err(ClientError::Refused { status, body })
+        Err(ClientError::Refused { status, body: refusal(&self.api, status, &body) })
     }
 
     async fn json<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
@@ -97,6 +91,22 @@ impl Client {
     ) -> Result<T, ClientError> {
         self.json(self.request(method, path).json(body)).await
     }
+}
+
+/// Why a call was refused; what is between us and the platform (a proxy that does not reach it) says it by status alone.
+fn refusal(api: &str, status: u16, body: &[u8]) -> ErrorBody {
+    let (code, advice) = match status {
+        502..=504 => {
+            ("unavailable", "try again in a moment; the log of the server, or of the proxy before it, has the cause")
+        }
+        _ => ("unexpected_answer", "check that this address is an Arco API of the same version"),
+    };
+    serde_json::from_slice(body).unwrap_or_else(|_| ErrorBody {
+        code: code.to_owned(),
+        message: format!("the platform at {api} answered with status {status}"),
+        advice: advice.to_owned(),
+        operation: None,
+    })
 }
 
 /// A path of segments that are percent-encoded, so that no name can leave its place.
@@ -126,6 +136,21 @@ fn encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_says_no_without_a_reason_is_told_by_its_status() {
+        let said = br#"{"code": "blobs_unavailable", "message": "m", "advice": "a"}"#;
+        let rows: [(u16, &[u8], &str); 5] = [
+            (503, said, "blobs_unavailable"),
+            (503, b"", "unavailable"),
+            (502, b"<html>Bad Gateway</html>", "unavailable"),
+            (404, b"not here", "unexpected_answer"),
+            (500, b"", "unexpected_answer"),
+        ];
+        for (status, body, code) in rows {
+            assert_eq!(refusal("h:1", status, body).code, code, "{status}");
+        }
+    }
 
     #[test]
     fn names_cannot_leave_their_place_in_a_path() {

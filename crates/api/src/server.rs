@@ -128,7 +128,7 @@ pub struct ApiRole {
 /// The role over its parts; nothing runs yet.
 pub fn build(deps: ApiDeps) -> ApiRole {
     let requests = identity::Requests::new(&deps.metrics);
-    let changing = turn::Turn::new(deps.turn.clone());
+    let changing = turn::Turn::new(deps.metadata.clone(), deps.turn.clone());
     let shared = Shared {
         deps,
         revisions: read::RevisionCache::default(),

@@ -34,8 +34,8 @@ pub use page::{Page, PageQuery};
 pub use patch::SpecPatch;
 pub use query::{ApplyQuery, DeleteQuery, ExecQuery, ForwardQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
 pub use request::{
-    CertificateAnswer, CertificateRequest, CreateTenant, DeployRequest, LogAnswer, LogQuery, RollbackRequest,
-    ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
+    CertificateAnswer, CertificateRequest, ChangeTenant, CreateTenant, DeployRequest, LogAnswer, LogQuery,
+    RollbackRequest, ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
 };
 pub use route::{Applied, Explanation, RouteDocument, RouteRequest};
 pub use stack::{StackDocument, StackRequest};

@@ -50,6 +50,8 @@ fn storage(step: &'static str) -> impl Fn(&dyn std::fmt::Display) -> Problem {
                 "free space on the platform's disk, then deploy again",
             );
         }
-        Problem::internal(step)
+        let message = format!("the platform failed to {step}: its storage does not work");
+        let advice = "deploy again in a moment; the server's log has the cause";
+        Problem::new(arco_model::error::ErrorKind::Unavailable, "storage_failed", message, advice)
     }
 }

@@ -271,7 +271,11 @@ impl Stacks {
             Stack::Base => vec![debian::base(&self.config, access, work, say).await?],
             Stack::Web => vec![apt().layer(stack, below, work, say).await?, web::layer(work).map_err(made)?],
             Stack::Node(major) => vec![node::layer(*major, &self.config, work, say).await.map_err(made)?],
-            Stack::Go(minor) => vec![golang::layer(*minor, &self.config, access, work, say).await.map_err(made)?],
+            Stack::Go(minor) => vec![
+                golang::layer(*minor, golang::Library::Compiled, &self.config, access, work, say)
+                    .await
+                    .map_err(made)?,
+            ],
             Stack::Fetch | Stack::Python | Stack::Compilers(_) => vec![apt().layer(stack, below, work, say).await?],
         })
     }

@@ -1,6 +1,6 @@
 //! Puts settings together from file, environment and flags, and prints the template.
 
-use crate::Config;
+use crate::{Config, OrchestratorDriver};
 use std::path::PathBuf;
 use toml::{Table, Value};
 
@@ -51,13 +51,27 @@ pub fn from_sources(
             set(&mut table, section, key, value);
         }
     }
-    Config::deserialize_from(table)
+    let config = Config::deserialize_from(table)?;
+    config.agrees()?;
+    Ok(config)
 }
 
 impl Config {
     fn deserialize_from(table: Table) -> Result<Self, ConfigError> {
         serde::Deserialize::deserialize(table)
             .map_err(|it: toml::de::Error| ConfigError::Value(it.message().to_owned()))
+    }
+
+    /// Rules that span settings.
+    fn agrees(&self) -> Result<(), ConfigError> {
+        let shared = self.orchestrator.driver == OrchestratorDriver::Kubernetes
+            && self.store.coordination.trim_start().starts_with("etcd:");
+        if shared && self.server.stop_instances {
+            let why = "`server.stop_instances` is for a server that is alone: the instances of a cluster belong to all servers on \
+                       its stores, and go on with the others. `arco stop` ends those of a component";
+            return Err(ConfigError::Value(why.to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -102,6 +116,23 @@ mod tests {
     fn unknown_settings_are_errors() {
         assert!(from_sources(None, environment(&[("ARCO_SERVER__NO_SUCH", "1")]), vec![]).is_err());
         assert!(from_sources(None, environment(&[("ARCO_NO__SUCH", "1")]), vec![]).is_err());
+    }
+
+    #[test]
+    fn one_of_several_servers_does_not_end_the_instances_of_all() {
+        let stop = ("ARCO_SERVER__STOP_INSTANCES", "true");
+        let cluster = ("ARCO_ORCHESTRATOR__DRIVER", "kubernetes");
+        let shared = ("ARCO_STORE__COORDINATION", "etcd://a:2379,b:2379");
+        for (settings, refused) in [
+            (vec![stop], false),
+            (vec![stop, cluster], false),
+            (vec![stop, shared], false),
+            (vec![cluster, shared], false),
+            (vec![stop, cluster, shared], true),
+        ] {
+            let read = from_sources(None, environment(&settings), vec![]);
+            assert_eq!(read.is_err_and(|it| it.to_string().contains("server.stop_instances")), refused, "{settings:?}");
+        }
     }
 
     #[test]

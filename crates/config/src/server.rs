@@ -55,7 +55,7 @@ pub struct ServerConfig {
     pub domain: String,
     /// Longest time from SIGTERM to the end, in ms.
     pub shutdown_timeout_ms: u64,
-    /// Whether instances are stopped when the server stops.
+    /// Whether instances are stopped when the server stops; not for one of several servers of a cluster.
     pub stop_instances: bool,
     /// Whether the data plane goes on when the server stops.
     pub keep_data_plane: bool,

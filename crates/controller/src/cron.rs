@@ -1,6 +1,7 @@
-//! Runs cron components at their times: each run is a one-shot workload, never two of a component at once.
+//! Runs cron components at their times: each run is a one-shot workload, never two of a component at once in one process.
 //!
-//! A time that passed while nothing of the platform ran is made up for once, not for each missed time.
+//! A time that passed while nothing of the platform ran is made up for once, not for each missed time. A run ends with the
+//! time of the leader that began it ([`LAST`] later at most); what the next one finds without an end was cut off.
 
 use crate::{Controller, ReconcileError, pause, until};
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
@@ -10,6 +11,7 @@ use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::plan::{self, OneShot, OneShotNetwork, PlanContext};
 use arco_model::spec::{ComponentKind, next_run};
 use arco_model::time::Timestamp;
+use arco_orchestrator::{Error, OneShotResult};
 use arco_store::clock;
 use arco_store::sql::Query;
 use std::collections::HashSet;
@@ -21,6 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 const LOOK: Duration = Duration::from_secs(10);
 /// Longest run: a day.
 const RUN_MAX_MS: u64 = 86_400_000;
+/// How long a run may go on once its leader is to lead no more: what is nearly done gets to its end.
+const LAST: Duration = Duration::from_secs(5);
 
 /// Components whose run has not ended.
 #[derive(Default)]
@@ -33,6 +37,57 @@ impl Crons {
 
     fn end(&self, id: &ComponentId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn holds(&self, id: &ComponentId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// It took longer than it may; with this status.
+    OverTime(i32),
+    /// With the leader that began it.
+    CutOff,
+    /// It did not begin.
+    NotStarted(String),
+}
+
+impl End {
+    /// `cut`: it was told to end because its leader does.
+    fn of(outcome: &Result<OneShotResult, Error>, cut: bool) -> Self {
+        match outcome {
+            Ok(it) if it.timed_out => Self::OverTime(it.exit.status),
+            Ok(it) if it.exit.asked => Self::CutOff,
+            Ok(it) => Self::Exited(it.exit.status),
+            Err(_) if cut => Self::CutOff,
+            Err(error) => Self::NotStarted(error.to_string()),
+        }
+    }
+
+    /// What the component remembers of it; no status when it was cut off.
+    fn status(&self) -> Option<i32> {
+        match self {
+            Self::Exited(status) | Self::OverTime(status) => Some(*status),
+            Self::CutOff => None,
+            Self::NotStarted(_) => Some(-1),
+        }
+    }
+
+    /// The line in the log of the component.
+    fn told(&self, scheduled_at: Timestamp, took_ms: u64) -> String {
+        let (run, seconds) = (format!("the run of {}", scheduled_at.rfc3339()), took_ms.div_ceil(1000));
+        match self {
+            Self::Exited(0) => format!("{run} succeeded after {seconds} s"),
+            Self::Exited(status) => format!("{run} ended with status {status} after {seconds} s"),
+            Self::OverTime(_) => format!("{run} was ended: it took longer than {} s", RUN_MAX_MS / 1000),
+            Self::CutOff => format!("{run} was cut off: the server that ran it ends, or leads no more"),
+            Self::NotStarted(why) => format!("{run} could not start: {why}"),
+        }
     }
 }
 
@@ -51,6 +106,17 @@ fn due(component: &Component, now: Timestamp) -> Option<Timestamp> {
     Some(due)
 }
 
+/// The time of a run that has begun and has no end.
+fn open_run(component: &Component) -> Option<Timestamp> {
+    component.observed.last_run.as_ref().filter(|it| it.ended_at.is_none()).map(|it| it.scheduled_at)
+}
+
+/// The end of the time in which a run may go on.
+async fn over(leads: &CancellationToken) {
+    leads.cancelled().await;
+    tokio::time::sleep(LAST).await;
+}
+
 impl Controller {
     /// Starts runs when they are due.
     pub(crate) async fn cron(self, token: CancellationToken, supervisor: Supervisor) -> Result<(), BoxError> {
@@ -60,6 +126,9 @@ impl Controller {
                 Err(error) => tracing::warn!(%error, "listing cron components failed"),
                 Ok(page) => {
                     for component in page.items.into_iter().map(|it| it.value) {
+                        if let Some(lost) = open_run(&component).filter(|_| !self.crons.holds(&component.id)) {
+                            self.close_run(&component, lost).await;
+                        }
                         let runs = component.spec.kind == ComponentKind::Cron && component.power == Power::On;
                         if !runs || component.desired_revision.is_none() {
                             continue;
@@ -68,8 +137,9 @@ impl Controller {
                         if let Some(at) = due(&component, now) {
                             if self.crons.begin(&component.id) {
                                 let this = self.clone();
+                                let leads = token.clone();
                                 let run = async move {
-                                    let outcome = this.run_cron(&component, at).await;
+                                    let outcome = this.run_cron(&component, at, &leads).await;
                                     this.crons.end(&component.id);
                                     outcome.map_err(BoxError::from)
                                 };
@@ -86,7 +156,12 @@ impl Controller {
         Ok(())
     }
 
-    async fn run_cron(&self, component: &Component, scheduled_at: Timestamp) -> Result<(), ReconcileError> {
+    async fn run_cron(
+        &self,
+        component: &Component,
+        scheduled_at: Timestamp,
+        leads: &CancellationToken,
+    ) -> Result<(), ReconcileError> {
         let Some(revision) = &component.desired_revision else { return Ok(()) };
         let Some(revision) = self.revision(revision.as_str()).await? else { return Ok(()) };
         let bound = self.bound(component, &revision).await?;
@@ -104,7 +179,7 @@ impl Controller {
             return Ok(()); // another controller led when it was due, and ran it
         }
         let (sender, mut output) = mpsc::channel::<arco_orchestrator::OutputLine>(256);
-        let (_keep, cancel) = oneshot::channel();
+        let (keep, cancel) = oneshot::channel();
         let stream = LogStream::Component { id: component.id.clone() };
         let forward = async {
             while let Some(line) = output.recv().await {
@@ -113,21 +188,22 @@ impl Controller {
                 self.deps.logs.append(stream.clone(), vec![line]).await;
             }
         };
-        let (outcome, ()) = tokio::join!(self.deps.orchestrator.run(&workload, sender, cancel), forward);
-        let exit_status = match &outcome {
-            Ok(result) => result.exit.status,
-            Err(error) => {
-                let text = format!("the run of {} could not start: {error}", scheduled_at.rfc3339());
-                let line = LogLine { at: clock::now(), instance: Some(id.clone()), origin: LogOrigin::Platform, text };
-                self.deps.logs.append(stream, vec![line]).await;
-                -1
+        let begun = clock::now();
+        let running = async { tokio::join!(self.deps.orchestrator.run(&workload, sender, cancel), forward).0 };
+        tokio::pin!(running);
+        let end = tokio::select! {
+            outcome = &mut running => End::of(&outcome, false),
+            () = over(leads) => {
+                drop(keep); // ends it
+                End::of(&running.await, true)
             }
         };
-        self.record_run(
-            component,
-            CronRun { scheduled_at, ended_at: Some(clock::now()), exit_status: Some(exit_status) },
-        )
-        .await?;
+        let now = clock::now();
+        let text = end.told(scheduled_at, now.since_ms(begun));
+        let line = LogLine { at: now, instance: Some(id.clone()), origin: LogOrigin::Platform, text };
+        self.deps.logs.append(stream.clone(), vec![line]).await;
+        let run = CronRun { scheduled_at, ended_at: Some(now), exit_status: end.status() };
+        self.record_run(component, run).await?;
         self.work.look(component.id.clone());
         Ok(())
     }
@@ -145,6 +221,29 @@ impl Controller {
         Ok(self.deps.metadata.modify::<Component>(component.id.as_str(), claim).await?.is_some() && claimed)
     }
 
+    /// Notes that a run which nobody runs any more has ended, unless its end was noted meanwhile.
+    async fn close_run(&self, component: &Component, scheduled_at: Timestamp) {
+        let now = clock::now();
+        let mut closed = false;
+        let close = |row: &mut Component| {
+            closed = open_run(row) == Some(scheduled_at);
+            if let Some(run) = row.observed.last_run.as_mut().filter(|_| closed) {
+                run.ended_at = Some(now);
+            }
+            closed
+        };
+        match self.deps.metadata.modify::<Component>(component.id.as_str(), close).await {
+            Err(error) => tracing::warn!(%error, component = %component.id, "a run that was cut off is noted later"),
+            Ok(found) if found.is_some() && closed => {
+                let text = End::CutOff.told(scheduled_at, 0);
+                let line = LogLine { at: now, instance: None, origin: LogOrigin::Platform, text };
+                self.deps.logs.append(LogStream::Component { id: component.id.clone() }, vec![line]).await;
+                self.work.look(component.id.clone());
+            }
+            Ok(_) => {}
+        }
+    }
+
     async fn record_run(&self, component: &Component, run: CronRun) -> Result<(), ReconcileError> {
         let set = |row: &mut Component| {
             row.observed.last_run = Some(run.clone());
@@ -154,3 +253,6 @@ impl Controller {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

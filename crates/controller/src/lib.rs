@@ -9,6 +9,8 @@
 mod acme;
 mod cron;
 mod delete;
+#[cfg(test)]
+mod fixture;
 mod gateways;
 mod gather;
 mod reconcile;
@@ -180,16 +182,24 @@ impl Controller {
                 () = token.cancelled() => return Ok(()),
                 rung = changes.recv() => rung,
             };
-            match rung {
-                Ok(id) => self.work.look(id),
-                Err(broadcast::error::RecvError::Lagged(_)) => {
-                    if let Err(error) = self.look_at_all().await {
-                        tracing::warn!(%error, "listing components failed, it is tried again with the next period");
-                    }
-                }
-                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            if !self.hear(rung).await {
+                return Ok(());
             }
         }
+    }
+
+    /// Looks at what was rung for, or at everything when bells were missed; whether there can be more.
+    async fn hear(&self, rung: Result<ComponentId, broadcast::error::RecvError>) -> bool {
+        match rung {
+            Ok(id) => self.work.look(id),
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                if let Err(error) = self.look_at_all().await {
+                    tracing::warn!(%error, "listing components failed, it is tried again with the next period");
+                }
+            }
+            Err(broadcast::error::RecvError::Closed) => return false,
+        }
+        true
     }
 
     /// Looks at everything from time to time: the first time at once, then one after the other over the whole period, so
@@ -239,4 +249,26 @@ async fn pause(token: &CancellationToken, time: Duration) {
 /// Milliseconds from now until `at`, at least 1.
 fn until(at: arco_model::time::Timestamp) -> Duration {
     Duration::from_millis(at.since_ms(clock::now()).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::World;
+    use arco_model::spec::ComponentKind;
+    use tokio::sync::broadcast::error::RecvError::{Closed, Lagged};
+
+    #[tokio::test]
+    async fn who_missed_bells_looks_at_everything_and_survives_that_it_fails() {
+        let world = World::new();
+        let component = world.component(ComponentKind::Stateless).await;
+        let due = || world.controller.work.take().map(|it| it.id().clone());
+        world.rows.take_away(true);
+        assert!(world.controller.hear(Err(Lagged(7))).await, "it goes on");
+        assert_eq!(due(), None);
+        world.rows.take_away(false);
+        assert!(world.controller.hear(Err(Lagged(7))).await);
+        assert_eq!(due(), Some(component.id));
+        assert!(!world.controller.hear(Err(Closed)).await);
+    }
 }

@@ -178,6 +178,7 @@ impl Controller {
         let ready = observed.instances.iter().filter(|it| it.phase == InstancePhase::Ready);
         let ready_replicas = ready.clone().count() as u32;
         let serving_revision = serving(component, observed);
+        let healthy_revision = status::healthy_revision(component, observed);
         let was_ready = component.observed.ready_replicas > 0;
         let address_changed = component.observed.address != observed.address;
         let scaling = scaling(component, observed);
@@ -190,6 +191,7 @@ impl Controller {
                     report: report.clone(),
                     ready_replicas,
                     serving_revision: serving_revision.clone(),
+                    healthy_revision: healthy_revision.clone().or_else(|| row.observed.healthy_revision.clone()),
                     instances: observed.instances.clone(),
                     address: observed.address,
                     last_run: row.observed.last_run.clone(),
@@ -314,13 +316,9 @@ impl Controller {
         if operation.status != OperationStatus::RollingOut {
             return;
         }
-        let ready = view.observed.instances.iter().filter(|it| it.phase == InstancePhase::Ready);
-        let new = ready.filter(|it| Some(&it.revision) == view.component.desired_revision.as_ref()).count();
+        let asked = view.component.wanted_replicas(view.observed.scaling.as_ref()) as usize;
         let text = match view.report.reason.as_str() {
-            "" => format!(
-                "{new} of {} instances are ready",
-                view.component.wanted_replicas(view.observed.scaling.as_ref())
-            ),
+            "" => status::count_ready(view.component, &view.observed.instances, asked),
             reason => format!("{}: {reason}", view.report.status.as_str()),
         };
         if self.notes.is_new(&operation.id, &text) {

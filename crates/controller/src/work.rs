@@ -72,7 +72,8 @@ impl Work {
         }
     }
 
-    fn take(self: &Arc<Self>) -> Option<Item> {
+    /// What is due now, if anything is.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Item> {
         let mut state = self.lock();
         let now = Instant::now();
         let rung: Vec<_> = state.timers.extract_if(|_, at| *at <= now).map(|(id, _)| id).collect();

@@ -109,6 +109,9 @@ pub struct ObservedState {
     pub ready_replicas: u32,
     /// The revision that answers requests now.
     pub serving_revision: Option<RevisionId>,
+    /// The revision that was healthy last: it was desired, and every instance of it as asked. `None`: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy_revision: Option<RevisionId>,
     /// Instances, as last seen.
     pub instances: Vec<crate::observed::InstanceFacts>,
     /// The component's stable address inside the platform's network.
@@ -129,7 +132,7 @@ pub struct CronRun {
     pub scheduled_at: Timestamp,
     /// When it ended; `None` while it runs.
     pub ended_at: Option<Timestamp>,
-    /// Exit status; `None` while it runs.
+    /// Exit status, -1 when it could not start; `None` while it runs, and when it was cut off.
     pub exit_status: Option<i32>,
 }
 

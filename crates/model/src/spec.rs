@@ -4,6 +4,8 @@ pub mod autoscaling;
 mod overlay;
 pub mod scheduling;
 
+pub use overlay::{APP_CONTAINER, container_memory_mb};
+
 use crate::error::Problem;
 use crate::name::{ApplicationName, ComponentName, VolumeName};
 use crate::source::Source;
@@ -99,6 +101,12 @@ impl ComponentSpec {
     /// The most instances that there will be, but for a rollout.
     pub fn most_replicas(&self) -> u32 {
         self.autoscaling.map_or(self.replicas, |it| it.max_replicas)
+    }
+
+    /// Memory that one instance may use, in MiB, with the containers that its overlay puts beside it.
+    pub fn instance_memory_mb(&self) -> u64 {
+        let own = u64::from(self.resources.memory_mb);
+        self.overlay.as_ref().map_or(own, |it| overlay::memory_mb(it, own))
     }
 
     /// What is asked that only a cluster can do, by the name of its field.

@@ -1,6 +1,9 @@
 //! The one function that decides a component's status, with a reason and an advice.
 
+mod ready;
 mod telling;
+
+pub use ready::{count_ready, healthy_revision};
 
 use crate::component::{Component, Power};
 use crate::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts};
@@ -130,10 +133,11 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
     }
     match component.spec.kind {
         ComponentKind::Job => return job(component, observed, context),
-        ComponentKind::Cron => return cron(component, instances),
+        ComponentKind::Cron => return cron(component),
         ComponentKind::Stateless | ComponentKind::Stateful => {}
     }
     let asked = component.wanted_replicas(observed.scaling.as_ref()) as usize;
+    let count = || count_ready(component, instances, asked);
     if asked == 0 && present == 0 {
         let advice = format!("`arco scale {} --replicas 1` starts it", component.reference());
         return StatusReport::new(Status::Stopped, "it is scaled to 0 instances", advice);
@@ -163,9 +167,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
                 let advice = format!("{advice}; the instances from before the change keep serving");
                 StatusReport::new(Status::Degraded, reason, advice)
             }
-            ready => {
-                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
-            }
+            _ => StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice),
         };
     }
     if !context.waiting_for.is_empty() && ready == 0 {
@@ -194,13 +196,9 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
         (RolloutFacts::Progressing, _) => match ill {
             Some(it) => {
                 let (reason, advice) = explain(it, component, context);
-                StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+                StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
             }
-            None => StatusReport::new(
-                Status::Upgrading,
-                format!("a change is being rolled out; {ready} of {asked} instances are ready"),
-                "",
-            ),
+            None => StatusReport::new(Status::Upgrading, format!("a change is being rolled out; {}", count()), ""),
         },
         (_, 0) => match ill.or(instances.first()) {
             Some(it) if ill.is_some() => {
@@ -215,7 +213,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
                 Some(it) => explain(it, component, context),
                 None => ("the others are starting".to_owned(), format!("see `arco ps {}`", component.reference())),
             };
-            StatusReport::new(Status::Degraded, format!("{ready} of {asked} instances are ready: {reason}"), advice)
+            StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
         }
     }
 }
@@ -290,15 +288,23 @@ fn job(component: &Component, observed: &Observed, context: &StatusContext) -> S
     StatusReport::new(Status::Starting, "its instance is starting", "")
 }
 
-fn cron(component: &Component, instances: &[InstanceFacts]) -> StatusReport {
-    let _ = instances;
-    match &component.observed.last_run {
-        Some(run) if run.exit_status.is_some_and(|it| it != 0) => {
-            let status = run.exit_status.unwrap_or_default();
-            let reason = format!("its run of {} ended with status {status}", run.scheduled_at.rfc3339());
-            StatusReport::new(Status::Abnormal, reason, format!("see `arco logs {}`", component.reference()))
+fn cron(component: &Component) -> StatusReport {
+    let reference = component.reference();
+    let Some(run) = &component.observed.last_run else {
+        return StatusReport { status: Status::Running, ..StatusReport::default() };
+    };
+    let at = run.scheduled_at.rfc3339();
+    match (run.exit_status, run.ended_at) {
+        (Some(0), _) | (None, None) => StatusReport { status: Status::Running, ..StatusReport::default() },
+        (Some(status), _) => {
+            let reason = format!("its run of {at} ended with status {status}");
+            StatusReport::new(Status::Abnormal, reason, format!("see `arco logs {reference}`"))
         }
-        _ => StatusReport { status: Status::Running, ..StatusReport::default() },
+        (None, Some(_)) => StatusReport::new(
+            Status::Abnormal,
+            format!("its run of {at} was cut off: the server that ran it ended"),
+            format!("it runs again at its next time; `arco logs {reference}` shows how far it came"),
+        ),
     }
 }
 

@@ -39,7 +39,8 @@ pub const SETTINGS: &str = "/gateway/settings";
 pub const MARK: &str = "/gateway/mark";
 /// `/gateway-status/<gateway id>` → [`GatewayStatus`], on a lease. A gateway writes this prefix and [`RATES_PREFIX`] only.
 pub const STATUS_PREFIX: &str = "/gateway-status/";
-/// `/gateway-rates/<gateway id>` → [`RatesSeen`], on a lease, while there are several gateways.
+/// `/gateway-rates/<gateway id>` → [`RatesSeen`], sealed with the gateways' keys for this key of the store; on a lease,
+/// while there are several gateways.
 pub const RATES_PREFIX: &str = "/gateway-rates/";
 
 /// Where requests for one host go.

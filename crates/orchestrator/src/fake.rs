@@ -40,6 +40,7 @@ struct State {
     volumes: BTreeSet<ComponentId>,
     runs: Option<OneShotScript>,
     ran: Vec<OneShot>,
+    held: bool,
     made: u64,
     now: Timestamp,
 }
@@ -82,6 +83,11 @@ impl FakeOrchestrator {
         script: impl Fn(&OneShot) -> Result<(Vec<String>, OneShotResult), String> + Send + 'static,
     ) {
         self.lock().runs = Some(Box::new(script));
+    }
+
+    /// One-shots go on until they are cancelled.
+    pub fn hold_runs(&self) {
+        self.lock().held = true;
     }
 
     /// Every one-shot that was run.
@@ -345,13 +351,18 @@ impl Orchestrator for FakeOrchestrator {
         &self,
         workload: &OneShot,
         output: mpsc::Sender<OutputLine>,
-        _cancel: oneshot::Receiver<()>,
+        cancel: oneshot::Receiver<()>,
     ) -> Result<OneShotResult, Error> {
-        let answer = {
+        let (held, answer) = {
             let mut state = self.lock();
             state.ran.push(workload.clone());
-            state.runs.as_ref().map(|it| it(workload))
+            (state.held, state.runs.as_ref().map(|it| it(workload)))
         };
+        if held {
+            let _ = cancel.await; // fired or dropped: both mean the same
+            let exit = ExitFacts { status: 137, signal: Some(9), asked: true, ..ExitFacts::default() };
+            return Ok(OneShotResult { exit, timed_out: false, layer: None });
+        }
         let ended = OneShotResult { exit: ExitFacts::default(), timed_out: false, layer: None };
         let (lines, result) = answer.unwrap_or_else(|| Ok((Vec::new(), ended))).map_err(Error::Refused)?;
         for text in lines {

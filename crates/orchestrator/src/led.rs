@@ -1,7 +1,7 @@
 //! An orchestrator that acts only while its user leads.
 //!
 //! What must hold: nothing is begun, changed or ended once the user does not lead any more; looking is always allowed.
-//! What is under way then, as a run of a job, goes on to its end.
+//! What is under way then goes on until whoever began it ends it, as the controller does with the runs of cron components.
 
 use crate::{
     Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, SharedOrchestrator,

@@ -10,6 +10,7 @@ pub mod fake;
 pub mod layer;
 mod led;
 pub mod local;
+pub mod one_off;
 
 pub use led::LedOrchestrator;
 

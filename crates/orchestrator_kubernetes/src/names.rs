@@ -57,7 +57,7 @@ pub(crate) const PULL_SECRET: &str = "arco-registry";
 /// Name of a tenant's quota.
 pub(crate) const QUOTA: &str = "arco";
 /// Name of the container in every pod of ours.
-pub(crate) const CONTAINER: &str = "app";
+pub(crate) const CONTAINER: &str = arco_model::spec::APP_CONTAINER;
 
 /// Longest readable part of a name; with id and key it stays below the 52 characters that a stateful set may have.
 const READABLE: usize = 30;

@@ -18,7 +18,7 @@ use arco_model::artifact::{ImageConfig, ImageRef};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
-use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine};
+use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, LogParams};
@@ -169,34 +169,18 @@ pub(crate) async fn attach(
         begin(&inner, &namespace, &waiting, false, &mut changed).await?;
         exec::start(inner.cluster(), &namespace, &name, request).await
     };
-    let begun = tokio::select! {
-        begun = begun => begun,
-        () = inner.stop.cancelled() => Err(Error::Refused("the server stops".to_owned())),
-        () = tokio::time::sleep_until(deadline) => Err(Error::Refused("its time was over before it could start".to_owned())),
-    };
-    let ExecSession { stdin, stdout, stderr, resize, exit: mut ended } = match begun {
+    let session = match one_off::begun(begun, deadline, &inner.stop).await {
         Ok(session) => session,
         Err(error) => {
             leave(&inner, &namespace, &waiting.id).await;
             return Err(error);
         }
     };
-    let (mut told, exit) = oneshot::channel();
-    let work = inner.clone();
-    inner.tracker.spawn(async move {
-        let status = tokio::select! {
-            status = &mut ended => status.ok(),
-            () = told.closed() => None,
-            () = tokio::time::sleep_until(deadline) => None,
-            () = work.stop.cancelled() => None,
-        };
-        drop(ended); // ends the connection; the program goes with the pod
-        leave(&work, &namespace, &waiting.id).await;
-        if let Some(status) = status {
-            let _ = told.send(status); // the session may be gone
-        }
-    });
-    Ok(ExecSession { stdin, stdout, stderr, resize, exit })
+    let (work, stop) = (inner.clone(), inner.stop.clone());
+    let leaving = async move { leave(&work, &namespace, &waiting.id).await };
+    let (session, beside) = one_off::tied(session, deadline, stop, leaving);
+    inner.tracker.spawn(beside);
+    Ok(session)
 }
 
 async fn leave(inner: &Inner, namespace: &str, id: &InstanceId) {

@@ -97,6 +97,18 @@ impl Fence {
     }
 }
 
+/// The metadata alone, for who leads for the time of one change: shuts out everybody who raised `name` before.
+pub async fn raise_metadata(metadata: &SharedMetadata, name: &str, by: &str) -> Result<SharedMetadata, SqlError> {
+    let version = raise_row(metadata, name, by).await?;
+    let (metadata, broken) = (metadata.clone(), CancellationToken::new());
+    Ok(Arc::new(FencedMetadata { metadata, row: name.to_owned(), version, broken }))
+}
+
+/// Whether a write was refused because somebody else raised the fence.
+pub fn is_overtaken(error: &SqlError) -> bool {
+    matches!(error, SqlError::Unavailable { cause, .. } if cause == OTHER)
+}
+
 /// Writes the row anew; returns its version.
 async fn raise_row(metadata: &SharedMetadata, name: &str, by: &str) -> Result<u64, SqlError> {
     let mut attempt = 0;

@@ -7,11 +7,13 @@
 
 mod http;
 mod leftovers;
+mod openssl;
 mod platform;
 mod random;
 pub mod servers;
 
 pub use http::{Response, get};
+pub use openssl::{has_openssl, openssl};
 pub use platform::{Options, Outcome, Platform};
 pub use random::Random;
 

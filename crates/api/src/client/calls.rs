@@ -2,11 +2,11 @@
 
 use super::{CALL_TIMEOUT, Client, ClientError, encode, path};
 use crate::wire::{
-    ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ComponentDocument,
-    ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest, DeployRequest, Explanation,
-    HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page, RevisionDocument,
-    RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate, SpecPatch,
-    StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ChangeTenant,
+    ComponentDocument, ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest,
+    DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page,
+    RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate,
+    SpecPatch, StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -56,6 +56,11 @@ impl Client {
         self.call(Method::POST, "/v1/tenants", request).await
     }
 
+    /// Changes a tenant.
+    pub async fn change_tenant(&self, tenant: &str, request: &ChangeTenant) -> Result<TenantDocument, ClientError> {
+        self.call(Method::PATCH, &of_tenant(tenant, &[]), request).await
+    }
+
     /// Deletes a tenant in which nothing is left.
     pub async fn delete_tenant(&self, tenant: &str) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &of_tenant(tenant, &[]));
@@ -103,8 +108,7 @@ impl Client {
 
     /// Whether an archive is there already.
     pub async fn has_upload(&self, tenant: &str, digest: &str) -> Result<bool, ClientError> {
-        let request = self.request(Method::HEAD, &of_tenant(tenant, &["uploads", digest])).timeout(CALL_TIMEOUT);
-        match self.send(request).await {
+        match self.get::<UploadReceipt>(&of_tenant(tenant, &["uploads", digest])).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),

@@ -6,6 +6,7 @@ mod context;
 mod credential;
 mod follow;
 mod operation;
+mod power;
 pub(super) mod route;
 pub(super) mod scale;
 mod stack;
@@ -75,15 +76,6 @@ impl Api {
             it.configure(&target.component, OperationKind::Configure, cause, &edit, &patch.secrets)
         })
         .await
-    }
-
-    pub(super) async fn power(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        kind: OperationKind,
-    ) -> Result<OperationDocument, ApiError> {
-        self.one(caller, target, |it| it.power(&target.component, kind)).await
     }
 
     pub(super) async fn set_secret(

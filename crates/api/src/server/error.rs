@@ -42,14 +42,21 @@ impl ApiError {
         Self { cause: Some(cause.to_string()), ..Problem::internal(step).into() }
     }
 
-    fn unavailable(code: &str, message: &str, cause: impl std::fmt::Display) -> Self {
+    /// A store that does not answer; `setting` names which.
+    fn unavailable(code: &str, message: &str, setting: &str, cause: impl std::fmt::Display) -> Self {
+        let advice = format!(
+            "try again in a moment; if it stays, check what `{setting}` names: the log of the server has the cause"
+        );
+        Self::failed(code, message, &advice, cause)
+    }
+
+    fn failed(code: &str, message: &str, advice: &str, cause: impl std::fmt::Display) -> Self {
         let cause = cause.to_string();
         let problem = if arco_store::says_full(&cause) {
             let advice = "free space below the data dir, or give the platform a larger disk; then try again";
             let message = format!("{message}: the platform's disk is full");
             Problem::new(ErrorKind::LimitReached, "disk_full", message, advice)
         } else {
-            let advice = "try again in a moment; the server's log has the cause";
             Problem::new(ErrorKind::Unavailable, code, message, advice)
         };
         Self { cause: Some(cause), ..problem.into() }
@@ -64,6 +71,11 @@ impl From<Problem> for ApiError {
 
 impl From<SqlError> for ApiError {
     fn from(error: SqlError) -> Self {
+        if arco_store::fence::is_overtaken(&error) {
+            let message =
+                "the change took so long that one of another server came in between: nothing of it was written";
+            return Problem::new(ErrorKind::Unavailable, "no_turn", message, "try again").into();
+        }
         let text = error.to_string();
         match error {
             SqlError::Exists { .. } => Self {
@@ -83,7 +95,8 @@ impl From<SqlError> for ApiError {
             },
             SqlError::Corrupt { .. } | SqlError::Newer { .. } => Self::internal("read the metadata", text),
             SqlError::Unavailable { .. } => {
-                Self::unavailable("metadata_unavailable", "the metadata store does not answer", text)
+                let message = "the metadata store does not answer";
+                Self::unavailable("metadata_unavailable", message, "store.metadata", text)
             }
         }
     }
@@ -101,7 +114,8 @@ impl From<BlobError> for ApiError {
             }
             BlobError::Path(_) => Self::internal("name a blob", text),
             BlobError::Io { source, .. } => {
-                Self::unavailable("blobs_unavailable", "the blob store does not work", format!("{text}: {source}"))
+                let message = "the blob store does not work";
+                Self::unavailable("blobs_unavailable", message, "store.blobs", format!("{text}: {source}"))
             }
         }
     }
@@ -129,7 +143,8 @@ impl From<arco_orchestrator::Error> for ApiError {
             )
             .into(),
             failed @ Error::Failed { .. } => {
-                Self::unavailable("orchestrator_failed", &failed.to_string(), failed.to_string())
+                let advice = "try again in a moment; the server's log has the cause";
+                Self::failed("orchestrator_failed", &failed.to_string(), advice, failed.to_string())
             }
         }
     }
@@ -137,7 +152,7 @@ impl From<arco_orchestrator::Error> for ApiError {
 
 impl From<arco_mq::QueueError> for ApiError {
     fn from(error: arco_mq::QueueError) -> Self {
-        Self::unavailable("queue_unavailable", "the job queue does not accept", error)
+        Self::unavailable("queue_unavailable", "the job queue does not accept", "store.coordination", error)
     }
 }
 
@@ -201,6 +216,24 @@ mod tests {
         let error = ApiError::from(full);
         assert_eq!((error.problem.kind, error.problem.code.as_str()), (ErrorKind::LimitReached, "disk_full"));
         assert!(error.problem.message.contains("full") && error.problem.advice.contains("free space"));
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_named() {
+        let away = || std::io::Error::other("connection refused");
+        let blobs = BlobError::Io { step: "look for", path: "content/x".into(), source: away() };
+        let rows = [
+            (ApiError::from(blobs), "blobs_unavailable", "store.blobs"),
+            (
+                SqlError::Unavailable { step: "read", cause: "connection refused".into() }.into(),
+                "metadata_unavailable",
+                "store.metadata",
+            ),
+        ];
+        for (error, code, setting) in rows {
+            assert_eq!((error.problem.kind, error.problem.code.as_str()), (ErrorKind::Unavailable, code));
+            assert!(error.problem.advice.contains(setting), "{}", error.problem.advice);
+        }
     }
 
     #[test]

@@ -250,6 +250,7 @@ mod tests {
             (Method::DELETE, APPLICATION.to_owned(), Permission::Operate),
             (Method::POST, "/v1/tenants".to_owned(), Permission::Administer),
             (Method::DELETE, "/v1/tenants/{tenant}".to_owned(), Permission::Administer),
+            (Method::PATCH, "/v1/tenants/{tenant}".to_owned(), Permission::Administer),
             (Method::POST, "/v1/gateway/follow".to_owned(), Permission::Change),
             (Method::POST, "/v1/certificates".to_owned(), Permission::Administer),
             (Method::GET, "/v1/certificates".to_owned(), Permission::Administer),

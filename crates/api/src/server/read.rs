@@ -10,7 +10,7 @@ use crate::wire::{
     PageQuery, RevisionDocument, RouteDocument, RunsDocument, SecretDocument, UsageDocument, VolumeDocument,
 };
 use arco_model::application::{Application, Tenant};
-use arco_model::component::{Component, Revision};
+use arco_model::component::{Component, Power, Revision};
 use arco_model::error::Problem;
 use arco_model::id::{ComponentId, RevisionId};
 use arco_model::name::{ApplicationName, TenantName};
@@ -106,7 +106,7 @@ impl Api {
         Ok(revision.map_or_else(|| component.spec.ports.clone(), |it| it.ports.clone()))
     }
 
-    async fn number(&self, id: Option<&RevisionId>) -> Result<Option<u64>, ApiError> {
+    pub(super) async fn number(&self, id: Option<&RevisionId>) -> Result<Option<u64>, ApiError> {
         Ok(self.revisions.get(self, id).await?.map(|it| it.number))
     }
 
@@ -164,6 +164,10 @@ impl Api {
         let routes = self.routes_of(&component.id).await?;
         let observed = &component.observed;
         let hosts: Vec<&str> = routes.iter().map(|it| it.host.as_str()).collect();
+        let mut warnings = self.certificate_warnings(&component.tenant, &hosts).await?;
+        if component.power == Power::Off {
+            warnings.extend(self.unproven_warning(&component).await?);
+        }
         Ok(ComponentDocument {
             application: component.application.to_string(),
             component: component.name.to_string(),
@@ -176,7 +180,7 @@ impl Api {
             generation: component.generation,
             observed_generation: observed.observed_generation,
             urls: self.urls(&component, &routes).await?,
-            warnings: self.certificate_warnings(&component.tenant, &hosts).await?,
+            warnings,
             runs: RunsDocument::of(&component, clock::now()),
             instances: self.instances(&component).await?,
             tenant: component.tenant.to_string(),

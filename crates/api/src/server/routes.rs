@@ -59,7 +59,7 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(stack::list))
         .routes(routes!(stack::keep, stack::forget))
         .routes(routes!(tenant::list, tenant::create))
-        .routes(routes!(tenant::delete))
+        .routes(routes!(tenant::change, tenant::delete))
         .routes(routes!(tenant::upload))
         .routes(routes!(tenant::has_upload))
         .routes(routes!(tenant::volumes))

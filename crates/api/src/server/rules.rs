@@ -20,6 +20,14 @@ pub(super) struct After<'a> {
     pub(super) created: BTreeSet<&'a ComponentId>,
 }
 
+/// Memory that a component's instances ask for at most, in MiB; nothing while it is not to run.
+pub(super) fn memory_asked_mb(component: &Component) -> u64 {
+    match component.power {
+        Power::On => u64::from(component.spec.most_replicas()).saturating_mul(component.spec.instance_memory_mb()),
+        Power::Off | Power::Deleting { .. } => 0,
+    }
+}
+
 fn leaving(component: &Component) -> bool {
     matches!(component.power, Power::Deleting { .. })
 }
@@ -102,16 +110,20 @@ impl<'a> After<'a> {
 
     /// Memory that the tenant asks for stays within its quota; what makes it less is always allowed.
     pub(super) fn quota(&self, tenant: &Tenant, before: &[&Component]) -> Result<(), Problem> {
-        let asked = |it: &Component| u64::from(it.spec.most_replicas()) * u64::from(it.spec.resources.memory_mb);
-        let on = |it: &&&Component| it.tenant == tenant.name && it.power == Power::On;
-        let (now, then): (u64, u64) =
-            (before.iter().filter(on).map(|it| asked(it)).sum(), self.all.iter().filter(on).map(|it| asked(it)).sum());
+        let asked = |components: &[&Component]| -> u64 {
+            components.iter().filter(|it| it.tenant == tenant.name).map(|it| memory_asked_mb(it)).sum()
+        };
+        let (now, then) = (asked(before), asked(&self.all));
         if tenant.memory_quota_mb > 0 && then > tenant.memory_quota_mb && then > now {
             let message = format!(
                 "tenant `{}` may use {} MB of memory; this change asks for {then} MB in all",
                 tenant.name, tenant.memory_quota_mb
             );
-            let advice = "ask for fewer or smaller instances, stop others, or have the quota raised";
+            let advice = format!(
+                "ask for fewer or smaller instances, stop others, or have an administrator raise the quota: \
+                 `arco tenant set {} --memory-quota-mb N`",
+                tenant.name
+            );
             return Err(Problem::new(ErrorKind::LimitReached, "quota_reached", message, advice));
         }
         Ok(())

@@ -1,10 +1,15 @@
 //! One change at a time: rules that span rows (hosts, quotas, bindings) are checked by nothing else.
 //!
 //! What must hold: from reading to writing nobody else is between the two, neither in this process nor, where several
-//! serve the API, in another one.
+//! serve the API, in another one. The lock among several ends by itself when its holder is silent; whoever is overtaken so
+//! can write nothing any more, as long as it writes through [`OurTurn::metadata`].
 
+use super::error::ApiError;
 use arco_model::error::{ErrorKind, Problem};
+use arco_model::id::RowId;
 use arco_store::leader::{LeaderLock, Taken};
+use arco_store::sql::SharedMetadata;
+use arco_store::{clock, fence};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -12,9 +17,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 /// How long a change waits for others.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What is fenced: the row that each turn raises anew.
+const FENCE: &str = "changes";
+
 /// Whose turn it is.
 pub(super) struct Turn {
     here: Arc<Mutex<()>>,
+    metadata: SharedMetadata,
     /// Among several processes.
     everywhere: Option<Arc<dyn LeaderLock>>,
 }
@@ -22,18 +31,28 @@ pub(super) struct Turn {
 /// Our turn, until it is dropped.
 pub(super) struct OurTurn {
     here: Option<OwnedMutexGuard<()>>,
+    metadata: SharedMetadata,
     everywhere: Option<Arc<dyn LeaderLock>>,
 }
 
+impl OurTurn {
+    /// Where to write: refuses once the turn is somebody else's.
+    pub(super) fn metadata(&self) -> &SharedMetadata {
+        &self.metadata
+    }
+}
+
 impl Turn {
-    pub(super) fn new(everywhere: Option<Arc<dyn LeaderLock>>) -> Self {
-        Self { here: Arc::default(), everywhere }
+    pub(super) fn new(metadata: SharedMetadata, everywhere: Option<Arc<dyn LeaderLock>>) -> Self {
+        Self { here: Arc::default(), metadata, everywhere }
     }
 
     /// Waits for our turn.
-    pub(super) async fn lock(&self) -> Result<OurTurn, Problem> {
+    pub(super) async fn lock(&self) -> Result<OurTurn, ApiError> {
         let here = Some(self.here.clone().lock_owned().await);
-        let Some(lock) = &self.everywhere else { return Ok(OurTurn { here, everywhere: None }) };
+        let Some(lock) = &self.everywhere else {
+            return Ok(OurTurn { here, metadata: self.metadata.clone(), everywhere: None });
+        };
         let taken = async {
             loop {
                 match lock.take().await {
@@ -44,13 +63,19 @@ impl Turn {
             }
         };
         let why = match tokio::time::timeout(PATIENCE, taken).await {
-            Ok(Ok(())) => return Ok(OurTurn { here, everywhere: Some(lock.clone()) }),
+            Ok(Ok(())) => {
+                // From here on it is given back however this goes on.
+                let mut ours = OurTurn { here, metadata: self.metadata.clone(), everywhere: Some(lock.clone()) };
+                let by: RowId = clock::fresh();
+                ours.metadata = fence::raise_metadata(&self.metadata, FENCE, by.as_str()).await?;
+                return Ok(ours);
+            }
             Ok(Err(why)) => why,
             Err(_) => format!("other changes took longer than {} s", PATIENCE.as_secs()),
         };
         let message = format!("the change could not get its turn among those of other servers: {why}");
         let advice = "try again; if it stays so, look whether the coordination store (`store.coordination`) answers";
-        Err(Problem::new(ErrorKind::Unavailable, "no_turn", message, advice))
+        Err(Problem::new(ErrorKind::Unavailable, "no_turn", message, advice).into())
     }
 }
 
@@ -70,14 +95,19 @@ impl Drop for OurTurn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arco_model::application::Tenant;
+    use arco_model::time::Timestamp;
     use arco_store::kv::{MemoryKv, SharedKv};
     use arco_store::leader::KvLock;
+    use arco_store::sql::MemoryMetadata;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_at_a_time_among_several_processes() {
         let kv: SharedKv = Arc::new(MemoryKv::new());
-        let process = |name: &str| Arc::new(Turn::new(Some(Arc::new(KvLock::new(kv.clone(), "turn", name, 30)))));
+        let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
+        let lock = |name: &str| Arc::new(KvLock::new(kv.clone(), "turn", name, 30));
+        let process = |name: &str| Arc::new(Turn::new(metadata.clone(), Some(lock(name))));
         let (inside, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let mut tasks = tokio::task::JoinSet::new();
         for process in [process("a"), process("b")] {
@@ -99,5 +129,23 @@ mod tests {
             ended.unwrap();
         }
         assert_eq!(done.load(Ordering::SeqCst), 30);
+    }
+
+    #[tokio::test]
+    async fn who_was_overtaken_writes_nothing() {
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
+        let lock = |name: &str| Arc::new(KvLock::new(kv.clone(), "turn", name, 30));
+        let (slow, quick) = (lock("slow"), lock("quick"));
+        let tenant = |name: &str| Tenant { name: name.parse().unwrap(), memory_quota_mb: 0, created_at: Timestamp(1) };
+        let first = Turn::new(metadata.clone(), Some(slow.clone())).lock().await.unwrap();
+        first.metadata().insert(&tenant("one")).await.unwrap();
+        // As when it was silent for longer than the lock stays with it.
+        slow.give_back().await.unwrap();
+        let second = Turn::new(metadata.clone(), Some(quick)).lock().await.unwrap();
+        let refused = first.metadata().insert(&tenant("two")).await.map_err(ApiError::from).unwrap_err();
+        assert_eq!(refused.body().code, "no_turn");
+        second.metadata().insert(&tenant("three")).await.unwrap();
+        assert!(metadata.get::<Tenant>("two").await.unwrap().is_none());
     }
 }

@@ -164,7 +164,7 @@ impl Api {
     where
         D: Fn(&mut Change<'_>) -> Result<(), ApiError> + Send + Sync,
     {
-        let one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -177,9 +177,9 @@ impl Api {
             if batch.writes.is_empty() {
                 return Ok(operations);
             }
-            match self.deps.metadata.commit(batch).await.map_err(ApiError::from) {
+            match turn.metadata().commit(batch).await.map_err(ApiError::from) {
                 Ok(()) => {
-                    drop(one_at_a_time);
+                    drop(turn);
                     self.deps.outbox.notify_one();
                     self.announce(caller, &operations).await;
                     self.show_builds(&operations).await;

@@ -41,7 +41,8 @@ pub struct ComponentDocument {
     pub observed_generation: u64,
     /// Where it can be opened, the default host first.
     pub urls: Vec<String>,
-    /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued.
+    /// What is wrong beside its status, with what to do: certificates of its hosts that cannot be issued; for a
+    /// stopped one, that what would start has not become healthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// When it runs, for `cron`.
@@ -83,7 +84,7 @@ pub struct RunsDocument {
     pub last_at: Option<String>,
     /// When that run ended (RFC 3339); `null` while it runs.
     pub last_ended_at: Option<String>,
-    /// Its exit status; `null` while it runs.
+    /// Its exit status, -1 when it could not start; `null` while it runs, and when it was cut off.
     pub last_exit_status: Option<i32>,
     /// When it runs next (RFC 3339); `null` while it is stopped, or when the schedule names no time.
     pub next_at: Option<String>,

@@ -30,6 +30,9 @@ pub struct OperationDocument {
     /// Why it failed.
     #[serde(default)]
     pub problem: Option<ErrorBody>,
+    /// What whoever asked for it should know at once, with what to do; only in the answer to that request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Whether a person asked to end it.
     #[serde(default)]
     pub cancel_asked: bool,
@@ -61,6 +64,7 @@ impl From<&Operation> for OperationDocument {
                 .problem
                 .clone()
                 .map(|it| ErrorBody { operation: Some(operation.id.to_string()), ..ErrorBody::from(it) }),
+            warnings: Vec::new(),
             cancel_asked: operation.cancel_asked,
             build_ms: operation.build_ms,
             rollout_ms: operation.rollout_ms,

@@ -94,6 +94,15 @@ pub struct CreateTenant {
     pub memory_quota_mb: u64,
 }
 
+/// What changes of a tenant. What is absent stays.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChangeTenant {
+    /// Memory that all instances together may ask for, in MiB; 0 means no limit. What runs goes on when it is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_quota_mb: Option<u64>,
+}
+
 /// A tenant.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantDocument {
@@ -101,6 +110,9 @@ pub struct TenantDocument {
     pub name: String,
     /// Memory that all instances together may ask for, in MiB; 0 means no limit.
     pub memory_quota_mb: u64,
+    /// Memory that they ask for now, in MiB, as the quota counts it.
+    #[serde(default)]
+    pub memory_asked_mb: u64,
     /// When it was made (RFC 3339).
     pub created_at: String,
 }

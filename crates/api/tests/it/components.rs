@@ -3,10 +3,12 @@
 use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{ScaleRequest, SpecPatch};
 use arco_model::component::{Component, CronRun, Power};
+use arco_model::id::RevisionId;
 use arco_model::job::Topic;
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{Binding, ComponentKind};
+use arco_model::status::Status;
 use arco_model::time::Timestamp;
 use std::time::Duration;
 
@@ -198,6 +200,46 @@ async fn power_is_switched() {
         assert_eq!(operation.generation, component.generation);
     }
     assert_eq!(code(platform.client.power("default", WEB, "explode").await), "path_unknown");
+}
+
+#[tokio::test]
+async fn who_starts_what_never_worked_is_told() {
+    let platform = Platform::start().await;
+    let first = platform.running(WEB, SpecPatch::default()).await;
+    // What the controller writes at its looks.
+    let seen = async |healthy: Option<&RevisionId>, status| {
+        let see = |row: &mut Component| {
+            row.observed.observed_generation = row.generation;
+            row.observed.healthy_revision = healthy.cloned();
+            row.observed.report.status = status;
+            true
+        };
+        platform.metadata.modify::<Component>(first.id.as_str(), see).await.unwrap();
+    };
+    let power = async |verb| platform.client.power("default", WEB, verb).await.unwrap().warnings;
+    let shown = async || platform.client.component("default", WEB).await.unwrap().warnings;
+    let (worked, nothing) = (first.desired_revision.as_ref(), Vec::<String>::new());
+
+    seen(worked, Status::Running).await;
+    assert_eq!(power("restart").await, nothing, "it works");
+    platform.client.patch("default", WEB, &env("A", Some("1"))).await.unwrap();
+    assert_eq!(power("restart").await, nothing, "nobody has looked at the change yet");
+    seen(worked, Status::Upgrading).await;
+    assert_eq!(power("restart").await, nothing, "the change is on its way");
+    seen(worked, Status::Degraded).await;
+    let told = power("restart").await;
+    assert!(
+        told.len() == 1 && told[0].contains("revision 2") && told[0].contains("arco rollback shop/web 1"),
+        "{told:?}"
+    );
+    seen(worked, Status::Degraded).await;
+    assert_eq!(shown().await, nothing, "its status says why it is not well");
+    assert_eq!(power("stop").await, nothing);
+    seen(worked, Status::Stopped).await;
+    assert_eq!(shown().await, told);
+    assert_eq!(power("start").await, told);
+    seen(None, Status::Abnormal).await;
+    assert_eq!(power("restart").await, nothing, "nothing is known to have worked");
 }
 
 #[tokio::test]

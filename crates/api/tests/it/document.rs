@@ -37,6 +37,7 @@ GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
 GET /v1/tenants/{tenant}/routes
 GET /v1/tenants/{tenant}/streams
+GET /v1/tenants/{tenant}/uploads/{digest}
 GET /v1/tenants/{tenant}/volumes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
@@ -50,7 +51,7 @@ DELETE /v1/tenants/{tenant}/applications/{application}/components/{component}/st
 DELETE /v1/tenants/{tenant}/certificates/{name}
 DELETE /v1/tenants/{tenant}/credentials
 DELETE /v1/tenants/{tenant}/volumes/{id}
-HEAD /v1/tenants/{tenant}/uploads/{digest}
+PATCH /v1/tenants/{tenant}
 PATCH /v1/tenants/{tenant}/applications/{application}/components/{component}
 POST /v1/certificates
 POST /v1/gateway/explain

@@ -2,7 +2,7 @@
 
 use crate::platform::{Platform, WEB, code};
 use arco_api::client::{Client, Context};
-use arco_api::wire::{CertificateRequest, CreateTenant, SpecPatch};
+use arco_api::wire::{CertificateRequest, ChangeTenant, CreateTenant, SpecPatch};
 
 #[tokio::test]
 async fn roles_and_tenants_limit_what_a_certificate_can_do() {
@@ -149,4 +149,19 @@ async fn a_quota_is_kept() {
     };
     assert_eq!(code(platform.client.deploy("small", WEB, &request(2)).await), "quota_reached");
     platform.client.deploy("small", WEB, &request(1)).await.unwrap();
+
+    // It can be changed, by administrators; less than what is asked already ends nothing.
+    let to = |memory_quota_mb| ChangeTenant { memory_quota_mb: Some(memory_quota_mb) };
+    let operator = platform.client_of("opa", "operator", &["small"]);
+    assert_eq!(code(operator.change_tenant("small", &to(0)).await), "role_denied");
+    assert_eq!(code(platform.client.change_tenant("nobody", &to(0)).await), "not_found");
+    let changed = platform.client.change_tenant("small", &to(100)).await.unwrap();
+    assert_eq!((changed.memory_quota_mb, changed.memory_asked_mb), (100, 512));
+    let other = ("shop", "other");
+    assert_eq!(code(platform.client.deploy("small", other, &request(1)).await), "quota_reached");
+    let changed = platform.client.change_tenant("small", &to(1024)).await.unwrap();
+    assert_eq!(platform.client.tenants().await.unwrap().iter().find(|it| it.name == "small"), Some(&changed));
+    platform.client.deploy("small", other, &request(1)).await.unwrap();
+    let untouched = platform.client.change_tenant("small", &ChangeTenant::default()).await.unwrap();
+    assert_eq!((untouched.memory_quota_mb, untouched.memory_asked_mb), (1024, 1024));
 }

@@ -21,7 +21,7 @@ use arco_mq::Queue;
 use arco_orchestrator::{
     Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
 };
-use arco_store::blob::MemoryBlobs;
+use arco_store::blob::{BlobError, BlobStat, Blobs as _, ByteStream, MemoryBlobs};
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::kv::{MemoryKv, SharedKv};
@@ -35,6 +35,7 @@ use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
@@ -45,13 +46,65 @@ pub(crate) struct Platform {
     pub(crate) client: Client,
     pub(crate) metadata: SharedMetadata,
     pub(crate) kv: SharedKv,
-    pub(crate) blobs: Arc<MemoryBlobs>,
+    pub(crate) blobs: Arc<Blobs>,
     pub(crate) orchestrator: Arc<Pretender>,
     pub(crate) outbox: Arc<Notify>,
     pub(crate) pki: Arc<Pki>,
     pub(crate) api: String,
     supervisor: Supervisor,
     _folder: tempfile::TempDir,
+}
+
+/// Blobs in memory that a test can take away.
+#[derive(Default)]
+pub(crate) struct Blobs {
+    kept: MemoryBlobs,
+    away: AtomicBool,
+}
+
+impl Blobs {
+    /// From now on nothing can be read or written, or again.
+    pub(crate) fn take_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    fn here(&self, step: &'static str, path: &str) -> Result<&MemoryBlobs, BlobError> {
+        if !self.away.load(Ordering::SeqCst) {
+            return Ok(&self.kept);
+        }
+        Err(BlobError::Io { step, path: path.to_owned(), source: std::io::Error::other("connection refused") })
+    }
+}
+
+#[async_trait]
+impl arco_store::blob::Blobs for Blobs {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn put(&self, path: &str, content: ByteStream) -> Result<u64, BlobError> {
+        self.here("write", path)?.put(path, content).await
+    }
+
+    async fn get(&self, path: &str, offset: u64) -> Result<ByteStream, BlobError> {
+        self.here("read", path)?.get(path, offset).await
+    }
+
+    async fn stat(&self, path: &str) -> Result<Option<BlobStat>, BlobError> {
+        self.here("look for", path)?.stat(path).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<BlobStat>, BlobError> {
+        self.here("list", prefix)?.list(prefix).await
+    }
+
+    async fn delete(&self, path: &str) -> Result<(), BlobError> {
+        self.here("delete", path)?.delete(path).await
+    }
+
+    fn local_file(&self, path: &str) -> Option<std::path::PathBuf> {
+        self.kept.local_file(path)
+    }
 }
 
 impl Drop for Platform {
@@ -75,7 +128,7 @@ impl Platform {
         config.server.domain = "example.test".to_owned();
         settings(&mut config);
         let pki = Arc::new(Pki::open(&folder.path().join("pki")).unwrap());
-        let (blobs, orchestrator) = (Arc::new(MemoryBlobs::default()), Arc::new(Pretender::new()));
+        let (blobs, orchestrator) = (Arc::new(Blobs::default()), Arc::new(Pretender::new()));
         let (outbox, kv): (_, SharedKv) = (Arc::new(Notify::new()), Arc::new(MemoryKv::new()));
         let (logs, _nobody) = LogSink::channel(1);
         let role = build(ApiDeps {

@@ -23,10 +23,14 @@ fn key(digit: &str) -> Option<SecretText> {
 
 /// A platform with `shop/web`: an image, a secret, a variable, a route with a password.
 async fn with_shop() -> Platform {
+    with_shop_of(SECRET).await
+}
+
+async fn with_shop_of(secret: &str) -> Platform {
     let platform = Platform::start().await;
     let patch = SpecPatch {
         env: [("LEVEL".to_owned(), Some("2".to_owned()))].into(),
-        secrets: [("TOKEN".to_owned(), Some(SecretText(SECRET.to_owned())))].into(),
+        secrets: [("TOKEN".to_owned(), Some(SecretText(secret.to_owned())))].into(),
         ..SpecPatch::default()
     };
     let component = platform.running(WEB, patch).await;
@@ -217,6 +221,24 @@ async fn what_an_enemy_wrote_is_refused() {
     assert_eq!(code(wrong), "blob_differs");
     assert!(!into.client.has_upload("default", digest.as_str()).await.unwrap());
     assert!(into.client.component("default", WEB).await.is_err(), "nothing was made");
+}
+
+#[tokio::test]
+async fn a_secret_of_the_same_version_with_another_value_is_another_one() {
+    let (from, into) = (with_shop().await, with_shop_of("swordfish").await);
+    let request = request(&export(&from).await);
+    let same = import(&from, &request, true).await.unwrap();
+    assert_eq!((actions(&same), same.components[0].fields.is_empty()), (vec![ImportAction::Same], true));
+    let looked = import(&into, &request, true).await.unwrap();
+    assert_eq!(
+        (actions(&looked), looked.components[0].fields.join(" ")),
+        (vec![ImportAction::Differs], "secrets.TOKEN".to_owned())
+    );
+    carry_blobs(&from, &into, &request.application).await;
+    let refused = import(&into, &request, false).await.unwrap_err();
+    assert_eq!(refused.body().code, "component_differs");
+    let said = format!("{refused:?}");
+    assert!(said.contains("secrets.TOKEN") && !said.contains("swordfish") && !said.contains(SECRET), "{said}");
 }
 
 #[tokio::test]

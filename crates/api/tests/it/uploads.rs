@@ -45,3 +45,17 @@ async fn what_is_no_archive_or_too_large_leaves_nothing() {
     let request = DeployRequest { source, patch: SpecPatch::default(), no_cache: false };
     assert_eq!(code(platform.client.deploy("default", WEB, &request).await), "upload_missing");
 }
+
+#[tokio::test]
+async fn a_blob_store_that_is_away_is_named() {
+    let platform = Platform::start().await;
+    let bytes = archive(100);
+    let digest = Digest::of(&bytes);
+    platform.blobs.take_away(true);
+    assert_eq!(code(platform.client.has_upload("default", digest.as_str()).await), "blobs_unavailable");
+    let upload = async || platform.client.upload("default", bytes.len() as u64, Cursor::new(bytes.clone())).await;
+    assert_eq!(code(upload().await), "blobs_unavailable");
+    platform.blobs.take_away(false);
+    upload().await.unwrap();
+    assert!(platform.client.has_upload("default", digest.as_str()).await.unwrap());
+}

@@ -71,7 +71,7 @@ pub(crate) enum Command {
         #[arg(value_name = "APP[/COMPONENT]")]
         reference: Reference,
     },
-    /// Show instances and what they use
+    /// Show instances and what they use, and when cron components run
     #[command(after_help = "Example:\n  arco ps demo/web")]
     Ps {
         /// APP or APP/COMPONENT

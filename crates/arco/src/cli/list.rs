@@ -126,14 +126,18 @@ fn ready(component: &ComponentDocument) -> String {
     }
 }
 
-/// How the last run of a cron component went.
+/// How the last run of a cron component went, and how long it took.
 fn last_run(runs: &RunsDocument) -> String {
-    match (&runs.last_at, runs.last_exit_status) {
-        (None, _) => "none yet".to_owned(),
-        (Some(at), None) => format!("{at}, running"),
-        (Some(at), Some(0)) => format!("{at}, succeeded"),
-        (Some(at), Some(-1)) => format!("{at}, could not start"),
-        (Some(at), Some(status)) => format!("{at}, ended with status {status}"),
+    let Some(at) = &runs.last_at else { return "none yet".to_owned() };
+    let ended = runs.last_ended_at.as_deref().and_then(text::parse_rfc3339);
+    let took = ended.zip(text::parse_rfc3339(at)).map(|(ended, at)| ended.saturating_sub(at).div_ceil(1000));
+    let after = took.map(|it| format!(" after {}", text::short_duration(it))).unwrap_or_default();
+    match (runs.last_exit_status, ended) {
+        (None, None) => format!("{at}, running"),
+        (None, Some(_)) => format!("{at}, cut off"),
+        (Some(0), _) => format!("{at}, succeeded{after}"),
+        (Some(-1), _) => format!("{at}, could not start"),
+        (Some(status), _) => format!("{at}, ended with status {status}{after}"),
     }
 }
 
@@ -172,20 +176,49 @@ struct Process {
     usage: InstanceUsage,
 }
 
-/// Shows instances and what they use.
+/// The runs of a cron component, between which it has no instance.
+#[derive(Serialize)]
+struct Runs {
+    component: String,
+    #[serde(flatten)]
+    runs: RunsDocument,
+}
+
+/// Shows instances and what they use, and for cron components when they run.
 pub(crate) async fn ps(reference: &Reference, session: &Session<'_>) -> Result<(), Failure> {
-    let mut processes = Vec::new();
+    let (mut processes, mut crons) = (Vec::new(), Vec::new());
     for named in session.components(reference).await? {
         let instances = session.client.instances(&session.tenant, named.pair()).await?;
+        if instances.is_empty() {
+            let runs = session.client.component(&session.tenant, named.pair()).await?.runs;
+            crons.extend(runs.map(|runs| Runs { component: named.component.clone(), runs }));
+        }
         processes.extend(instances.into_iter().map(|usage| Process { component: named.component.clone(), usage }));
     }
-    session.ui.list(&processes, |ui| {
-        ui.table(
-            &["INSTANCE", "COMPONENT", "NODE", "STATUS", "RESTARTS", "CPU", "MEMORY", "AGE"],
-            processes.iter().map(process_row),
-        );
+    let mut document = serde_json::json!({"items": processes});
+    if !crons.is_empty() {
+        document["runs"] = serde_json::json!(crons);
+    }
+    session.ui.document(&document, |ui| {
+        if !processes.is_empty() || crons.is_empty() {
+            ui.table(
+                &["INSTANCE", "COMPONENT", "NODE", "STATUS", "RESTARTS", "CPU", "MEMORY", "AGE"],
+                processes.iter().map(process_row),
+            );
+        }
+        if !processes.is_empty() && !crons.is_empty() {
+            ui.line("");
+        }
+        if !crons.is_empty() {
+            ui.table(&["COMPONENT", "SCHEDULE (UTC)", "LAST RUN", "NEXT RUN"], crons.iter().map(cron_row));
+        }
     });
     Ok(())
+}
+
+fn cron_row(cron: &Runs) -> Vec<String> {
+    let next = cron.runs.next_at.as_deref().unwrap_or("none");
+    vec![cron.component.clone(), cron.runs.schedule.clone(), last_run(&cron.runs), next.to_owned()]
 }
 
 fn process_row(process: &Process) -> Vec<String> {
@@ -215,17 +248,24 @@ mod tests {
 
     #[test]
     fn a_cron_component_says_how_its_last_run_went() {
-        let runs = |last_at: Option<&str>, last_exit_status| RunsDocument {
-            schedule: "* * * * *".to_owned(),
-            last_at: last_at.map(str::to_owned),
-            last_ended_at: None,
-            last_exit_status,
-            next_at: None,
-        };
-        assert_eq!(last_run(&runs(None, None)), "none yet");
-        assert_eq!(last_run(&runs(Some("T"), None)), "T, running");
-        assert_eq!(last_run(&runs(Some("T"), Some(0))), "T, succeeded");
-        assert_eq!(last_run(&runs(Some("T"), Some(3))), "T, ended with status 3");
+        let (at, end) = ("2026-01-31T09:05:00.000Z", "2026-01-31T09:05:02.250Z");
+        for (last_at, last_ended_at, last_exit_status, said) in [
+            (None, None, None, "none yet".to_owned()),
+            (Some(at), None, None, format!("{at}, running")),
+            (Some(at), Some(end), Some(0), format!("{at}, succeeded after 3s")),
+            (Some(at), Some(end), Some(3), format!("{at}, ended with status 3 after 3s")),
+            (Some(at), Some(end), Some(-1), format!("{at}, could not start")),
+            (Some(at), Some(end), None, format!("{at}, cut off")),
+        ] {
+            let runs = RunsDocument {
+                schedule: "* * * * *".to_owned(),
+                last_at: last_at.map(str::to_owned),
+                last_ended_at: last_ended_at.map(str::to_owned),
+                last_exit_status,
+                next_at: None,
+            };
+            assert_eq!(last_run(&runs), said);
+        }
     }
 
     #[test]

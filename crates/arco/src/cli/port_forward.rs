@@ -79,20 +79,15 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
     let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut ended = signal(SignalKind::terminate()).map_err(failed)?;
     let mut open = FuturesUnordered::new();
-    loop {
+    let accept = async || {
         let accepts = lanes.iter().map(|lane| Box::pin(async move { (lane.listener.accept().await, lane.remote) }));
+        select_all(accepts).await.0
+    };
+    loop {
         tokio::select! {
             _ = interrupted.recv() => return Ok(()),
             _ = ended.recv() => return Ok(()),
-            ((accepted, port), ..) = select_all(accepts) => {
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        session.ui.warn(&format!("a connection could not be taken: {error}"));
-                        tokio::time::sleep(PAUSE).await; // out of descriptors, it fails again at once
-                        continue;
-                    }
-                };
+            ((stream, _), port) = taken(&accept, |why| session.ui.warn(why)) => {
                 let call = ForwardCall { tenant: &session.tenant, name: pair, port, instance: args.instance.as_deref() };
                 open.push(carry(stream, call, session));
             }
@@ -101,6 +96,19 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
                     let Failure { body, .. } = failure;
                     session.ui.warn(&format!("a connection failed: {}. {}", body.message, body.advice));
                 }
+            }
+        }
+    }
+}
+
+/// The next connection that can be taken, with where it goes. One that cannot is told and ends nothing.
+async fn taken<S>(mut accept: impl AsyncFnMut() -> (std::io::Result<S>, u16), told: impl Fn(&str)) -> (S, u16) {
+    loop {
+        match accept().await {
+            (Ok(stream), port) => return (stream, port),
+            (Err(error), _) => {
+                told(&format!("a connection could not be taken: {error}"));
+                tokio::time::sleep(PAUSE).await; // out of descriptors, it fails again at once
             }
         }
     }
@@ -153,6 +161,15 @@ async fn receive(mut receiver: ExecReceiver, mut to: OwnedWriteHalf) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_cannot_be_taken_is_told_and_the_next_is_taken() {
+        let told = std::cell::RefCell::new(Vec::new());
+        let mut accepted = vec![(Ok("stream"), 81), (Err(std::io::Error::other("too many open files")), 80)];
+        let next = async || accepted.pop().unwrap();
+        assert_eq!(taken(next, |why| told.borrow_mut().push(why.to_owned())).await, ("stream", 81));
+        assert_eq!(told.into_inner(), ["a connection could not be taken: too many open files"]);
+    }
 
     #[test]
     fn ports_are_read() {

@@ -23,6 +23,7 @@ pub(crate) struct PowerArgs {
 pub(crate) async fn power(verb: &str, args: &PowerArgs, session: &Session<'_>) -> Result<(), Failure> {
     let named = session.component(&args.reference).await?;
     let started = session.client.power(&session.tenant, named.pair(), verb).await?;
+    started.warnings.iter().for_each(|it| session.ui.warn(it));
     let ended = wait::operation(started, &args.wait, Show::Progress, session).await?;
     let word = match verb {
         "start" => "started",

@@ -5,12 +5,15 @@
 
 mod git;
 mod pack;
+mod progress;
 
 use super::failure::Failure;
 use super::session::Session;
 use super::text;
 use arco_model::source::{Source, git_url};
+use progress::{Counted, Passed, sending, shown};
 use std::path::{Path, PathBuf};
+use tokio::time::Instant;
 
 /// A source as it was written, sorted by kind.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -166,8 +169,10 @@ async fn upload(
     session: &Session<'_>,
 ) -> Result<Source, Failure> {
     session.ui.progress(format!("packing {origin}"));
-    let owned = folder.to_owned();
-    let packed = tokio::task::spawn_blocking(move || pack::pack(&owned, rules))
+    let (owned, read) = (folder.to_owned(), Passed::default());
+    let counted = read.clone();
+    let packing = tokio::task::spawn_blocking(move || pack::pack(&owned, rules, &counted));
+    let packed = shown(session.ui, || format!("packing {origin}: {} read", text::megabytes(read.bytes())), packing)
         .await
         .map_err(|it| Failure::local(format!("failed to pack: {it}"), "try again"))??;
     for skipped in packed.skipped.iter().take(5) {
@@ -176,8 +181,10 @@ async fn upload(
     let digest = packed.digest.clone();
     if !session.client.has_upload(&session.tenant, digest.as_str()).await? {
         session.ui.progress(format!("sending {} ({} files)", text::megabytes(packed.size), packed.files));
-        let archive = tokio::fs::File::from_std(packed.file);
-        let receipt = session.client.upload(&session.tenant, packed.size, archive).await?;
+        let (sent, begun) = (Passed::default(), Instant::now());
+        let archive = Counted::new(tokio::fs::File::from_std(packed.file), sent.clone());
+        let upload = session.client.upload(&session.tenant, packed.size, archive);
+        let receipt = shown(session.ui, || sending(sent.bytes(), packed.size, begun.elapsed()), upload).await?;
         if receipt.digest != digest.as_str() {
             let message = "what arrived at the platform is not what was sent";
             return Err(Failure::local(message, "try again; if it stays, check the network between"));

@@ -14,7 +14,7 @@ use arco_daemon::health::{Health, RoleHandle};
 use arco_daemon::leader::{Candidate, Standing, Term, lead};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_orchestrator::LedOrchestrator;
-use arco_orchestrator_kubernetes::LeaseLock;
+use arco_orchestrator_kubernetes::{Leads, LeaseLock};
 use arco_store::clock;
 use arco_store::fence::Fence;
 use arco_store::kv::{Compare, Operation, Range, SharedKv, Txn};
@@ -115,15 +115,13 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
         }
         Ok(())
     });
-    // Before anything is asked of the orchestrator, and undone however this time ends.
-    let leading = term.clone();
-    instances.lead(Some(Arc::new(move || leading.holds())));
-    let (token, ending, led) = (tasks.token().clone(), role.clone(), instances.clone());
-    tasks.spawn("instances of the leader", OnExit::Continue, async move {
-        token.cancelled().await;
-        led.lead(None);
-        ending.stands_by("another server is to lead");
-        Ok(())
+    let (ending, led) = (role.clone(), instances.clone());
+    lead_instances(&term, &tasks, move |leads| {
+        let ends = leads.is_none();
+        led.lead(leads);
+        if ends {
+            ending.stands_by("another server is to lead");
+        }
     });
     controller.start(&tasks).await?;
     super::cluster_routes::serve(config, fence.kv(), &stores.secrets, &tasks).await?;
@@ -167,6 +165,18 @@ pub(super) async fn may_control(config: &Config, kv: &SharedKv) -> anyhow::Resul
     own_the_components(kv, &config.server.data_dir).await
 }
 
+/// Leads instances from now on, before anything is asked of the orchestrator; undone however this time ends.
+fn lead_instances(term: &Term, tasks: &Supervisor, lead: impl Fn(Option<Leads>) + Send + 'static) {
+    let leading = term.clone();
+    lead(Some(Arc::new(move || leading.holds())));
+    let token = tasks.token().clone();
+    tasks.spawn("instances of the leader", OnExit::Continue, async move {
+        token.cancelled().await;
+        lead(None);
+        Ok(())
+    });
+}
+
 /// Containers of one machine are out of reach for every other: the first server that controls them stays the one.
 async fn own_the_components(kv: &SharedKv, data_dir: &Path) -> anyhow::Result<()> {
     let path = data_dir.join("owner");
@@ -203,6 +213,27 @@ async fn own_the_components(kv: &SharedKv, data_dir: &Path) -> anyhow::Result<()
 mod tests {
     use super::*;
     use arco_store::kv::MemoryKv;
+
+    #[tokio::test]
+    async fn instances_are_let_go_of_also_when_the_time_could_not_begin_wholly() {
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let candidate = Candidate::new(Arc::new(KvLock::new(kv, NAME, "a", 60)));
+        let supervisor = Supervisor::new();
+        let (sender, mut told) = tokio::sync::mpsc::unbounded_channel::<Option<Leads>>();
+        let work = move |term: Term, tasks: Supervisor| {
+            let sender = sender.clone();
+            async move {
+                lead_instances(&term, &tasks, move |leads| drop(sender.send(leads)));
+                Err(BoxError::from("what comes after it fails"))
+            }
+        };
+        supervisor.spawn("leader", OnExit::Continue, lead(candidate, supervisor.clone(), work));
+        let mut next = async || tokio::time::timeout(KNOWN, told.recv()).await.unwrap().unwrap();
+        let leads = next().await.unwrap();
+        assert!(next().await.is_none(), "it is told that this time is over");
+        assert!(!leads(), "and whoever asks hears it");
+        assert!(supervisor.shutdown(KNOWN).await);
+    }
 
     #[tokio::test]
     async fn containers_of_a_machine_have_one_owner() {

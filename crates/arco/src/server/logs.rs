@@ -6,6 +6,8 @@
 //! memory is bounded and what is left out is said. When the servers with the role change, a stream may go on at another
 //! one: a query asks all of them, following begins at the present one.
 
+mod pages;
+
 use super::peers::{Peers, answer, guarded};
 use arco_config::Role;
 use arco_daemon::CancellationToken;
@@ -19,6 +21,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
+use pages::Place;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -322,10 +325,14 @@ async fn read(State(reader): State<Reader>, request: Request) -> Response {
     };
     let accept = request.headers().get(header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
     let streams = accept.contains("text/event-stream") || request.headers().contains_key(header::UPGRADE);
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    if let Some(place) = Place::of(&query).filter(|_| !streams) {
+        return page(&reader, &servers, place, request).await;
+    }
     if servers.len() < 2 || streams {
         return reader.ask(owner.as_ref(), request).await;
     }
-    let (method, tail) = (request.method().clone(), tail(request.uri().query().unwrap_or_default()));
+    let (method, tail, again) = (request.method().clone(), tail(&query), copy(&request));
     let mut found = reader.ask_all(&servers, request).await;
     if found.first().is_some_and(|it| !it.status().is_success()) {
         return found.remove(0);
@@ -338,7 +345,36 @@ async fn read(State(reader): State<Reader>, request: Request) -> Response {
         let Ok(bytes) = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await else { continue };
         all.extend(serde_json::from_slice::<Lines>(&bytes).ok().filter(|it| !it.lines.is_empty() || it.next > 0));
     }
-    Json(merged(all, tail)).into_response()
+    let all = merged(all, tail);
+    if all.more && tail.is_none() {
+        return page(&reader, &servers, Place::first(&query), again).await;
+    }
+    Json(all).into_response()
+}
+
+/// A request without a body once more.
+fn copy(request: &Request) -> Request {
+    let mut copy = Request::new(Body::empty());
+    (*copy.method_mut(), *copy.uri_mut()) = (request.method().clone(), request.uri().clone());
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// One page of one keeper's lines: of more than fits into one answer, numbers of several keepers make no order.
+async fn page(reader: &Reader, servers: &[Server], place: Place, mut request: Request) -> Response {
+    let broken = || answer(Problem::internal("read a page of a log that another server keeps"));
+    let keepers = pages::keepers(servers.iter().map(|it| it.name.as_str()));
+    let Some(asked) = place.find(&keepers) else { return Json(Lines::default()).into_response() };
+    let Ok(uri) = asked.address(request.uri()).parse() else { return broken() };
+    *request.uri_mut() = uri;
+    let response = reader.ask(servers.iter().find(|it| it.name == asked.name), request).await;
+    if !response.status().is_success() {
+        return response;
+    }
+    let Ok(bytes) = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await else { return broken() };
+    let Ok(mut lines) = serde_json::from_slice::<Lines>(&bytes) else { return broken() };
+    (lines.more, lines.next) = asked.onward(lines.more, lines.next);
+    Json(lines).into_response()
 }
 
 /// `tail=N` of a query.

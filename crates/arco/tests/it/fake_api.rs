@@ -245,6 +245,7 @@ fn running(kind: OperationKind, application: &str, component: &str) -> Operation
         generation: 7,
         revision: None,
         problem: None,
+        warnings: Vec::new(),
         cancel_asked: false,
         build_ms: None,
         rollout_ms: None,

@@ -290,27 +290,16 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
     assert_eq!(arco_testkit::get(gateway.address, "other.test", "/").unwrap().status, 200);
 }
 
-/// Asks over TLS by openssl; whether its session was resumed.
+/// Asks over TLS; whether its session was resumed.
 fn resumes(address: SocketAddr, more: &[&str]) -> bool {
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-ign_eof", "-servername", "web.test", "-connect", &address.to_string()])
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
-    child.stdin.take().unwrap().write_all(request).unwrap();
-    let said = String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned();
+    let said = arco_testkit::openssl(address, more);
     assert!(said.contains("200 OK") && (said.contains("Reused, TLSv1") || said.contains("New, TLSv1")), "{said}");
     said.contains("Reused, TLSv1")
 }
 
 #[test]
 fn sessions_are_resumed_by_the_worker_after_and_by_the_next_executable() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("SKIPPED: sessions of TLS over a hand-over: there is no openssl");
+    if !arco_testkit::has_openssl("sessions of TLS over a hand-over") {
         return;
     }
     let origin = origin(Arc::default());

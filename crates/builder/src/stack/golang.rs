@@ -14,9 +14,19 @@ pub(crate) const CACHE: &str = "/usr/local/go-cache";
 /// are from 2100, so it does neither, and the shared layer is only ever read.
 const NEVER_OLD: u64 = 4_102_444_800;
 
+/// How a layer has the standard library.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Library {
+    /// Compiled, by this machine; when it cannot do that, as source.
+    Compiled,
+    /// As source; [`COMPILE`] makes the rest, in a step.
+    Source,
+}
+
 /// The layer of Go 1.`minor`.
 pub(super) async fn layer(
     minor: u32,
+    library: Library,
     config: &BuilderConfig,
     access: &Access,
     work: &Path,
@@ -24,25 +34,15 @@ pub(super) async fn layer(
 ) -> io::Result<FinishedLayer> {
     let (writer, root) = fetch(minor, config, access, work, say).await?;
     let cache = work.join("cache");
-    say("compiling the standard library once for all builds".to_owned());
-    if let Err(error) = compile(&root, &cache, work).await {
-        say(format!("note: it was not compiled, so the first build of each component does it: {error}"));
-        let _ = std::fs::remove_dir_all(&cache);
+    if library == Library::Compiled {
+        say("compiling the standard library once for all builds".to_owned());
+        if let Err(error) = compile(&root, &cache, work).await {
+            say(format!("note: it was not compiled, so the first build of each component does it: {error}"));
+            let _ = std::fs::remove_dir_all(&cache);
+        }
     }
     let done = tokio::task::spawn_blocking(move || finish(writer, &cache)).await;
     done.map_err(io::Error::other)?
-}
-
-/// The layer of Go 1.`minor` with its standard library as source only; [`COMPILE`] makes the rest, in a step.
-pub(super) async fn sources(
-    minor: u32,
-    config: &BuilderConfig,
-    access: &Access,
-    work: &Path,
-    say: Say<'_>,
-) -> io::Result<FinishedLayer> {
-    let (writer, _) = fetch(minor, config, access, work, say).await?;
-    tokio::task::spawn_blocking(move || writer.finish()).await.map_err(io::Error::other)?
 }
 
 /// Downloads the distribution, unpacks it into a folder of `work`, and begins the layer with it.
@@ -136,7 +136,7 @@ fn unpack(file: std::fs::File, root: &Path, work: &Path) -> io::Result<LayerWrit
     Ok(writer)
 }
 
-/// Puts the compiled packages behind the distribution.
+/// Puts the compiled packages, if there are any, behind the distribution.
 fn finish(mut writer: LayerWriter, cache: &Path) -> io::Result<FinishedLayer> {
     let names = |folder: &Path| -> io::Result<Vec<String>> {
         let entries = std::fs::read_dir(folder)?;

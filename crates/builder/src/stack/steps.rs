@@ -52,7 +52,8 @@ pub(super) async fn make(
         }
         Stack::Go(minor) => {
             let access = runner.inner.access().await?;
-            let made = golang::sources(*minor, config, access, work, say).await.map_err(failed)?;
+            let made =
+                golang::layer(*minor, golang::Library::Source, config, access, work, say).await.map_err(failed)?;
             let sources = keep(stack, made, runner).await?;
             let mut run = step("compile the standard library", below, golang::COMPILE, &[]);
             run.extra_layers = vec![sources.clone()];

@@ -70,3 +70,25 @@ async fn followers_filter_end_and_are_told_what_they_missed() {
     }
     logs.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_saw_numbers_that_were_never_given_here_goes_on_with_what_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = Running::start(folder.path(), limits());
+    let stream = component(1);
+    logs.sink.append_durably(stream.clone(), lines(0..3)).await;
+    // As when another server kept this log before, and gave far more numbers.
+    let mut events = pin!(logs.log.follow(&stream, 1 << 40, Filter::default()));
+    let (mut written, mut told) = (3, None);
+    let waiting = async {
+        while told.is_none() {
+            logs.sink.append_durably(stream.clone(), lines(written..written + 1)).await;
+            written += 1;
+            // The first of them may be written before the follower has begun.
+            told = tokio::time::timeout(Duration::from_millis(50), events.next()).await.ok();
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("the follower waits in vain");
+    assert!(matches!(told, Some(Some(Event::Line { number: 3.., .. }))), "{told:?}");
+    logs.stop().await;
+}

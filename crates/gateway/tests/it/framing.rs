@@ -6,18 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A gateway whose endpoint counts the requests that it sees.
 async fn counted(limits: fn(&str) -> String) -> (Gateway, Arc<AtomicUsize>) {
-    let seen = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&seen);
-    let address = origin(move |mut wire| {
-        let counter = Arc::clone(&counter);
-        async move {
-            while wire.message().await.is_some() {
-                counter.fetch_add(1, Ordering::SeqCst);
-                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-            }
-        }
-    })
-    .await;
+    let (address, seen) = counted_origin(OK).await;
     (Gateway::start(&limits(&file(&[address]))).await, seen)
 }
 

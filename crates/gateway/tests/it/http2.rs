@@ -42,18 +42,7 @@ fn get_block(path: &str) -> Vec<u8> {
 
 /// A gateway with TLS for `a.test`, and how many requests its endpoint saw.
 async fn gateway() -> (Gateway, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
-    let seen = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&seen);
-    let address = origin(move |mut wire| {
-        let counter = Arc::clone(&counter);
-        async move {
-            while wire.message().await.is_some() {
-                counter.fetch_add(1, Ordering::SeqCst);
-                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-            }
-        }
-    })
-    .await;
+    let (address, seen) = counted_origin(OK).await;
     let (gateway, client) = gateway_to(address).await;
     (gateway, client, seen)
 }

@@ -6,6 +6,7 @@ use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, Txn, Tx
 use arco_store::secrets::SecretBox;
 use async_trait::async_trait;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -156,6 +157,26 @@ where
     });
     address
 }
+
+/// An endpoint that answers each request with this, and how many it saw.
+pub(crate) async fn counted_origin(answer: &str) -> (SocketAddr, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (counter, answer): (_, Arc<str>) = (Arc::clone(&seen), answer.into());
+    let address = origin(move |mut wire| {
+        let (counter, answer) = (Arc::clone(&counter), Arc::clone(&answer));
+        async move {
+            while wire.message().await.is_some() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                wire.send(answer.as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    (address, seen)
+}
+
+/// What an endpoint answers when nothing about it matters.
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// An endpoint that answers each request with its own head and body, and counts connections.
 pub(crate) async fn echo() -> SocketAddr {

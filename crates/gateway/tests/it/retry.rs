@@ -7,19 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// An endpoint that counts its requests and answers each with this status.
 async fn answering(status: u16) -> (SocketAddr, Arc<AtomicUsize>) {
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&count);
-    let address = origin(move |mut wire| {
-        let counted = Arc::clone(&counted);
-        async move {
-            while wire.message().await.is_some() {
-                counted.fetch_add(1, Ordering::SeqCst);
-                wire.send(format!("HTTP/1.1 {status} Status\r\nContent-Length: 3\r\n\r\n{status}")).await;
-            }
-        }
-    })
-    .await;
-    (address, count)
+    counted_origin(&format!("HTTP/1.1 {status} Status\r\nContent-Length: 3\r\n\r\n{status}")).await
 }
 
 /// An endpoint that reads requests and never answers.

@@ -11,7 +11,6 @@ use arco_model::traffic::*;
 use arco_store::kv::SharedKv;
 use rcgen::{CertificateParams, KeyPair};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -329,25 +328,9 @@ async fn tls_is_passed_through_by_name() {
     assert_eq!(get(plane.http, "one.test", "/").await.status(), 404);
 }
 
-/// Asks over TLS by openssl; what it prints.
-fn openssl(address: SocketAddr, more: &[&str]) -> String {
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-ign_eof", "-servername", "web.test", "-connect", &address.to_string()])
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let request = b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), request).unwrap();
-    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_of_one_gateway_goes_on_at_another() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("SKIPPED: sessions of TLS between gateways: there is no openssl");
+    if !arco_testkit::has_openssl("sessions of TLS between gateways") {
         return;
     }
     let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
@@ -384,9 +367,11 @@ async fn a_session_of_one_gateway_goes_on_at_another() {
         let addresses = [planes[0].https, planes[1].https];
         let asked = |address, more: Vec<String>| async move {
             let more: Vec<String> = more;
-            tokio::task::spawn_blocking(move || openssl(address, &more.iter().map(String::as_str).collect::<Vec<_>>()))
-                .await
-                .unwrap()
+            tokio::task::spawn_blocking(move || {
+                arco_testkit::openssl(address, &more.iter().map(String::as_str).collect::<Vec<_>>())
+            })
+            .await
+            .unwrap()
         };
         let words = |flag: &str| vec![version.to_owned(), flag.to_owned(), session.clone()];
         let first = asked(addresses[0], words("-sess_out")).await;
@@ -407,8 +392,7 @@ async fn a_session_of_one_gateway_goes_on_at_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_without_a_store_resumes_its_sessions() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("SKIPPED: sessions of TLS of a gateway alone: there is no openssl");
+    if !arco_testkit::has_openssl("sessions of TLS of a gateway alone") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -424,7 +408,9 @@ async fn a_gateway_without_a_store_resumes_its_sessions() {
     let address = gateway.addresses["tls"];
     let asked = async |words: [&str; 3]| {
         let words = words.map(str::to_owned);
-        tokio::task::spawn_blocking(move || openssl(address, &words.each_ref().map(String::as_str))).await.unwrap()
+        tokio::task::spawn_blocking(move || arco_testkit::openssl(address, &words.each_ref().map(String::as_str)))
+            .await
+            .unwrap()
     };
     for (version, before, after) in [("-tls1_3", "first", "second"), ("-tls1_2", "second", "third")] {
         let first = asked([version, "-sess_out", &session]).await;

@@ -133,20 +133,11 @@ async fn an_upgrade_becomes_a_tunnel_and_a_refused_one_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_take_turns_and_dead_ones_are_passed_over() {
-    let counts: [Arc<AtomicUsize>; 2] = Default::default();
-    let mut endpoints = Vec::new();
-    for count in &counts {
-        let count = Arc::clone(count);
-        let serve = move |mut wire: Wire| {
-            let count = Arc::clone(&count);
-            async move {
-                while wire.message().await.is_some() {
-                    count.fetch_add(1, Ordering::SeqCst);
-                    wire.send("HTTP/1.1 204 No Content\r\n\r\n").await;
-                }
-            }
-        };
-        endpoints.push(origin(serve).await);
+    let (mut counts, mut endpoints) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (endpoint, count) = counted_origin("HTTP/1.1 204 No Content\r\n\r\n").await;
+        counts.push(count);
+        endpoints.push(endpoint);
     }
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     endpoints.push(dead);

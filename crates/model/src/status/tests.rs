@@ -227,6 +227,14 @@ fn jobs_end_and_crons_wait() {
     let run = crate::component::CronRun { scheduled_at: Timestamp(0), ended_at: Some(NOW), exit_status: Some(4) };
     cron.observed.last_run = Some(run);
     check(&cron, Observed::default(), &context(), Status::Abnormal, "status 4");
+    for (ended_at, exit_status, status, reason) in [
+        (None, None, Status::Running, ""),
+        (Some(NOW), Some(0), Status::Running, ""),
+        (Some(NOW), None, Status::Abnormal, "cut off"),
+    ] {
+        cron.observed.last_run = Some(crate::component::CronRun { scheduled_at: Timestamp(0), ended_at, exit_status });
+        check(&cron, Observed::default(), &context(), status, reason);
+    }
 }
 
 #[test]
@@ -249,5 +257,61 @@ fn a_number_that_follows_load_is_no_change_of_the_component() {
         let observed =
             Observed { scaling: Some(asks(asked)), ..seen(rollout, instances.into_iter().cloned().collect()) };
         assert_eq!(decide(&web, &observed, &context()).status, wanted, "{name}");
+    }
+}
+
+#[test]
+fn only_instances_of_the_change_count_as_ready_of_it() {
+    let web = component(ComponentKind::Stateless, 2);
+    let of = |id: u64, revision: u64, template: &str, phase| InstanceFacts {
+        id: InstanceId::from_parts(id, id),
+        revision: RevisionId::from_parts(revision, revision),
+        template: template.into(),
+        ..instance(phase)
+    };
+    let ready = |id, revision, template| of(id, revision, template, InstancePhase::Ready);
+    let starting = |id, revision, template| of(id, revision, template, InstancePhase::Starting);
+    // Revision 1 is the desired one.
+    for (name, instances, said) in [
+        ("none", vec![], "0 of 2 instances are ready"),
+        ("all", vec![ready(1, 1, "t"), ready(2, 1, "t")], "2 of 2 instances are ready"),
+        (
+            "nothing of the change yet",
+            vec![ready(1, 9, "s"), ready(2, 9, "s")],
+            "0 of 2 new instances are ready, and 2 from before",
+        ),
+        (
+            "a deploy",
+            vec![ready(1, 9, "s"), ready(2, 9, "s"), ready(3, 1, "t")],
+            "1 of 2 new instances are ready, and 2 from before",
+        ),
+        (
+            "a restart keeps the revision",
+            vec![ready(1, 1, "t"), ready(2, 1, "t"), starting(3, 1, "u")],
+            "0 of 2 new instances are ready, and 2 from before",
+        ),
+        ("fewer", vec![ready(1, 1, "t"), ready(2, 1, "t"), ready(3, 1, "t")], "3 instances are ready, 2 to stay"),
+    ] {
+        assert_eq!(count_ready(&web, &instances, 2), said, "{name}");
+    }
+    let rolling = seen(RolloutFacts::Progressing, vec![ready(1, 9, "s"), ready(2, 9, "s"), starting(3, 1, "t")]);
+    check(&web, rolling, &context(), Status::Upgrading, "0 of 2 new instances");
+}
+
+#[test]
+fn a_revision_is_healthy_when_its_rollout_ended_and_it_answers() {
+    let web = component(ComponentKind::Stateless, 1);
+    let (ready, desired) = (instance(InstancePhase::Ready), web.desired_revision.clone());
+    let other = InstanceFacts { revision: RevisionId::from_parts(2, 2), ..ready.clone() };
+    let halted = || RolloutFacts::Halted { cause: None };
+    for (name, rollout, instances, healthy) in [
+        ("as asked", RolloutFacts::Done, vec![&ready], true),
+        ("not at its end", RolloutFacts::Progressing, vec![&ready], false),
+        ("halted", halted(), vec![&ready], false),
+        ("another one answers", RolloutFacts::Done, vec![&other], false),
+        ("stopped", RolloutFacts::Done, vec![], false),
+    ] {
+        let found = healthy_revision(&web, &seen(rollout, instances.into_iter().cloned().collect()));
+        assert_eq!(found, desired.clone().filter(|_| healthy), "{name}");
     }
 }

@@ -8,6 +8,7 @@
 use super::pod::CAPABILITIES;
 use crate::names;
 use arco_config::KubernetesConfig;
+use arco_model::spec::container_memory_mb;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::{Value, json};
 
@@ -95,8 +96,30 @@ fn merge_key(list: &str) -> Option<&'static str> {
 /// Puts an overlay over a pod template (`metadata` and `spec`).
 pub(super) fn put_over(pod: &mut Value, overlay: &Value, config: &KubernetesConfig) -> Result<(), String> {
     Check { pod, config }.look(&mut Vec::new(), overlay)?;
+    let own: Vec<Value> = LISTS.iter().flat_map(|list| containers(pod, list)).map(|it| it["name"].clone()).collect();
     merge(pod, overlay, "");
-    known(pod)
+    known(pod)?;
+    if config.any_overlay { Ok(()) } else { limited(pod, &own) }
+}
+
+/// The lists of containers of a pod.
+const LISTS: [&str; 2] = ["initContainers", "containers"];
+
+fn containers<'p>(pod: &'p Value, list: &str) -> &'p [Value] {
+    pod["spec"][list].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Every container that is not the platform's `own` says how much memory it may use: the tenant's quota counts it.
+fn limited(pod: &Value, own: &[Value]) -> Result<(), String> {
+    for list in LISTS {
+        let without = |it: &&Value| !own.contains(&it["name"]) && container_memory_mb(it).is_none();
+        if let Some(name) = containers(pod, list).iter().find(without).and_then(|it| it["name"].as_str()) {
+            return Err(format!(
+                "`overlay.spec.{list}[{name}].resources.limits.memory` is missing: a further container says how much memory it may use, in whole units as `128Mi` or `1Gi`"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What of an overlay counts for a one-off run: it has one container, which ends, and nobody asks whether it is ready.

@@ -5,14 +5,17 @@ mod control_plane {
     use crate::faulty::{Fault, Faulty};
     use arco_config::KubernetesConfig;
     use arco_model::observed::{Observed, RolloutFacts};
-    use arco_orchestrator::contract::{plan, reached, ready, until};
+    use arco_model::plan::OneShot;
+    use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
     use arco_orchestrator::{Orchestrator, Removal};
     use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
     use arco_store::logs::LogSink;
-    use k8s_openapi::api::core::v1::{Namespace, Pod};
+    use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
     use kube::api::{Api, DeleteParams, ListParams};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::{Duration, Instant};
+    use tokio::sync::{mpsc, oneshot};
 
     const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -153,6 +156,66 @@ mod control_plane {
             assert_eq!(after.plan, asked.fingerprint());
             as_asked(&place, &driver, &asked).await;
             driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_does_not_lead_any_more_changes_nothing() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            let mut asked = plan(place.image.clone(), &["serve"]);
+            driver.apply(&asked).await.unwrap();
+            as_asked(&place, &driver, &asked).await;
+            let (leads, questions) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+            let (answer, count) = (leads.clone(), questions.clone());
+            driver.lead(Some(Arc::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+                answer.load(Ordering::SeqCst)
+            })));
+            faulty.fail(Fault::Rejecting); // counts the writes
+            asked.replicas = 3;
+            driver.apply(&asked).await.unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            while questions.load(Ordering::SeqCst) < 2 {
+                assert!(
+                    Instant::now() < deadline,
+                    "nobody asks whether this process leads before it changes something"
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
+            }
+            assert_eq!((faulty.failed(), pods(&place).await.len()), (0, 1));
+            faulty.fail(Fault::None);
+            leads.store(true, Ordering::SeqCst);
+            as_asked(&place, &driver, &asked).await;
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_run_whose_pod_stays_leaves_no_opened_secret() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            let asked = plan(place.image.clone(), &["serve"]);
+            let env = [("TOKEN".to_owned(), "opened".to_owned())].into();
+            let work = OneShot { env, ..one_shot(&asked, &["serve"]) };
+            let left = async || {
+                let secrets: Api<Secret> = place.api();
+                let found = secrets.list(&ListParams::default()).await.unwrap().items;
+                found.iter().filter(|it| it.metadata.name.as_ref().is_some_and(|it| it.starts_with("run-"))).count()
+            };
+            let (sink, _lines) = mpsc::channel(16);
+            let (cancel, cancelled) = oneshot::channel();
+            let running = tokio::spawn(async move { driver.run(&work, sink, cancelled).await });
+            let deadline = Instant::now() + PATIENCE;
+            while left().await != 1 {
+                assert!(Instant::now() < deadline, "the run has no secret");
+                tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
+            }
+            faulty.fail(Fault::Undeletable);
+            drop(cancel);
+            assert!(running.await.unwrap().is_err(), "its pod is still there");
+            assert!(faulty.failed() > 0 && left().await == 0);
+            faulty.fail(Fault::None);
         })
         .await;
     }

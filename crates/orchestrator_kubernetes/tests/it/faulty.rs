@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Gone,
     /// A webhook rejects every write of a Deployment.
     Rejecting,
+    /// Pods cannot be deleted (500).
+    Undeletable,
 }
 
 struct Inner {
@@ -104,6 +106,7 @@ fn concerns(fault: Fault, request: &Request) -> bool {
         Fault::Conflicts => writes,
         Fault::Gone => request.uri().query().is_some_and(|it| it.contains("watch=true")),
         Fault::Rejecting => writes && request.uri().path().contains("/deployments"),
+        Fault::Undeletable => request.method() == Method::DELETE && request.uri().path().contains("/pods/"),
     }
 }
 
@@ -119,6 +122,7 @@ fn failure(fault: Fault, number: u64) -> Option<Response> {
         Fault::Overloaded => refusal(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "come later"),
         Fault::Conflicts => refusal(StatusCode::CONFLICT, "Conflict", "the object has been modified"),
         Fault::Expired => refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
+        Fault::Undeletable => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "etcdserver: leader changed"),
         Fault::Gone => refusal(StatusCode::GONE, "Expired", "too old resource version"),
         Fault::Rejecting => {
             refusal(StatusCode::FORBIDDEN, "Forbidden", "admission webhook \"no.example\" denied the request")

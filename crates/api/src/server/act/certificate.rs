@@ -26,7 +26,7 @@ impl Api {
         check_name(name)?;
         let now = clock::now();
         let facts = inspect(&request.chain, &request.key.0, now)?;
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let found = self.deps.metadata.find::<CertificateRow>(tenant.as_str(), name).await?;
         let id = found.as_ref().map_or_else(clock::fresh, |it| it.value.id.clone());
         let sealed = self
@@ -54,9 +54,9 @@ impl Api {
         match found {
             Some(mut found) => {
                 affected.extend(std::mem::replace(&mut found.value, row.clone()).hosts);
-                self.deps.metadata.update(&found).await?;
+                turn.metadata().update(&found).await?;
             }
-            None => self.deps.metadata.insert(&row).await?,
+            None => turn.metadata().insert(&row).await?,
         }
         self.wake_users(tenant, name, &affected).await?;
         let routes = self.routes_of_tenant(tenant).await?;
@@ -97,7 +97,7 @@ impl Api {
         tenant: &TenantName,
         name: &str,
     ) -> Result<HostCertificateDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
         if !found.value.automatic {
             let message = format!("certificate `{name}` was brought, the platform cannot renew it");
@@ -105,7 +105,7 @@ impl Api {
             return Err(Problem::invalid("certificate_not_automatic", message, advice).into());
         }
         let now = clock::now();
-        let renewed = self.deps.metadata.modify::<CertificateRow>(found.value.id.as_str(), |it| {
+        let renewed = turn.metadata().modify::<CertificateRow>(found.value.id.as_str(), |it| {
             (it.renewal.next_at, it.renewal.renew_at) = (now, now);
             true
         });
@@ -144,7 +144,7 @@ impl Api {
 
     /// Takes a certificate away that no route names.
     pub(in super::super) async fn delete_certificate(&self, tenant: &TenantName, name: &str) -> Result<(), ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let Some(found) = self.certificate_row(tenant, name).await? else { return Err(missing(name).into()) };
         let routes = self.routes_of_tenant(tenant).await?;
         let by_name = routes.iter().filter(|it| match it.route.tls.certificate.as_deref() {
@@ -163,7 +163,7 @@ impl Api {
         }
         let mut batch = Batch::default();
         batch.delete(&found);
-        self.deps.metadata.commit(batch).await?;
+        turn.metadata().commit(batch).await?;
         self.wake_users(tenant, name, &found.value.hosts).await
     }
 

@@ -29,7 +29,7 @@ impl Api {
         target: &Target,
         request: RouteRequest,
     ) -> Result<Vec<RouteDocument>, ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let component = self.component(target).await?;
         let (hosts, route) = self.stored(caller, &component, request).await?;
         let (mut batch, mut rows) = (Batch::default(), Vec::new());
@@ -48,7 +48,7 @@ impl Api {
                 }
             }
         }
-        self.deps.metadata.commit(batch).await?;
+        turn.metadata().commit(batch).await?;
         self.wake(&component.id).await?;
         self.route_documents(&component, &rows).await
     }
@@ -61,7 +61,7 @@ impl Api {
         id: &RowId,
         mut request: RouteRequest,
     ) -> Result<RouteDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let component = self.component(target).await?;
         let mut row = self.own_route(&component, id).await?;
         keep_passwords(&mut request, &row.value.route);
@@ -76,7 +76,7 @@ impl Api {
             return Err(taken(&host, &route, &same).into());
         }
         (row.value.host, row.value.route) = (host, route);
-        self.deps.metadata.update(&row).await?;
+        turn.metadata().update(&row).await?;
         self.wake(&component.id).await?;
         let mut documents = self.route_documents(&component, &[row.value]).await?;
         documents.pop().ok_or_else(|| Problem::internal("show the route").into())

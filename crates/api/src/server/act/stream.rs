@@ -30,7 +30,7 @@ impl Api {
         target: &Target,
         request: StreamRequest,
     ) -> Result<StreamDocument, ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let component = self.component(target).await?;
         let inner = inner_port(&component, &self.ports(&component).await?, request.protocol, request.target_port)?;
         let lead = UpstreamTarget { component: component.id.clone(), port: inner };
@@ -60,7 +60,7 @@ impl Api {
                 },
                 created_at: clock::now(),
             };
-            match self.deps.metadata.insert(&row).await {
+            match turn.metadata().insert(&row).await {
                 Ok(()) => {
                     self.wake(&component.id).await?;
                     return Ok(self.stream_document(&component, &row, &[]));

@@ -5,6 +5,7 @@
 
 mod export;
 mod import;
+mod secrets;
 
 use super::super::Api;
 use super::super::error::ApiError;

@@ -5,7 +5,9 @@ use super::super::error::ApiError;
 use super::super::extract::{Asked, Body, Named};
 use super::super::identity::Caller;
 use super::super::read;
-use crate::wire::{CreateTenant, ErrorBody, Page, PageQuery, TenantDocument, UploadReceipt, VolumeDocument};
+use crate::wire::{
+    ChangeTenant, CreateTenant, ErrorBody, Page, PageQuery, TenantDocument, UploadReceipt, VolumeDocument,
+};
 use arco_model::application::Tenant;
 use arco_model::artifact::Digest;
 use arco_model::error::Problem;
@@ -17,9 +19,14 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use http::StatusCode;
 
-fn document(tenant: &Tenant) -> TenantDocument {
+fn document(tenant: &Tenant, memory_asked_mb: u64) -> TenantDocument {
     let Tenant { name, memory_quota_mb, created_at } = tenant;
-    TenantDocument { name: name.to_string(), memory_quota_mb: *memory_quota_mb, created_at: created_at.rfc3339() }
+    TenantDocument {
+        name: name.to_string(),
+        memory_quota_mb: *memory_quota_mb,
+        memory_asked_mb,
+        created_at: created_at.rfc3339(),
+    }
 }
 
 /// Tenants that the caller may see.
@@ -32,8 +39,11 @@ pub(super) async fn list(
     let (limit, after) = read::page(&query)?;
     let page = api.deps.metadata.list::<Tenant>(&Query { limit, after, ..Query::default() }).await?;
     let next = page.next.map(|it| format!("{}.{}", it.created_at.0, it.key));
-    let seen = page.items.iter().map(|it| &it.value).filter(|it| caller.sees(it.name.as_str()));
-    Ok(Json(Page { items: seen.map(document).collect(), next }))
+    let mut items = Vec::new();
+    for tenant in page.items.iter().map(|it| &it.value).filter(|it| caller.sees(it.name.as_str())) {
+        items.push(document(tenant, api.memory_asked_mb(&tenant.name).await?));
+    }
+    Ok(Json(Page { items, next }))
 }
 
 /// Makes a tenant.
@@ -47,7 +57,20 @@ pub(super) async fn create(
         .map_err(|it| Problem::invalid("name_invalid", it.to_string(), "choose another name"))?;
     let tenant = Tenant { name, memory_quota_mb: request.memory_quota_mb, created_at: clock::now() };
     api.deps.metadata.insert(&tenant).await?;
-    Ok((StatusCode::CREATED, Json(document(&tenant))))
+    Ok((StatusCode::CREATED, Json(document(&tenant, 0))))
+}
+
+/// Changes the quota of a tenant.
+#[utoipa::path(patch, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
+    request_body = ChangeTenant,
+    responses((status = 200, body = TenantDocument), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn change(
+    State(api): State<Api>,
+    Named(tenant): Named<TenantName>,
+    Body(request): Body<ChangeTenant>,
+) -> Result<Json<TenantDocument>, ApiError> {
+    let changed = api.change_tenant(&tenant, &request).await?;
+    Ok(Json(document(&changed, api.memory_asked_mb(&tenant).await?)))
 }
 
 /// Deletes a tenant in which no application and no volume is left.
@@ -71,16 +94,18 @@ pub(super) async fn upload(
     Ok((StatusCode::CREATED, Json(api.upload(body).await?)))
 }
 
-/// Whether an archive is there already.
-#[utoipa::path(head, path = "/v1/tenants/{tenant}/uploads/{digest}", tag = "tenants",
-    params(("tenant" = String, Path), ("digest" = String, Path)), responses((status = 200), (status = 404)))]
+/// An archive that is there already. (HEAD would do, but its answer has no place for why it failed.)
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/uploads/{digest}", tag = "tenants",
+    params(("tenant" = String, Path), ("digest" = String, Path)),
+    responses((status = 200, body = UploadReceipt), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn has_upload(
     State(api): State<Api>,
     Named((tenant, digest)): Named<(TenantName, Digest)>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Json<UploadReceipt>, ApiError> {
     api.tenant_exists(&tenant).await?;
     let found = api.deps.blobs.stat(&content_path(&digest)).await?;
-    Ok(if found.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND })
+    let found = found.ok_or_else(|| Problem::not_found("upload", &digest))?;
+    Ok(Json(UploadReceipt { digest: digest.to_string(), size: found.size }))
 }
 
 /// Volumes of a tenant, kept ones included.

@@ -95,6 +95,13 @@ fn a_quota_stops_growth_only() {
             "{was} → {replicas}"
         );
     }
+    // What an overlay puts beside each instance counts as well.
+    all[0].spec.replicas = 1;
+    for (memory, expected) in [("488Mi", ""), ("489Mi", "quota_reached")] {
+        let proxy = serde_json::json!({"name": "proxy", "resources": {"limits": {"memory": memory}}});
+        all[0].spec.overlay = Some(serde_json::json!({"spec": {"containers": [proxy]}}));
+        assert_eq!(code(after(&all).quota(&tenant, &before.iter().collect::<Vec<_>>())), expected, "{memory}");
+    }
     all[0].spec.replicas = 50;
     all[0].power = Power::Off;
     assert_eq!(code(after(&all).quota(&tenant, &[])), "");

@@ -3,6 +3,7 @@
 //! Entries are sorted; owner and time are fixed, modes reduced to "executable or not". `.gitignore` and `.arcoignore` are
 //! respected, `.git` never goes along, links stay links and are not followed.
 
+use super::progress::Passed;
 use crate::cli::failure::Failure;
 use arco_model::artifact::Digest;
 use flate2::Compression;
@@ -50,8 +51,8 @@ pub(crate) struct Skipped {
     pub(crate) why: String,
 }
 
-/// Packs `folder`.
-pub(crate) fn pack(folder: &Path, rules: Rules) -> Result<Packed, Failure> {
+/// Packs `folder`; what is read of its files is counted.
+pub(crate) fn pack(folder: &Path, rules: Rules, read: &Passed) -> Result<Packed, Failure> {
     let failed = |step: &str, path: &Path, error: &dyn std::fmt::Display| {
         Failure::local(
             format!("failed to {step} `{}`: {error}", path.display()),
@@ -92,7 +93,7 @@ pub(crate) fn pack(folder: &Path, rules: Rules) -> Result<Packed, Failure> {
             header.set_entry_type(tar::EntryType::Regular);
             header.set_mode(if metadata.mode() & 0o111 == 0 { 0o644 } else { 0o755 });
             header.set_size(metadata.len());
-            let mut exact = Exact { inner: content, left: metadata.len() };
+            let mut exact = Exact { inner: content, left: metadata.len(), read };
             archive.append_data(&mut header, path, &mut exact).map_err(|it| failed("pack", &full, &it))?;
         } else {
             skipped.push(Skipped {
@@ -175,12 +176,13 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Exactly as many bytes as the header promised, although somebody may write to the file meanwhile.
-struct Exact {
+struct Exact<'r> {
     inner: File,
     left: u64,
+    read: &'r Passed,
 }
 
-impl Read for Exact {
+impl Read for Exact<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.left == 0 {
             return Ok(0);
@@ -191,6 +193,7 @@ impl Read for Exact {
             return Err(std::io::Error::other("it became shorter while it was read"));
         }
         self.left -= read as u64;
+        self.read.add(read);
         Ok(read)
     }
 }
@@ -199,6 +202,10 @@ impl Read for Exact {
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    fn of(folder: &Path, rules: Rules) -> Packed {
+        pack(folder, rules, &Passed::default()).unwrap()
+    }
 
     fn names(packed: Packed) -> Vec<String> {
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(packed.file));
@@ -233,11 +240,10 @@ mod tests {
     #[test]
     fn ignored_files_stay_and_links_stay_links() {
         let dir = folder();
-        let packed = pack(dir.path(), Rules::Ignore).unwrap();
+        let packed = of(dir.path(), Rules::Ignore);
         let wanted = [".arcoignore", ".env", ".gitignore", "keep.log", "link", "src", "src/main.py", "sub"];
         assert_eq!(names(packed), wanted);
-        let mut archive =
-            tar::Archive::new(flate2::read::GzDecoder::new(pack(dir.path(), Rules::Ignore).unwrap().file));
+        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(of(dir.path(), Rules::Ignore).file));
         let link =
             archive.entries().unwrap().map(Result::unwrap).find(|it| it.path().unwrap() == Path::new("link")).unwrap();
         assert!(link.header().entry_type().is_symlink());
@@ -247,14 +253,19 @@ mod tests {
     #[test]
     fn the_same_content_gives_the_same_bytes() {
         let (one, two) = (folder(), folder());
-        let first = pack(one.path(), Rules::Ignore).unwrap();
+        let first = of(one.path(), Rules::Ignore);
         // Neither time nor rights beyond "executable" count.
         std::fs::set_permissions(two.path().join("src/main.py"), std::fs::Permissions::from_mode(0o600)).unwrap();
         File::open(two.path().join("src/main.py")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(first.digest, pack(two.path(), Rules::Ignore).unwrap().digest);
+        assert_eq!(first.digest, of(two.path(), Rules::Ignore).digest);
         std::fs::write(two.path().join("src/main.py"), "print(2)").unwrap();
-        assert_ne!(first.digest, pack(two.path(), Rules::Ignore).unwrap().digest);
+        assert_ne!(first.digest, of(two.path(), Rules::Ignore).digest);
         assert_eq!(first.size, first.file.metadata().unwrap().len());
+        let read = Passed::default();
+        pack(two.path(), Rules::All, &read).unwrap();
+        let all = [".gitignore", ".arcoignore", "src/main.py", ".env", "keep.log", "node_modules/x/i.js", "drop.log"];
+        let length = |it: &&str| two.path().join(it).metadata().unwrap().len();
+        assert_eq!(read.bytes(), all.iter().map(|it| length(it)).sum::<u64>(), "what is left out is not read");
     }
 
     #[test]
@@ -264,17 +275,17 @@ mod tests {
         std::fs::create_dir(&inner).unwrap();
         std::fs::write(dir.path().join(".gitignore"), "*.js\n").unwrap();
         std::fs::write(inner.join("a.js"), "x").unwrap();
-        assert_eq!(names(pack(&inner, Rules::Ignore).unwrap()), ["a.js"]);
+        assert_eq!(names(of(&inner, Rules::Ignore)), ["a.js"]);
         std::fs::create_dir(dir.path().join(".git")).unwrap();
-        assert!(names(pack(&inner, Rules::Ignore).unwrap()).is_empty());
-        assert_eq!(names(pack(&inner, Rules::All).unwrap()), ["a.js"]);
+        assert!(names(of(&inner, Rules::Ignore)).is_empty());
+        assert_eq!(names(of(&inner, Rules::All)), ["a.js"]);
     }
 
     #[test]
     fn what_is_no_file_is_left_out_and_said() {
         let dir = tempfile::tempdir().unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
-        let packed = pack(dir.path(), Rules::Ignore).unwrap();
+        let packed = of(dir.path(), Rules::Ignore);
         assert_eq!((packed.files, packed.skipped.len(), packed.skipped[0].path.as_str()), (0, 1, "s"));
     }
 }

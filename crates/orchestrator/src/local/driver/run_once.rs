@@ -8,7 +8,7 @@ use super::instance::{self, blank};
 use crate::local::container::{ContainerPhase, ContainerSpec, ContainerState};
 use crate::local::network::rules::InstanceRole;
 use crate::local::shim::INIT_PATH;
-use crate::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine};
+use crate::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
 use arco_model::id::InstanceId;
 use arco_model::observed::ExitFacts;
 use arco_model::plan::{OneShot, OneShotNetwork};
@@ -53,29 +53,17 @@ pub(super) async fn attach(
         inner.containers.create(prepare(&inner, &holding).await?).await?;
         inner.containers.exec(&id, request).await
     };
-    let ExecSession { stdin, stdout, stderr, resize, exit: mut ended } = match begun.await {
+    let session = match one_off::begun(begun, deadline, &inner.stop).await {
         Ok(session) => session,
         Err(error) => {
             leave(&inner, &id).await;
             return Err(error);
         }
     };
-    let (mut told, exit) = oneshot::channel();
-    let work = inner.clone();
-    inner.tracker.spawn(async move {
-        let status = tokio::select! {
-            status = &mut ended => status.ok(),
-            () = told.closed() => None,
-            () = tokio::time::sleep_until(deadline) => None,
-            () = work.stop.cancelled() => None,
-        };
-        drop(ended); // ends the program
-        leave(&work, &id).await;
-        if let Some(status) = status {
-            let _ = told.send(status);
-        }
-    });
-    Ok(ExecSession { stdin, stdout, stderr, resize, exit })
+    let (work, stop) = (inner.clone(), inner.stop.clone());
+    let (session, beside) = one_off::tied(session, deadline, stop, async move { leave(&work, &id).await });
+    inner.tracker.spawn(beside);
+    Ok(session)
 }
 
 async fn leave(inner: &Inner, id: &InstanceId) {

@@ -28,7 +28,8 @@ fn fields_are_merged_and_lists_by_their_keys() {
                  "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
                  "resources": {"limits": {"nvidia.com/gpu": 1}},
                  "livenessProbe": {"httpGet": {"path": "/alive", "port": 8080}}},
-                {"name": "proxy", "image": "registry.example:5000/proxy:1", "securityContext": {"runAsUser": 7}}
+                {"name": "proxy", "image": "registry.example:5000/proxy:1", "securityContext": {"runAsUser": 7},
+                 "resources": {"limits": {"memory": "64Mi"}}}
             ]
         }
     });
@@ -163,6 +164,38 @@ fn what_loosens_confinement_needs_the_operator() {
         let why = pod(overlay.clone(), &config()).expect_err(&overlay.to_string());
         assert!(why.contains(&format!("{path}`")) && why.contains("`kubernetes.any_overlay"), "{overlay}: {why}");
         pod(overlay.clone(), &any).unwrap_or_else(|why| panic!("{overlay}: {why}"));
+    }
+}
+
+#[test]
+fn a_further_container_says_how_much_memory_it_may_use() {
+    let mut any = config();
+    any.any_overlay = true;
+    let with = |list: &str, containers: Value| json!({"spec": {list: containers}});
+    let of = |resources: Value| json!([{"name": "x", "image": "x", "resources": resources}]);
+    let limit = |memory: &str| of(json!({"limits": {"memory": memory}}));
+    let taken_back = json!([
+        {"name": "x", "image": "x", "resources": {"limits": {"memory": "64Mi"}}},
+        {"name": "x", "resources": {"limits": {"memory": null}}}
+    ]);
+    for list in LISTS {
+        for (containers, fits) in [
+            (limit("64Mi"), true),
+            (of(json!({"limits": {"memory": 67_108_864}})), true),
+            (of(json!({})), false),
+            (of(json!({"limits": {"cpu": "1"}})), false),
+            (limit("1.5Gi"), false),
+            (taken_back.clone(), false),
+        ] {
+            let overlay = with(list, containers);
+            pod(overlay.clone(), &any).unwrap_or_else(|why| panic!("{overlay}: {why}"));
+            match pod(overlay.clone(), &config()) {
+                Ok(_) => assert!(fits, "{overlay}"),
+                Err(why) => {
+                    assert!(!fits && why.contains(&format!("{list}[x].resources.limits.memory`")), "{overlay}: {why}");
+                }
+            }
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use super::super::super::identity::Caller;
 use super::super::super::world::not_deleting;
 use super::super::Target;
 use super::super::apply::difference;
-use super::{ArchiveKey, certificate_key, secret_of, users_of};
+use super::secrets::OpenedSecrets;
+use super::{ArchiveKey, certificate_key, users_of};
 use crate::wire::{
     CarriedApplication, CarriedComponent, CarriedRevision, ErrorBody, ImportAction, ImportRequest, ImportResult,
     ImportedComponent, SecretText, SetHostCertificate,
@@ -37,9 +38,6 @@ const NUMBER_MAX: u64 = 1 << 44;
 /// Most routes that a note names.
 const TOLD_ROUTES: usize = 5;
 
-/// Opened secrets of a component: name, version, value.
-type Opened = Vec<(String, u64, String)>;
-
 impl Api {
     /// Makes an application as it was elsewhere, or (dry run) tells what that would do.
     pub(in super::super::super) async fn import(
@@ -53,19 +51,21 @@ impl Api {
         let carried = &request.application;
         believable(application, carried)?;
         let key = ArchiveKey::new(request.key.as_ref())?;
-        let mut secrets: BTreeMap<&ComponentName, Opened> = BTreeMap::new();
+        let mut secrets: BTreeMap<&ComponentName, OpenedSecrets> = BTreeMap::new();
         for component in &carried.components {
-            secrets.insert(&component.name, opened(application, component, &key)?);
+            let mut opened = OpenedSecrets::open(application, component, &key)?;
+            opened.compare(self, tenant, application, component).await?;
+            secrets.insert(&component.name, opened);
             if !dry_run {
                 self.keep_image(tenant, application, component).await?;
             }
         }
         // The last attempt's answer; decisions are pure but for this note.
-        let found = Mutex::new(Vec::new());
+        let (found, none) = (Mutex::new(Vec::new()), OpenedSecrets::default());
         let decide = |change: &mut Change<'_>| {
             let mut all = Vec::new();
             for component in &carried.components {
-                let opened = secrets.get(&component.name).map(Vec::as_slice).unwrap_or_default();
+                let opened = secrets.get(&component.name).unwrap_or(&none);
                 all.push(self.decide(change, tenant, application, component, opened, &request.archive, dry_run)?);
             }
             *found.lock().unwrap_or_else(PoisonError::into_inner) = all;
@@ -107,7 +107,7 @@ impl Api {
         tenant: &TenantName,
         application: &ApplicationName,
         carried: &CarriedComponent,
-        secrets: &[(String, u64, String)],
+        secrets: &OpenedSecrets,
         archive: &Digest,
         dry_run: bool,
     ) -> Result<ImportedComponent, ApiError> {
@@ -120,7 +120,12 @@ impl Api {
         if let Some(found) = change.world.find(&carried.name) {
             not_deleting(&found.value)?;
             let runs = change.world.facts(&found.value.id).revision.as_ref();
-            let fields = differing(&found.value, runs, carried);
+            let mut fields = differing(&found.value, runs, carried);
+            for field in &secrets.differing {
+                if !fields.contains(field) {
+                    fields.push(field.clone());
+                }
+            }
             let action = match &found.value.arriving {
                 _ if !fields.is_empty() => ImportAction::Differs,
                 Some(other) if other != archive => ImportAction::Differs,
@@ -155,7 +160,7 @@ impl Api {
                 component.last_revision_number = revision.number;
                 component.desired_revision = Some(revision.id.clone());
             }
-            Ok((revision, self.sealed(&component.id, secrets, now)?))
+            Ok((revision, self.sealed(&component.id, &secrets.values, now)?))
         })?;
         Ok(answer(ImportAction::Create, Vec::new()))
     }
@@ -417,21 +422,6 @@ fn differing(found: &Component, runs: Option<&Revision>, carried: &CarriedCompon
         fields.push("image".to_owned());
     }
     fields
-}
-
-/// Opens every secret that the specs name.
-fn opened(application: &ApplicationName, component: &CarriedComponent, key: &ArchiveKey) -> Result<Opened, ApiError> {
-    let mut found = Vec::new();
-    let specs = std::iter::once(&component.spec).chain(component.revision.iter().map(|it| &it.spec));
-    let named: BTreeSet<(&String, u64)> = specs.flat_map(|it| &it.secrets).map(|(name, it)| (name, *it)).collect();
-    for (name, version) in named {
-        let what = secret_of(application.as_str(), component.name.as_str(), name, version);
-        let carried = component.secrets.iter().find(|it| it.name == *name && it.version == version);
-        let missing = || Problem::invalid("archive_invalid", format!("{what} is missing"), "export it again");
-        let value = key.open(&what, &carried.ok_or_else(missing)?.sealed)?;
-        found.push((name.clone(), version, value));
-    }
-    Ok(found)
 }
 
 /// What no rule of a change looks at, because it never came from outside before.

@@ -1,0 +1,150 @@
+//! A controller over fakes with one component, for unit tests: nothing of it runs by itself.
+
+use crate::{Controller, ControllerDeps, Retention};
+use arco_config::AcmeConfig;
+use arco_model::artifact::{Digest, ImageRef};
+use arco_model::component::{Component, ObservedState, Power, Revision, RunDefaults};
+use arco_model::id::{ApplicationId, ComponentId, OperationId, RevisionId};
+use arco_model::name::{ApplicationName, ComponentName, TenantName};
+use arco_model::source::Source;
+use arco_model::spec::{ComponentKind, ComponentSpec};
+use arco_model::time::Timestamp;
+use arco_mq::Queue;
+use arco_orchestrator::fake::FakeOrchestrator;
+use arco_store::kv::{MemoryKv, SharedKv};
+use arco_store::logs::{LogBatch, LogSink};
+use arco_store::secrets::SecretBox;
+use arco_store::sql::{Batch, Kind, MemoryMetadata, Metadata, Page, Query, Row, SharedMetadata, SqlError};
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::mpsc;
+
+/// Rows in memory that a test can take away.
+#[derive(Default)]
+pub(crate) struct Rows {
+    kept: MemoryMetadata,
+    away: AtomicBool,
+}
+
+impl Rows {
+    /// From now on nothing can be read or written, or again.
+    pub(crate) fn take_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    fn here(&self, step: &'static str) -> Result<&MemoryMetadata, SqlError> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(SqlError::Unavailable { step, cause: "taken away by a test".to_owned() }),
+            false => Ok(&self.kept),
+        }
+    }
+}
+
+#[async_trait]
+impl Metadata for Rows {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn get_row(&self, kind: Kind, key: &str) -> Result<Option<Row>, SqlError> {
+        self.here("read")?.get_row(kind, key).await
+    }
+
+    async fn list_rows(&self, kind: Kind, query: &Query) -> Result<Page<Row>, SqlError> {
+        self.here("list")?.list_rows(kind, query).await
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<(), SqlError> {
+        self.here("write")?.commit(batch).await
+    }
+
+    async fn ping(&self) -> Result<(), SqlError> {
+        self.here("ask")?.ping().await
+    }
+}
+
+/// The controller and what it stands on.
+pub(crate) struct World {
+    pub(crate) controller: Controller,
+    pub(crate) rows: Arc<Rows>,
+    pub(crate) orchestrator: Arc<FakeOrchestrator>,
+    pub(crate) lines: mpsc::Receiver<LogBatch>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let (rows, orchestrator, kv) = (Arc::new(Rows::default()), FakeOrchestrator::new(), MemoryKv::new());
+        let (kv, metadata): (SharedKv, SharedMetadata) = (Arc::new(kv), rows.clone());
+        let (logs, lines) = LogSink::channel(64);
+        let controller = Controller::new(ControllerDeps {
+            metadata,
+            queue: Queue::new(kv.clone()),
+            kv,
+            orchestrator: orchestrator.clone(),
+            one_machine: true,
+            secrets: Arc::new(SecretBox::parse(&format!("k {}", "22".repeat(32))).unwrap()),
+            logs,
+            acme: AcmeConfig::default(),
+            domain: "test".to_owned(),
+            retention: Retention { days: 1, count: 100 },
+            gone: mpsc::channel(1).0,
+        });
+        Self { controller, rows, orchestrator, lines }
+    }
+
+    /// A component of this kind with a revision.
+    pub(crate) async fn component(&self, kind: ComponentKind) -> Component {
+        let metadata: SharedMetadata = self.rows.clone();
+        let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
+        spec.kind = kind;
+        spec.schedule = (kind == ComponentKind::Cron).then(|| "* * * * *".to_owned());
+        let component = Component {
+            id: ComponentId::from_parts(1, 1),
+            tenant: TenantName::default_tenant(),
+            application_id: ApplicationId::from_parts(1, 1),
+            application: ApplicationName::new("shop").unwrap(),
+            name: ComponentName::new("web").unwrap(),
+            spec,
+            generation: 1,
+            power: Power::On,
+            restarts_asked: 0,
+            desired_revision: Some(RevisionId::from_parts(1, 1)),
+            last_revision_number: 1,
+            observed: ObservedState::default(),
+            created_at: Timestamp(0),
+            arriving: None,
+        };
+        let revision = Revision {
+            id: RevisionId::from_parts(1, 1),
+            component_id: component.id.clone(),
+            number: 1,
+            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
+            defaults: RunDefaults::default(),
+            spec: component.spec.clone(),
+            build_key: "key".to_owned(),
+            commit: None,
+            cause: "deploy".to_owned(),
+            operation_id: OperationId::from_parts(1, 1),
+            created_at: Timestamp(0),
+        };
+        metadata.insert(&component).await.unwrap();
+        metadata.insert(&revision).await.unwrap();
+        component
+    }
+
+    /// The row of the component as it is now.
+    pub(crate) async fn row(&self, component: &Component) -> Component {
+        let metadata: SharedMetadata = self.rows.clone();
+        metadata.get::<Component>(component.id.as_str()).await.unwrap().unwrap().value
+    }
+
+    /// The texts of all lines that were written so far.
+    pub(crate) fn said(&mut self) -> Vec<String> {
+        let mut said = Vec::new();
+        while let Ok(batch) = self.lines.try_recv() {
+            said.extend(batch.lines.into_iter().map(|it| it.text));
+        }
+        said
+    }
+}
