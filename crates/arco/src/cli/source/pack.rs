@@ -265,7 +265,7 @@ mod tests {
         pack(two.path(), Rules::All, &read).unwrap();
         let all = [".gitignore", ".arcoignore", "src/main.py", ".env", "keep.log", "node_modules/x/i.js", "drop.log"];
         let length = |it: &&str| two.path().join(it).metadata().unwrap().len();
-        assert_eq!(read.bytes(), all.iter().map(|it| length(it)).sum::<u64>(), "what is left out is not read");
+        assert_eq!(read.bytes(), all.iter().map(length).sum::<u64>(), "what is left out is not read");
     }
 
     #[test]
