@@ -159,8 +159,12 @@ fn scripted(name: &str) -> Option<Response> {
     name.strip_prefix('e')?.parse().ok().map(refuse)
 }
 
-async fn upload_there(State(seen): State<Shared>, Path((_, digest)): Path<(String, String)>) -> StatusCode {
-    if seen.lock().unwrap().upload.as_ref() == Some(&digest) { StatusCode::OK } else { StatusCode::NOT_FOUND }
+async fn upload_there(State(seen): State<Shared>, Path((_, digest)): Path<(String, String)>) -> Response {
+    if seen.lock().unwrap().upload.as_ref() == Some(&digest) {
+        axum::Json(json!({"digest": digest, "size": 1})).into_response()
+    } else {
+        refuse(404)
+    }
 }
 
 async fn upload(State(seen): State<Shared>, body: Bytes) -> axum::Json<Value> {
