@@ -253,7 +253,6 @@ fn until(at: arco_model::time::Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::fixture::World;
     use arco_model::spec::ComponentKind;
     use tokio::sync::broadcast::error::RecvError::{Closed, Lagged};

@@ -21,7 +21,7 @@ use arco_mq::Queue;
 use arco_orchestrator::{
     Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
 };
-use arco_store::blob::{BlobError, BlobStat, Blobs as _, ByteStream, MemoryBlobs};
+use arco_store::blob::{BlobError, BlobStat, ByteStream, MemoryBlobs};
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::kv::{MemoryKv, SharedKv};
