@@ -157,7 +157,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
                 Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
-                Poll::Ready(_) => return Poll::Ready(More::End),
+                Poll::Ready(_) => {
+                    buffers::put(std::mem::take(bytes));
+                    return Poll::Ready(More::End);
+                }
                 Poll::Pending => {}
             }
             if bytes.is_empty() {

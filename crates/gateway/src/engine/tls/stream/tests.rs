@@ -157,7 +157,10 @@ async fn an_end_without_a_word_is_an_error_and_idle_connections_hold_nothing() {
 async fn who_has_hung_up_is_not_answered_and_who_listens_is() {
     for versions in BOTH {
         for (hangs_up, speaks_since) in [(true, false), (true, true), (false, false), (false, true)] {
-            let (client, mut server) = pair(versions, 1 << 16).await;
+            let (mut client, mut server) = pair(versions, 1 << 16).await;
+            // With it go the tickets.
+            server.write_all(b"hello").await.unwrap();
+            client.read_exact(&mut [0; 5]).await.unwrap();
             let (mut pipe, mut tls) = client.into_inner();
             tls.send_close_notify();
             let mut told = Vec::new();
