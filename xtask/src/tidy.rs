@@ -13,7 +13,16 @@ const MAX_LINES: usize = 800;
 /// Floors of the house, top first. A crate may depend on crates of lower floors only.
 const FLOORS: [&[&str]; 8] = [
     &["arco"],
-    &["arco-api", "arco-builder", "arco-controller", "arco-eventlog", "arco-gateway", "arco-mesh", "arco-registry"],
+    &[
+        "arco-api",
+        "arco-builder",
+        "arco-controller",
+        "arco-eventlog",
+        "arco-gateway",
+        "arco-mesh",
+        "arco-node",
+        "arco-registry",
+    ],
     &["arco-orchestrator-kubernetes"],
     &["arco-mq", "arco-orchestrator", "arco-daemon"],
     &["arco-store"],

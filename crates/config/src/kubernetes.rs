@@ -67,6 +67,9 @@ pub struct KubernetesConfig {
     pub route_addresses: Vec<String>,
     /// Service `NAMESPACE/NAME` that leads to the gateway; its addresses are told beside `route_addresses`.
     pub route_service: String,
+    /// Namespace of the DaemonSet that reads the output of instances from the files of each node; empty means that it is read
+    /// through the API server.
+    pub node_namespace: String,
 }
 
 impl Default for KubernetesConfig {
@@ -94,6 +97,7 @@ impl Default for KubernetesConfig {
             route_class: String::new(),
             route_addresses: Vec::new(),
             route_service: String::new(),
+            node_namespace: String::new(),
         }
     }
 }

@@ -199,6 +199,18 @@ impl KubernetesOrchestrator {
         Logs::read_here(&self.inner, here);
     }
 
+    /// Whose instance a pod is, or was until a short time ago.
+    pub fn instance_of_pod(&self, namespace: &str, uid: &str) -> Option<(ComponentId, InstanceId)> {
+        self.inner.seen().whose(namespace, uid).map(|it| (it.component, it.instance))
+    }
+
+    /// Hands nodes the files of their certificate, by which they send the output of instances.
+    pub async fn equip_nodes(&self, files: BTreeMap<String, String>) -> Result<(), Error> {
+        let object = render::node_credentials(&self.inner.config, &files);
+        let applied = self.inner.cluster().apply(&object).await;
+        applied.map(drop).map_err(|it| failed("hand nodes their certificate", &it))
+    }
+
     async fn connect(
         options: KubernetesOptions,
         images: Images,

@@ -2,8 +2,9 @@
 //!
 //! What must hold: each line comes once: a cursor per pod, by the runtime's own timestamps, which begins after the last
 //! line that is kept ([`KeptLines`]), so that a process goes on where another one was killed; at most [`FOLLOWED`] pods
-//! are followed, so that a large cluster's API server is not held up. Of several processes the leader reads. Not here:
-//! what a program wrote before it was started again while nobody read, and the files of the nodes.
+//! are followed, so that a large cluster's API server is not held up. Of several processes the leader reads. Nothing of it
+//! where nodes read their files (`kubernetes.node_namespace`). Not here: what a program wrote before it was started again
+//! while nobody read.
 
 use crate::driver::Inner;
 use crate::seen::{PodSeen, Program};
@@ -40,7 +41,7 @@ const OVERLAP: usize = 256;
 const LEAVING: Duration = Duration::from_secs(4);
 /// Instances whose kept lines are asked for at the same time, and how often each is asked for while nobody knows.
 const ASKING: usize = 8;
-const ASKED: usize = 30;
+const ASKED: usize = 150;
 
 /// Knows which lines of instances are kept.
 #[async_trait]
@@ -112,6 +113,9 @@ impl Logs {
 
     /// Follows every pod of a component whose program runs or ran and is not followed yet.
     pub(crate) fn follow(inner: &Arc<Inner>, component: &ComponentId) {
+        if !inner.config.node_namespace.is_empty() {
+            return; // nodes read it from their files
+        }
         let pods: Vec<PodSeen> = inner.seen().with(component, |it| it.instances().cloned().collect());
         let logs = &inner.logs;
         let mut state = logs.lock();
@@ -131,7 +135,12 @@ impl Logs {
             }
             if open >= FOLLOWED {
                 if !std::mem::replace(full, true) {
-                    tracing::warn!(pod = pod.name, "its output is not read: {FOLLOWED} others are read already");
+                    let advice = "let nodes read it (`arco cluster manifest --node-logs`)";
+                    tracing::warn!(
+                        pod = pod.name,
+                        advice,
+                        "its output is not read: {FOLLOWED} others are read already"
+                    );
                 }
                 continue;
             }

@@ -5,9 +5,11 @@
 //! secret value in any document. One server runs all roles, or each role has pods of its own ([`Replicas`]), which needs
 //! shared stores. Not here: applying it.
 
+mod nodes;
 mod objects;
 mod parts;
-mod registry;
+
+pub(crate) use nodes::CREDENTIALS as NODE_CREDENTIALS;
 
 use crate::scale;
 use arco_model::artifact::Digest;
@@ -116,6 +118,8 @@ pub struct Installation {
     pub registry_node_port: u16,
     /// Folder of containerd's `hosts.toml` files on the nodes, to let a DaemonSet write ours there.
     pub containerd_hosts: Option<PathBuf>,
+    /// Folder of the nodes with the output of their pods, to let a DaemonSet read it there; needs pods of each role.
+    pub node_logs: Option<PathBuf>,
     /// Storage class of the server's volume and of the components' volumes; empty means the cluster's default.
     pub storage_class: String,
     /// Size of the server's volume, in GiB.
@@ -179,6 +183,9 @@ impl Installation {
             lines.push(format!("route_class = {}", toml_text(&self.route_class)));
             lines.push(format!("route_service = {}", toml_text(&format!("{}/arco-gateway", self.namespace))));
         }
+        if self.node_logs.is_some() {
+            lines.push(format!("node_namespace = {}", toml_text(&nodes::namespace(self))));
+        }
         lines.push("[store]".to_owned());
         let stores = &self.stores;
         for (key, url) in
@@ -232,9 +239,7 @@ pub fn manifest(installation: &Installation) -> Vec<Value> {
             documents.extend(parts::all(installation, replicas, version));
         }
     }
-    if let Some(folder) = &installation.containerd_hosts {
-        documents.extend(registry::trust(installation, folder));
-    }
+    documents.extend(nodes::all(installation));
     documents
 }
 

@@ -13,7 +13,7 @@ mod tenant;
 mod volumes;
 
 pub(crate) use pod::one_shot;
-pub(crate) use tenant::{held_credential, pull_secret, tenant};
+pub(crate) use tenant::{held_credential, node_credentials, pull_secret, tenant};
 
 use crate::names;
 use arco_config::KubernetesConfig;

@@ -10,9 +10,12 @@ use crate::render::Kind;
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::ExitFacts;
 use arco_model::time::Timestamp;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Most pods that are remembered after they went.
+const DEPARTED: usize = 2048;
 
 /// What of the program in a pod is known.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -143,6 +146,33 @@ pub(crate) struct Whereabouts {
 struct Store {
     components: BTreeMap<ComponentId, ComponentSeen>,
     instances: BTreeMap<InstanceId, (ComponentId, String)>,
+    /// By the uid of their pod, instances only.
+    by_uid: HashMap<String, Whose>,
+    /// Uids of pods that went, oldest first: their last output may still be on its way.
+    departed: VecDeque<String>,
+}
+
+impl Store {
+    fn depart(&mut self, pod: &PodSeen) {
+        self.instances.remove(&pod.id);
+        if !self.by_uid.contains_key(&pod.uid) {
+            return;
+        }
+        self.departed.push_back(pod.uid.clone());
+        while self.departed.len() > DEPARTED
+            && let Some(oldest) = self.departed.pop_front()
+        {
+            self.by_uid.remove(&oldest);
+        }
+    }
+}
+
+/// A component and its instance, with the namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Whose {
+    pub(crate) namespace: String,
+    pub(crate) component: ComponentId,
+    pub(crate) instance: InstanceId,
 }
 
 /// All that was seen; told by [`Seen::put`] and the like, each of which says whether something changed.
@@ -179,6 +209,11 @@ impl Seen {
         self.lock().components.keys().cloned().collect()
     }
 
+    /// Whose instance a pod is, or was until a short time ago.
+    pub(crate) fn whose(&self, namespace: &str, uid: &str) -> Option<Whose> {
+        self.lock().by_uid.get(uid).filter(|it| it.namespace == namespace).cloned()
+    }
+
     /// Where an instance is.
     pub(crate) fn whereabouts(&self, id: &InstanceId) -> Option<Whereabouts> {
         let store = self.lock();
@@ -207,10 +242,17 @@ impl Seen {
                             return false;
                         }
                     } else {
-                        store.instances.remove(&before.id); // a new pod of the same name: a place made again
+                        let before = before.clone();
+                        store.depart(&before); // a new pod of the same name: a place made again
                     }
                 }
                 store.instances.insert(pod.id.clone(), (component.clone(), pod.name.clone()));
+                if !pod.one_shot {
+                    let (namespace, instance) = (pod.namespace.clone(), pod.id.clone());
+                    let whose = Whose { namespace, component: component.clone(), instance };
+                    store.by_uid.insert(pod.uid.clone(), whose);
+                }
+                let of = store.components.entry(component.clone()).or_default();
                 of.pods.insert(pod.name.clone(), (version, *pod));
                 true
             }
@@ -235,13 +277,13 @@ impl Seen {
         let known = if kind == Kind::Pod {
             let pod = of.pods.remove(name);
             if let Some((_, pod)) = &pod {
-                store.instances.remove(&pod.id);
+                store.depart(pod);
             }
             pod.is_some()
         } else {
             of.objects.remove(&(kind, name.to_owned())).is_some()
         };
-        if of.is_empty() {
+        if store.components.get(component).is_some_and(ComponentSeen::is_empty) {
             store.components.remove(component);
         }
         known

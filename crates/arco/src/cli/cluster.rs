@@ -2,6 +2,7 @@
 
 mod image;
 mod manifest;
+mod node_logs;
 mod trust_registry;
 
 use super::failure::Failure;
@@ -23,6 +24,9 @@ pub(crate) enum ClusterCommand {
     /// Let containerd on this node find the platform's registry (run by the manifest's DaemonSet)
     #[command(hide = true)]
     TrustRegistry(trust_registry::TrustArgs),
+    /// Read the output of the platform's pods on this node (run by the manifest's DaemonSet)
+    #[command(hide = true)]
+    NodeLogs(node_logs::NodeLogsArgs),
 }
 
 /// Runs.
@@ -31,5 +35,6 @@ pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure
         ClusterCommand::Image(command) => image::run(command, ui).await,
         ClusterCommand::Manifest(args) => manifest::run(args, ui),
         ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
+        ClusterCommand::NodeLogs(args) => node_logs::run(args).await,
     }
 }

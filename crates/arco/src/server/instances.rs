@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use arco_builder::BuildProxy;
 use arco_config::{Config, Egress, OrchestratorDriver, Role};
 use arco_daemon::{BoxError, OnExit, Supervisor};
+use arco_model::id::{ComponentId, InstanceId};
 use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
 use arco_orchestrator::SharedOrchestrator;
@@ -17,6 +18,7 @@ use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, Leads, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +75,7 @@ impl Instances {
                     config: config.kubernetes.clone(),
                     allowed_networks: config.builder.allowed_networks.clone(),
                     pull_credentials: Some(Arc::new(NodeLogins(registry.clone()))),
-                    kept_lines: Some(Arc::new(Kept(keeping.router.clone()))),
+                    kept_lines: Some(Arc::new(Kept::new(keeping))),
                 };
                 let driver = match server {
                     None => KubernetesOrchestrator::start(options, stores.images.clone(), logs).await,
@@ -90,6 +92,17 @@ impl Instances {
     /// The orchestrator; fails in a server whose roles do not ask for it.
     pub(super) fn orchestrator(&self) -> anyhow::Result<SharedOrchestrator> {
         self.orchestrator.clone().context("the roles of this server have nothing to do with instances")
+    }
+
+    /// Whose instance a pod of the cluster is.
+    pub(super) fn of_pod(&self, namespace: &str, uid: &str) -> Option<(ComponentId, InstanceId)> {
+        self.cluster.as_ref()?.instance_of_pod(namespace, uid)
+    }
+
+    /// Hands nodes the files of their certificate.
+    pub(super) async fn equip_nodes(&self, files: BTreeMap<String, String>) -> anyhow::Result<()> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        Ok(cluster.equip_nodes(files).await?)
     }
 
     /// Lets go of the instances, when the server stops.

@@ -2,6 +2,7 @@
 //!
 //! What must hold: what writes logs is stopped before what sends them, and that before what keeps them.
 
+use super::keepers::Keepers;
 use super::logs;
 use super::peers::Peers;
 use arco_config::{Config, Role};
@@ -24,6 +25,8 @@ pub(super) struct Keeping {
     pub(super) sink: LogSink,
     /// Answers for every log of the platform.
     pub(super) router: Router,
+    /// Who keeps logs, where there are several.
+    pub(super) keepers: Option<Keepers>,
     /// What other servers ask, when this one keeps logs for them.
     pub(super) for_peers: Option<Router>,
     /// Supervisors of their own: they end after everything that writes.
@@ -36,6 +39,7 @@ impl Keeping {
     pub(super) fn start(
         config: &Config,
         peers: Option<&Peers>,
+        keepers: Option<Keepers>,
         metrics: &Metrics,
         health: &Health,
         supervisor: &Supervisor,
@@ -80,7 +84,7 @@ impl Keeping {
             }
             (None, None) => anyhow::bail!("a server alone keeps its own logs"), // decided above
         };
-        Ok(Self { sink, router, for_peers, sends, keeps })
+        Ok(Self { sink, router, keepers, for_peers, sends, keeps })
     }
 
     /// Waits until the last lines are where they belong.

@@ -1,5 +1,7 @@
 //! Tells the orchestrator which lines of instances the platform keeps, so that reading them goes on where it ended.
 
+use super::keepers::Keepers;
+use super::keeping::Keeping;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
 use arco_orchestrator_kubernetes::KeptLines;
@@ -16,8 +18,18 @@ const ANSWER_MAX: usize = 8 << 20;
 /// How long an answer may take: one that never comes must not end the reading of output.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Asks the router that answers for every log of the platform.
-pub(super) struct Kept(pub(super) Router);
+/// Asks the router that answers for every log of the platform; nothing is concluded while one of several keepers is away.
+#[derive(Clone)]
+pub(super) struct Kept {
+    router: Router,
+    keepers: Option<Keepers>,
+}
+
+impl Kept {
+    pub(super) fn new(keeping: &Keeping) -> Self {
+        Self { router: keeping.router.clone(), keepers: keeping.keepers.clone() }
+    }
+}
 
 #[derive(Deserialize)]
 struct Lines {
@@ -27,10 +39,15 @@ struct Lines {
 #[async_trait]
 impl KeptLines for Kept {
     async fn last(&self, component: &ComponentId, instance: &InstanceId, most: usize) -> Result<Vec<LogLine>, String> {
+        if let Some(keepers) = &self.keepers
+            && let Some(name) = keepers.away().await.map_err(|it| it.to_string())?
+        {
+            return Err(format!("{name}, which keeps logs, is away"));
+        }
         let uri = format!("/streams/component/{component}?instance={instance}&tail={most}");
         let request = Request::builder().uri(uri).body(Body::empty()).map_err(|it| it.to_string())?;
         let asked = async {
-            let Ok(response) = self.0.clone().oneshot(request).await;
+            let Ok(response) = self.router.clone().oneshot(request).await;
             (response.status(), axum::body::to_bytes(response.into_body(), ANSWER_MAX).await)
         };
         let answered = tokio::time::timeout(ANSWER, asked).await;

@@ -12,7 +12,9 @@ use arco_config::{Config, LeaderLockPlace, OrchestratorDriver, Role};
 use arco_controller::{Controller, ControllerDeps};
 use arco_daemon::health::{Health, RoleHandle};
 use arco_daemon::leader::{Candidate, Standing, Term, lead};
+use arco_daemon::pki::{Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor};
+use arco_node::wire;
 use arco_orchestrator::LedOrchestrator;
 use arco_orchestrator_kubernetes::{Leads, LeaseLock};
 use arco_store::clock;
@@ -32,6 +34,8 @@ const LEASE_MIN_S: u32 = 5;
 const LEASE_ALONE_S: u32 = 60;
 /// How long a start waits until it is known who leads.
 const KNOWN: Duration = Duration::from_secs(60);
+/// Pause before nodes are handed a certificate again.
+const EQUIP_AGAIN: Duration = Duration::from_secs(10);
 /// Whose containers the components of these stores are.
 const OWNER: &str = "/orchestrator/local";
 
@@ -46,6 +50,7 @@ pub(super) struct Parts {
     pub(super) peers: Option<Peers>,
     pub(super) stores: Stores,
     pub(super) instances: Instances,
+    pub(super) pki: Arc<Pki>,
 }
 
 /// Begins to want to lead; returns when this process leads or follows another one.
@@ -98,7 +103,7 @@ pub(super) async fn start(
 
 /// A time of this process begins.
 async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, role: RoleHandle) -> Result<(), BoxError> {
-    let Parts { me, deps, peers, stores, instances, .. } = parts;
+    let Parts { me, deps, peers, stores, instances, pki, .. } = parts;
     let fence = Fence::raise(&stores.kv, &stores.metadata, NAME, &me).await?;
     if !term.verify().await {
         return Ok(()); // lost meanwhile: whoever asked sees it
@@ -125,6 +130,13 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     });
     controller.start(&tasks).await?;
     super::cluster_routes::serve(config, fence.kv(), &stores.secrets, &tasks).await?;
+    if !config.kubernetes.node_namespace.is_empty() {
+        let (token, instances) = (tasks.token().clone(), instances.clone());
+        tasks.spawn("certificate of nodes", OnExit::Continue, async move {
+            token.run_until_cancelled(equip_nodes(&instances, &pki)).await;
+            Ok(())
+        });
+    }
     if let Some(peers) = peers {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("after servers that are gone", OnExit::Continue, async move {
@@ -135,6 +147,29 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     tracing::info!(me, "this server leads");
     role.ready();
     Ok(())
+}
+
+/// Hands nodes a certificate, and another one in time.
+async fn equip_nodes(instances: &Instances, pki: &Pki) {
+    let subject = Subject { name: wire::ROLE.to_owned(), role: wire::ROLE.to_owned(), tenants: Vec::new() };
+    loop {
+        let handed = async {
+            let leaf = pki.client(&subject)?;
+            let files =
+                [("ca.pem", pki.authority_pem()), ("node.pem", &leaf.certificate_pem), ("node.key", &leaf.key_pem)];
+            let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+            instances.equip_nodes(files.into()).await?;
+            anyhow::Ok(leaf.renew_at)
+        };
+        let pause = match handed.await {
+            Ok(renew_at) => Duration::from_millis(renew_at.since_ms(clock::now())),
+            Err(error) => {
+                tracing::warn!(%error, "nodes have no certificate to hand over output with; it is tried again");
+                EQUIP_AGAIN
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
 }
 
 async fn lock(config: &Config, parts: &Parts, alone: bool) -> anyhow::Result<Arc<dyn LeaderLock>> {

@@ -7,10 +7,12 @@ use super::ask_gateway::{self, PeerGateway};
 use super::data_plane::{self, Running};
 use super::files::{self, Addresses};
 use super::instances::Instances;
+use super::keepers::Keepers;
 use super::keeping::Keeping;
+use super::kept::Kept;
 use super::peers::{Peers, advertised};
 use super::stores::Stores;
-use super::{Listeners, console, lead, shared};
+use super::{Listeners, console, lead, node_logs, shared};
 use anyhow::Context as _;
 use arco_api::server::{ApiDeps, AskGateway, TokenIssuer};
 use arco_builder::{Builder, BuilderDeps};
@@ -27,6 +29,7 @@ use arco_model::log::LogStream;
 use arco_model::traffic::{DataPlaneSettings, SETTINGS};
 use arco_mq::Queue;
 use arco_mq::outbox::Relay;
+use arco_node::wire::ANY_SERVER;
 use arco_orchestrator::SharedOrchestrator;
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::clock;
@@ -83,7 +86,11 @@ pub(crate) async fn start(
         }
     };
 
-    let keeping = Keeping::start(config, peers.as_ref(), &metrics, health, supervisor)?;
+    let keepers = peers.clone().map(|it| Keepers::new(stores.kv.clone(), it));
+    if let Some(keepers) = keepers.as_ref().filter(|_| config.server.has(Role::Eventlog)) {
+        keepers.enter(supervisor).await.context("failed to be known as a keeper of logs")?;
+    }
+    let keeping = Keeping::start(config, peers.as_ref(), keepers, &metrics, health, supervisor)?;
     let logs = keeping.sink.clone();
     shared::registry_key(&stores.kv, &stores.secrets, &data_dir.join("registry")).await?;
     let registry = Registry::build(RegistryDeps {
@@ -144,7 +151,8 @@ pub(crate) async fn start(
         };
         let (me, peers) = (me.clone(), peers.clone());
         let (stores, instances) = (stores.clone(), instances.clone());
-        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances };
+        let pki = pki.clone();
+        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances, pki };
         lead::start(config, parts, supervisor, health).await?;
     }
     clean_up_after(
@@ -259,6 +267,9 @@ pub(crate) async fn start(
         if let Some(here) = &data_plane {
             asked = asked.merge(ask_gateway::for_peers(here.clone()));
         }
+        if config.server.has(Role::Api) && !config.kubernetes.node_namespace.is_empty() {
+            asked = asked.merge(node_logs::for_nodes(instances.clone(), Kept::new(&keeping), logs.clone()));
+        }
         let bound = listener.local_addr()?;
         let address = advertised(&config.server.peer_address, bound)?;
         let certificate = certificate(&pki, "certificate for servers", bound, host_of(&address), supervisor)?;
@@ -360,6 +371,7 @@ fn certificate(
         hosts.push(name.trim().to_owned());
     }
     hosts.extend(name);
+    hosts.push(ANY_SERVER.to_owned());
     let leaf = pki.server(&hosts)?;
     let certificate = HotCertificate::new(&leaf)?;
     let (pki, swapped, token) = (pki.clone(), certificate.clone(), supervisor.token().clone());

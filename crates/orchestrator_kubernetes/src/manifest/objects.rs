@@ -1,6 +1,7 @@
 //! The documents of the platform itself: who it is and what it may do, its settings, how it is reached, and the server.
 
-use super::{Exposure, Installation};
+use super::parts::PEERS_PORT;
+use super::{Exposure, Installation, nodes};
 use crate::access::{OF_ROUTES, RULES, Rule};
 use crate::names;
 use serde_json::{Value, json};
@@ -137,7 +138,10 @@ pub(super) fn services(it: &Installation) -> Vec<Value> {
     }
     // Found before it is ready: it is the name of the pod itself.
     let named = |port: Value| json!({ "clusterIP": "None", "publishNotReadyAddresses": true, "ports": [port] });
-    let api = json!({ "type": "ClusterIP", "ports": [port("api", API_PORT, "api"), port("console", CONSOLE_PORT, "console")] });
+    let mut api = json!({ "type": "ClusterIP", "ports": [port("api", API_PORT, "api"), port("console", CONSOLE_PORT, "console")] });
+    if it.node_logs.is_some() {
+        api["ports"].as_array_mut().into_iter().for_each(|it| it.push(port("peers", PEERS_PORT, "peers")));
+    }
     vec![
         service("arco-gateway", "gateway", gateway),
         service("arco-api", "api", api),
@@ -183,6 +187,12 @@ pub(super) fn policy(it: &Installation, parts: &[&str]) -> Value {
     if it.replicas.is_some() {
         let mut peers = ports(&["peers"]);
         peers["from"] = json!([{ "podSelector": pods }]);
+        if it.node_logs.is_some() {
+            let namespace = json!({ "matchLabels": { "kubernetes.io/metadata.name": nodes::namespace(it) } });
+            let from =
+                json!({ "namespaceSelector": namespace, "podSelector": { "matchLabels": selector(nodes::LOGS) } });
+            peers["from"].as_array_mut().into_iter().for_each(|it| it.push(from.clone()));
+        }
         ingress.push(peers);
     }
     json!({

@@ -18,6 +18,7 @@ fn plain() -> Installation {
         registry: String::new(),
         registry_node_port: 0,
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
+        node_logs: None,
         storage_class: String::new(),
         volume_gb: 20,
         namespace_prefix: "arco-".into(),
@@ -53,6 +54,7 @@ fn spread() -> Installation {
     Installation {
         public_ports: [30080, 443],
         replicas: Some(Replicas { builder: 3, ..Replicas::default() }),
+        node_logs: Some("/var/log/pods".into()),
         route_class: "arco".into(),
         ..shared()
     }
@@ -111,7 +113,7 @@ fn every_pod_is_as_confined_as_it_can_be() {
         let documents = manifest(&it);
         let all = pods(&documents);
         let servers = if it.replicas.is_some() { 5 } else { 1 };
-        assert_eq!(all.len(), servers + usize::from(it.containerd_hosts.is_some()));
+        assert_eq!(all.len(), servers + [&it.containerd_hosts, &it.node_logs].into_iter().flatten().count());
         for pod in all {
             assert_eq!(pod["automountServiceAccountToken"], false);
             for forbidden in ["hostNetwork", "hostPID", "hostIPC"] {
@@ -197,6 +199,36 @@ fn each_role_runs_in_one_part_and_may_only_what_it_does() {
     }
     let leases = of_kind(&documents, "Role")[0];
     assert_eq!(leases["rules"][1]["resourceNames"], serde_json::json!(["arco-controller"]), "the name in the server");
+}
+
+#[test]
+fn what_reads_output_on_nodes_sees_that_and_nothing_else() {
+    let it = spread();
+    let documents = manifest(&it);
+    let reader = of_kind(&documents, "DaemonSet")[0];
+    assert_eq!(reader["metadata"]["namespace"], "arco-system-nodes");
+    let pod = &reader["spec"]["template"]["spec"];
+    assert!(pod["serviceAccountName"].is_null(), "it has no account");
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert_eq!(volumes[0]["hostPath"]["path"], "/var/log/pods");
+    assert_eq!(volumes[1]["secret"]["secretName"], NODE_CREDENTIALS);
+    assert_eq!(volumes.len(), 2);
+    let container = &pod["containers"][0];
+    assert!(container["volumeMounts"].as_array().unwrap().iter().all(|it| it["readOnly"] == true));
+    let peers = documents.iter().find(|it| it["kind"] == "NetworkPolicy").unwrap()["spec"]["ingress"][2].clone();
+    let from = &peers["from"][1];
+    assert_eq!(from["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], "arco-system-nodes");
+    assert_eq!(from["podSelector"]["matchLabels"], reader["spec"]["selector"]["matchLabels"]);
+    let service = documents.iter().find(|it| it["kind"] == "Service" && name(it) == "arco-api").unwrap();
+    let port = service["spec"]["ports"].as_array().unwrap().iter().find(|it| it["name"] == "peers").unwrap();
+    let args: Vec<_> = container["args"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let at = args.iter().position(|it| *it == "--servers").unwrap();
+    assert_eq!(args[at + 1], format!("arco-api.arco-system.svc:{}", port["port"]));
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("arco.toml"), it.settings()).unwrap();
+    let file = folder.path().join("arco.toml");
+    let config = arco_config::from_sources(Some(&file), std::iter::empty(), Vec::new()).unwrap();
+    assert_eq!(config.kubernetes.node_namespace, "arco-system-nodes");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a tenant has in the cluster: a namespace with limits, closed to others, and the credential for our registry.
 
 use super::{Kind, Object, network};
+use crate::manifest::NODE_CREDENTIALS;
 use crate::names;
 use arco_config::KubernetesConfig;
 use arco_model::name::TenantName;
@@ -8,6 +9,7 @@ use arco_model::time::Timestamp;
 use base64::Engine as _;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Namespace, quota and policies, in the order of sending. `allowed`: private networks that builds may reach.
 pub(crate) fn tenant(tenant: &TenantName, config: &KubernetesConfig, allowed: &[Ipv4Net]) -> Vec<Object> {
@@ -45,6 +47,13 @@ pub(crate) fn pull_secret(
     let mut object = Object::new(Kind::Secret, &namespace, names::PULL_SECRET, labels, rest);
     object.annotate(names::RENEW_AT, renew_at.0.to_string());
     object
+}
+
+/// The secret with the certificate of nodes.
+pub(crate) fn node_credentials(config: &KubernetesConfig, files: &BTreeMap<String, String>) -> Object {
+    let labels = names::platform_labels(&config.namespace_prefix);
+    let rest = json!({ "type": "Opaque", "data": super::encoded(files) });
+    Object::new(Kind::Secret, &config.node_namespace, NODE_CREDENTIALS, labels, rest)
 }
 
 /// The credential for a registry that such a secret holds.

@@ -70,3 +70,29 @@ fn a_warning_stays_with_its_pod_until_that_is_ready() {
     seen.put(&component(), 3, Record::Pod(Box::new(pod("p", json!({})))));
     assert_eq!(seen.component(&component()).pods["p"].1.warning, None);
 }
+
+#[test]
+fn whose_a_pod_was_is_known_a_while_after_it_went() {
+    let seen = Seen::default();
+    let it = pod("p", json!({}));
+    let whose = Whose { namespace: it.namespace.clone(), component: component(), instance: it.id.clone() };
+    let told = || seen.whose("arco-acme", "uid-p");
+    seen.put(&component(), 1, Record::Pod(Box::new(it.clone())));
+    assert_eq!(told(), Some(whose.clone()));
+    assert_eq!(seen.whose("arco-other", "uid-p"), None, "a namespace of somebody else");
+    seen.put(
+        &component(),
+        1,
+        Record::Pod(Box::new(PodSeen { name: "run".into(), uid: "once".into(), one_shot: true, ..it })),
+    );
+    assert_eq!(seen.whose("arco-acme", "once"), None, "builds tell their output to whoever waits");
+    seen.gone(&component(), Kind::Pod, "p");
+    assert_eq!(told(), Some(whose.clone()));
+    for number in 0..DEPARTED {
+        let name = format!("p{number}");
+        seen.put(&component(), 1, Record::Pod(Box::new(pod(&name, json!({})))));
+        assert_eq!(told(), Some(whose.clone()), "{number}");
+        seen.gone(&component(), Kind::Pod, &name);
+    }
+    assert_eq!(told(), None, "not for ever");
+}

@@ -34,6 +34,7 @@ fn installation() -> Installation {
         registry: String::new(),
         registry_node_port: 0,
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
+        node_logs: None,
         storage_class: String::new(),
         volume_gb: 1,
         namespace_prefix: "arco-".to_owned(),

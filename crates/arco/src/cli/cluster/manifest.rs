@@ -78,6 +78,15 @@ pub(crate) struct ManifestArgs {
     /// Let a DaemonSet write a hosts.toml for the registry into containerd's folder on each node
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "/etc/containerd/certs.d")]
     trust_registry: Option<PathBuf>,
+    /// Let a DaemonSet read the output of instances from this folder of each node, instead of through the API server
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        num_args = 0..=1,
+        default_missing_value = "/var/log/pods",
+        requires = "high_availability"
+    )]
+    node_logs: Option<PathBuf>,
     /// Storage class [default: the cluster's default]
     #[arg(long, value_name = "NAME", default_value = "")]
     storage_class: String,
@@ -161,6 +170,9 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     if args.trust_registry.as_ref().is_some_and(|it| !it.is_absolute()) {
         return wrong("`--trust-registry` is a folder of the nodes".to_owned(), "give an absolute path");
     }
+    if args.node_logs.as_ref().is_some_and(|it| !it.is_absolute()) {
+        return wrong("`--node-logs` is a folder of the nodes".to_owned(), "give an absolute path");
+    }
     if args.registry_node_port != 0 && !(30000..=32767).contains(&args.registry_node_port) {
         return wrong(format!("port {} is not one of nodes", args.registry_node_port), "choose one of 30000 to 32767");
     }
@@ -210,6 +222,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         registry: args.registry.clone(),
         registry_node_port: args.registry_node_port,
         containerd_hosts: args.trust_registry.clone(),
+        node_logs: args.node_logs.clone(),
         storage_class: args.storage_class.clone(),
         volume_gb: args.volume_gb,
         namespace_prefix: args.namespace_prefix.clone(),

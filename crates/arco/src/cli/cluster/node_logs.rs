@@ -1,0 +1,44 @@
+//! `arco cluster node-logs`: reads the output of the platform's pods on this node and hands it to the platform's servers.
+//! Run by a DaemonSet; asks nothing of the cluster.
+
+use super::Failure;
+use arco_daemon::telemetry;
+use arco_node::{Servers, Source};
+use clap::Args;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Flags.
+#[derive(Args, Debug)]
+pub(crate) struct NodeLogsArgs {
+    /// The node's folder of its pods' output, as it is mounted here
+    #[arg(long, value_name = "FOLDER")]
+    folder: PathBuf,
+    /// What the tenants' namespaces begin with
+    #[arg(long, value_name = "PREFIX")]
+    namespace_prefix: String,
+    /// Where servers of the platform answer nodes
+    #[arg(long, value_name = "HOST:PORT")]
+    servers: String,
+    /// Folder with ca.pem, node.pem and node.key
+    #[arg(long, value_name = "FOLDER")]
+    credentials: PathBuf,
+}
+
+/// Runs until it is told to end.
+pub(super) async fn run(args: &NodeLogsArgs) -> Result<(), Failure> {
+    let local = |it: String| Failure::local(it, "check the pod's mounts and limits");
+    telemetry::init("info", telemetry::LogFormat::Text).map_err(|it| local(it.to_string()))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|it| local(it.to_string()))?;
+    let stop = arco_daemon::CancellationToken::new();
+    let _ended = {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            terminate.recv().await;
+            stop.cancel();
+        })
+    };
+    let source = Source { folder: args.folder.clone(), prefix: args.namespace_prefix.clone() };
+    arco_node::run(&source, &Servers::new(args.servers.clone(), args.credentials.clone()), stop).await;
+    Ok(())
+}

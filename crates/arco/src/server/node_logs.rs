@@ -1,0 +1,156 @@
+//! Output of instances that nodes read from their files: whose it is, how far it is kept, and its way to its keeper.
+//!
+//! What must hold: only certificates of nodes are let in, and they reach nothing else; a node hears that lines are kept
+//! when their keeper has them on disk. Not here: reading files, and keeping lines.
+
+use super::instances::Instances;
+use super::kept::Kept;
+use super::peers::answer;
+use arco_daemon::listener::Peer;
+use arco_daemon::pki::Subject;
+use arco_model::error::{ErrorKind, Problem};
+use arco_model::id::InstanceId;
+use arco_model::log::{LogLine, LogOrigin, LogStream};
+use arco_model::time::Timestamp;
+use arco_node::wire::{self, Cursor, Output, PODS_MAX, Pod, REQUEST_MAX};
+use arco_orchestrator_kubernetes::KeptLines as _;
+use arco_store::clock;
+use arco_store::logs::LogSink;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::routing::post;
+use axum::{Json, Router};
+use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
+
+/// How far back output is fetched of which no line is kept.
+const REACH_MS: u64 = 3_600_000;
+/// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
+const OVERLAP: usize = 256;
+/// Pods whose kept lines are asked for at the same time.
+const ASKING: usize = 8;
+
+#[derive(Clone)]
+struct Intake {
+    instances: Instances,
+    kept: Kept,
+    sink: LogSink,
+}
+
+/// What nodes ask of a server that sees the cluster: `kept` knows what is kept, `sink` takes lines.
+pub(super) fn for_nodes(instances: Instances, kept: Kept, sink: LogSink) -> Router {
+    let intake = Intake { instances, kept, sink };
+    let router = Router::new().route(wire::CURSORS, post(cursors)).route(wire::OUTPUT, post(output)).with_state(intake);
+    router.layer(axum::extract::DefaultBodyLimit::max(REQUEST_MAX)).layer(from_fn(nodes_only))
+}
+
+async fn nodes_only(request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    let subject = peer.and_then(|it| it.certificate.as_ref()).and_then(|it| Subject::of(it).ok());
+    if subject.is_some_and(|it| it.role == wire::ROLE) {
+        return next.run(request).await;
+    }
+    let advice = "output is handed over by the platform's own DaemonSet";
+    answer(Problem::new(ErrorKind::Denied, "not_a_node", "only nodes of the platform may hand over output", advice))
+}
+
+async fn cursors(State(intake): State<Intake>, Json(pods): Json<Vec<Pod>>) -> Json<Vec<Cursor>> {
+    let cursors = stream::iter(pods.into_iter().take(PODS_MAX)).map(|it| cursor(&intake, it)).buffered(ASKING);
+    Json(cursors.collect().await)
+}
+
+async fn cursor(intake: &Intake, pod: Pod) -> Cursor {
+    let Some((component, instance)) = intake.instances.of_pod(&pod.namespace, &pod.uid) else { return Cursor::Unknown };
+    match intake.kept.last(&component, &instance, OVERLAP).await {
+        Ok(lines) => after(&lines, &instance, clock::now()),
+        Err(why) => {
+            tracing::warn!(pod = pod.uid, why, "which of its lines are kept is not known yet");
+            Cursor::Later
+        }
+    }
+}
+
+/// Where reading goes on after these lines.
+fn after(lines: &[LogLine], instance: &InstanceId, now: Timestamp) -> Cursor {
+    let own = |it: &&LogLine| it.instance.as_ref() == Some(instance) && it.origin != LogOrigin::Platform;
+    // By the order in which they were written: that of their keeper, where there were several, is by time, too.
+    match lines.iter().rev().find(own).map(|it| it.at) {
+        None => Cursor::After { at: Timestamp(now.0.saturating_sub(REACH_MS)), texts: Vec::new() },
+        Some(at) => {
+            let texts = lines.iter().filter(own).filter(|it| it.at == at).map(|it| it.text.clone()).collect();
+            Cursor::After { at, texts }
+        }
+    }
+}
+
+async fn output(State(intake): State<Intake>, Json(output): Json<Vec<Output>>) -> Json<Vec<wire::Kept>> {
+    // A task of its own: the node may give up while its lines are on their way to the disk.
+    let count = output.len();
+    let kept = tokio::spawn(async move { join_all(output.into_iter().map(|it| keep(&intake, it))).await });
+    Json(kept.await.unwrap_or_else(|_| vec![wire::Kept::No; count]))
+}
+
+async fn keep(intake: &Intake, output: Output) -> wire::Kept {
+    let Some((id, instance)) = intake.instances.of_pod(&output.pod.namespace, &output.pod.uid) else {
+        return wire::Kept::Unknown;
+    };
+    let lines = lines_of(output, &instance);
+    match intake.sink.append_durably(LogStream::Component { id }, lines).await {
+        true => wire::Kept::Yes,
+        false => wire::Kept::No,
+    }
+}
+
+fn lines_of(output: Output, instance: &InstanceId) -> Vec<LogLine> {
+    let line = |it: wire::Line| LogLine {
+        at: it.at,
+        instance: Some(instance.clone()),
+        // Only the platform itself speaks as the platform.
+        origin: if it.origin == LogOrigin::Stderr { LogOrigin::Stderr } else { LogOrigin::Stdout },
+        text: it.text,
+    };
+    output.lines.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_goes_on_after_the_newest_line_of_the_instance() {
+        let (one, two) = (InstanceId::from_parts(1, 1), InstanceId::from_parts(1, 2));
+        let line = |at, instance: &InstanceId, origin, text: &str| LogLine {
+            at: Timestamp(at),
+            instance: Some(instance.clone()),
+            origin,
+            text: text.to_owned(),
+        };
+        let lines = [
+            line(1, &one, LogOrigin::Stdout, "a"),
+            line(2, &one, LogOrigin::Stdout, "b"),
+            line(2, &two, LogOrigin::Stdout, "c"),
+            line(2, &one, LogOrigin::Stderr, "d"),
+            line(3, &two, LogOrigin::Stdout, "e"),
+            line(4, &one, LogOrigin::Platform, "f"),
+        ];
+        let now = Timestamp(REACH_MS + 7);
+        let told = |instance| match after(&lines, instance, now) {
+            Cursor::After { at, texts } => (at.0, texts.join(",")),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(&one), (2, "b,d".to_owned()));
+        assert_eq!(told(&two), (3, "e".to_owned()));
+        assert_eq!(told(&InstanceId::from_parts(1, 3)), (7, String::new()));
+    }
+
+    #[test]
+    fn a_node_does_not_speak_as_the_platform() {
+        let pod = Pod { namespace: "a".to_owned(), uid: "u".to_owned() };
+        let origins = [LogOrigin::Stdout, LogOrigin::Stderr, LogOrigin::Platform];
+        let line = |origin| wire::Line { at: Timestamp(1), origin, text: "x".to_owned() };
+        let lines = lines_of(Output { pod, lines: origins.map(line).to_vec() }, &InstanceId::from_parts(1, 1));
+        let found: Vec<_> = lines.iter().map(|it| it.origin).collect();
+        assert_eq!(found, [LogOrigin::Stdout, LogOrigin::Stderr, LogOrigin::Stdout]);
+    }
+}
