@@ -34,6 +34,7 @@ NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
 HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
 NAMESPACE = "arco-system"
 LEASE_S = 10
+LONG = "long " + "1234567890" * 4000
 
 
 def say(text):
@@ -175,8 +176,8 @@ class Load:
         say(f"{what}: {self.good} requests answered so far, none lost")
 
 
-def pods(part):
-    found = json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-l", f"app.kubernetes.io/component={part}", "-o", "json"))["items"]
+def pods(part, namespace=NAMESPACE):
+    found = json.loads(kubectl("-n", namespace, "get", "pods", "-l", f"app.kubernetes.io/component={part}", "-o", "json"))["items"]
     return [it for it in found if "deletionTimestamp" not in it["metadata"]]
 
 
@@ -199,11 +200,12 @@ def lease():
 
 
 def process_of(pod):
-    """The server's process of a pod, on this machine."""
-    mark = f"POD_ADDRESS={pod['status']['podIP']}".encode()
+    """The platform's process of a pod, on this machine."""
+    mark = f"HOSTNAME={pod['metadata']['name']}".encode()
     for it in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"server\0--config" in (it / "cmdline").read_bytes() and mark in (it / "environ").read_bytes().split(b"\0"):
+            words = (it / "cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"/arco") and words[1] in (b"server", b"cluster") and mark in (it / "environ").read_bytes().split(b"\0"):
                 return int(it.name)
     raise SystemExit(f"no process of {pod['metadata']['name']}")
 
@@ -242,9 +244,9 @@ def access(platform):
 
 
 def push(platform, work):
-    """An image whose program answers and writes lines."""
+    """An image whose program answers and writes lines: to standard error, longer than a runtime's, and numbered ones."""
     (work / "index.html").write_text("<h1>shared</h1>\n")
-    (work / "serve").write_text("#!/bin/sh\n(n=0; while :; do echo line $n; n=$((n+1)); sleep 0.2; done) &\nexec busybox httpd -f -p 8080 -h /www\n")
+    (work / "serve").write_text(f"#!/bin/sh\necho oops >&2\necho {LONG}\n(n=0; while :; do echo line $n; n=$((n+1)); sleep 0.2; done) &\nexec busybox httpd -f -p 8080 -h /www\n")
     image_tar(work / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": work / "index.html", "bin/serve": work / "serve"}, ["/bin/serve"], busybox=True)
     token = registry_token(platform)
     registry = Forward("arco-registry", 5000)
@@ -306,6 +308,17 @@ def lines(platform):
     say(f"{sum(map(len, found.values()))} lines of {len(found)} instances are kept, each once")
 
 
+def forms(platform):
+    """Lines longer than those of the runtime's files come whole, in pieces, and standard error is told from output."""
+    kept = platform.arco("logs", "demo/web", "--tail", "10000")["lines"]
+    for instance in {it["instance"] for it in kept}:
+        own = [it for it in kept if it["instance"] == instance]
+        errors = [it["text"] for it in own if it["origin"] == "stderr"]
+        long = [it["text"] for it in own if it["text"].startswith("long ") or len(it["text"]) > 1000]
+        if errors != ["oops"] or "".join(long) != LONG:
+            raise SystemExit(f"{instance} wrote {errors} to standard error, and a line of {list(map(len, long))}")
+
+
 def forwarded(platform):
     """A port of an instance through API and cluster."""
     platform.api.open()
@@ -361,6 +374,7 @@ def main():
             raise SystemExit(f"another controller led only after {took:.1f} s")
 
         lines(platform)
+        forms(platform)
         forwarded(platform)
 
         replicas = 1
@@ -376,6 +390,12 @@ def main():
 
         kubectl("-n", f"{NAMESPACE}-nodes", "delete", "pod", "-l", "app.kubernetes.io/component=node-logs", "--wait=true")
         lines(platform)
+        killed = [*pods("eventlog")[:1], *pods("api")[:1], *pods("node-logs", f"{NAMESPACE}-nodes")]
+        for pod in killed:
+            os.kill(process_of(pod), 9)
+        ready()
+        lines(platform)
+        load.check(f"a keeper of logs, an API and the reader of the node were killed ({len(killed)} processes)")
 
         operations = [platform.begun("restart", f"demo/{it}") for it in names]
         kubectl("-n", NAMESPACE, "rollout", "restart", *PARTS.values())

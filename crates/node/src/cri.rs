@@ -1,7 +1,8 @@
 //! A line of a container's log file, as runtimes behind Kubernetes write it: `TIME stdout|stderr P|F TEXT`. A program's line
 //! that was too long for the runtime comes as parts (`P`) and a last one (`F`).
 //!
-//! What must hold: memory is bounded whatever a file says, and a record that is none is left out. Pure.
+//! What must hold: memory is bounded whatever a file says, and a record that is none is left out; times of lines do not go
+//! back where records of two pipes crossed, because reading goes on after a time. Pure.
 
 use crate::wire::Line;
 use arco_model::log::LogOrigin;
@@ -9,6 +10,10 @@ use arco_model::time::Timestamp;
 
 /// Longest line, in bytes; a longer one comes in pieces, as elsewhere in the platform.
 const LINE_MAX: usize = 16 << 10;
+/// Longest text of a piece: bytes that are no text grow when they become one, and keepers would cut what is longer.
+const TEXT_MAX: usize = 32 << 10;
+/// Records of two pipes are written one after the other, but their times may have been taken in the other order.
+const CROSSED_MS: u64 = 1000;
 
 /// One record of a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -40,20 +45,30 @@ pub(crate) fn record(line: &[u8]) -> Option<Record<'_>> {
 
 /// Lines of a program from records, each pipe for itself.
 #[derive(Debug, Default)]
-pub(crate) struct Joiner([Option<(Timestamp, Vec<u8>)>; 2]);
+pub(crate) struct Joiner {
+    parts: [Vec<u8>; 2],
+    last: Timestamp,
+}
 
 impl Joiner {
-    /// Takes the next record; returns a line that it ends, or a piece of one that is too long.
+    /// Takes the next record; returns a line that it ends, or a piece of one that is too long. The time of a line is that
+    /// of its last record, so that times have the order of lines.
     pub(crate) fn push(&mut self, record: Record<'_>) -> Option<Line> {
-        let slot = &mut self.0[usize::from(record.origin == LogOrigin::Stderr)];
-        let (at, mut text) = slot.take().unwrap_or((record.at, Vec::new()));
-        text.extend_from_slice(record.text);
-        if !record.ends && text.len() < LINE_MAX {
-            *slot = Some((at, text));
+        let parts = &mut self.parts[usize::from(record.origin == LogOrigin::Stderr)];
+        parts.extend_from_slice(record.text);
+        if !record.ends && parts.len() < LINE_MAX {
             return None;
         }
+        let text = std::mem::take(parts);
         let text = text.strip_suffix(b"\r").unwrap_or(&text);
-        Some(Line { at, origin: record.origin, text: String::from_utf8_lossy(text).into_owned() })
+        let mut text = String::from_utf8_lossy(text).into_owned();
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        // A greater step back is a clock that was set.
+        let crossed = record.at < self.last && self.last.0 - record.at.0 < CROSSED_MS;
+        if !crossed {
+            self.last = record.at;
+        }
+        Some(Line { at: self.last, origin: record.origin, text })
     }
 }
 
@@ -144,11 +159,26 @@ mod tests {
             lines.extend(joiner.push(record(text.as_bytes()).unwrap()));
         }
         let told: Vec<_> = lines.iter().map(|it| (it.at.0 % 10, it.text.as_str())).collect();
-        assert_eq!(told, [(2, "other"), (1, "one two three"), (5, "")]);
+        assert_eq!(told, [(2, "other"), (4, "one two three"), (5, "")]);
 
         let part = format!("2026-01-31T09:05:00.001Z stdout P {}", "x".repeat(9 << 10));
         let part = record(part.as_bytes()).unwrap();
         let lengths: Vec<_> = (0..5).map(|_| joiner.push(part).map_or(0, |it| it.text.len())).collect();
         assert_eq!(lengths, [0, 18 << 10, 0, 18 << 10, 0]);
+
+        let binary = [b"2026-01-31T09:05:00.001Z stdout F ".to_vec(), vec![0xff; 16 << 10]].concat();
+        let text = Joiner::default().push(record(&binary).unwrap()).unwrap().text;
+        assert!(text.len() > TEXT_MAX - 3 && text.len() <= TEXT_MAX, "{}", text.len());
+    }
+
+    #[test]
+    fn times_do_not_go_back_unless_the_clock_was_set() {
+        let mut joiner = Joiner::default();
+        let mut at = |text: &str| joiner.push(record(text.as_bytes()).unwrap()).map(|it| it.at.0 - 1_769_850_300_000);
+        assert_eq!(at("2026-01-31T09:05:05.002Z stdout F a"), Some(5002));
+        assert_eq!(at("2026-01-31T09:05:05.001Z stderr F crossed"), Some(5002));
+        assert_eq!(at("2026-01-31T09:05:05.003Z stdout F b"), Some(5003));
+        assert_eq!(at("2026-01-31T09:05:01.003Z stdout F set back"), Some(1003));
+        assert_eq!(at("2026-01-31T09:05:01.004Z stdout F c"), Some(1004));
     }
 }

@@ -83,7 +83,7 @@ struct Followed {
 
 /// Reads and hands over until it is told to stop.
 pub async fn run(source: &Source, keeper: &dyn Keeper, stop: CancellationToken) {
-    let mut node = Node { pods: BTreeMap::new(), next: PathBuf::new() };
+    let mut node = Node { pods: BTreeMap::new(), next: PathBuf::new(), said: String::new() };
     // Another process read these until a moment ago, and its last lines may be on their way.
     node.scan(source, LEAVING);
     let mut scanned = Instant::now();
@@ -107,18 +107,31 @@ struct Node {
     pods: BTreeMap<PathBuf, Followed>,
     /// Whose turn it is.
     next: PathBuf,
+    /// What does not work, as it was said last.
+    said: String,
 }
 
 impl Node {
+    /// Says of what is tried again and again once why it fails, and when it works again.
+    fn say<T>(&mut self, tried: &Result<T, String>) {
+        let why = tried.as_ref().err().map_or("", String::as_str);
+        if why == self.said {
+            return;
+        }
+        match why {
+            "" => tracing::info!("output is handed over again"),
+            _ => tracing::warn!(why, "output is not handed over; it is tried again"),
+        }
+        self.said = why.to_owned();
+    }
+
     /// Looks which pods there are; output of new ones is read after so long.
     fn scan(&mut self, source: &Source, after: Duration) {
-        let entries = match std::fs::read_dir(&source.folder) {
+        let entries = std::fs::read_dir(&source.folder)
+            .map_err(|it| format!("the folder `{}` of the pods' output cannot be read: {it}", source.folder.display()));
+        let entries = match entries {
             Ok(entries) => entries,
-            Err(error) => {
-                let folder = source.folder.display();
-                tracing::warn!(%folder, %error, "the folder of the pods' output cannot be read");
-                return;
-            }
+            failed => return self.say(&failed),
         };
         let mut there = BTreeSet::new();
         for entry in entries.flatten() {
@@ -140,28 +153,26 @@ impl Node {
     async fn ask(&mut self, keeper: &dyn Keeper) {
         let now = Instant::now();
         // Without a file there is nothing to ask for.
-        let due = self
-            .pods
-            .iter_mut()
-            .filter(|(folder, it)| it.ask.is_some_and(|it| it.at <= now) && (it.reader.is_some() || folder.exists()));
-        let due: Vec<(&PathBuf, &mut Followed)> = due.take(PODS_MAX).collect();
-        if due.is_empty() {
+        let is_due = |folder: &PathBuf, it: &Followed| {
+            it.ask.is_some_and(|it| it.at <= now) && (it.reader.is_some() || folder.exists())
+        };
+        let due = self.pods.iter().filter(|(folder, it)| is_due(folder, it)).take(PODS_MAX);
+        let (folders, pods): (Vec<_>, Vec<_>) = due.map(|(folder, it)| (folder.clone(), it.pod.clone())).unzip();
+        if pods.is_empty() {
             return;
         }
-        let pods: Vec<Pod> = due.iter().map(|(_, it)| it.pod.clone()).collect();
         let answered = keeper.cursors(&pods).await;
-        if let Err(why) = &answered {
-            tracing::warn!(why, "servers do not say how far output is kept; they are asked again");
-        }
+        self.say(&answered);
         let mut cursors = answered.unwrap_or_default().into_iter();
-        for (folder, followed) in due {
+        for folder in folders {
+            let Some(followed) = self.pods.get_mut(&folder) else { continue };
             let pause = followed.ask.map_or(UNKNOWN_FIRST, |it| it.pause);
             match cursors.next() {
                 Some(Cursor::After { at, texts }) => {
                     let mut kept = Resume { at, texts };
                     followed.unsure.retain(|it| !kept.holds(it));
                     if followed.reader.is_none() {
-                        followed.reader = Some(Reader::new(folder.clone(), kept));
+                        followed.reader = Some(Reader::new(folder, kept));
                     }
                     followed.ask = None;
                 }
@@ -211,9 +222,7 @@ impl Node {
     async fn hand_over(&mut self, keeper: &dyn Keeper, output: Vec<(PathBuf, Output)>) {
         let (folders, output): (Vec<_>, Vec<_>) = output.into_iter().unzip();
         let answered = keeper.keep(&output).await;
-        if let Err(why) = &answered {
-            tracing::warn!(why, "output was not handed over; it is asked what of it is kept");
-        }
+        self.say(&answered);
         let mut kept = answered.unwrap_or_default().into_iter();
         for (folder, output) in folders.iter().zip(output) {
             let kept = kept.next();

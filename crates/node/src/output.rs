@@ -2,10 +2,12 @@
 //! away from it (`N.log.TIME`, later `N.log.TIME.gz`).
 //!
 //! What must hold: every line comes once and in order, also when files are rotated, packed or removed while they are read;
-//! what was kept before ([`Resume`]) is left out. A file that is a link is not opened, so that nothing outside is read.
+//! what was kept before ([`Resume`]) is left out; when files went before they were read, that is said. A file that is a
+//! link is not opened, so that nothing outside is read.
 
 use crate::cri::{Joiner, record};
 use crate::wire::Line;
+use arco_model::log::LogOrigin;
 use arco_model::time::Timestamp;
 use flate2::read::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags};
@@ -19,6 +21,8 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 64 << 10;
 /// A record without an end that is longer than this is none of a runtime's.
 const RECORD_MAX: usize = 256 << 10;
+/// The clock of files is a little behind that of lines.
+const BEHIND_MS: u64 = 1000;
 
 /// A file of a container, in the order in which they were written.
 #[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
@@ -70,6 +74,9 @@ impl Resume {
 
     /// Goes on with a line that was handed out.
     fn passed(&mut self, line: &Line) {
+        if line.origin == LogOrigin::Platform {
+            return; // in no file
+        }
         if line.at > self.at {
             (self.at, self.texts) = (line.at, Vec::new());
         }
@@ -128,14 +135,16 @@ pub(crate) struct Reader {
     kept: Option<Resume>,
     /// What was handed out last.
     passed: Resume,
+    /// There was a last line, and nothing up to it was found in the files yet.
+    sought: bool,
 }
 
 impl Reader {
     /// Reads the files of a folder from the first one, without what is kept.
     pub(crate) fn new(folder: PathBuf, kept: Resume) -> Self {
-        let passed = kept.clone();
+        let (passed, sought) = (kept.clone(), !kept.texts.is_empty());
         let kept = Some(kept);
-        Self { folder, open: None, joiner: Joiner::default(), ready: VecDeque::new(), kept, passed }
+        Self { folder, open: None, joiner: Joiner::default(), ready: VecDeque::new(), kept, passed, sought }
     }
 
     /// The next lines, until their texts have so many bytes or nothing more is there.
@@ -187,7 +196,11 @@ impl Reader {
         for text in open.rest[..end].split(|it| *it == b'\n') {
             let Some(line) = record(text).and_then(|it| self.joiner.push(it)) else { continue };
             if self.kept.as_mut().is_some_and(|it| it.holds(&line)) {
+                self.sought = false;
                 continue;
+            }
+            if std::mem::take(&mut self.sought) {
+                self.ready.push_back(Line { at: line.at, origin: LogOrigin::Platform, text: String::new() });
             }
             // Clocks may be set back: once behind what is kept, everything is new.
             if self.kept.as_ref().is_some_and(|it| line.at > it.at) {
@@ -212,6 +225,14 @@ impl Reader {
         Ok(found)
     }
 
+    /// Whether all of a file is kept: it was written before the last line that is.
+    fn is_kept(&self, named: &Named) -> bool {
+        let found = std::fs::symlink_metadata(self.folder.join(&named.name));
+        let (Some(kept), Ok(found)) = (&self.kept, found) else { return false };
+        let written_ms = u64::try_from(found.mtime() * 1000 + found.mtime_nsec() / 1_000_000).unwrap_or(u64::MAX);
+        written_ms.saturating_add(BEHIND_MS) < kept.at.0
+    }
+
     fn inode(&self, named: &Named) -> Option<u64> {
         std::fs::symlink_metadata(self.folder.join(&named.name)).ok().map(|it| it.ino())
     }
@@ -228,12 +249,13 @@ impl Reader {
         let place = after.and_then(|inode| listed.iter().position(|it| self.inode(it) == Some(inode)));
         let next = match (after, place) {
             (Some(_), Some(place)) => listed.get(place + 1),
-            (None, _) => listed.first(),
+            (None, _) => listed.iter().find(|it| !self.is_kept(it)),
             (Some(_), None) => {
                 // It was packed or removed: what is there is read from the first file, without what was handed out.
                 self.kept = Some(self.passed.clone());
+                self.sought = !self.passed.texts.is_empty();
                 self.joiner = Joiner::default();
-                listed.first()
+                listed.iter().find(|it| !self.is_kept(it))
             }
         };
         let Some(next) = next else { return Ok(false) };

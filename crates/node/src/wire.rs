@@ -50,7 +50,7 @@ pub enum Cursor {
 pub struct Line {
     /// When it was written, by the clock of the runtime.
     pub at: Timestamp,
-    /// Which pipe.
+    /// Which pipe. The platform's means that files went before they were read; what is said then, servers know.
     pub origin: LogOrigin,
     /// Without its line end.
     pub text: String,
@@ -71,7 +71,7 @@ pub struct Output {
 pub enum Kept {
     /// It is on disk, or was refused for good (a flood, which its keeper tells of).
     Yes,
-    /// Nobody knows whether it is: ask for the cursor.
+    /// Nobody knows whether it is, and nobody keeps it from now on: ask for the cursor.
     No,
     /// The pod is not known.
     Unknown,

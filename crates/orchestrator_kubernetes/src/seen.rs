@@ -162,7 +162,10 @@ impl Store {
         while self.departed.len() > DEPARTED
             && let Some(oldest) = self.departed.pop_front()
         {
-            self.by_uid.remove(&oldest);
+            // One that a list had left out by mistake is there again.
+            if self.by_uid.get(&oldest).is_some_and(|it| !self.instances.contains_key(&it.instance)) {
+                self.by_uid.remove(&oldest);
+            }
         }
     }
 }

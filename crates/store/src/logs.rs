@@ -14,6 +14,15 @@ pub struct LogBatch {
     pub lines: Vec<LogLine>,
     /// Told when the lines are durable, for senders that keep a cursor.
     pub written: Option<oneshot::Sender<()>>,
+    /// Never sent a second time: when nobody knows whether the lines are kept, the sender looks and says them again.
+    pub once: bool,
+}
+
+impl LogBatch {
+    /// Whether its sender waits no more, and will say again what is not kept: then nobody may keep it.
+    pub fn is_abandoned(&self) -> bool {
+        self.once && self.written.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
 }
 
 /// The sending end; cheap to clone.
@@ -29,7 +38,7 @@ impl LogSink {
 
     /// Sends lines; waits while the receiver is behind. Lines are dropped when there is no receiver any more.
     pub async fn append(&self, stream: LogStream, lines: Vec<LogLine>) {
-        let _ = self.0.send(LogBatch { stream, lines, written: None }).await;
+        let _ = self.0.send(LogBatch { stream, lines, written: None, once: false }).await;
     }
 
     /// Hands on what came from another sender, with its word about durability. Waits while the receiver is behind.
@@ -44,7 +53,17 @@ impl LogSink {
 
     /// Sends lines and waits until they are durable. Returns whether they are.
     pub async fn append_durably(&self, stream: LogStream, lines: Vec<LogLine>) -> bool {
+        self.durably(stream, lines, false).await
+    }
+
+    /// As [`Self::append_durably`], for a sender that can look what is kept: lines of which it is not known whether they
+    /// are (`false`), or whose sender waits no more, are not sent again.
+    pub async fn append_once(&self, stream: LogStream, lines: Vec<LogLine>) -> bool {
+        self.durably(stream, lines, true).await
+    }
+
+    async fn durably(&self, stream: LogStream, lines: Vec<LogLine>, once: bool) -> bool {
         let (written, done) = oneshot::channel();
-        self.0.send(LogBatch { stream, lines, written: Some(written) }).await.is_ok() && done.await.is_ok()
+        self.0.send(LogBatch { stream, lines, written: Some(written), once }).await.is_ok() && done.await.is_ok()
     }
 }

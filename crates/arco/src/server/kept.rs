@@ -2,6 +2,7 @@
 
 use super::keepers::Keepers;
 use super::keeping::Keeping;
+use super::logs::Whole;
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
 use arco_orchestrator_kubernetes::KeptLines;
@@ -44,18 +45,68 @@ impl KeptLines for Kept {
         {
             return Err(format!("{name}, which keeps logs, is away"));
         }
+        let mut answer = self.ask(component, instance, most).await?;
+        if answer.is_err() {
+            // Very long lines: the last few tell as well where to go on.
+            answer = self.ask(component, instance, (most / 16).max(1)).await?;
+        }
+        answer
+    }
+}
+
+impl Kept {
+    /// The inner error: there is an answer, but it is too long or breaks off.
+    async fn ask(
+        &self,
+        component: &ComponentId,
+        instance: &InstanceId,
+        most: usize,
+    ) -> Result<Result<Vec<LogLine>, String>, String> {
         let uri = format!("/streams/component/{component}?instance={instance}&tail={most}");
-        let request = Request::builder().uri(uri).body(Body::empty()).map_err(|it| it.to_string())?;
+        let mut request = Request::builder().uri(uri).body(Body::empty()).map_err(|it| it.to_string())?;
+        request.extensions_mut().insert(Whole);
         let asked = async {
             let Ok(response) = self.router.clone().oneshot(request).await;
             (response.status(), axum::body::to_bytes(response.into_body(), ANSWER_MAX).await)
         };
         let answered = tokio::time::timeout(ANSWER, asked).await;
         let (status, bytes) = answered.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
-        let bytes = bytes.map_err(|it| it.to_string())?;
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
         if !status.is_success() {
             return Err(format!("{status}: {}", String::from_utf8_lossy(&bytes)));
         }
-        Ok(serde_json::from_slice::<Lines>(&bytes).map_err(|it| it.to_string())?.lines)
+        Ok(Ok(serde_json::from_slice::<Lines>(&bytes).map_err(|it| it.to_string())?.lines))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arco_model::log::LogOrigin;
+    use arco_model::time::Timestamp;
+    use axum::Json;
+    use axum::extract::Query;
+    use std::collections::HashMap;
+
+    #[tokio::test]
+    async fn of_very_long_lines_the_last_few_are_told() {
+        let answers = |Query(words): Query<HashMap<String, String>>| async move {
+            let count = words["tail"].parse().unwrap();
+            let text = "x".repeat(ANSWER_MAX / 100);
+            let line =
+                |at| LogLine { at: Timestamp(at), instance: None, origin: LogOrigin::Stdout, text: text.clone() };
+            let lines: Vec<_> = (256 - count..256).map(line).collect();
+            Json(serde_json::json!({ "lines": lines }))
+        };
+        let router = Router::new().fallback(answers);
+        let kept = Kept { router, keepers: None };
+        let (component, instance) = (ComponentId::from_parts(1, 1), InstanceId::from_parts(1, 1));
+        for (most, told) in [(64, 64), (256, 16)] {
+            let lines = kept.last(&component, &instance, most).await.unwrap();
+            assert_eq!((lines.len(), lines.last().map(|it| it.at)), (told, Some(Timestamp(255))));
+        }
     }
 }

@@ -12,7 +12,7 @@ use arco_config::{Config, LeaderLockPlace, OrchestratorDriver, Role};
 use arco_controller::{Controller, ControllerDeps};
 use arco_daemon::health::{Health, RoleHandle};
 use arco_daemon::leader::{Candidate, Standing, Term, lead};
-use arco_daemon::pki::{Pki, Subject};
+use arco_daemon::pki::{Leaf, Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_node::wire;
 use arco_orchestrator::LedOrchestrator;
@@ -34,7 +34,8 @@ const LEASE_MIN_S: u32 = 5;
 const LEASE_ALONE_S: u32 = 60;
 /// How long a start waits until it is known who leads.
 const KNOWN: Duration = Duration::from_secs(60);
-/// Pause before nodes are handed a certificate again.
+/// How often nodes are handed their certificate: somebody may have removed it. And the pause after that failed.
+const EQUIP: Duration = Duration::from_secs(600);
 const EQUIP_AGAIN: Duration = Duration::from_secs(10);
 /// Whose containers the components of these stores are.
 const OWNER: &str = "/orchestrator/local";
@@ -149,20 +150,24 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     Ok(())
 }
 
-/// Hands nodes a certificate, and another one in time.
+/// Hands nodes a certificate, again and again, and another one in time.
 async fn equip_nodes(instances: &Instances, pki: &Pki) {
     let subject = Subject { name: wire::ROLE.to_owned(), role: wire::ROLE.to_owned(), tenants: Vec::new() };
+    let mut held: Option<Leaf> = None;
     loop {
         let handed = async {
-            let leaf = pki.client(&subject)?;
+            let leaf = match held.take().filter(|it| clock::now() < it.renew_at) {
+                Some(leaf) => leaf,
+                None => pki.client(&subject)?,
+            };
+            let leaf = held.insert(leaf);
             let files =
                 [("ca.pem", pki.authority_pem()), ("node.pem", &leaf.certificate_pem), ("node.key", &leaf.key_pem)];
             let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
-            instances.equip_nodes(files.into()).await?;
-            anyhow::Ok(leaf.renew_at)
+            instances.equip_nodes(files.into()).await
         };
         let pause = match handed.await {
-            Ok(renew_at) => Duration::from_millis(renew_at.since_ms(clock::now())),
+            Ok(()) => EQUIP,
             Err(error) => {
                 tracing::warn!(%error, "nodes have no certificate to hand over output with; it is tried again");
                 EQUIP_AGAIN

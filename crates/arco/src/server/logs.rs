@@ -2,9 +2,10 @@
 //! its lines to, and that is asked for them.
 //!
 //! What must hold: a sender that waits for durability hears of it when the keeper has the lines on disk, whoever that is;
-//! lines arrive in the order in which they were sent, and once as long as their keeper lives; while no keeper answers,
-//! memory is bounded and what is left out is said. When the servers with the role change, a stream may go on at another
-//! one: a query asks all of them, following begins at the present one.
+//! lines arrive in the order in which they were sent, and once as long as their keeper lives; those of senders that look
+//! what is kept ([`LogSink::append_once`]) are sent once and then left to them; while no keeper answers, memory is bounded
+//! and what is left out is said. When the servers with the role change, a stream may go on at another one: a query asks
+//! all of them ([`Whole`]: or fails), following begins at the present one.
 
 mod pages;
 
@@ -91,6 +92,7 @@ pub(super) async fn forward(
         {
             waiting.push(batch);
         }
+        waiting.leave_out(TOGETHER, LogBatch::is_abandoned, &mut again);
         let Some(first) = waiting.queue.front() else { continue };
         let owner = peers.directory().owner(Role::Eventlog, &key(&first.stream));
         let local = owner.as_ref().is_none_or(|it| it.name == peers.directory().me());
@@ -117,15 +119,19 @@ pub(super) async fn forward(
                 let batches = waiting.queue.iter().take(count).map(|it| (it.stream.clone(), it.lines.clone()));
                 let sent = Sent { sender: peers.me().to_owned(), number, batches: batches.collect() };
                 let outcome = post(&peers, owner, &sent).await;
-                again = outcome.is_err().then(|| (owner.name.clone(), count));
-                outcome.map(|()| count)
+                again = Some((owner.name.clone(), count));
+                outcome.map(|()| count).map_err(|why| (why, count))
             }
-            None => Err("no server of this platform runs the role `eventlog`".to_owned()),
+            None => Err(("no server of this platform runs the role `eventlog`".to_owned(), usize::MAX)),
         };
         match sent {
-            Ok(count) => waiting.kept(count),
-            Err(why) => {
+            Ok(count) => {
+                again = None;
+                waiting.kept(count);
+            }
+            Err((why, count)) => {
                 waiting.complain(&why);
+                waiting.leave_out(count, |it| it.once, &mut again);
                 let pause = tokio::time::sleep(AGAIN);
                 tokio::pin!(pause);
                 loop {
@@ -175,6 +181,27 @@ impl Waiting {
         Some(batch)
     }
 
+    /// Leaves out some of the first `most`, also of those that are sent again: their keeper knows these by their number,
+    /// whatever is in it.
+    fn leave_out(&mut self, most: usize, leaves: fn(&LogBatch) -> bool, again: &mut Option<(String, usize)>) {
+        let most = most.min(self.queue.len());
+        if !self.queue.iter().take(most).any(leaves) {
+            return;
+        }
+        let together = again.as_ref().map_or(0, |it| it.1);
+        let (mut stay, mut fewer) = (Vec::with_capacity(most), 0);
+        for (place, batch) in self.queue.drain(..most).enumerate() {
+            if leaves(&batch) {
+                self.bytes -= size(&batch);
+                fewer += usize::from(place < together);
+            } else {
+                stay.push(batch);
+            }
+        }
+        stay.into_iter().rev().for_each(|it| self.queue.push_front(it));
+        *again = again.take().map(|(name, count)| (name, count - fewer)).filter(|it| it.1 > 0);
+    }
+
     /// The first ones are kept.
     fn kept(&mut self, count: usize) {
         for _ in 0..count {
@@ -187,7 +214,7 @@ impl Waiting {
                 let text = format!("{} lines are missing here: no server kept logs", self.left_out);
                 let line = LogLine { at: clock::now(), instance: None, origin: LogOrigin::Platform, text };
                 self.left_out = 0;
-                let note = LogBatch { stream, lines: vec![line], written: None };
+                let note = LogBatch { stream, lines: vec![line], written: None, once: false };
                 self.bytes += size(&note);
                 self.queue.push_back(note); // whatever else waits
             }
@@ -258,6 +285,11 @@ async fn take(State(keeper): State<Keeper>, Json(sent): Json<Sent>) -> StatusCod
     }
 }
 
+/// Marks a request that is to fail when one of several keepers does not answer: from the others nobody may conclude what
+/// is kept.
+#[derive(Clone, Copy)]
+pub(super) struct Whole;
+
 /// Answers for the logs of the whole platform, as [`arco_eventlog::Eventlog::router`] does for one server's.
 pub(super) fn reader(peers: Peers, here: Option<Router>) -> Router {
     Router::new().fallback(read).with_state(Reader { peers, here })
@@ -290,7 +322,7 @@ impl Reader {
     }
 
     /// Asks every keeper the same. When it is to read, one that does not answer well is left out as long as another does;
-    /// what changes something must be done by each.
+    /// what changes something must be done by each, and [`Whole`] be told by each.
     async fn ask_all(&self, servers: &[Server], request: Request) -> Vec<Response> {
         let (parts, _) = request.into_parts();
         let copies = servers.iter().map(|server| {
@@ -302,7 +334,8 @@ impl Reader {
         let answers = futures_util::future::join_all(copies).await;
         let (good, mut bad): (Vec<_>, Vec<_>) = answers.into_iter().partition(|it| it.status().is_success());
         bad.truncate(1);
-        let enough = if parts.method == Method::GET { !good.is_empty() } else { bad.is_empty() };
+        let all = parts.method != Method::GET || parts.extensions.get::<Whole>().is_some();
+        let enough = if all { bad.is_empty() } else { !good.is_empty() };
         if enough { good } else { bad }
     }
 }
@@ -403,8 +436,12 @@ fn merged(all: Vec<Lines>, tail: Option<usize>) -> Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arco_daemon::Supervisor;
+    use arco_daemon::discovery::Directory;
+    use arco_daemon::pki::Pki;
     use arco_model::id::ComponentId;
     use arco_model::time::Timestamp;
+    use arco_store::kv::{MemoryKv, SharedKv};
 
     fn line(at: u64, text: &str) -> LogLine {
         LogLine { at: Timestamp(at), instance: None, origin: LogOrigin::Stdout, text: text.to_owned() }
@@ -426,6 +463,44 @@ mod tests {
         assert_eq!((texts(&whole.lines), whole.more, whole.next), (vec!["a", "b", "c", "d", "e"], false, 3));
         let last = merged(all(), tail("since_ms=1&tail=2"));
         assert_eq!((texts(&last.lines), last.more), (vec!["d", "e"], true));
+    }
+
+    #[tokio::test]
+    async fn who_must_know_the_whole_hears_of_a_keeper_that_is_silent() {
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let (supervisor, folder) = (Supervisor::new(), tempfile::tempdir().unwrap());
+        let mut directory = Directory::follow(kv, "here", &supervisor).await.unwrap();
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for name in ["here", "silent"] {
+            let server = Server {
+                name: name.to_owned(),
+                roles: vec![Role::Eventlog],
+                address: silent.to_string(),
+                gateway: None,
+                version: "1".to_owned(),
+                since: Timestamp(1),
+            };
+            directory.enter(server, &supervisor);
+        }
+        let known = async {
+            while directory.with(Role::Eventlog).len() < 2 {
+                directory.changed().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), known).await.unwrap();
+        let pki = Arc::new(Pki::open(folder.path()).unwrap());
+        let peers = Peers::new(directory, "here", &pki, &supervisor).unwrap();
+        let router = reader(peers, Some(Router::new().fallback(|| async { Json(Lines::default()) })));
+        let asked = |whole: bool| {
+            let mut request = Request::builder().uri("/streams/component/x").body(Body::empty()).unwrap();
+            if whole {
+                request.extensions_mut().insert(Whole);
+            }
+            router.clone().oneshot(request)
+        };
+        assert_eq!(asked(false).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(asked(true).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(supervisor.shutdown(Duration::from_secs(60)).await);
     }
 
     #[tokio::test]
@@ -453,9 +528,34 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_waits_for_or_may_be_kept_is_not_sent_again() {
+        let stream = LogStream::Component { id: ComponentId::from_parts(1, 1) };
+        let mut waiting = Waiting::default();
+        let mut senders = Vec::new();
+        for (text, once) in [("a", false), ("b", true), ("c", false), ("d", true), ("e", true)] {
+            let (written, sender) = tokio::sync::oneshot::channel();
+            waiting.push(LogBatch { stream: stream.clone(), lines: vec![line(1, text)], written: Some(written), once });
+            senders.push(sender);
+        }
+        let left = |it: &Waiting| -> String { it.queue.iter().map(|it| it.lines[0].text.as_str()).collect() };
+        // The first three went out, and nobody knows whether they came.
+        let mut again = Some(("keeper".to_owned(), 3));
+        waiting.leave_out(3, |it| it.once, &mut again);
+        assert_eq!((left(&waiting).as_str(), again.as_ref().map(|it| it.1)), ("acde", Some(2)));
+        assert!(senders[1].try_recv().is_err_and(|it| it == tokio::sync::oneshot::error::TryRecvError::Closed));
+        // Senders that gave up: one that says its lines again, and one that does not.
+        drop(senders.drain(2..4));
+        waiting.leave_out(TOGETHER, LogBatch::is_abandoned, &mut again);
+        assert_eq!((left(&waiting).as_str(), again.as_ref().map(|it| it.1)), ("ace", Some(2)));
+        waiting.leave_out(TOGETHER, |_| true, &mut again);
+        assert_eq!((waiting.bytes, again), (0, None));
+    }
+
+    #[test]
     fn what_waits_is_bounded_and_what_is_left_out_is_said() {
         let stream = LogStream::Component { id: ComponentId::from_parts(1, 1) };
-        let batch = |written| LogBatch { stream: stream.clone(), lines: vec![line(1, &"x".repeat(1 << 20))], written };
+        let text = "x".repeat(1 << 20);
+        let batch = |written| LogBatch { stream: stream.clone(), lines: vec![line(1, &text)], written, once: false };
         let mut waiting = Waiting::default();
         for _ in 0..40 {
             waiting.push(batch(None));

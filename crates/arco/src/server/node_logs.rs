@@ -28,6 +28,8 @@ use futures_util::{StreamExt as _, stream};
 const REACH_MS: u64 = 3_600_000;
 /// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
 const OVERLAP: usize = 256;
+/// What is said where the node's files went before they were read.
+const MISSING: &str = "lines may be missing here: the node removed them before they were read";
 /// Pods whose kept lines are asked for at the same time.
 const ASKING: usize = 8;
 
@@ -85,10 +87,8 @@ fn after(lines: &[LogLine], instance: &InstanceId, now: Timestamp) -> Cursor {
 }
 
 async fn output(State(intake): State<Intake>, Json(output): Json<Vec<Output>>) -> Json<Vec<wire::Kept>> {
-    // A task of its own: the node may give up while its lines are on their way to the disk.
-    let count = output.len();
-    let kept = tokio::spawn(async move { join_all(output.into_iter().map(|it| keep(&intake, it))).await });
-    Json(kept.await.unwrap_or_else(|_| vec![wire::Kept::No; count]))
+    // It ends when the node is gone: lines that did not leave yet must not be kept then, because they come again.
+    Json(join_all(output.into_iter().map(|it| keep(&intake, it))).await)
 }
 
 async fn keep(intake: &Intake, output: Output) -> wire::Kept {
@@ -96,7 +96,7 @@ async fn keep(intake: &Intake, output: Output) -> wire::Kept {
         return wire::Kept::Unknown;
     };
     let lines = lines_of(output, &instance);
-    match intake.sink.append_durably(LogStream::Component { id }, lines).await {
+    match intake.sink.append_once(LogStream::Component { id }, lines).await {
         true => wire::Kept::Yes,
         false => wire::Kept::No,
     }
@@ -106,9 +106,9 @@ fn lines_of(output: Output, instance: &InstanceId) -> Vec<LogLine> {
     let line = |it: wire::Line| LogLine {
         at: it.at,
         instance: Some(instance.clone()),
-        // Only the platform itself speaks as the platform.
-        origin: if it.origin == LogOrigin::Stderr { LogOrigin::Stderr } else { LogOrigin::Stdout },
-        text: it.text,
+        origin: it.origin,
+        // A node does not speak as the platform.
+        text: if it.origin == LogOrigin::Platform { MISSING.to_owned() } else { it.text },
     };
     output.lines.into_iter().map(line).collect()
 }
@@ -150,7 +150,7 @@ mod tests {
         let origins = [LogOrigin::Stdout, LogOrigin::Stderr, LogOrigin::Platform];
         let line = |origin| wire::Line { at: Timestamp(1), origin, text: "x".to_owned() };
         let lines = lines_of(Output { pod, lines: origins.map(line).to_vec() }, &InstanceId::from_parts(1, 1));
-        let found: Vec<_> = lines.iter().map(|it| it.origin).collect();
-        assert_eq!(found, [LogOrigin::Stdout, LogOrigin::Stderr, LogOrigin::Stdout]);
+        let found: Vec<_> = lines.iter().map(|it| it.text.as_str()).collect();
+        assert_eq!(found, ["x", "x", MISSING]);
     }
 }

@@ -238,7 +238,7 @@ pub(crate) async fn start(
             registry_token: Some(issue),
         });
         role.prepare().await?;
-        let certificate = certificate(&pki, "api certificate", address, None, supervisor)?;
+        let certificate = certificate(&pki, "api certificate", address, None::<String>, supervisor)?;
         let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required)?;
         supervisor.spawn("api", OnExit::Shutdown, role.run(listener, tls, supervisor.clone()));
         health.role("api").ready();
@@ -272,7 +272,8 @@ pub(crate) async fn start(
         }
         let bound = listener.local_addr()?;
         let address = advertised(&config.server.peer_address, bound)?;
-        let certificate = certificate(&pki, "certificate for servers", bound, host_of(&address), supervisor)?;
+        let names = host_of(&address).into_iter().chain([ANY_SERVER.to_owned()]);
+        let certificate = certificate(&pki, "certificate for servers", bound, names, supervisor)?;
         let tls = server_config(certificate, pki.authority_pem(), ClientAuth::Required)?;
         supervisor.spawn("servers", OnExit::Shutdown, listener::serve(listener, Some(tls), asked, supervisor.clone()));
         let roles = Role::ALL.into_iter().filter(|it| config.server.has(*it)).collect();
@@ -353,12 +354,12 @@ fn host_of(address: &str) -> Option<String> {
     (!host.is_empty()).then(|| host.to_owned())
 }
 
-/// A certificate of a listener for its address and `name`, renewed at half of its life.
+/// A certificate of a listener for its address and `names`, renewed at half of its life.
 fn certificate(
     pki: &Arc<Pki>,
     task: &'static str,
     address: SocketAddr,
-    name: Option<String>,
+    names: impl IntoIterator<Item = String>,
     supervisor: &Supervisor,
 ) -> anyhow::Result<HotCertificate> {
     let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -370,8 +371,7 @@ fn certificate(
     if let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
         hosts.push(name.trim().to_owned());
     }
-    hosts.extend(name);
-    hosts.push(ANY_SERVER.to_owned());
+    hosts.extend(names);
     let leaf = pki.server(&hosts)?;
     let certificate = HotCertificate::new(&leaf)?;
     let (pki, swapped, token) = (pki.clone(), certificate.clone(), supervisor.token().clone());

@@ -130,6 +130,56 @@ fn reading_goes_on_after_every_line_that_may_be_the_last_one_kept() {
 }
 
 #[test]
+fn what_went_before_it_was_read_is_said() {
+    let mut written = Written::new();
+    let mut reader = written.reader();
+    let mut read = || -> Vec<(LogOrigin, String)> {
+        let lines = reader.read(usize::MAX).unwrap();
+        lines.into_iter().map(|it| (it.origin, it.text)).collect()
+    };
+    let line = |number| (LogOrigin::Stdout, format!("line {number}"));
+    let missing = (LogOrigin::Platform, String::new());
+    written.write("0.log", 2);
+    assert_eq!(read(), [line(0), line(1)]);
+    for name in ["0.log.20260101-000001", "0.log.20260101-000002"] {
+        written.rotate(name);
+        written.write("0.log", 2);
+    }
+    // The file that was being read went, and the one after it.
+    std::fs::remove_file(written.path("0.log.20260101-000001")).unwrap();
+    std::fs::remove_file(written.path("0.log.20260101-000002")).unwrap();
+    assert_eq!(read(), [missing, line(4), line(5)]);
+    written.write("0.log", 1);
+    assert_eq!(read(), [line(6)]);
+    // The same when nobody read meanwhile.
+    let kept = Resume { at: Timestamp(1), texts: vec!["line -1".to_owned()] };
+    let again = Reader::new(written.folder.path().to_owned(), kept).read(usize::MAX).unwrap();
+    assert_eq!((again[0].origin, again.len()), (LogOrigin::Platform, 4));
+}
+
+#[test]
+fn files_of_which_all_is_kept_are_not_opened() {
+    let mut written = Written::new();
+    written.write("0.log", 2);
+    let lines = written.reader().read(usize::MAX).unwrap();
+    let at = lines[1].at;
+    let wrote = |name: &str, ms: u64| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+        File::options().write(true).open(written.path(name)).unwrap().set_modified(time).unwrap();
+    };
+    std::fs::rename(written.path("0.log"), written.path("0.log.20260101-000001")).unwrap();
+    wrote("0.log.20260101-000001", at.0);
+    let after = |at| Resume { at: Timestamp(at), texts: Vec::new() };
+    let opened = |kept| {
+        let mut reader = Reader::new(written.folder.path().to_owned(), kept);
+        reader.read(usize::MAX).unwrap();
+        reader.open.is_some()
+    };
+    assert!(opened(after(at.0)) && opened(after(at.0 + BEHIND_MS)));
+    assert!(!opened(after(at.0 + BEHIND_MS + 1)));
+}
+
+#[test]
 fn a_round_takes_what_it_is_told_and_a_torn_record_waits_for_its_end() {
     let mut written = Written::new();
     written.write("0.log", 1000);

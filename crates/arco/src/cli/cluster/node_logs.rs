@@ -31,14 +31,12 @@ pub(super) async fn run(args: &NodeLogsArgs) -> Result<(), Failure> {
     telemetry::init("info", telemetry::LogFormat::Text).map_err(|it| local(it.to_string()))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|it| local(it.to_string()))?;
     let stop = arco_daemon::CancellationToken::new();
-    let _ended = {
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            terminate.recv().await;
-            stop.cancel();
-        })
+    let told = async {
+        terminate.recv().await;
+        stop.cancel();
     };
     let source = Source { folder: args.folder.clone(), prefix: args.namespace_prefix.clone() };
-    arco_node::run(&source, &Servers::new(args.servers.clone(), args.credentials.clone()), stop).await;
+    let servers = Servers::new(args.servers.clone(), args.credentials.clone());
+    tokio::join!(told, arco_node::run(&source, &servers, stop.clone()));
     Ok(())
 }
