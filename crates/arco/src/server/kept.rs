@@ -94,7 +94,7 @@ mod tests {
     #[tokio::test]
     async fn of_very_long_lines_the_last_few_are_told() {
         let answers = |Query(words): Query<HashMap<String, String>>| async move {
-            let count = words["tail"].parse().unwrap();
+            let count: u64 = words["tail"].parse().unwrap();
             let text = "x".repeat(ANSWER_MAX / 100);
             let line =
                 |at| LogLine { at: Timestamp(at), instance: None, origin: LogOrigin::Stdout, text: text.clone() };
