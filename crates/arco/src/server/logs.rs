@@ -366,6 +366,7 @@ async fn read(State(reader): State<Reader>, request: Request) -> Response {
         return reader.ask(owner.as_ref(), request).await;
     }
     let (method, tail, again) = (request.method().clone(), tail(&query), copy(&request));
+    let whole = request.extensions().get::<Whole>().is_some();
     let mut found = reader.ask_all(&servers, request).await;
     if found.first().is_some_and(|it| !it.status().is_success()) {
         return found.remove(0);
@@ -375,8 +376,11 @@ async fn read(State(reader): State<Reader>, request: Request) -> Response {
     }
     let mut all = Vec::new();
     for response in found {
-        let Ok(bytes) = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await else { continue };
-        all.extend(serde_json::from_slice::<Lines>(&bytes).ok().filter(|it| !it.lines.is_empty() || it.next > 0));
+        let bytes = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await.ok();
+        match bytes.and_then(|it| serde_json::from_slice::<Lines>(&it).ok()) {
+            None if whole => return answer(Problem::internal("read all of a log that several servers keep")),
+            lines => all.extend(lines.filter(|it| !it.lines.is_empty() || it.next > 0)),
+        }
     }
     let all = merged(all, tail);
     if all.more && tail.is_none() {
