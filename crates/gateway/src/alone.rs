@@ -63,11 +63,11 @@ pub struct Alone {
 impl Alone {
     /// Reads the file, binds its listeners and its admin address, and serves.
     pub async fn build(supervisor: &Supervisor, path: &Path) -> Result<Self, GatewayError> {
-        Self::build_on(supervisor, path, Sockets::alone())
+        Self::build_on(supervisor, path, Sockets::alone()).await
     }
 
     /// The same on sockets that outlive this process.
-    pub fn build_on(supervisor: &Supervisor, path: &Path, sockets: Sockets) -> Result<Self, GatewayError> {
+    pub async fn build_on(supervisor: &Supervisor, path: &Path, sockets: Sockets) -> Result<Self, GatewayError> {
         let metrics = Metrics::new();
         let tickets = OwnTickets::open(&sockets).map_err(system("keep the keys of session tickets in memory"))?;
         let mut source = FileSource::new(path, metrics.clone()).with_tickets(tickets.tickets());
@@ -106,7 +106,7 @@ impl Alone {
             seen,
             over,
         };
-        this.driver.put(loaded)?;
+        this.driver.put(loaded).await?;
         if let Some(settings) = shared_address {
             this.shared_address = Some(this.share_address(supervisor, settings)?);
         }
@@ -147,19 +147,19 @@ impl Alone {
                 },
                 _ = hangup.recv() => true,
                 () = addresses.changed() => {
-                    self.driver.follow_addresses();
+                    self.driver.follow_addresses().await;
                     false
                 }
                 () = tokio::time::sleep(LOOK) => false,
             };
-            self.driver.tend();
+            self.driver.tend().await;
             if let Err(error) = self.tickets.rotate(clock::now()) {
                 tracing::warn!(%error, "a successor will not know the new key of session tickets");
             }
             let now = stamp(&self.path);
             if asked || now != self.seen {
                 self.seen = now;
-                self.reload();
+                self.reload().await;
             }
         };
         match &self.shared_address {
@@ -181,14 +181,18 @@ impl Alone {
     }
 
     /// Reads the file again; on any error everything stays as it is.
-    pub fn reload(&mut self) {
+    pub async fn reload(&mut self) {
         let needs_restart = |it: &str| Err(GatewayError::Driver(format!("another `{it}` needs a restart")));
         let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it {
             it if it.driver != self.kind => needs_restart("driver"),
             it if it.buffer_folder != self.buffer_folder => needs_restart("buffer_folder"),
             it => Ok(it),
         });
-        match loaded.and_then(|it| self.driver.put(it)) {
+        let put = match loaded {
+            Ok(loaded) => self.driver.put(loaded).await,
+            Err(error) => Err(error),
+        };
+        match put {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),
             Err(error) => tracing::error!(%error, "the file is refused; the one before stays"),
         }

@@ -19,13 +19,13 @@ pub trait Driver: Send {
     fn name(&self) -> &'static str;
 
     /// Puts a file that was read well into effect. After an error the one before stays.
-    fn put(&mut self, loaded: Loaded) -> Result<(), GatewayError>;
+    fn put(&mut self, loaded: Loaded) -> BoxFuture<'_, Result<(), GatewayError>>;
 
     /// Opens listeners whose address has come, closes those whose address has gone.
-    fn follow_addresses(&mut self);
+    fn follow_addresses(&mut self) -> BoxFuture<'_, ()>;
 
     /// Looks after whatever works for it; called every half a second.
-    fn tend(&mut self);
+    fn tend(&mut self) -> BoxFuture<'_, ()>;
 
     /// Listeners that are open, as really bound.
     fn listeners(&self) -> Vec<(ListenerSpec, SocketAddr)>;

@@ -61,7 +61,7 @@ fn worker(config: &Path) -> anyhow::Result<()> {
         let supervisor = Supervisor::new();
         // The process that keeps the sockets decides when this one ends; Ctrl-C goes to both.
         let _ignored = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let gateway = Alone::build_on(&supervisor, config, sockets)?;
+        let gateway = Alone::build_on(&supervisor, config, sockets).await?;
         for (name, address) in gateway.addresses() {
             tracing::info!(listener = name, %address, "listening");
         }

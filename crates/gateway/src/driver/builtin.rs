@@ -11,6 +11,7 @@ use arco_daemon::Supervisor;
 use arco_daemon::handover::Sockets;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,11 +132,11 @@ impl Driver for Builtin {
         "builtin"
     }
 
-    fn put(&mut self, loaded: Loaded) -> Result<(), GatewayError> {
-        Ok(self.put_listeners(loaded)?)
+    fn put(&mut self, loaded: Loaded) -> BoxFuture<'_, Result<(), GatewayError>> {
+        Box::pin(ready(self.put_listeners(loaded).map_err(GatewayError::from)))
     }
 
-    fn follow_addresses(&mut self) {
+    fn follow_addresses(&mut self) -> BoxFuture<'_, ()> {
         let here = self.here(&self.wanted);
         self.listening.retain(|_, (known, _)| here.contains(known));
         for spec in here.into_iter().filter(|it| !self.listening.contains_key(&it.name)).collect::<Vec<_>>() {
@@ -147,9 +148,12 @@ impl Driver for Builtin {
                 Err(error) => tracing::error!(%error, "a listener is not open"),
             }
         }
+        Box::pin(ready(()))
     }
 
-    fn tend(&mut self) {}
+    fn tend(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
 
     fn listeners(&self) -> Vec<(ListenerSpec, SocketAddr)> {
         self.listening.values().map(|(spec, it)| (spec.clone(), it.address)).collect()

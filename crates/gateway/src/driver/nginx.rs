@@ -32,7 +32,7 @@ const START: Duration = Duration::from_secs(5);
 /// How often a process that starts or ends is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// See the module.
+/// See the module. Files and programs are waited for beside the async tasks.
 pub struct Nginx {
     /// Configuration, process id and logs; root's alone.
     folder: PathBuf,
@@ -56,6 +56,32 @@ impl Nginx {
         render::render(&loaded.written, &loaded.folder, Path::new("/run"), &|_| true).map(|_| ()).map_err(cannot)
     }
 
+    /// Puts this configuration into effect, if it differs; gives it back.
+    async fn serve(&mut self, loaded: Loaded) -> (Option<Loaded>, Result<(), GatewayError>) {
+        let (folder, addresses) = (self.folder.clone(), self.addresses.clone());
+        let mut work = Work { folder, addresses, process: self.process.take() };
+        let done = tokio::task::spawn_blocking(move || {
+            let outcome = work.serve(&loaded);
+            (work.process, loaded, outcome)
+        });
+        match done.await {
+            Ok((process, loaded, outcome)) => {
+                self.process = process;
+                (Some(loaded), outcome)
+            }
+            Err(error) => (None, Err(GatewayError::Driver(format!("nginx was not looked after: {error}")))),
+        }
+    }
+}
+
+/// What is done for it on a thread of its own.
+struct Work {
+    folder: PathBuf,
+    addresses: Addresses,
+    process: Option<OwnedFd>,
+}
+
+impl Work {
     /// Puts this configuration into effect, if it differs.
     fn serve(&mut self, loaded: &Loaded) -> Result<(), GatewayError> {
         let here = |it: SocketAddr| self.addresses.has(it.ip());
@@ -121,41 +147,50 @@ impl Driver for Nginx {
         "nginx"
     }
 
-    fn put(&mut self, loaded: Loaded) -> Result<(), GatewayError> {
-        self.serve(&loaded)?;
-        self.loaded = Some(loaded);
-        Ok(())
+    fn put(&mut self, loaded: Loaded) -> BoxFuture<'_, Result<(), GatewayError>> {
+        Box::pin(async move {
+            let (loaded, outcome) = self.serve(loaded).await;
+            outcome?;
+            self.loaded = loaded;
+            Ok(())
+        })
     }
 
-    fn follow_addresses(&mut self) {
-        let Some(loaded) = self.loaded.take() else { return };
-        if let Err(error) = self.serve(&loaded) {
-            tracing::error!(%error, "nginx does not follow the addresses of this machine");
-        }
-        self.loaded = Some(loaded);
-    }
-
-    fn tend(&mut self) {
-        if self.process.as_ref().is_some_and(is_alive) {
-            return;
-        }
-        let due = *self.again_at.get_or_insert_with(|| {
-            tracing::error!(folder = %self.folder.display(), "nginx ended, it is started again");
-            Instant::now() + self.pause
-        });
-        if Instant::now() < due {
-            return;
-        }
-        let Some(loaded) = self.loaded.take() else { return };
-        match self.serve(&loaded) {
-            Ok(()) => (self.again_at, self.pause) = (None, PAUSE.0),
-            Err(error) => {
-                tracing::error!(%error, "nginx cannot be started");
-                self.pause = (self.pause * 2).min(PAUSE.1);
-                self.again_at = Some(Instant::now() + self.pause);
+    fn follow_addresses(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(loaded) = self.loaded.take() else { return };
+            let (loaded, outcome) = self.serve(loaded).await;
+            self.loaded = loaded;
+            if let Err(error) = outcome {
+                tracing::error!(%error, "nginx does not follow the addresses of this machine");
             }
-        }
-        self.loaded = Some(loaded);
+        })
+    }
+
+    fn tend(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if self.process.as_ref().is_some_and(is_alive) {
+                return;
+            }
+            let due = *self.again_at.get_or_insert_with(|| {
+                tracing::error!(folder = %self.folder.display(), "nginx ended, it is started again");
+                Instant::now() + self.pause
+            });
+            if Instant::now() < due {
+                return;
+            }
+            let Some(loaded) = self.loaded.take() else { return };
+            let (loaded, outcome) = self.serve(loaded).await;
+            self.loaded = loaded;
+            match outcome {
+                Ok(()) => (self.again_at, self.pause) = (None, PAUSE.0),
+                Err(error) => {
+                    tracing::error!(%error, "nginx cannot be started");
+                    self.pause = (self.pause * 2).min(PAUSE.1);
+                    self.again_at = Some(Instant::now() + self.pause);
+                }
+            }
+        })
     }
 
     fn listeners(&self) -> Vec<(ListenerSpec, SocketAddr)> {

@@ -424,6 +424,11 @@ impl ResponseBody {
         self
     }
 
+    /// When it breaks off.
+    pub(super) fn deadline(&self) -> Option<tokio::time::Instant> {
+        self.deadline.as_ref().map(|it| it.deadline())
+    }
+
     /// An endpoint's answer.
     pub(super) fn proxied(
         incoming: EndpointBody,

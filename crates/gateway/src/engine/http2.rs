@@ -1,11 +1,13 @@
 //! HTTP/2 connections of clients: hyper speaks the protocol, and one task drives a connection with all of its requests,
 //! so that answers that are ready at once leave with one write.
 //!
-//! What must hold: a request that panics ends alone; what a client may keep open or reset has a bound.
+//! What must hold: a request that panics ends alone; what a client may keep open or reset has a bound, and so has the time
+//! in which it takes nothing of an answer (`http2/taking.rs`).
 //!
 //! Requests are answered by `http2/ordinary.rs` when they only pass, else by the general path (`http.rs`).
 
 mod ordinary;
+mod taking;
 
 use super::Core;
 use super::body::ResponseBody;
@@ -25,6 +27,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use taking::{TakenBody, Taking, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Most requests at once on one connection.
@@ -34,15 +37,22 @@ const MAX_STREAMS: u32 = 128;
 const MAX_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 256;
 
-type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
-type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<Response<TakenBody<ResponseBody>>, Infallible>> + Send>>;
+
+/// What has begun and is not driven yet.
+#[derive(Default)]
+struct Beginning {
+    streams: Vec<Watched>,
+    /// Of the request that hyper makes a stream of next.
+    taking: Option<Taking>,
+}
 
 /// Streams that have begun and are not driven yet.
 #[derive(Clone, Default)]
-struct Begun(Arc<Mutex<Vec<Stream>>>);
+struct Begun(Arc<Mutex<Beginning>>);
 
 impl Begun {
-    fn lock(&self) -> MutexGuard<'_, Vec<Stream>> {
+    fn lock(&self) -> MutexGuard<'_, Beginning> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -51,7 +61,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
     fn execute(&self, stream: F) {
         // The panic hook has said where and why.
         let stream = Box::pin(AssertUnwindSafe(stream).catch_unwind().map(drop));
-        self.lock().push(stream);
+        let mut begun = self.lock();
+        let taking = begun.taking.take();
+        begun.streams.push(Watched::new(stream, taking));
     }
 }
 
@@ -80,12 +92,15 @@ where
         .keep_alive_timeout(limits.request_header);
     let address: Arc<str> = peer.ip().to_canonical().to_string().into();
     let connection = Arc::new(Connection { core, peer, tls: Some(tls), control: Arc::default(), max_uri });
+    let expecting = begun.clone();
     let service = service_fn(move |request: Request<Incoming>| -> Answering {
-        let connection = Arc::clone(&connection);
+        let (connection, taking) = (Arc::clone(&connection), Taking::new(limits.idle));
+        // hyper hands over the stream of a request right after it has asked for the answer.
+        expecting.lock().taking = Some(taking.clone());
         // On the heap at once: on its way it is moved several times. Most requests need little room.
         match guarded(|| Ordinary::new(&connection, &address, &request)) {
-            Some(ordinary) => Box::pin(async move { Ok(ordinary.pass(&connection.core).await) }),
-            None => Box::pin(async move { Ok(handle(&connection, request, None).await) }),
+            Some(ordinary) => Box::pin(async move { Ok(taking.watch(ordinary.pass(&connection.core).await)) }),
+            None => Box::pin(async move { Ok(taking.watch(handle(&connection, request, None).await)) }),
         }
     });
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
@@ -103,10 +118,10 @@ where
                 return Poll::Ready(ended);
             }
             let mut begun = begun.lock();
-            if begun.is_empty() {
+            if begun.streams.is_empty() {
                 return Poll::Pending;
             }
-            streams.extend(begun.drain(..));
+            streams.extend(begun.streams.drain(..));
         }
     });
     if let Err(error) = ended.await {

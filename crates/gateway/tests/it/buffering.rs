@@ -210,7 +210,7 @@ async fn a_folder_that_bodies_cannot_be_kept_in_is_refused() {
     let web = alone.addresses()["web"];
     for (place, status) in [("nowhere", 404), (".", 200)] {
         write(place, "b.test");
-        alone.reload();
+        alone.reload().await;
         assert_eq!(get(web, "b.test", "/").await.status(), status, "{place}");
     }
     supervisor.token().cancel();

@@ -305,22 +305,22 @@ async fn nginx_is_not_told_an_address_that_is_taken() {
     let _nginx = Nginx(folder.path().to_owned());
     let mut driver = arco_gateway::driver::Nginx::new(&folder.path().join("nginx"), Addresses::fixed(&[]));
     let mut source = FileSource::new(&path, Metrics::new());
-    let mut put = |listeners: &[String]| {
+    let mut put = async |listeners: &[String]| {
         let routes = "routes: [{hosts: [a.test], answer: {status: 200}}]\n";
         let text = format!("driver: nginx\nthreads: 1\nlisteners: [{}]\n{routes}", listeners.join(", "));
         std::fs::write(&path, text).unwrap();
-        driver.put(source.load().unwrap())
+        driver.put(source.load().unwrap()).await
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (first, second) = (free().await, taken.local_addr().unwrap());
     let listener = |name: &str, it: SocketAddr| format!("{{name: {name}, address: \"{it}\", protocol: http}}");
     let (one, two) = (listener("one", first), listener("two", second));
-    put(std::slice::from_ref(&one)).unwrap();
-    let problem = put(&[one.clone(), two.clone()]).unwrap_err().to_string();
+    put(std::slice::from_ref(&one)).await.unwrap();
+    let problem = put(&[one.clone(), two.clone()]).await.unwrap_err().to_string();
     assert!(problem.contains(&second.to_string()), "{problem}");
     assert_eq!(get(first, "a.test", "/").await.status(), 200, "what was served goes on");
     // The same file is tried again, not taken for what is in effect.
     drop(taken);
-    put(&[one, two]).unwrap();
+    put(&[one, two]).await.unwrap();
     eventually("it listens there, too", || async { tokio::net::TcpStream::connect(second).await.is_ok() }).await;
 }

@@ -263,6 +263,65 @@ async fn what_is_kept_for_a_stream_without_a_window_is_given_up() {
     tokio::time::timeout(PATIENCE, both).await.expect("the stream is reset");
 }
 
+/// Asks for `path` and takes nothing of the answer, but is there and answers as it must; returns when its stream is reset.
+async fn take_nothing(gateway: &Gateway, client: &Arc<rustls::ClientConfig>, path: &str) {
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(client));
+    let tls = connector.connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(tls);
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let ask = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get_block(path));
+    let mut answer = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, ask].concat();
+    loop {
+        writer.write_all(&answer).await.unwrap();
+        writer.flush().await.unwrap();
+        let mut head = [0u8; 9];
+        reader.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        reader.read_exact(&mut payload).await.unwrap();
+        answer = match (head[3], head[4]) {
+            (PING, 0) => frame(PING, ACK, 0, &payload),
+            (SETTINGS, 0) => frame(SETTINGS, ACK, 0, &[]),
+            (RST_STREAM, _) => return,
+            (GOAWAY, _) => panic!("the connection ends"),
+            (DATA, _) => panic!("it has no window"),
+            (HEADERS, flags) if flags & END_STREAM > 0 => panic!("it looks whole"),
+            _ => Vec::new(),
+        };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_without_a_window_lets_go_of_its_endpoint() {
+    let free = Arc::new(AtomicUsize::new(0));
+    let tell = Arc::clone(&free);
+    let address = origin(move |mut wire| {
+        let free = Arc::clone(&tell);
+        async move {
+            while let Some(request) = wire.message().await {
+                if request.head.contains("/small") {
+                    wire.send(OK).await;
+                    continue;
+                }
+                let head = "HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n";
+                let _ = wire.stream.write_all(format!("{head}{}", "x".repeat(50_000)).as_bytes()).await;
+                // The rest never comes: this ends when the gateway lets go.
+                wire.rest().await;
+                free.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+        }
+    })
+    .await;
+    let (gateway, client) = gateway_by(address, |it| it.replace("idle_ms: 600000", "idle_ms: 1500")).await;
+    for (path, ended) in [("/", 1), ("/general", 2), ("/small", 2), ("/general/small", 2)] {
+        let reset = take_nothing(&gateway, &client, path);
+        tokio::time::timeout(PATIENCE, reset).await.unwrap_or_else(|_| panic!("the stream of {path} is reset"));
+        eventually("its endpoint is free", || async { free.load(Ordering::SeqCst) == ended }).await;
+    }
+}
+
 /// Answers as the path says; each answer names the connection that it came by.
 async fn framer() -> SocketAddr {
     let connections = Arc::new(AtomicUsize::new(0));
