@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 const RUN_MS: u64 = 86_400_000;
 /// How long output may still come after the program ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
+/// How long a client may go on sending after the last word.
+const FAREWELL: Duration = Duration::from_secs(30);
 /// Most arguments, and most bytes of them together.
 const ARGV_MAX: (usize, usize) = (1024, 65_536);
 
@@ -171,9 +173,8 @@ impl Api {
                 self.run_lines(workload, socket).await;
             }
             Err(error) => {
-                let (mut sink, _) = socket.split();
-                send(&mut sink, Frame::Control(ExecControl::Error(ApiError::from(error).body()))).await;
-                let _ = sink.close().await;
+                let (sink, stream) = socket.split();
+                farewell(sink, stream, ExecControl::Error(ApiError::from(error).body())).await;
             }
         }
     }
@@ -209,8 +210,7 @@ impl Api {
             Ok(result) => ExecControl::Exit { status: result.exit.status },
             Err(error) => ExecControl::Error(ApiError::from(error).body()),
         };
-        send(&mut sink, Frame::Control(control)).await;
-        let _ = sink.close().await;
+        farewell(sink, stream, control).await;
     }
 }
 
@@ -247,7 +247,7 @@ fn not_running(component: &Component, instance: Option<&InstanceId>) -> Problem 
 /// Carries bytes both ways until the program ended or the client went away.
 pub(super) async fn carry(session: ExecSession, socket: WebSocket) {
     let ExecSession { stdin, stdout, stderr, resize, mut exit } = session;
-    let (mut sink, stream) = socket.split();
+    let (mut sink, mut stream) = socket.split();
     let (frames, mut out) = mpsc::channel::<Frame>(16);
     let pipes = async {
         let both = (pump(stdout, Channel::Stdout, frames.clone()), pump(stderr, Channel::Stderr, frames));
@@ -275,22 +275,30 @@ pub(super) async fn carry(session: ExecSession, socket: WebSocket) {
             Some(status) => status,
             None => (&mut exit).await,
         };
-        let control = match status {
+        match status {
             Ok(status) => ExecControl::Exit { status },
             Err(_) => ExecControl::Error(ErrorBody::from(Problem::internal("learn how the program ended"))),
-        };
-        send(&mut sink, Frame::Control(control)).await;
-        let _ = sink.close().await;
+        }
     };
     let pipes_then_nothing = async {
         pipes.await;
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = writer => {}
-        () = pipes_then_nothing => {}
-        () = receive(stream, stdin, resize) => {}
-    }
+    let control = tokio::select! {
+        control = writer => control,
+        () = pipes_then_nothing => return,
+        () = receive(&mut stream, stdin, resize) => return,
+    };
+    farewell(sink, stream, control).await;
+}
+
+/// Says the last word, and reads what the client still sends until it is gone. Closing on input that nobody read resets
+/// the connection: the word may be lost, and what carries connections for others (`kubectl port-forward`) ends.
+async fn farewell(mut sink: SplitSink<WebSocket, Message>, mut stream: SplitStream<WebSocket>, control: ExecControl) {
+    send(&mut sink, Frame::Control(control)).await;
+    let _ = sink.close().await;
+    let gone = async { while let Some(Ok(_)) = stream.next().await {} };
+    let _ = tokio::time::timeout(FAREWELL, gone).await;
 }
 
 async fn pump(mut from: Box<dyn AsyncRead + Send + Unpin>, channel: Channel, to: mpsc::Sender<Frame>) {
@@ -304,7 +312,7 @@ async fn pump(mut from: Box<dyn AsyncRead + Send + Unpin>, channel: Channel, to:
 
 /// Ends when the client is gone.
 async fn receive(
-    mut stream: SplitStream<WebSocket>,
+    stream: &mut SplitStream<WebSocket>,
     stdin: Box<dyn AsyncWrite + Send + Unpin>,
     resize: mpsc::Sender<(u16, u16)>,
 ) {

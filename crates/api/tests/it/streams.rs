@@ -107,6 +107,16 @@ async fn a_driver_that_cannot_connect_input_says_so() {
 }
 
 #[tokio::test]
+async fn a_refusal_arrives_while_input_is_sent() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let argv = ["tar".to_owned()];
+    let input: Vec<Frame> = (0..128).map(|_| Frame::Bytes(Channel::Stdin, vec![0_u8; 65_536].into())).collect();
+    let (_, _, control) = collect(&platform, &ExecCall { input: true, ..call(&argv, true, None) }, &input).await;
+    assert!(matches!(control, ExecControl::Error(body) if body.code == "not_supported"));
+}
+
+#[tokio::test]
 async fn a_program_needs_an_instance_and_a_name() {
     let platform = Platform::start().await;
     let argv = ["sh".to_owned()];
