@@ -91,6 +91,15 @@ mod tests {
     use axum::extract::Query;
     use std::collections::HashMap;
 
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_that_never_answers_is_not_waited_for() {
+        let router = Router::new().fallback(std::future::pending::<String>);
+        let kept = Kept { router, keepers: None };
+        let (component, instance) = (ComponentId::from_parts(1, 1), InstanceId::from_parts(1, 1));
+        let why = kept.last(&component, &instance, 10).await.unwrap_err();
+        assert!(why.contains("no answer within"), "{why}");
+    }
+
     #[tokio::test]
     async fn of_very_long_lines_the_last_few_are_told() {
         let answers = |Query(words): Query<HashMap<String, String>>| async move {

@@ -97,9 +97,8 @@ pub(super) async fn forward(
         let owner = peers.directory().owner(Role::Eventlog, &key(&first.stream));
         let local = owner.as_ref().is_none_or(|it| it.name == peers.directory().me());
         if let (true, Some(here)) = (local, &here) {
-            if let Some(batch) = waiting.pop() {
+            if let Some(batch) = waiting.pop_here(&mut again) {
                 here.hand_on(batch).await;
-                again = None; // what went out under that number is not at the front any more
             }
             continue;
         }
@@ -108,14 +107,8 @@ pub(super) async fn forward(
                 let together = |it: &&LogBatch| {
                     peers.directory().owner(Role::Eventlog, &key(&it.stream)).is_some_and(|it| it.name == owner.name)
                 };
-                // Again exactly what was sent: the keeper may have it already, and knows it by its number.
-                let count = match &again {
-                    Some((name, count)) if *name == owner.name => *count,
-                    _ => {
-                        number += 1;
-                        waiting.queue.iter().take(TOGETHER).take_while(together).count()
-                    }
-                };
+                let count = || waiting.queue.iter().take(TOGETHER).take_while(together).count();
+                let count = next_request(&owner.name, &mut number, &again, count);
                 let batches = waiting.queue.iter().take(count).map(|it| (it.stream.clone(), it.lines.clone()));
                 let sent = Sent { sender: peers.me().to_owned(), number, batches: batches.collect() };
                 let outcome = post(&peers, owner, &sent).await;
@@ -152,6 +145,18 @@ pub(super) async fn forward(
     }
 }
 
+/// How many batches go out to a keeper. Again exactly what was sent, under its number, when nobody knows whether that
+/// came: the keeper may have it already, and knows it by its number.
+fn next_request(to: &str, number: &mut u64, again: &Option<(String, usize)>, count: impl FnOnce() -> usize) -> usize {
+    match again {
+        Some((name, count)) if name == to => *count,
+        _ => {
+            *number += 1;
+            count()
+        }
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     queue: VecDeque<LogBatch>,
@@ -179,6 +184,12 @@ impl Waiting {
         let batch = self.queue.pop_front()?;
         self.bytes -= size(&batch);
         Some(batch)
+    }
+
+    /// The next one, for this server itself: what went out under a number is not at the front any more.
+    fn pop_here(&mut self, again: &mut Option<(String, usize)>) -> Option<LogBatch> {
+        *again = None;
+        self.pop()
     }
 
     /// Leaves out some of the first `most`, also of those that are sent again: their keeper knows these by their number,
@@ -504,6 +515,9 @@ mod tests {
         };
         assert_eq!(asked(false).await.unwrap().status(), StatusCode::OK);
         assert_eq!(asked(true).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        // What removes a log must be done by each.
+        let remove = Request::builder().method(Method::DELETE).uri("/streams/component/x").body(Body::empty()).unwrap();
+        assert_eq!(router.clone().oneshot(remove).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(supervisor.shutdown(Duration::from_secs(60)).await);
     }
 
@@ -529,6 +543,22 @@ mod tests {
         }
         drop(keeper);
         assert_eq!(texts(&lines.await.unwrap()), ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_number_is_not_used_again_for_what_comes_after_what_was_kept_here() {
+        let stream = LogStream::Component { id: ComponentId::from_parts(1, 1) };
+        let (mut waiting, mut number, mut again) = (Waiting::default(), 0, None);
+        for text in ["a", "b", "c"] {
+            waiting.push(LogBatch { stream: stream.clone(), lines: vec![line(1, text)], written: None, once: false });
+        }
+        assert_eq!((next_request("keeper", &mut number, &again, || 3), number), (3, 1));
+        again = Some(("keeper".to_owned(), 3));
+        assert_eq!((next_request("keeper", &mut number, &again, || 9), number), (3, 1), "as it was");
+        assert_eq!((next_request("other", &mut number, &again, || 2), number), (2, 2), "another one has not seen it");
+        // One was kept here meanwhile: under the old number the keeper would take the rest for what it has.
+        waiting.pop_here(&mut again).unwrap();
+        assert_eq!((next_request("keeper", &mut number, &again, || 2), number), (2, 3));
     }
 
     #[test]
