@@ -10,8 +10,10 @@ pub mod fake;
 pub mod layer;
 mod led;
 pub mod local;
+mod storage;
 
 pub use led::LedOrchestrator;
+pub use storage::{SharedStorage, Storage, Telling};
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};

@@ -12,8 +12,8 @@ use arco_config::{Config, Egress, OrchestratorDriver, Role};
 use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
-use arco_orchestrator::SharedOrchestrator;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
+use arco_orchestrator::{SharedOrchestrator, SharedStorage};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, Leads, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
@@ -34,6 +34,7 @@ const ASKED_BY: [Role; 4] = [Role::Api, Role::Builder, Role::Controller, Role::R
 #[derive(Clone)]
 pub(super) struct Instances {
     orchestrator: Option<SharedOrchestrator>,
+    storage: Option<SharedStorage>,
     local: Option<Arc<LocalOrchestrator>>,
     cluster: Option<Arc<KubernetesOrchestrator>>,
 }
@@ -63,10 +64,11 @@ impl Instances {
                 let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
                     .await
                     .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
-                Ok(Self { orchestrator: Some(local.clone()), local: Some(local), cluster: None })
+                let storage = Some(local.clone() as SharedStorage);
+                Ok(Self { orchestrator: Some(local.clone()), storage, local: Some(local), cluster: None })
             }
             OrchestratorDriver::Kubernetes if !ASKED_BY.iter().any(|it| config.server.has(*it)) => {
-                Ok(Self { orchestrator: None, local: None, cluster: None })
+                Ok(Self { orchestrator: None, storage: None, local: None, cluster: None })
             }
             OrchestratorDriver::Kubernetes => {
                 let options = KubernetesOptions {
@@ -82,7 +84,8 @@ impl Instances {
                 let driver = driver.context(
                     "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
                 )?;
-                Ok(Self { orchestrator: Some(driver.clone()), local: None, cluster: Some(driver) })
+                let storage = Some(driver.clone() as SharedStorage);
+                Ok(Self { orchestrator: Some(driver.clone()), storage, local: None, cluster: Some(driver) })
             }
         }
     }
@@ -90,6 +93,11 @@ impl Instances {
     /// The orchestrator; fails in a server whose roles do not ask for it.
     pub(super) fn orchestrator(&self) -> anyhow::Result<SharedOrchestrator> {
         self.orchestrator.clone().context("the roles of this server have nothing to do with instances")
+    }
+
+    /// Their storage; fails as [`Self::orchestrator`] does.
+    pub(super) fn storage(&self) -> anyhow::Result<SharedStorage> {
+        self.storage.clone().context("the roles of this server have nothing to do with volumes")
     }
 
     /// Lets go of the instances, when the server stops.

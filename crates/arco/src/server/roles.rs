@@ -9,6 +9,7 @@ use super::files::{self, Addresses};
 use super::instances::Instances;
 use super::keeping::Keeping;
 use super::peers::{Peers, advertised};
+use super::storage_use::StorageUse;
 use super::stores::Stores;
 use super::{Listeners, console, lead, shared};
 use anyhow::Context as _;
@@ -142,9 +143,10 @@ pub(crate) async fn start(
             retention: Retention { days: config.eventlog.operation_days, count: config.eventlog.operations },
             gone,
         };
+        let storage_use = StorageUse::new(&metrics);
         let (me, peers) = (me.clone(), peers.clone());
         let (stores, instances) = (stores.clone(), instances.clone());
-        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances };
+        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances, storage_use };
         lead::start(config, parts, supervisor, health).await?;
     }
     clean_up_after(
@@ -215,6 +217,7 @@ pub(crate) async fn start(
             blobs: stores.blobs.clone(),
             images: stores.images.clone(),
             orchestrator: instances.orchestrator()?,
+            storage: instances.storage()?,
             queue: queue.clone(),
             turn: (!alone).then(|| Arc::new(KvLock::new(stores.kv.clone(), TURN, &me, TURN_S)) as _),
             outbox,
