@@ -16,6 +16,7 @@ mod routes;
 mod rules;
 mod turn;
 mod upload;
+mod volumes;
 mod world;
 
 use arco_config::Config;
@@ -29,7 +30,7 @@ use arco_model::error::Problem;
 use arco_model::name::TenantName;
 use arco_model::traffic::{HostRates, RouteQuestion, StreamProtocol};
 use arco_mq::Queue;
-use arco_orchestrator::SharedOrchestrator;
+use arco_orchestrator::{SharedOrchestrator, SharedStorage};
 use arco_store::blob::SharedBlobs;
 use arco_store::clock;
 use arco_store::images::Images;
@@ -72,6 +73,8 @@ pub struct ApiDeps {
     pub images: Images,
     /// Running instances: usage, `exec`, `run`, volumes.
     pub orchestrator: SharedOrchestrator,
+    /// What volumes are made of, and how full they are.
+    pub storage: SharedStorage,
     /// Wakes the controller where no operation does.
     pub queue: Queue,
     /// Where several processes that serve the API on the same stores take turns; without it this one is alone.

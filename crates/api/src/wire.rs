@@ -23,8 +23,8 @@ mod transfer;
 pub use application::{ApplicationDocument, ApplyChange, ApplyRequest, ApplyResult, ComponentApply, ComponentSummary};
 pub use certificate::{HostCertificateDocument, SetHostCertificate};
 pub use component::{
-    ComponentDocument, InstanceDocument, InstanceUsage, RevisionDocument, RunsDocument, SecretDocument, UsageDocument,
-    VolumeDocument,
+    ComponentDocument, ComponentStorage, InstanceDocument, InstanceUsage, RevisionDocument, RunsDocument,
+    SecretDocument, StorageDocument, UsageDocument, VolumeClassDocument, VolumeDocument,
 };
 pub use credential::{ContextDocument, CredentialDocument, CredentialQuery, CredentialRequest};
 pub use error::ErrorBody;

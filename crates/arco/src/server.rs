@@ -22,6 +22,7 @@ mod peers;
 mod roles;
 mod shared;
 mod shared_address;
+mod storage_use;
 pub(crate) mod stores;
 mod tickets;
 

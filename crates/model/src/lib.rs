@@ -21,6 +21,7 @@ pub mod secret;
 pub mod source;
 pub mod spec;
 pub mod status;
+pub mod storage;
 pub mod ticket;
 pub mod time;
 pub mod traffic;

@@ -241,6 +241,9 @@ pub struct VolumeSpec {
     /// Where the content lives.
     #[serde(default)]
     pub kind: VolumeKind,
+    /// What it is made of (`arco volume classes`); the platform's choice when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
 }
 
 impl VolumeSpec {
@@ -424,20 +427,20 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
         return bad("env_duplicate", format!("`{name}` is both a variable and a secret"), "unset one of them");
     }
     for (at, volume) in spec.volumes.iter().enumerate() {
-        let path = volume.path.as_str();
-        let inner = path.strip_prefix('/').unwrap_or("");
-        if inner.is_empty() || path.contains('\0') || inner.split('/').any(|it| matches!(it, "" | "." | "..")) {
+        if !is_volume_path(&volume.path) {
             return bad(
                 "volume_path_invalid",
-                format!("volume `{}` has the path `{path}`", volume.name),
-                "give an absolute path below `/`, as `/data`",
+                format!("volume `{}` has the path `{}`", volume.name, volume.path),
+                "give an absolute path below `/`, as `/data`, outside /proc, /sys and /dev",
             );
         }
-        if ["proc", "sys", "dev"].contains(&inner.split('/').next().unwrap_or("")) {
+        if let Some(class) = &volume.class
+            && (volume.kind == VolumeKind::Memory || !is_class(class))
+        {
             return bad(
-                "volume_path_invalid",
-                format!("volume `{}` covers `{path}`", volume.name),
-                "mount it outside /proc, /sys and /dev",
+                "class_invalid",
+                format!("volume `{}` is to be of class `{}`", volume.name, class.chars().take(80).collect::<String>()),
+                "`arco volume classes` lists them; memory has none",
             );
         }
         if !(1..=16_777_216).contains(&volume.size_mb) {
@@ -507,6 +510,29 @@ pub fn next_run(schedule: &str, after: crate::time::Timestamp) -> Option<crate::
     let after = chrono::DateTime::from_timestamp_millis(after.0 as i64)?;
     let next = cron.find_next_occurrence(&after, false).ok()?;
     Some(crate::time::Timestamp(next.timestamp_millis() as u64))
+}
+
+/// A name that a storage class can have: a DNS subdomain (RFC 1123).
+fn is_class(name: &str) -> bool {
+    let good = |part: &str| {
+        part.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+            && !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(good)
+}
+
+/// Whether a volume can be mounted there: an absolute path below `/`, outside /proc, /sys and /dev.
+pub fn is_volume_path(path: &str) -> bool {
+    let inner = path.strip_prefix('/').unwrap_or("");
+    let hostile = path.contains('\0') || inner.split('/').any(|it| matches!(it, "" | "." | ".."));
+    !hostile && !["proc", "sys", "dev"].contains(&inner.split('/').next().unwrap_or(""))
+}
+
+/// Whether a component can have a variable of this name.
+pub fn is_env_name(name: &str) -> bool {
+    env_name(name).is_ok()
 }
 
 /// A name that a shell accepts (POSIX.1 §8.1) and that the platform does not set itself.

@@ -11,8 +11,10 @@ pub mod layer;
 mod led;
 pub mod local;
 pub mod one_off;
+mod storage;
 
 pub use led::LedOrchestrator;
+pub use storage::{SharedStorage, Storage, Telling};
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};

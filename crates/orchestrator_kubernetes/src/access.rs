@@ -39,6 +39,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "networking.k8s.io", resources: &["networkpolicies"], verbs: OURS },
     Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: OURS },
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
+    Rule { group: "snapshot.storage.k8s.io", resources: &["volumesnapshotclasses"], verbs: &["list"] },
 ];
 
 /// Enough for a server with the roles `api`, `registry` or `builder` and without `controller`: it sees what there is, runs
@@ -64,6 +65,8 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
         verbs: &["get", "list", "watch", "create", "patch"],
     },
     Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: SEEN },
+    Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: &["list"] },
+    Rule { group: "snapshot.storage.k8s.io", resources: &["volumesnapshotclasses"], verbs: &["list"] },
 ];
 
 /// Needed beside [`RULES`] where the gateway serves the cluster's Ingress and Gateway API objects (`kubernetes.route_class`).
@@ -98,7 +101,7 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
     },
 ];
 
-/// Not given by the manifest: what nodes say of the use of CPU and memory comes by a right that also opens their other doors.
+/// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 
 /// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.23 or earlier.

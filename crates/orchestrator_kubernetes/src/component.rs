@@ -602,6 +602,14 @@ fn held<'a>(plan: &'a WorkloadPlan, seen: &'a ComponentSeen) -> impl Iterator<It
 
 /// Whether the plan can be had with the volumes that are there; the error says why not, before anything is changed.
 pub(crate) fn fits(plan: &WorkloadPlan, seen: &ComponentSeen) -> Result<(), String> {
+    for (claim, _, VolumeSpec { name, class, .. }) in held(plan, seen) {
+        let has = seen.objects.get(&(Kind::Claim, claim.to_owned())).map_or("", |it| it.detail.class.as_str());
+        if let Some(asked) = class.as_deref().filter(|it| *it != has) {
+            return Err(format!(
+                "volume `{name}` is of class `{has}` and cannot become `{asked}`: ask for a volume of another name, and move the content"
+            ));
+        }
+    }
     let shrunk = held(plan, seen).find(|(_, held_mb, volume)| volume.size_mb < *held_mb);
     let Some((_, held_mb, VolumeSpec { name, size_mb, .. })) = shrunk else { return Ok(()) };
     Err(format!(

@@ -156,6 +156,10 @@ impl Inner {
 }
 
 impl KubernetesOrchestrator {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// Connects, and lists what there is of this platform. Fails when the cluster does not answer. This process leads.
     pub async fn start(options: KubernetesOptions, images: Images, logs: LogSink) -> Result<Arc<Self>, Error> {
         Self::connect(options, images, logs, None).await

@@ -24,6 +24,7 @@ pub mod routes;
 mod run_once;
 mod scale;
 mod seen;
+mod storage;
 mod tenant;
 mod usage;
 mod watch;

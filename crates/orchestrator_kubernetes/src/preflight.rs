@@ -218,7 +218,7 @@ async fn usage(client: &Client) -> Finding {
         Ok((_, missing)) if missing.is_empty() => Finding::good("usage", "nodes tell what instances use"),
         _ => Finding::warning(
             "usage",
-            "this account may not ask nodes what instances use: `arco ps` shows no CPU and memory",
+            "this account may not ask nodes what instances use: `arco ps` shows no CPU and memory, `arco volume list` no use",
             "`get` on `nodes/proxy` lets it; that is a strong right, which also opens the other doors of a node",
         ),
     }

@@ -83,6 +83,8 @@ pub(crate) struct Detail {
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.
     pub(crate) volume: Option<(String, u32)>,
+    /// Storage class of a claim.
+    pub(crate) class: String,
     /// What an autoscaler says of load.
     pub(crate) scaler: Option<Box<scaler::Scaler>>,
 }
@@ -215,6 +217,14 @@ impl Seen {
     /// Whose instance a pod is, or was until a short time ago.
     pub(crate) fn whose(&self, namespace: &str, uid: &str) -> Option<Whose> {
         self.lock().by_uid.get(uid).filter(|it| it.namespace == namespace).cloned()
+    }
+
+    /// Nodes that pods of ours are on, or those of one component.
+    pub(crate) fn nodes(&self, of: Option<&ComponentId>) -> BTreeSet<String> {
+        let store = self.lock();
+        let asked = store.components.iter().filter(|(id, _)| of.is_none_or(|of| of == *id));
+        let pods = asked.flat_map(|(_, it)| it.pods.values());
+        pods.map(|(_, it)| it.node.clone()).filter(|it| !it.is_empty()).collect()
     }
 
     /// Where an instance is.

@@ -6,7 +6,8 @@ use crate::wire::{
     ComponentDocument, ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest,
     DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page,
     RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate,
-    SpecPatch, StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeDocument, WhoAmI,
+    SpecPatch, StorageDocument, StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeClassDocument,
+    VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -251,6 +252,16 @@ impl Client {
     /// Volumes of a tenant, kept ones included.
     pub async fn tenant_volumes(&self, tenant: &str) -> Result<Vec<VolumeDocument>, ClientError> {
         self.all(&of_tenant(tenant, &["volumes"])).await
+    }
+
+    /// What volumes can be made of.
+    pub async fn volume_classes(&self) -> Result<Vec<VolumeClassDocument>, ClientError> {
+        self.all("/v1/volume-classes").await
+    }
+
+    /// How much storage a tenant has.
+    pub async fn storage(&self, tenant: &str) -> Result<StorageDocument, ClientError> {
+        self.get(&of_tenant(tenant, &["storage"])).await
     }
 
     /// Deletes a kept volume.

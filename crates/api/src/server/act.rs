@@ -56,6 +56,7 @@ impl Api {
     ) -> Result<OperationDocument, ApiError> {
         self.source_is_here(&request.source).await?;
         names_agree(&request.patch)?;
+        self.volumes_fit(target, request.patch.volumes.values().flatten()).await?;
         let edit = |spec: &mut ComponentSpec| request.patch.apply(spec);
         let deploy = |it: &mut super::change::Change<'_>| {
             it.deploy(&target.component, &request.source, &edit, &request.patch.secrets, request.no_cache)
@@ -71,6 +72,7 @@ impl Api {
     ) -> Result<OperationDocument, ApiError> {
         let edit = |spec: &mut ComponentSpec| patch.apply(spec);
         names_agree(patch)?;
+        self.volumes_fit(target, patch.volumes.values().flatten()).await?;
         let cause = cause(patch);
         self.one(caller, target, |it| {
             it.configure(&target.component, OperationKind::Configure, cause, &edit, &patch.secrets)

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::world::not_deleting;
 use crate::wire::{
     ApplicationDocument, ComponentDocument, ComponentSummary, InstanceDocument, InstanceUsage, OperationDocument, Page,
-    PageQuery, RevisionDocument, RouteDocument, RunsDocument, SecretDocument, UsageDocument, VolumeDocument,
+    PageQuery, RevisionDocument, RouteDocument, RunsDocument, SecretDocument, UsageDocument,
 };
 use arco_model::application::{Application, Tenant};
 use arco_model::component::{Component, Power, Revision};
@@ -18,10 +18,10 @@ use arco_model::observed::InstancePhase;
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::route::{ComponentTarget, Route, Target as RouteTarget};
 use arco_model::secret::SecretVersion;
-use arco_model::spec::{ComponentKind, Port, VolumeKind};
+use arco_model::spec::{ComponentKind, Port};
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::sql::{Cursor, Entity, Query, RouteRow, VolumeRow};
+use arco_store::sql::{Cursor, Entity, Query, RouteRow};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -79,7 +79,7 @@ pub(super) fn page(query: &PageQuery) -> Result<(usize, Option<Cursor>), ApiErro
     Ok((limit as usize, cursor))
 }
 
-fn next(cursor: Option<Cursor>) -> Option<String> {
+pub(super) fn next(cursor: Option<Cursor>) -> Option<String> {
     cursor.map(|it| format!("{}.{}", it.created_at.0, it.key))
 }
 
@@ -309,51 +309,6 @@ impl Api {
         Ok(items)
     }
 
-    /// Volumes that a component has or asks for.
-    pub(super) async fn volumes(&self, component: &Component) -> Result<Vec<VolumeDocument>, ApiError> {
-        let rows = self.deps.metadata.list::<VolumeRow>(&Query::parent(component.id.as_str())).await?.items;
-        let used = self.volumes_in_use(component).await?;
-        let mut items: Vec<_> =
-            rows.iter().map(|it| volume(&it.value, Some(component), used.contains(&it.value.name))).collect();
-        for asked in component.spec.volumes.iter().filter(|it| !rows.iter().any(|row| row.value.name == it.name)) {
-            items.push(VolumeDocument {
-                application: component.application.to_string(),
-                component: component.name.to_string(),
-                name: asked.name.to_string(),
-                path: asked.path.clone(),
-                size_mb: asked.size_mb,
-                kind: asked.kind,
-                kept: false,
-                id: String::new(),
-                created_at: String::new(),
-            });
-        }
-        Ok(items)
-    }
-
-    pub(super) async fn tenant_volumes(
-        &self,
-        tenant: &TenantName,
-        query: &PageQuery,
-    ) -> Result<Page<VolumeDocument>, ApiError> {
-        self.tenant_exists(tenant).await?;
-        let (limit, after) = page(query)?;
-        let metadata = &self.deps.metadata;
-        let page = metadata.list::<VolumeRow>(&Query { limit, after, ..Query::tag(tenant.as_str()) }).await?;
-        let components = metadata.list::<Component>(&Query::tag(tenant.as_str())).await?.items;
-        let mut items = Vec::new();
-        for it in &page.items {
-            let row = &it.value;
-            let owner = components.iter().map(|it| &it.value).find(|it| it.id == row.component_id);
-            let used = match owner {
-                Some(owner) => self.volumes_in_use(owner).await?.contains(&row.name),
-                None => false,
-            };
-            items.push(volume(row, owner, used));
-        }
-        Ok(Page { items, next: next(page.next) })
-    }
-
     /// Routes of a component, its default hosts first.
     pub(super) async fn routes(&self, component: &Component) -> Result<Vec<RouteDocument>, ApiError> {
         let port = self.ports(component).await?.into_iter().find(|it| it.outer && it.protocol.is_http());
@@ -526,19 +481,4 @@ fn named(component: &Component, port: Option<u16>) -> ComponentTarget {
 fn path_of<T>(route: &Route<T>) -> &str {
     let path = route.paths.iter().find_map(|it| it.prefix.as_deref().or(it.exact.as_deref()));
     path.unwrap_or("/")
-}
-
-fn volume(row: &VolumeRow, owner: Option<&Component>, used: bool) -> VolumeDocument {
-    let asked = owner.and_then(|it| it.spec.volumes.iter().find(|it| it.name == row.name));
-    VolumeDocument {
-        application: row.application.to_string(),
-        component: row.component.to_string(),
-        name: row.name.to_string(),
-        path: asked.map(|it| it.path.clone()).unwrap_or_default(),
-        size_mb: row.size_mb,
-        kind: asked.map_or(VolumeKind::Shared, |it| it.kind),
-        kept: !used,
-        id: row.id.to_string(),
-        created_at: row.created_at.rfc3339(),
-    }
 }

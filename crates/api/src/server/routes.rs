@@ -64,6 +64,8 @@ fn table() -> OpenApiRouter<Api> {
         .routes(routes!(tenant::has_upload))
         .routes(routes!(tenant::volumes))
         .routes(routes!(tenant::delete_volume))
+        .routes(routes!(tenant::storage))
+        .routes(routes!(tenant::volume_classes))
         .routes(routes!(credential::list, credential::set, credential::delete))
         .routes(routes!(certificate::list))
         .routes(routes!(certificate::set, certificate::delete))

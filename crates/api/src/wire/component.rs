@@ -5,8 +5,10 @@ use arco_model::observed::{InstanceFacts, ScalingFacts};
 use arco_model::source::Source;
 use arco_model::spec::{ComponentKind, ComponentSpec, Port, VolumeKind, next_run};
 use arco_model::status::Status;
+use arco_model::storage::VolumeClass;
 use arco_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// The whole truth about one component; `arco status -o json` prints it.
@@ -251,6 +253,72 @@ pub struct VolumeDocument {
     /// When it was made (RFC 3339); empty when it is asked for but not made yet.
     #[serde(default)]
     pub created_at: String,
+    /// What it is made of (`/v1/volume-classes`); empty while that is not known.
+    #[serde(default)]
+    pub class: String,
+    /// Who may use it at the same time: `RWO` (instances on one node), `RWX` (on every node), `ROX`, `RWOP`.
+    #[serde(default)]
+    pub access: Vec<String>,
+    /// Its size at every place together, in bytes; `null` when it does not exist yet.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
+    /// How much of it is used, in bytes; `null` when nobody can tell now.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
+}
+
+/// What volumes can be made of, and what they can then.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeClassDocument {
+    /// Name.
+    pub class: String,
+    /// What makes the volumes.
+    pub provisioner: String,
+    /// Whether volumes are made of it that name no class.
+    pub default: bool,
+    /// Who may use a volume at the same time, as in [`VolumeDocument`]; empty: nobody knows before it is tried.
+    pub access: Vec<String>,
+    /// Whether a volume can grow.
+    pub grows: bool,
+    /// Whether snapshots can be taken; `null` when the platform may not ask that.
+    #[serde(default)]
+    pub snapshots: Option<bool>,
+    /// Whether the content stays where it is when the volume is deleted.
+    pub retains: bool,
+}
+
+impl From<VolumeClass> for VolumeClassDocument {
+    fn from(it: VolumeClass) -> Self {
+        let VolumeClass { name, provisioner, default, access, grows, snapshots, retains } = it;
+        let access = access.into_iter().map(|it| it.short().to_owned()).collect();
+        Self { class: name, provisioner, default, access, grows, snapshots, retains }
+    }
+}
+
+/// How much storage a tenant has, and each of its components.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StorageDocument {
+    /// Volumes, each place counted.
+    pub volumes: u64,
+    /// Their sizes together, in bytes.
+    pub size_bytes: u64,
+    /// How much of them is used, in bytes, as far as that is known; `null` when nobody can tell now.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
+    /// By `application/component`, kept volumes included.
+    pub components: BTreeMap<String, ComponentStorage>,
+}
+
+/// How much storage a component has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ComponentStorage {
+    /// Volumes, each place counted.
+    pub volumes: u64,
+    /// Their sizes together, in bytes.
+    pub size_bytes: u64,
+    /// How much of them is used, in bytes, as far as that is known; `null` when nobody can tell now.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
 }
 
 /// A secret without its value.

@@ -4,7 +4,7 @@ use super::SecretText;
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{
-    Binding, Command, ComponentKind, ComponentSpec, Port, Probe, Resources, RolloutSpec, VolumeSpec,
+    Binding, Command, ComponentKind, ComponentSpec, Port, Probe, Resources, RolloutSpec, VolumeKind, VolumeSpec,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -140,7 +140,11 @@ impl SpecPatch {
         merge(&mut spec.build.env, &self.build_env);
         for (name, volume) in &self.volumes {
             let place = spec.volumes.iter().position(|it| it.name.as_str() == name);
-            replace(&mut spec.volumes, place, volume);
+            // Who names no class means the one that it has.
+            let class = place.and_then(|at| spec.volumes[at].class.take());
+            let kept = |it: &VolumeSpec| it.class.clone().or(class).filter(|_| it.kind != VolumeKind::Memory);
+            let volume = volume.as_ref().map(|it| VolumeSpec { class: kept(it), ..it.clone() });
+            replace(&mut spec.volumes, place, &volume);
         }
         for (alias, binding) in &self.bindings {
             let place = spec.bindings.iter().position(|it| it.alias == *alias);
@@ -183,6 +187,20 @@ mod tests {
         assert_eq!((spec.of_clusters(), patch.overlay.is_some()), (vec!["scheduling"], true));
         SpecPatch { scheduling: Some(None), ..SpecPatch::default() }.apply(&mut spec);
         assert!(spec.scheduling.is_empty());
+        let volume = |more: serde_json::Value| -> SpecPatch {
+            let mut it = serde_json::json!({"name": "v", "path": "/v"});
+            it.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(serde_json::json!({"volumes": {"v": it}})).unwrap()
+        };
+        for (more, class) in [
+            (serde_json::json!({"class": "fast"}), Some("fast")),
+            (serde_json::json!({"size_mb": 2048}), Some("fast")), // who names none means the one that it has
+            (serde_json::json!({"class": "slow"}), Some("slow")),
+            (serde_json::json!({"kind": "memory"}), None),
+        ] {
+            volume(more).apply(&mut spec);
+            assert_eq!((spec.volumes.len(), spec.volumes[0].class.as_deref()), (1, class));
+        }
         let again: SpecPatch = serde_json::from_str(&serde_json::to_string(&patch).unwrap()).unwrap();
         assert_eq!(again, patch);
         assert!(SpecPatch::default().is_empty() && serde_json::to_string(&SpecPatch::default()).unwrap() == "{}");

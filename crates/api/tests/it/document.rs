@@ -37,8 +37,10 @@ GET /v1/tenants/{tenant}/credentials
 GET /v1/tenants/{tenant}/operations
 GET /v1/tenants/{tenant}/routes
 GET /v1/tenants/{tenant}/streams
+GET /v1/tenants/{tenant}/storage
 GET /v1/tenants/{tenant}/uploads/{digest}
 GET /v1/tenants/{tenant}/volumes
+GET /v1/volume-classes
 GET /v1/whoami
 DELETE /v1/certificates/{name}
 DELETE /v1/stacks/{name}

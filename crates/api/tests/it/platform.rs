@@ -17,9 +17,11 @@ use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::source::Source;
 use arco_model::spec::{Port, Protocol};
+use arco_model::storage::{AccessMode, VolumeClass, VolumeFacts};
 use arco_mq::Queue;
 use arco_orchestrator::{
-    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Storage, Telling,
+    Usage,
 };
 use arco_store::blob::{BlobError, BlobStat, ByteStream, MemoryBlobs};
 use arco_store::clock;
@@ -138,6 +140,7 @@ impl Platform {
             blobs: blobs.clone(),
             images: Images::new(metadata.clone(), blobs.clone()),
             orchestrator: orchestrator.clone(),
+            storage: orchestrator.clone(),
             queue: Queue::new(kv.clone()),
             outbox: outbox.clone(),
             secrets: Arc::new(SecretBox::open(&folder.path().join("secret.key")).unwrap()),
@@ -291,11 +294,37 @@ pub(crate) struct Pretender {
     changes: broadcast::Sender<ComponentId>,
     pub(crate) ran: Mutex<Vec<OneShot>>,
     pub(crate) removed: Mutex<Vec<(ComponentId, Removal)>>,
+    pub(crate) volumes: Mutex<Vec<VolumeFacts>>,
 }
 
 impl Pretender {
     fn new() -> Self {
-        Self { changes: broadcast::channel(1).0, ran: Mutex::default(), removed: Mutex::default() }
+        Self {
+            changes: broadcast::channel(1).0,
+            ran: Mutex::default(),
+            removed: Mutex::default(),
+            volumes: Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for Pretender {
+    async fn classes(&self) -> Result<Vec<VolumeClass>, Error> {
+        let class = |name: &str, grows| VolumeClass {
+            name: name.to_owned(),
+            provisioner: "example.com/any".to_owned(),
+            default: grows,
+            access: vec![AccessMode::ReadWriteOnce],
+            grows,
+            snapshots: Some(false),
+            retains: false,
+        };
+        Ok(vec![class("slow", false), class("fast", true)])
+    }
+    async fn volumes(&self, of: Option<&ComponentId>, _: Telling) -> Result<Vec<VolumeFacts>, Error> {
+        let all = self.volumes.lock().unwrap().clone();
+        Ok(all.into_iter().filter(|it| of.is_none_or(|of| it.component == *of)).collect())
     }
 }
 

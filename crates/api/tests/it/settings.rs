@@ -1,12 +1,16 @@
 //! Secrets, routes, volumes, operations, pages.
 
 use crate::platform::{Platform, WEB, code};
-use arco_api::wire::{CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch};
+use arco_api::wire::{
+    ApplyRequest, CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch,
+};
 use arco_model::id::RowId;
 use arco_model::job::Topic;
 use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
+use arco_model::source::Source;
 use arco_model::spec::{VolumeKind, VolumeSpec};
+use arco_model::storage::{AccessMode, VolumeFacts};
 use arco_model::traffic::{GatewayStatus, MARK, STATUS_PREFIX};
 use arco_mq::Queue;
 use arco_orchestrator::Removal;
@@ -217,8 +221,13 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     platform.metadata.insert(&kept).await.unwrap();
     let listed = platform.client.tenant_volumes("default").await.unwrap();
     assert_eq!((listed[0].kept, listed[0].name.as_str()), (true, "files"));
-    let volume =
-        VolumeSpec { name: "files".parse().unwrap(), path: "/files".into(), size_mb: 10, kind: VolumeKind::Shared };
+    let volume = VolumeSpec {
+        name: "files".parse().unwrap(),
+        path: "/files".into(),
+        size_mb: 10,
+        kind: VolumeKind::Shared,
+        class: None,
+    };
     let patch = SpecPatch { volumes: [("files".to_owned(), Some(volume))].into(), ..SpecPatch::default() };
     let component = platform.running(WEB, patch).await;
     assert_eq!(component.id, kept.component_id);
@@ -242,6 +251,7 @@ async fn volumes_grow_and_go_when_nothing_names_them() {
             path: "/files".into(),
             size_mb,
             kind: VolumeKind::Shared,
+            class: None,
         });
         SpecPatch { volumes: [("files".to_owned(), volume)].into(), ..SpecPatch::default() }
     };
@@ -396,4 +406,65 @@ async fn a_list_of_200_components() {
         .await
         .unwrap();
     eprintln!("one change among 200 components: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn volumes_say_what_they_are_made_of_and_grow_only_where_they_can() {
+    let platform = Platform::start().await;
+    let classes = platform.client.volume_classes().await.unwrap();
+    let shown: Vec<_> = classes.iter().map(|it| (it.class.as_str(), it.grows, it.access.join(","))).collect();
+    assert_eq!(shown, [("fast", true, "RWO".to_owned()), ("slow", false, "RWO".to_owned())]);
+
+    let volume = |size_mb: u32, class: Option<&str>| {
+        let it = serde_json::json!({ "name": "files", "path": "/files", "size_mb": size_mb, "class": class });
+        let it: VolumeSpec = serde_json::from_value(it).unwrap();
+        SpecPatch { volumes: [("files".to_owned(), Some(it))].into(), ..SpecPatch::default() }
+    };
+    assert_eq!(code(platform.deploy(WEB, volume(10, Some("none"))).await), "class_unknown");
+    assert_eq!(code(platform.deploy(WEB, volume(10, Some("No!"))).await), "class_unknown");
+    let component = platform.running(WEB, volume(10, Some("slow"))).await;
+    let row = VolumeRow {
+        id: clock::fresh(),
+        tenant: component.tenant.clone(),
+        application_id: component.application_id.clone(),
+        application: component.application.clone(),
+        component: component.name.clone(),
+        component_id: component.id.clone(),
+        name: "files".parse().unwrap(),
+        size_mb: 10,
+        created_at: clock::now(),
+    };
+    platform.metadata.insert(&row).await.unwrap();
+    let made_of = |class: &str| VolumeFacts {
+        component: component.id.clone(),
+        volume: "files".parse().unwrap(),
+        place: None,
+        class: class.to_owned(),
+        access: vec![AccessMode::ReadWriteOnce],
+        size_bytes: 10 << 20,
+        used_bytes: Some(1 << 20),
+    };
+    *platform.orchestrator.volumes.lock().unwrap() = vec![made_of("slow")];
+    let listed = platform.client.tenant_volumes("default").await.unwrap();
+    assert_eq!((listed[0].class.as_str(), listed[0].used_bytes), ("slow", Some(1 << 20)));
+    let storage = platform.client.storage("default").await.unwrap();
+    assert_eq!((storage.volumes, storage.components["shop/web"].used_bytes), (1, Some(1 << 20)));
+
+    let sizes = async || {
+        let component = platform.client.component("default", WEB).await.unwrap();
+        component.spec.volumes.iter().map(|it| (it.size_mb, it.class.clone().unwrap_or_default())).collect::<Vec<_>>()
+    };
+    assert_eq!(code(platform.client.patch("default", WEB, &volume(20, Some("slow"))).await), "volume_keeps_size");
+    assert_eq!(code(platform.client.patch("default", WEB, &volume(10, Some("fast"))).await), "class_fixed");
+    let manifest = serde_json::json!({ "volumes": [{ "name": "files", "path": "/files", "size_mb": 20 }] });
+    let whole = serde_json::json!({ "components": { "web": {
+        "source": Source::Image { reference: "stack/base".to_owned() }, "manifest": manifest,
+    }}});
+    let whole: ApplyRequest = serde_json::from_value(whole).unwrap();
+    assert_eq!(code(platform.client.apply("default", "shop", &whole, true).await), "volume_keeps_size");
+    assert_eq!(sizes().await, [(10, "slow".to_owned())], "nothing was changed");
+    *platform.orchestrator.volumes.lock().unwrap() = vec![made_of("fast")];
+    platform.client.patch("default", WEB, &volume(20, None)).await.unwrap();
+    assert_eq!(sizes().await, [(20, "slow".to_owned())]);
+    platform.client.apply("default", "shop", &whole, true).await.unwrap();
 }

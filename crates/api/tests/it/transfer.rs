@@ -9,6 +9,7 @@ use arco_api::wire::{
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::component::{Component, Power, Revision};
 use arco_model::secret::SecretVersion;
+use arco_model::spec::VolumeSpec;
 use arco_store::blob::{SharedBlobs, content_path};
 use arco_store::images::{Image, Images, LAYER_GZIP_TYPE};
 use arco_store::sql::{Query, RouteRow};
@@ -284,4 +285,29 @@ async fn a_host_that_leads_elsewhere_is_told_and_left() {
     assert!(import(&into, &request(&application), false).await.unwrap().notes.is_empty());
     let component = into.component(WEB).await;
     assert_eq!(into.metadata.list::<RouteRow>(&Query::tag(component.id.as_str())).await.unwrap().items.len(), 7);
+}
+
+#[tokio::test]
+async fn a_class_that_is_not_here_is_left_out_and_told() {
+    let (from, into) = (with_shop().await, Platform::start().await);
+    let mut application = export(&from).await;
+    let volume = |name: &str, class: &str| -> VolumeSpec {
+        let it = serde_json::json!({ "name": name, "path": format!("/{name}"), "class": class });
+        serde_json::from_value(it).unwrap()
+    };
+    let volumes = vec![volume("a", "none"), volume("b", "fast")];
+    let component = &mut application.components[0];
+    component.revision.as_mut().unwrap().spec.volumes.clone_from(&volumes);
+    component.spec.volumes = volumes;
+    carry_blobs(&from, &into, &application).await;
+    let made = import(&into, &request(&application), false).await.unwrap();
+    assert!(made.notes.len() == 1 && made.notes[0].contains("`none`"), "{:?}", made.notes);
+    let component = into.component(WEB).await;
+    let revision = into.desired(&component).await;
+    for spec in [&component.spec, &revision.spec] {
+        let classes: Vec<_> = spec.volumes.iter().map(|it| it.class.as_deref()).collect();
+        assert_eq!(classes, [None, Some("fast")]);
+    }
+    let again = import(&into, &request(&application), false).await.unwrap();
+    assert_eq!(actions(&again), [ImportAction::Resume], "it is still the archive's");
 }

@@ -139,7 +139,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  arco credential set https://git.example.com/team --token @token.txt\n  arco credential set git@git.example.com:team --ssh-key @deploy_key"
     )]
     Credential(credential::CredentialCommand),
-    /// Add, remove and list volumes
+    /// Add, resize, remove and list volumes
     #[command(subcommand, after_help = "Example:\n  arco volume add demo/web files:/data:2048")]
     Volume(volume::VolumeCommand),
     /// Let a component call another

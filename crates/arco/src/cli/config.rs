@@ -81,7 +81,7 @@ mod tests {
                 "resources": {"cpu_milli": 100, "memory_mb": 64, "disk_mb": 64, "pids": 64},
                 "ports": [{"port": 80, "protocol": "http", "outer": true}],
                 "env": {"A": "1"}, "secrets": ["B"], "build_env": {"C": "1"},
-                "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared"}],
+                "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared", "class": "fast"}],
                 "bind": ["store=STORE"], "command": "run", "probe": {"kind": "http", "path": "/", "port": 80},
                 "rollout": {"start_deadline_ms": 1, "min_ready_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
                 "scheduling": {

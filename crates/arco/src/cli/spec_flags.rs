@@ -128,7 +128,7 @@ pub(crate) fn volume(text: &str) -> Result<VolumeSpec, String> {
         return Err("the path is absolute, as /data".to_owned());
     }
     let name = VolumeName::new(name).map_err(|it| it.to_string())?;
-    Ok(VolumeSpec { name, path: path.to_owned(), size_mb, kind: VolumeKind::Shared })
+    Ok(VolumeSpec { name, path: path.to_owned(), size_mb, kind: VolumeKind::Shared, class: None })
 }
 
 /// `[APP/]COMPONENT[=ALIAS]`; the alias is the component's name in upper case when it is not given.

@@ -13,8 +13,8 @@ use arco_daemon::{BoxError, OnExit, Supervisor};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::name::TenantName;
 use arco_model::traffic::{STREAMS, StreamEntry};
-use arco_orchestrator::SharedOrchestrator;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
+use arco_orchestrator::{SharedOrchestrator, SharedStorage};
 use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator, Leads, PullCredentials};
 use arco_registry::{Action, Registry, Scope};
 use arco_store::kv::{Range, SharedKv};
@@ -36,6 +36,7 @@ const ASKED_BY: [Role; 4] = [Role::Api, Role::Builder, Role::Controller, Role::R
 #[derive(Clone)]
 pub(super) struct Instances {
     orchestrator: Option<SharedOrchestrator>,
+    storage: Option<SharedStorage>,
     local: Option<Arc<LocalOrchestrator>>,
     cluster: Option<Arc<KubernetesOrchestrator>>,
 }
@@ -65,10 +66,11 @@ impl Instances {
                 let local = LocalOrchestrator::start(local, stores.images.clone(), logs)
                     .await
                     .context("failed to start the local orchestrator; `arco doctor` checks this machine")?;
-                Ok(Self { orchestrator: Some(local.clone()), local: Some(local), cluster: None })
+                let storage = Some(local.clone() as SharedStorage);
+                Ok(Self { orchestrator: Some(local.clone()), storage, local: Some(local), cluster: None })
             }
             OrchestratorDriver::Kubernetes if !ASKED_BY.iter().any(|it| config.server.has(*it)) => {
-                Ok(Self { orchestrator: None, local: None, cluster: None })
+                Ok(Self { orchestrator: None, storage: None, local: None, cluster: None })
             }
             OrchestratorDriver::Kubernetes => {
                 let options = KubernetesOptions {
@@ -84,7 +86,8 @@ impl Instances {
                 let driver = driver.context(
                     "failed to start the Kubernetes orchestrator; see the section [kubernetes] of the settings",
                 )?;
-                Ok(Self { orchestrator: Some(driver.clone()), local: None, cluster: Some(driver) })
+                let storage = Some(driver.clone() as SharedStorage);
+                Ok(Self { orchestrator: Some(driver.clone()), storage, local: None, cluster: Some(driver) })
             }
         }
     }
@@ -103,6 +106,11 @@ impl Instances {
     pub(super) async fn equip_nodes(&self, files: BTreeMap<String, String>) -> anyhow::Result<()> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         Ok(cluster.equip_nodes(files).await?)
+    }
+
+    /// Their storage; fails as [`Self::orchestrator`] does.
+    pub(super) fn storage(&self) -> anyhow::Result<SharedStorage> {
+        self.storage.clone().context("the roles of this server have nothing to do with volumes")
     }
 
     /// Lets go of the instances, when the server stops.

@@ -6,6 +6,7 @@
 
 use super::instances::Instances;
 use super::peers::Peers;
+use super::storage_use::StorageUse;
 use super::stores::Stores;
 use anyhow::{Context as _, bail};
 use arco_config::{Config, LeaderLockPlace, OrchestratorDriver, Role};
@@ -52,6 +53,7 @@ pub(super) struct Parts {
     pub(super) stores: Stores,
     pub(super) instances: Instances,
     pub(super) pki: Arc<Pki>,
+    pub(super) storage_use: StorageUse,
 }
 
 /// Begins to want to lead; returns when this process leads or follows another one.
@@ -104,7 +106,7 @@ pub(super) async fn start(
 
 /// A time of this process begins.
 async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, role: RoleHandle) -> Result<(), BoxError> {
-    let Parts { me, deps, peers, stores, instances, pki, .. } = parts;
+    let Parts { me, deps, peers, stores, instances, pki, storage_use, .. } = parts;
     let fence = Fence::raise(&stores.kv, &stores.metadata, NAME, &me).await?;
     if !term.verify().await {
         return Ok(()); // lost meanwhile: whoever asked sees it
@@ -138,6 +140,7 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
             Ok(())
         });
     }
+    storage_use.follow(instances.storage()?, stores.metadata.clone(), &tasks);
     if let Some(peers) = peers {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("after servers that are gone", OnExit::Continue, async move {

@@ -11,6 +11,7 @@ use super::keepers::Keepers;
 use super::keeping::Keeping;
 use super::kept::Kept;
 use super::peers::{Peers, advertised};
+use super::storage_use::StorageUse;
 use super::stores::Stores;
 use super::{Listeners, console, lead, node_logs, shared};
 use anyhow::Context as _;
@@ -149,10 +150,11 @@ pub(crate) async fn start(
             retention: Retention { days: config.eventlog.operation_days, count: config.eventlog.operations },
             gone,
         };
+        let storage_use = StorageUse::new(&metrics);
         let (me, peers) = (me.clone(), peers.clone());
         let (stores, instances) = (stores.clone(), instances.clone());
         let pki = pki.clone();
-        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances, pki };
+        let parts = lead::Parts { server: name.clone(), me, deps, peers, stores, instances, pki, storage_use };
         lead::start(config, parts, supervisor, health).await?;
     }
     clean_up_after(
@@ -223,6 +225,7 @@ pub(crate) async fn start(
             blobs: stores.blobs.clone(),
             images: stores.images.clone(),
             orchestrator: instances.orchestrator()?,
+            storage: instances.storage()?,
             queue: queue.clone(),
             turn: (!alone).then(|| Arc::new(KvLock::new(stores.kv.clone(), TURN, &me, TURN_S)) as _),
             outbox,

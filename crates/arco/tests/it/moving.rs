@@ -122,6 +122,26 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     let differs = into.arco(&import);
     assert!(differs.status == 6 && differs.stderr.contains("env.LEVEL"), "{differs:?}");
 
+    // Its volume grows with what is in it, and cannot be what this machine has not.
+    let volume = |of: &Value| of["items"][0].clone();
+    let small = volume(&good(&into, &["volume", "list", "demo/web"]));
+    assert_eq!(
+        (&small["class"], &small["access"][0], &small["size_bytes"]),
+        (&"local".into(), &"RWO".into(), &(16 << 20).into())
+    );
+    assert!(small["used_bytes"].as_u64() > Some(0), "{small}");
+    let classes = good(&into, &["volume", "classes"]);
+    assert_eq!((&classes["items"][0]["class"], &classes["items"][0]["grows"]), (&"local".into(), &true.into()));
+    good(&into, &["volume", "resize", "demo/web", "files", "32"]);
+    assert_eq!(volume(&good(&into, &["volume", "list", "demo/web"]))["size_bytes"], 32 << 20);
+    answers(&into, "shop.test", &format!("{TOKEN} newer"));
+    let smaller = into.arco(&["volume", "resize", "demo/web", "files", "8"]);
+    assert!(smaller.status == 6 && smaller.stderr.contains("cannot become smaller"), "{smaller:?}");
+    let missing = into.arco(&["volume", "resize", "demo/web", "none", "8"]);
+    assert!(missing.status == 5 && missing.stderr.contains("has no volume"), "{missing:?}");
+    let classless = into.arco(&["volume", "add", "demo/web", "more:/more:8", "--class", "fast"]);
+    assert!(classless.status == 2 && classless.stderr.contains("there is no class `fast`"), "{classless:?}");
+
     for platform in [&mut from, &mut into] {
         platform.status("demo/web");
         platform.status("demo/front");

@@ -70,7 +70,28 @@ fn a_port_for_the_program_alone_is_refused_with_what_sets_it() {
 }
 
 fn volume(path: &str) -> VolumeSpec {
-    VolumeSpec { name: VolumeName::new("v").unwrap(), path: path.into(), size_mb: 10, kind: VolumeKind::Shared }
+    VolumeSpec {
+        name: VolumeName::new("v").unwrap(),
+        path: path.into(),
+        size_mb: 10,
+        kind: VolumeKind::Shared,
+        class: None,
+    }
+}
+
+#[test]
+fn a_class_is_a_name_that_a_cluster_can_have_and_memory_has_none() {
+    let code = |kind, class: &str| {
+        let volume = VolumeSpec { kind, class: Some(class.to_owned()), ..volume("/data") };
+        validate(&ComponentSpec { volumes: vec![volume], ..spec() }).err().map(|it| it.code)
+    };
+    for class in ["fast", "a.b-c.d1"] {
+        assert_eq!(code(VolumeKind::Shared, class), None, "{class}");
+        assert_eq!(code(VolumeKind::Memory, class).as_deref(), Some("class_invalid"), "{class}");
+    }
+    for class in ["", "Fast", "-a", "a-", "a..b", "a b", "a,b=c", &"a".repeat(254)] {
+        assert_eq!(code(VolumeKind::Local, class).as_deref(), Some("class_invalid"), "{class}");
+    }
 }
 
 #[test]

@@ -15,11 +15,15 @@ use super::container::{Containers, ContainersConfig};
 use super::network::rules::BuildWay;
 use super::network::{Network, NetworkOptions, egress};
 use super::volumes::Volumes;
-use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
+use crate::{
+    Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Storage, Telling,
+    Usage,
+};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
+use arco_model::storage::{VolumeClass, VolumeFacts};
 use arco_store::images::Images;
 use arco_store::logs::LogSink;
 use async_trait::async_trait;
@@ -242,6 +246,17 @@ async fn network(
         build_way: if egress == Egress::Allowlist { BuildWay::Closed } else { BuildWay::Direct },
     };
     Network::open(options, alive).await.map_err(|it| Error::failed("set up the instances' network", it))
+}
+
+#[async_trait]
+impl Storage for LocalOrchestrator {
+    async fn classes(&self) -> Result<Vec<VolumeClass>, Error> {
+        Ok(vec![Volumes::class()])
+    }
+
+    async fn volumes(&self, of: Option<&ComponentId>, _: Telling) -> Result<Vec<VolumeFacts>, Error> {
+        Ok(self.inner.volumes.facts(of).await)
+    }
 }
 
 #[async_trait]

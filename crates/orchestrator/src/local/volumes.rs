@@ -8,11 +8,15 @@ use arco_model::id::{ComponentId, InstanceId};
 use arco_model::name::VolumeName;
 use arco_model::plan::HostMount;
 use arco_model::spec::{VolumeKind, VolumeSpec};
+use arco_model::storage::{AccessMode, VolumeClass, VolumeFacts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::sync::Mutex;
+
+/// The only class of this machine.
+const CLASS: &str = "local";
 
 /// The volumes of one server.
 pub struct Volumes {
@@ -128,11 +132,70 @@ impl Volumes {
         Ok(())
     }
 
+    /// What volumes are made of here.
+    pub fn class() -> VolumeClass {
+        VolumeClass {
+            name: CLASS.to_owned(),
+            provisioner: "arco".to_owned(),
+            default: true,
+            access: vec![AccessMode::ReadWriteOnce],
+            grows: true,
+            snapshots: Some(false),
+            retains: false,
+        }
+    }
+
+    /// Every volume, or those of one component, with size and how much is used: of one that no instance uses, what it takes
+    /// on disk.
+    pub async fn facts(&self, of: Option<&ComponentId>) -> Vec<VolumeFacts> {
+        let (dir, of) = (self.dir.clone(), of.cloned());
+        tokio::task::spawn_blocking(move || facts_below(&dir, of.as_ref())).await.unwrap_or_default()
+    }
+
     /// Components that have a volume.
     pub fn components(&self) -> Vec<ComponentId> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|it| it.file_name().to_str()?.parse().ok()).collect()
     }
+}
+
+fn facts_below(dir: &Path, of: Option<&ComponentId>) -> Vec<VolumeFacts> {
+    let mounted: BTreeSet<PathBuf> = mounts_below(dir).into_iter().collect();
+    let entries =
+        |of: &Path| std::fs::read_dir(of).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>();
+    let mut found = Vec::new();
+    for folder in entries(dir) {
+        let Some(Ok(component)) = folder.file_name().and_then(OsStr::to_str).map(str::parse::<ComponentId>) else {
+            continue;
+        };
+        if of.is_some_and(|it| *it != component) {
+            continue;
+        }
+        for image in entries(&folder).into_iter().filter(|it| it.extension() == Some(OsStr::new("img"))) {
+            let (point, Ok(file)) = (image.with_extension(""), std::fs::metadata(&image)) else { continue };
+            let Some(name) = point.file_name().and_then(OsStr::to_str) else { continue };
+            let (name, place) = name.split_once('.').map_or((name, None), |(name, place)| (name, place.parse().ok()));
+            let Ok(volume) = VolumeName::new(name) else { continue };
+            let in_use = mounted.contains(&point).then(|| used(&point)).flatten();
+            let on_disk = std::os::unix::fs::MetadataExt::blocks(&file) * 512; // as stat(2) counts them
+            found.push(VolumeFacts {
+                component: component.clone(),
+                volume,
+                place,
+                class: CLASS.to_owned(),
+                access: vec![AccessMode::ReadWriteOnce],
+                size_bytes: file.len(),
+                used_bytes: Some(in_use.unwrap_or(on_disk)),
+            });
+        }
+    }
+    found
+}
+
+/// Bytes in use of a mounted volume.
+fn used(point: &Path) -> Option<u64> {
+    let it = nix::sys::statvfs::statvfs(point).ok()?;
+    Some(it.blocks().saturating_sub(it.blocks_free()) * it.fragment_size())
 }
 
 async fn provide_one(path: &Path, size: u64, memory: bool) -> Result<(), String> {

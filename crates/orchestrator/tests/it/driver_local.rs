@@ -8,8 +8,9 @@ use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{LayerExport, OneShotNetwork, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
+use arco_model::storage::VolumeFacts;
 use arco_orchestrator::local::{LocalConfig, LocalOrchestrator, Pace};
-use arco_orchestrator::{ExecRequest, Orchestrator as _, Removal};
+use arco_orchestrator::{ExecRequest, Orchestrator as _, Removal, Storage as _, Telling};
 use arco_store::blob::MemoryBlobs;
 use arco_store::images::{Image, Images};
 use arco_store::logs::LogSink;
@@ -261,6 +262,7 @@ fn volumes_outlive_instances_and_hold_no_more_than_their_size() {
             path: path.to_owned(),
             size_mb: 16,
             kind,
+            class: None,
         };
         plan.template.volumes =
             vec![volume("data", "/data", VolumeKind::Local), volume("fast", "/fast", VolumeKind::Memory)];
@@ -295,8 +297,19 @@ fn volumes_outlive_instances_and_hold_no_more_than_their_size() {
         session.stdout.read_to_string(&mut text).await.unwrap();
         assert_eq!(session.exit.await, Ok(0), "{text}");
         assert!(text.starts_with("second"), "{text}");
+        let whole = |held: &[VolumeFacts]| {
+            let good = |it: &VolumeFacts| it.size_bytes >= 16 << 20 && it.used_bytes > Some(0) && it.class == "local";
+            !held.is_empty() && held.iter().all(|it| good(it) && it.component == plan.component)
+        };
+        let held = driver.volumes(Some(&plan.component), Telling::Use).await.unwrap();
+        assert!(whole(&held) && held[0].place == Some(0), "{held:#?}");
+        assert!(held[0].size_bytes == 64 << 20 && held[0].used_bytes >= Some(40 << 20), "{held:#?}");
+        let other = arco_store::clock::fresh();
+        assert!(driver.volumes(Some(&other), Telling::Use).await.unwrap().is_empty(), "another component has none");
         driver.remove(&plan.component, &Removal::KeepVolumes).await.unwrap();
         assert_eq!(driver.components().await.unwrap(), [plan.component.clone()], "its volume is kept");
+        let kept = driver.volumes(None, Telling::Use).await.unwrap();
+        assert!(whole(&kept) && kept.len() == held.len(), "{kept:#?}");
         driver.remove(&plan.component, &Removal::Everything).await.unwrap();
         assert!(driver.components().await.unwrap().is_empty());
         driver.shutdown(false).await.unwrap();

@@ -51,7 +51,7 @@ pub(crate) fn plan() -> WorkloadPlan {
 }
 
 pub(crate) fn volume(name: &str, kind: VolumeKind) -> VolumeSpec {
-    VolumeSpec { name: name.parse().unwrap(), path: format!("/var/{name}"), size_mb: 100, kind }
+    VolumeSpec { name: name.parse().unwrap(), path: format!("/var/{name}"), size_mb: 100, kind, class: None }
 }
 
 pub(crate) fn config() -> KubernetesConfig {

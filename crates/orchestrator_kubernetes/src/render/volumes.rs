@@ -61,12 +61,43 @@ fn spec(volume: &VolumeSpec, config: &KubernetesConfig) -> Value {
         "accessModes": [mode],
         "resources": { "requests": { "storage": format!("{}Mi", volume.size_mb) } },
     });
-    let class = match config.shared_storage_class.as_str() {
-        own if shared && !own.is_empty() => own,
+    let class = match (&volume.class, config.shared_storage_class.as_str()) {
+        (Some(asked), _) => asked.as_str(),
+        (None, own) if shared && !own.is_empty() => own,
         _ => config.storage_class.as_str(),
     };
     if !class.is_empty() {
         spec["storageClassName"] = class.into();
     }
     spec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{config, volume};
+    use super::*;
+
+    #[test]
+    fn a_component_says_its_class_else_the_operator_else_the_cluster() {
+        let operator = |class: &str, shared: &str| KubernetesConfig {
+            storage_class: class.to_owned(),
+            shared_storage_class: shared.to_owned(),
+            ..config()
+        };
+        let of = |kind, class: Option<&str>, config: &KubernetesConfig| {
+            let asked = VolumeSpec { class: class.map(str::to_owned), ..volume("data", kind) };
+            spec(&asked, config).get("storageClassName").and_then(Value::as_str).unwrap_or("-").to_owned()
+        };
+        let (none, all) = (operator("", ""), operator("own", "nfs"));
+        for (kind, class, config, expected) in [
+            (VolumeKind::Local, Some("fast"), &all, "fast"),
+            (VolumeKind::Shared, Some("fast"), &all, "fast"),
+            (VolumeKind::Shared, None, &all, "nfs"),
+            (VolumeKind::Local, None, &all, "own"),
+            (VolumeKind::Shared, None, &operator("own", ""), "own"),
+            (VolumeKind::Local, None, &none, "-"),
+        ] {
+            assert_eq!(of(kind, class, config), expected, "{kind:?} {class:?}");
+        }
+    }
 }

@@ -128,7 +128,8 @@ impl Recorded for PersistentVolumeClaim {
         let asked = self.spec.as_ref().and_then(|it| it.resources.as_ref()).and_then(|it| it.requests.as_ref());
         let size = asked.and_then(|it| it.get("storage")).and_then(mebibytes).unwrap_or_default();
         let volume = Some((word(&self.metadata.labels, names::VOLUME).to_owned(), size));
-        detailed(Self::KIND, &self.metadata, Detail { volume, ..Detail::default() })
+        let class = self.spec.as_ref().and_then(|it| it.storage_class_name.clone()).unwrap_or_default();
+        detailed(Self::KIND, &self.metadata, Detail { volume, class, ..Detail::default() })
     }
 }
 

@@ -83,7 +83,7 @@ fn problem(it: &HorizontalPodAutoscalerCondition) -> Option<String> {
 }
 
 /// An amount in thousandths, rounded down.
-fn thousandths(quantity: &Quantity) -> Option<u64> {
+pub(crate) fn thousandths(quantity: &Quantity) -> Option<u64> {
     let text = quantity.0.as_str();
     let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
@@ -98,6 +98,8 @@ fn thousandths(quantity: &Quantity) -> Option<u64> {
         "Ki" => number.checked_mul(1000 << 10),
         "Mi" => number.checked_mul(1000 << 20),
         "Gi" => number.checked_mul(1000 << 30),
+        "T" => number.checked_mul(1_000_000_000_000_000),
+        "Ti" => number.checked_mul(1000 << 40),
         _ => None,
     }
 }

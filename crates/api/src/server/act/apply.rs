@@ -6,6 +6,7 @@ use super::super::Api;
 use super::super::change::{Change, SecretEdits, runs_differently};
 use super::super::error::ApiError;
 use super::super::identity::Caller;
+use super::Target;
 use crate::wire::{ApplyChange, ApplyRequest, ApplyResult, ComponentApply, OperationDocument};
 use arco_model::component::{Component, Power};
 use arco_model::error::Problem;
@@ -25,8 +26,10 @@ impl Api {
         request: &ApplyRequest,
         dry_run: bool,
     ) -> Result<ApplyResult, ApiError> {
-        for component in request.components.values() {
+        for (name, component) in &request.components {
             self.source_is_here(&component.source).await?;
+            let target = Target { tenant: tenant.clone(), application: application.clone(), component: name.clone() };
+            self.volumes_fit(&target, component.manifest.volumes.iter()).await?;
         }
         // The last attempt's difference; decisions are pure but for this note.
         let changes = Mutex::new(Vec::new());

@@ -6,7 +6,8 @@ use super::super::extract::{Asked, Body, Named};
 use super::super::identity::Caller;
 use super::super::read;
 use crate::wire::{
-    ChangeTenant, CreateTenant, ErrorBody, Page, PageQuery, TenantDocument, UploadReceipt, VolumeDocument,
+    ChangeTenant, CreateTenant, ErrorBody, Page, PageQuery, StorageDocument, TenantDocument, UploadReceipt,
+    VolumeClassDocument, VolumeDocument,
 };
 use arco_model::application::Tenant;
 use arco_model::artifact::Digest;
@@ -117,6 +118,22 @@ pub(super) async fn volumes(
     Asked(query): Asked<PageQuery>,
 ) -> Result<Json<Page<VolumeDocument>>, ApiError> {
     api.tenant_volumes(&tenant, &query).await.map(Json)
+}
+
+/// How much storage a tenant has, and each of its components.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/storage", tag = "tenants", params(("tenant" = String, Path)),
+    responses((status = 200, body = StorageDocument), (status = 404, body = ErrorBody)))]
+pub(super) async fn storage(
+    State(api): State<Api>,
+    Named(tenant): Named<TenantName>,
+) -> Result<Json<StorageDocument>, ApiError> {
+    api.storage(&tenant).await.map(Json)
+}
+
+/// What volumes can be made of, and what they can then.
+#[utoipa::path(get, path = "/v1/volume-classes", tag = "tenants", responses((status = 200, body = Page<VolumeClassDocument>)))]
+pub(super) async fn volume_classes(State(api): State<Api>) -> Result<Json<Page<VolumeClassDocument>>, ApiError> {
+    Ok(Json(Page::whole(api.volume_classes().await?)))
 }
 
 /// Deletes a volume that was kept when its component was deleted.

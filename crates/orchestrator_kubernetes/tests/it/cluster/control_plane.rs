@@ -5,8 +5,10 @@ use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
+use arco_model::storage::{AccessMode, VolumeFacts};
 use arco_orchestrator::contract::{plan, reached, ready, until};
-use arco_orchestrator::{Orchestrator, Removal};
+use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
+use arco_store::clock;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
@@ -171,7 +173,8 @@ async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> 
 }
 
 fn volume(size_mb: u32) -> VolumeSpec {
-    VolumeSpec { name: "data".parse().unwrap(), path: "/data".to_owned(), size_mb, kind: VolumeKind::Local }
+    let (name, path) = ("data".parse().unwrap(), "/data".to_owned());
+    VolumeSpec { name, path, size_mb, kind: VolumeKind::Local, class: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,17 +270,32 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         };
         assert_eq!(sizes().await, ["200Mi", "200Mi"]);
 
-        // A smaller one is refused, with a reason, and nothing is changed.
+        // What each place is made of is told, also where no node tells how full it is.
+        let classes = driver.classes().await.unwrap();
+        let class = classes.iter().find(|it| it.default).expect("the cluster has a default class");
+        assert!(class.grows && class.snapshots == Some(false), "{class:?}");
+        let mut held = driver.volumes(Some(&id), Telling::Use).await.unwrap();
+        held.sort_by_key(|it| it.place);
+        assert_eq!(held.iter().map(|it| it.place).collect::<Vec<_>>(), [Some(0), Some(1)]);
+        let whole = |it: &VolumeFacts| it.component == id && it.class == class.name && it.size_bytes >= 100 << 20;
+        assert!(held.iter().all(|it| whole(it) && it.access == [AccessMode::ReadWriteOnce]), "{held:#?}");
+        assert!(driver.volumes(Some(&clock::fresh()), Telling::Facts).await.unwrap().is_empty());
+
+        // A smaller one and another class are refused, with a reason, and nothing is changed.
         let before = versions(&place).await;
-        let mut smaller = asked.clone();
-        smaller.template.volumes = vec![volume(50)];
-        driver.apply(&smaller).await.unwrap();
-        let refused = until(driver, &id, "it is refused", |it| matches!(it.rollout, RolloutFacts::Halted { .. })).await;
-        let RolloutFacts::Halted { cause: Some(cause) } = refused.rollout else { panic!("no cause") };
-        assert!(cause.fault.as_ref().unwrap().contains("cannot shrink"), "{cause:?}");
-        assert_eq!(versions(&place).await, before);
-        driver.apply(&asked).await.unwrap();
-        reached(driver, &asked).await;
+        let another = VolumeSpec { class: Some("another".to_owned()), ..volume(200) };
+        for (wrong, why) in [(volume(50), "cannot shrink"), (another, "cannot become `another`")] {
+            let mut wished = asked.clone();
+            wished.template.volumes = vec![wrong];
+            driver.apply(&wished).await.unwrap();
+            let is_halted = |it: &Observed| matches!(it.rollout, RolloutFacts::Halted { .. });
+            let refused = until(driver, &id, "it is refused", is_halted).await;
+            let RolloutFacts::Halted { cause: Some(cause) } = refused.rollout else { panic!("no cause") };
+            assert!(cause.fault.as_ref().unwrap().contains(why), "{cause:?}");
+            assert_eq!(versions(&place).await, before);
+            driver.apply(&asked).await.unwrap();
+            reached(driver, &asked).await;
+        }
 
         asked.replicas = 1;
         driver.apply(&asked).await.unwrap();

@@ -23,7 +23,7 @@ use arco_model::id::ComponentId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
-use arco_model::spec::{ComponentKind, ComponentSpec, VolumeKind};
+use arco_model::spec::{ComponentKind, ComponentSpec, VolumeKind, VolumeSpec};
 use arco_model::time::Timestamp;
 use arco_store::blob::content_path;
 use arco_store::clock;
@@ -48,8 +48,9 @@ impl Api {
         request: &ImportRequest,
         dry_run: bool,
     ) -> Result<ImportResult, ApiError> {
-        let carried = &request.application;
-        believable(application, carried)?;
+        believable(application, &request.application)?;
+        let (carried, left) = self.with_classes_of_here(&request.application).await?;
+        let carried = &carried;
         let key = ArchiveKey::new(request.key.as_ref())?;
         let mut secrets: BTreeMap<&ComponentName, OpenedSecrets> = BTreeMap::new();
         for component in &carried.components {
@@ -78,7 +79,7 @@ impl Api {
         }
         let mut result = ImportResult {
             components: found.into_inner().unwrap_or_else(PoisonError::into_inner),
-            notes: self.what_differs(carried),
+            notes: [self.what_differs(carried), left].concat(),
         };
         let fits = |it: &ImportedComponent| it.action != ImportAction::Differs;
         if result.components.iter().all(fits) {
@@ -97,6 +98,36 @@ impl Api {
             }
         }
         Ok(result)
+    }
+
+    /// The application without classes of volumes that are not here, and a note about each: the platform then chooses.
+    async fn with_classes_of_here(
+        &self,
+        carried: &CarriedApplication,
+    ) -> Result<(CarriedApplication, Vec<String>), ApiError> {
+        let (mut carried, mut notes) = (carried.clone(), Vec::new());
+        let name = carried.name.clone();
+        let asked = |it: &CarriedComponent| -> Vec<VolumeSpec> {
+            it.spec.volumes.iter().chain(it.revision.iter().flat_map(|it| &it.spec.volumes)).cloned().collect()
+        };
+        let asked: Vec<VolumeSpec> = carried.components.iter().flat_map(asked).collect();
+        let unknown = self.unknown_classes(asked.iter()).await?;
+        for component in &mut carried.components {
+            let reference = format!("{name}/{}", component.name);
+            let specs = [Some(&mut component.spec), component.revision.as_mut().map(|it| &mut it.spec)];
+            let volumes = specs.into_iter().flatten().flat_map(|it| &mut it.volumes);
+            for volume in volumes {
+                let Some(class) = volume.class.take_if(|it| unknown.contains(it)) else { continue };
+                let note = format!(
+                    "volume `{}` of `{reference}` was of class `{class}`, which is not here: the platform chooses",
+                    volume.name
+                );
+                if !notes.contains(&note) {
+                    notes.push(note); // once, though spec and revision say it
+                }
+            }
+        }
+        Ok((carried, notes))
     }
 
     /// One component: here as it should be, half here, another one, or to be made.
