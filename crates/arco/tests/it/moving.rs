@@ -132,7 +132,10 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     assert!(small["used_bytes"].as_u64() > Some(0), "{small}");
     let classes = good(&into, &["volume", "classes"]);
     assert_eq!((&classes["items"][0]["class"], &classes["items"][0]["grows"]), (&"local".into(), &true.into()));
+    // Not while it is used: the kernel of a container may refuse that.
+    good(&into, &["stop", "demo/web"]);
     good(&into, &["volume", "resize", "demo/web", "files", "32"]);
+    good(&into, &["start", "demo/web"]);
     assert_eq!(volume(&good(&into, &["volume", "list", "demo/web"]))["size_bytes"], 32 << 20);
     answers(&into, "shop.test", &format!("{TOKEN} newer"));
     let smaller = into.arco(&["volume", "resize", "demo/web", "files", "8"]);

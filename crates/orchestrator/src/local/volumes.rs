@@ -18,6 +18,9 @@ use tokio::sync::Mutex;
 /// The only class of this machine.
 const CLASS: &str = "local";
 
+/// Ending of the file that stands beside an image while its file system grows.
+const GROWING: &str = "growing";
+
 /// The volumes of one server.
 pub struct Volumes {
     dir: PathBuf,
@@ -176,7 +179,10 @@ fn facts_below(dir: &Path, of: Option<&ComponentId>) -> Vec<VolumeFacts> {
             let Some(name) = point.file_name().and_then(OsStr::to_str) else { continue };
             let (name, place) = name.split_once('.').map_or((name, None), |(name, place)| (name, place.parse().ok()));
             let Ok(volume) = VolumeName::new(name) else { continue };
-            let in_use = mounted.contains(&point).then(|| used(&point)).flatten();
+            let held = mounted.contains(&point).then(|| nix::sys::statvfs::statvfs(&point).ok()).flatten();
+            let in_use = held.map(|it| it.blocks().saturating_sub(it.blocks_free()) * it.fragment_size());
+            // While it has not grown, it has what its file system has.
+            let smaller = held.filter(|_| image.with_extension(GROWING).exists());
             let on_disk = std::os::unix::fs::MetadataExt::blocks(&file) * 512; // as stat(2) counts them
             found.push(VolumeFacts {
                 component: component.clone(),
@@ -184,18 +190,12 @@ fn facts_below(dir: &Path, of: Option<&ComponentId>) -> Vec<VolumeFacts> {
                 place,
                 class: CLASS.to_owned(),
                 access: vec![AccessMode::ReadWriteOnce],
-                size_bytes: file.len(),
+                size_bytes: smaller.map_or(file.len(), |it| it.blocks() * it.fragment_size()),
                 used_bytes: Some(in_use.unwrap_or(on_disk)),
             });
         }
     }
     found
-}
-
-/// Bytes in use of a mounted volume.
-fn used(point: &Path) -> Option<u64> {
-    let it = nix::sys::statvfs::statvfs(point).ok()?;
-    Some(it.blocks().saturating_sub(it.blocks_free()) * it.fragment_size())
 }
 
 async fn provide_one(path: &Path, size: u64, memory: bool) -> Result<(), String> {
@@ -216,14 +216,19 @@ async fn provide_one(path: &Path, size: u64, memory: bool) -> Result<(), String>
         None => "img".to_owned(),
     });
     let had = std::fs::metadata(&image).map(|it| it.len()).unwrap_or(0);
+    // Stands there until the file system in the image has grown, too: the image's own size says nothing of that.
+    let growing = image.with_extension(GROWING);
+    let grows = had > 0 && (had < size || growing.exists());
     if had == 0 {
         make_image(&image, size).await?;
-    } else if had < size {
+    } else if grows {
+        std::fs::File::create(&growing).map_err(say)?;
         // The image is sparse: a longer file takes no space until it is written.
-        std::fs::OpenOptions::new().write(true).open(&image).and_then(|it| it.set_len(size)).map_err(say)?;
+        let longer = size.max(had);
+        std::fs::OpenOptions::new().write(true).open(&image).and_then(|it| it.set_len(longer)).map_err(say)?;
     }
     if !mounted {
-        if had > 0 && had < size {
+        if grows {
             run("e2fsck", &[OsStr::new("-f"), OsStr::new("-p"), image.as_os_str()]).await?;
             run("resize2fs", &[image.as_os_str()]).await?;
         }
@@ -239,10 +244,17 @@ async fn provide_one(path: &Path, size: u64, memory: bool) -> Result<(), String>
             let all = std::os::unix::fs::PermissionsExt::from_mode(0o777);
             std::fs::set_permissions(path, all).map_err(say)?;
         }
-    } else if had < size {
+    } else if grows {
         let device = loop_device(path).ok_or("its loop device is not known")?;
         run("losetup", &[OsStr::new("-c"), OsStr::new(&device)]).await?;
-        run("resize2fs", &[OsStr::new(&device)]).await?;
+        run("resize2fs", &[OsStr::new(&device)]).await.map_err(|it| {
+            format!(
+                "it cannot grow while an instance uses it: {it}; stop the component and start it again, it grows then"
+            )
+        })?;
+    }
+    if grows {
+        std::fs::remove_file(&growing).map_err(say)?;
     }
     Ok(())
 }
@@ -304,4 +316,48 @@ fn loop_device(point: &Path) -> Option<String> {
 /// mountinfo writes blanks and backslashes in octal.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arco_store::clock;
+
+    /// A kernel may refuse to let a mounted file system grow (without CAP_SYS_RESOURCE): it is then made up for.
+    #[tokio::test]
+    async fn a_volume_that_could_not_grow_while_it_was_used_grows_afterwards() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(folder.path().join("volumes"), BTreeMap::new()).await.unwrap();
+        let component: ComponentId = clock::fresh();
+        let [first, second, third]: [InstanceId; 3] = [clock::fresh(), clock::fresh(), clock::fresh()];
+        let asked = |size_mb| VolumeSpec {
+            name: "data".parse().unwrap(),
+            path: "/data".to_owned(),
+            size_mb,
+            kind: VolumeKind::Shared,
+            class: None,
+        };
+        volumes.provide(&component, &[asked(16)], 0, &first).await.unwrap();
+        let online = volumes.provide(&component, &[asked(64)], 0, &second).await;
+        let held = volumes.facts(Some(&component)).await.remove(0).size_bytes;
+        match online {
+            Ok(_) => assert_eq!(held, 64 << 20),
+            Err(error) => assert!(error.to_string().contains("start it again") && held < 17 << 20, "{error} {held}"),
+        }
+        for instance in [&first, &second] {
+            volumes.release(instance).await.unwrap();
+        }
+        let mounts = volumes.provide(&component, &[asked(64)], 0, &third).await.unwrap();
+        let has = nix::sys::statvfs::statvfs(&mounts[0].host_path).unwrap();
+        let files: Vec<_> = std::fs::read_dir(volumes.dir.join(component.as_str())).unwrap().flatten().collect();
+        let found = (volumes.facts(Some(&component)).await.remove(0).size_bytes, files.len());
+        volumes.release(&third).await.unwrap();
+        volumes.remove(&component).await.unwrap();
+        assert!(has.blocks() * has.fragment_size() > 48 << 20, "{has:?}");
+        assert_eq!(found, (64 << 20, 2), "the folder and the image are left");
+    }
 }
