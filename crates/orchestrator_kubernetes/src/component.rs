@@ -325,8 +325,9 @@ impl Component {
     async fn act(&self, plan: &WorkloadPlan, rendered: &Rendered, decision: &Decision) -> Result<(), Fault> {
         let seen = self.shared.seen.component(&self.id);
         let idle = plan.replicas == 0 && seen.objects.is_empty();
-        if idle {
-            return Ok(()); // a component that never ran needs nothing of the cluster
+        // A component that never ran needs nothing of the cluster but its volumes, which an import fills in before.
+        if idle && rendered.claims.is_empty() {
+            return Ok(());
         }
         self.shared.tenants.ensure(&plan.tenant).await.map_err(|it| Fault::of("make the tenant's namespace", &it))?;
         self.mark(rendered, decision, &seen).await?;

@@ -241,6 +241,22 @@ async fn load_decides_how_many_and_none_ends_before_it_has_drained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_that_never_ran_has_its_volumes() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        (asked.replicas, asked.template.volumes) = (0, vec![volume(100)]);
+        driver.apply(&asked).await.unwrap();
+        let claim = |it: &String| it.starts_with("PersistentVolumeClaim/");
+        until_objects(&place, "there is no claim", |it| it.iter().any(claim)).await;
+        assert!(driver.observe(&asked.component).await.unwrap().instances.is_empty());
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        assert_eq!(of_components(&place).await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stateful_component_keeps_its_places_and_volumes() {
     on_fake_nodes(|place| async move {
         let driver = place.driver.as_ref();
