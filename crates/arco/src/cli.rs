@@ -4,6 +4,7 @@
 //! [`Failure`] with the exit status of the contract: 0 done, 1 the operation failed, 2 wrong usage, 3 the platform cannot
 //! be reached, 4 not allowed, 5 not found, 6 conflict.
 
+mod adopt;
 mod apply;
 mod archive;
 mod args;
@@ -145,6 +146,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
         Command::Credential(command) => credential::run(&command, session).await?,
+        Command::Adopt(args) => adopt::run(&args, session).await?,
         Command::Export(args) => export::run(&args, session).await?,
         Command::Import(args) => import::run(&args, session).await?,
         Command::Volume(command) => volume::run(&command, session).await?,

@@ -6,6 +6,7 @@
 //! judges how a component is: `model::status` does.
 
 mod access;
+pub mod adopt;
 mod cluster;
 mod component;
 mod decide;

@@ -3,8 +3,8 @@
 use super::reference::Reference;
 use super::ui::Format;
 use super::{
-    apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec, export,
-    import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
+    adopt, apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec,
+    export, import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -162,6 +162,11 @@ pub(crate) enum Command {
     /// Delete a component or a whole application
     #[command(after_help = "Examples:\n  arco delete demo/web\n  arco delete demo --yes --keep-volumes")]
     Delete(delete::DeleteArgs),
+    /// Show what workloads of a Kubernetes namespace would be as components, and make them
+    #[command(
+        after_help = "Examples:\n  arco adopt --namespace shop --app shop          what they would be, and what is lost\n  arco adopt --namespace shop --app shop --yes    make them; what is there stays as it is"
+    )]
+    Adopt(adopt::AdoptArgs),
     /// Write applications with all that belongs to them into one file
     #[command(after_help = export::EXAMPLES)]
     Export(export::ExportArgs),

@@ -1,6 +1,7 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
+use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::autoscaling::Autoscaling;
@@ -8,6 +9,7 @@ use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::{AccessMode, VolumeFacts};
 use arco_orchestrator::contract::{plan, reached, ready, until};
 use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
+use arco_orchestrator_kubernetes::adopt;
 use arco_store::clock;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -431,6 +433,35 @@ async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
         assert!(fault.contains(&name) && fault.contains("kubernetes.namespace_prefix"), "{fault}");
         assert!(versions(&place).await.is_empty());
         driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_made_is_shown_as_components_and_left_alone() {
+    on_fake_nodes(|place| async move {
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let name = format!("{}foreign", place.config.namespace_prefix);
+        let missing = adopt::read(&place.config, &name).await.unwrap_err().to_string();
+        assert!(missing.contains(&name), "{missing}");
+        let foreign = serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap();
+        namespaces.create(&PostParams::default(), &foreign).await.unwrap();
+        let deployments: Api<Deployment> = Api::namespaced(place.client.clone(), &name);
+        let made = json!({ "metadata": { "name": "web" }, "spec": {
+            "replicas": 2, "selector": { "matchLabels": { "app": "web" } },
+            "template": { "metadata": { "labels": { "app": "web" } }, "spec": { "containers": [
+                { "name": "web", "image": "registry.invalid/web:1", "ports": [{ "containerPort": 8080 }] },
+            ]}},
+        }});
+        let made = deployments.create(&PostParams::default(), &serde_json::from_value(made).unwrap()).await.unwrap();
+        let found = adopt::read(&place.config, &name).await.unwrap();
+        let web = &found.components[&"web".parse::<ComponentName>().unwrap()];
+        assert_eq!(web.component.source.as_deref(), Some("image:registry.invalid/web:1"));
+        assert_eq!((web.component.replicas, web.component.ports[0].port), (Some(2), 8080));
+        assert!(found.left.is_empty() && web.lost.len() == 1 && web.lost[0].contains("memory"), "{found:#?}");
+        let now = deployments.get("web").await.unwrap();
+        assert_eq!((now.metadata.generation, now.metadata.uid), (made.metadata.generation, made.metadata.uid));
+        namespaces.delete(&name, &kube::api::DeleteParams::default()).await.unwrap();
     })
     .await;
 }
