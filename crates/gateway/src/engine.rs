@@ -347,6 +347,8 @@ impl Engine {
 
     /// Stops accepting, ends idle connections, and waits at most `grace` for open requests. Returns whether all ended.
     pub async fn drain(&self, grace: Duration) -> bool {
+        // Whoever sees an idle connection end is answered on the others with `Connection: close`.
+        self.drain.cancel();
         self.end_idle.cancel();
         self.drained(grace).await
     }
