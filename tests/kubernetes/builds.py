@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -56,18 +57,29 @@ def until(what, wanted, seconds=180):
     raise SystemExit(f"not within {seconds} s: {what} ({last})")
 
 
+def free_port():
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
 class Platform:
     """The command line, through a port that `kubectl` forwards."""
 
     def __init__(self, arco, work):
-        self.arco, self.context, self.forward = arco, work / "context.toml", None
+        self.arco, self.context, self.forward, self.port = arco, work / "context.toml", None, free_port()
 
     def open(self, role="operator"):
         own = ["export"] if role == "admin" else ["create", "--name", "me", "--role", role]
-        text = kubectl(*IN_POD, "context", *own, "--file", "-", "--address", "127.0.0.1:18443")
+        text = kubectl(*IN_POD, "context", *own, "--file", "-", "--address", f"127.0.0.1:{self.port}")
         self.context.touch(0o600)
         self.context.write_text(text)
-        self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", "18443:8443"],
+        self.begin()
+
+    def begin(self):
+        """Forwards the port; `kubectl` ends with the first connection that is reset."""
+        self.end()
+        self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", f"{self.port}:8443"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until("the API answers", lambda: self.run("list").returncode == 0, 60)
 
@@ -121,9 +133,9 @@ def load_base(arco, work):
     file.unlink()
 
 
-def answers(host, port, wanted):
+def answers(host, port, wanted, at=NODE):
     """Whether one request of an example's expect.json is answered as it says."""
-    with contextlib.closing(http.client.HTTPConnection(NODE, port, timeout=10)) as c:
+    with contextlib.closing(http.client.HTTPConnection(at, port, timeout=10)) as c:
         c.request(wanted.get("method", "GET"), wanted["path"], body=wanted.get("body"), headers={**wanted.get("headers", {}), "Host": host, "Connection": "close"})
         answer = c.getresponse()
         text, parts = answer.read().decode(errors="replace"), wanted.get("contains", [])

@@ -20,20 +20,24 @@ def openssl(*arguments, directory):
     subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
 
-def leaf(directory: Path, name: str, subject: str, names: str):
+def authority(directory: Path, name: str, subject: str):
+    openssl("req", "-x509", *EC, "-days", "30", "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.crt", directory=directory)
+
+
+def leaf(directory: Path, name: str, subject: str, names: str, ca="ca"):
     openssl("req", *EC, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr", directory=directory)
     extensions = directory / f"{name}.ext"
     extensions.write_text(
         "keyUsage=digitalSignature\nextendedKeyUsage=serverAuth,clientAuth\n" + (f"subjectAltName={names}\n" if names else "")
     )
-    openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30",
+    openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "30",
             "-extfile", extensions.name, "-out", f"{name}.crt", directory=directory)
 
 
 def make(directory: Path, address: str, node: str | None):
     """Everything below `directory`; `address` is where the API server listens, `node` the name of the real node, if any."""
     directory.mkdir(mode=0o700)
-    openssl("req", "-x509", *EC, "-days", "30", "-subj", "/CN=kubernetes-ca", "-keyout", "ca.key", "-out", "ca.crt", directory=directory)
+    authority(directory, "ca", "/CN=kubernetes-ca")
     services = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
     names = ",".join([f"DNS:{it}" for it in services] + [f"IP:{it}" for it in {"127.0.0.1", "10.96.0.1", address}])
     leaf(directory, "apiserver", "/CN=kube-apiserver", names)
@@ -41,6 +45,9 @@ def make(directory: Path, address: str, node: str | None):
         leaf(directory, name, subject, "")
     if node:
         leaf(directory, "kubelet", f"/O=system:nodes/CN=system:node:{node}", f"DNS:{node},IP:127.0.0.1,IP:{address}")
+        # The API server says by an authority of its own for whom it asks APIs that are not its own (metrics).
+        authority(directory, "front-proxy-ca", "/CN=front-proxy-ca")
+        leaf(directory, "front-proxy", "/CN=front-proxy", "", ca="front-proxy-ca")
     openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "service-accounts.key", directory=directory)
     openssl("ec", "-in", "service-accounts.key", "-pubout", "-out", "service-accounts.pub", directory=directory)
 

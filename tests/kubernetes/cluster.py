@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real Kubernetes for tests: etcd and the control plane, on request with a real node or with fake ones.
 
-  cluster.py up [--node] [--fake-nodes N] [--internet]   starts one, prints the path of its KUBECONFIG when it is ready
+  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics]   starts one, prints the path of its KUBECONFIG when it is ready
   cluster.py down KUBECONFIG                             ends it and removes everything it made
   cluster.py run [options of up] -- COMMAND…             up, COMMAND with KUBECONFIG and ARCO_TEST_KUBECONFIG set, down in any case
   cluster.py load KUBECONFIG IMAGE.tar…                  puts images into the real node's containerd
@@ -12,6 +12,7 @@ All processes of a cluster live in a PID namespace whose first process is `super
 kernel ends the rest and drops their mounts. `down` then removes the network namespace, control groups and the folder. Any number of clusters
 can run beside each other. A control plane alone listens on loopback, on a free port; a real node has a network of its own, 10.250.N.0/30,
 and pods in 10.251.N.0/24, which this machine can reach. Pods see the outside world only with --internet (forwarding is then switched on).
+With --metrics the real node's figures are served by metrics-server, which runs in a pod and is built the first time that somebody asks for it.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import time
 from pathlib import Path
 
 import certificates
+import metrics
 import parts
 from images import image_tar
 
@@ -42,6 +44,7 @@ PREFIX = "kubetest-"
 VERSION = "1.36.3"
 READY_WITHIN_S = 300
 PAUSE, BUSYBOX = "kubetest.local/pause:1", "kubetest.local/busybox:1"
+METRICS = HERE / "metrics"
 
 
 class Failure(Exception):
@@ -51,32 +54,47 @@ class Failure(Exception):
 # --- programs -------------------------------------------------------------------------------------------------------------------------
 
 def programs() -> Path:
-    """The folder with `kubetest`, `coredns` and `pause`, built from the modules here when their content has changed since."""
-    sources = sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
+    """The folder with `kubetest`, `coredns` and `pause`."""
+    packages = ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest"))
+    return built("kubernetes", [it for it in sources() if METRICS not in it.parents], packages)
+
+
+def metrics_server() -> Path:
+    """The program, which only clusters with --metrics need."""
+    return built("metrics-server", [it for it in sources() if METRICS in it.parents], ((METRICS, ".", "metrics-server"),)) / "metrics-server"
+
+
+def sources() -> list[Path]:
+    return sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
+
+
+def built(what: str, files: list[Path], packages) -> Path:
+    """The folder with a program of each package, built when the content of `files` has changed since."""
     digest = hashlib.sha256()
-    for it in sources:
+    for it in files:
         digest.update(f"{it.relative_to(HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
-    folder = CACHE / f"kubernetes-{digest.hexdigest()[:16]}"
-    if (folder / "kubetest").exists():
+    folder = CACHE / f"{what}-{digest.hexdigest()[:16]}"
+    names = [name for _, _, name in packages]
+    if (folder / names[-1]).exists():
         return folder
     if not shutil.which("go"):
         raise Failure("Go is missing: install 1.26 or newer from go.dev; the test cluster is built from Kubernetes' own packages")
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "kubernetes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "kubetest").exists():
-            print("building the test cluster from Kubernetes' packages (the first time takes some minutes)", file=sys.stderr)
+        if not (folder / names[-1]).exists():
+            print(f"building {', '.join(names)} from Kubernetes' packages (the first time takes some minutes)", file=sys.stderr)
             version = "k8s.io/component-base/version"
             stamp = " ".join(f"-X {version}.{k}={v}" for k, v in
                              {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": VERSION.split(".")[1]}.items())
             with tempfile.TemporaryDirectory(dir=CACHE) as made:
-                for module, package, name in ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest")):
+                for module, package, name in packages:
                     subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
                                    cwd=module, check=True, env={**os.environ, "CGO_ENABLED": "0"}, stdout=sys.stderr)
                 folder.mkdir(exist_ok=True)
-                for name in ("pause", "coredns", "kubetest"):  # the last says that all are there
+                for name in names:  # the last says that all are there
                     os.replace(f"{made}/{name}", folder / name)
-            for old in CACHE.glob("kubernetes-*"):
+            for old in CACHE.glob(f"{what}-*"):
                 # Other clones of the repository may be at another state of this module; theirs are kept for a week.
                 if old != folder and time.time() - old.stat().st_mtime > 7 * 86400:
                     shutil.rmtree(old)
@@ -249,7 +267,7 @@ class Supervisor:
                 pass  # no br_netfilter in this kernel
         self.start("containerd", parts.worker(self.plan)["containerd"])
         deadline = time.monotonic() + 60
-        for name in ("pause", "busybox"):
+        for name in ("pause", "busybox", *(["metrics-server"] if self.options.metrics else [])):
             load = ["ctr", "-n", "k8s.io", "images", "import", self.plan.file(f"{name}.tar")]
             while (done := subprocess.run(load, capture_output=True, text=True)).returncode != 0:
                 if time.monotonic() > deadline:
@@ -284,6 +302,12 @@ class Supervisor:
         names = [f"fake-{it}" for it in range(1, self.options.fake_nodes + 1)] + ([self.plan.node] if self.plan.node else [])
         for name in names:
             self.wait_for(f"node {name}", f"/api/v1/nodes/{name}", node_is_ready)
+        if self.options.metrics:
+            for path, document in metrics.objects():
+                status, body = self.call("POST", path, document)
+                if status != 201:
+                    raise Failure(f"{document['kind']} {document['metadata']['name']} of metrics-server was refused: {status} {body!r}")
+            self.wait_for("figures of the node", "/apis/metrics.k8s.io/v1beta1/nodes", lambda body: json.loads(body)["items"])
         report("ready")
         self.reap(block=True)
 
@@ -337,8 +361,10 @@ def started_at(pid: int) -> str | None:
 
 def up(options, keeper=None) -> Path:
     require(options.node)
+    if options.metrics and not options.node:
+        raise Failure("--metrics measures a real node: add --node")
     sweep()
-    tools = programs()
+    tools, measurer = programs(), metrics_server() if options.metrics else None
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=options.folder))
     network = None
     try:
@@ -365,6 +391,8 @@ def up(options, keeper=None) -> Path:
         if network:
             image_tar(folder / "pause.tar", PAUSE, {"pause": tools / "pause"}, ["/pause"])
             image_tar(folder / "busybox.tar", BUSYBOX, {"bin/busybox": Path("/bin/busybox")}, ["/bin/sh"], busybox=True)
+            if measurer:
+                image_tar(folder / "metrics-server.tar", metrics.IMAGE, {"metrics-server": measurer}, ["/metrics-server"])
             for it in cgroup_folders(folder.name):
                 it.mkdir()
         read, write = os.pipe()
@@ -458,6 +486,7 @@ def main() -> int:
         it.add_argument("--node", action="store_true", help="a real node: kubelet, containerd, runc, kube-proxy")
         it.add_argument("--fake-nodes", type=int, default=0, metavar="N", help="nodes that only say that their pods run")
         it.add_argument("--internet", action="store_true", help="pods of the real node reach outside through this machine")
+        it.add_argument("--metrics", action="store_true", help="the metrics API, by metrics-server on the real node")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
             it.add_argument("words", nargs="+", metavar="COMMAND")

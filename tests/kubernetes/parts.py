@@ -62,7 +62,7 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
         "apiserver": [
             kubetest, "apiserver", f"--etcd-servers={etcd}", f"--bind-address={plan.address}", f"--secure-port={plan.port}",
             "--permit-port-sharing", f"--advertise-address={plan.address}", f"--service-cluster-ip-range={SERVICES}",
-            *([] if plan.node else ["--endpoint-reconciler-type=none"]),
+            *(aggregation(plan) if plan.node else ["--endpoint-reconciler-type=none"]),
             f"--tls-cert-file={pki('apiserver.crt')}", f"--tls-private-key-file={pki('apiserver.key')}", f"--client-ca-file={pki('ca.crt')}",
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={pki('service-accounts.pub')}",
             f"--service-account-signing-key-file={pki('service-accounts.key')}",
@@ -86,6 +86,16 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--v=1",
         ],
     }
+
+
+def aggregation(plan: Plan) -> list[str]:
+    """How the API server says for whom it asks an API that another program serves."""
+    return [
+        f"--requestheader-client-ca-file={plan.pki('front-proxy-ca.crt')}", "--requestheader-allowed-names=front-proxy",
+        "--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={plan.pki('front-proxy.crt')}", f"--proxy-client-key-file={plan.pki('front-proxy.key')}",
+    ]
 
 
 def worker(plan: Plan) -> dict[str, list[str]]:
