@@ -24,6 +24,8 @@ else
   tests/kubernetes/cluster.py run --node -- tests/kubernetes/high_availability.py target/debug/arco
   step "a server inside the cluster builds from source"
   tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/builds.py target/debug/arco
+  step "applications move from one machine to the cluster"
+  tests/kubernetes/cluster.py run --node -- tests/kubernetes/moving.py target/debug/arco
   step "acceptance with pods: every example is built, deployed, asked, scaled, rolled, crashed and deleted"
   if [ -f ../shared/acceptance/spine.py ]; then
     tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/with_settings.py \
