@@ -41,7 +41,7 @@ test-vm: packages ## The container tests and a platform on pure cgroup v2, in a 
 	@tests/vm/run.sh
 
 test-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
-test-cluster: packages ## Everything that runs on Kubernetes, on a real node of its own (Go; 10 minutes the first time)
+test-cluster: packages ## Everything that runs on Kubernetes, on a real node of its own (Go; 15 minutes the first time)
 	@deploy/test-cluster.sh
 
 test-drivers: PACKAGES += deploy/packages-test.txt deploy/packages-drivers.txt

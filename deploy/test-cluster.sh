@@ -26,6 +26,8 @@ else
   tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/builds.py target/debug/arco
   step "applications move from one machine to the cluster"
   tests/kubernetes/cluster.py run --node -- tests/kubernetes/moving.py target/debug/arco
+  step "scaling by load on figures of metrics-server (its build takes minutes the first time)"
+  tests/kubernetes/cluster.py run --node --metrics -- tests/kubernetes/scaling.py target/debug/arco
   step "acceptance with pods: every example is built, deployed, asked, scaled, rolled, crashed and deleted"
   if [ -f ../shared/acceptance/spine.py ]; then
     tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/with_settings.py \

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Scaling by load on real figures, as docs/guides/scaling.md says it: metrics-server measures, the cluster's own autoscaler decides.
+
+  cluster.py run --node --metrics -- scaling.py ARCO
+
+An application spends CPU on each request. What must hold: under load one instance becomes three, without load three become one, `arco status` says
+why each time, no request is lost meanwhile, and without figures the number stays and `arco status` says what is missing.
+"""
+
+import contextlib
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import builds
+from builds import NAMESPACE, NODE, Platform, install, kubectl, say, until
+
+HOST = "burner-demo.apps.test"
+CPU_MILLI, CPU_PERCENT, DOWN_AFTER_S = 100, 50, 15
+PAGE = """#!/bin/busybox sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+busybox dd if=/dev/zero bs=64k count=160 2>/dev/null | busybox md5sum
+"""
+DOCKERFILE = """FROM scratch
+COPY . /
+ENV PATH=/bin
+EXPOSE 8080
+CMD ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
+"""
+
+
+class Asker:
+    """Asks for a page, again and again, until it is told to stop; what is not answered with 200 is kept."""
+
+    def __init__(self, port, path, pause_s, threads):
+        self.port, self.path, self.pause_s, self.good, self.bad, self.stopped = port, path, pause_s, 0, [], threading.Event()
+        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(threads)]
+        until(f"{path} answers", lambda: self.ask() == 200, 60)
+        for it in self.threads:
+            it.start()
+
+    def ask(self):
+        with contextlib.closing(http.client.HTTPConnection(NODE, self.port, timeout=60)) as c:
+            c.request("GET", self.path, headers={"Host": HOST, "Connection": "close"})
+            answer = c.getresponse()
+            answer.read()
+            return answer.status
+
+    def run(self):
+        while not self.stopped.wait(self.pause_s):
+            try:
+                status = self.ask()
+            except (OSError, http.client.HTTPException) as error:
+                status = repr(error)
+            if status == 200:
+                self.good += 1
+            else:
+                self.bad.append(status)
+
+    def end(self):
+        self.stopped.set()
+        for it in self.threads:
+            it.join()
+        if self.bad:
+            raise SystemExit(f"{len(self.bad)} of {self.good + len(self.bad)} requests for {self.path} were lost: {self.bad[:5]}")
+
+
+def source(work):
+    folder = work / "burner"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "www/cgi-bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", folder / "bin/busybox")
+    (folder / "www/index.html").write_text("<h1>burner</h1>\n")
+    (folder / "www/cgi-bin/burn").write_text(PAGE)
+    (folder / "www/cgi-bin/burn").chmod(0o755)
+    (folder / "Dockerfile").write_text(DOCKERFILE)
+    return folder
+
+
+def scaled(platform, wanted, why):
+    """When there are so many instances, all ready, and the status says why: that reason."""
+    it = platform.good("status", "demo/burner")
+    counts = (it["replicas"], it["ready_replicas"], len(it["instances"]))
+    reason = it["scaling"]["reason"]
+    return counts == (wanted,) * 3 and it["status"] == "running" and why in reason and reason
+
+
+def figures():
+    """What the cluster's autoscaler saw last."""
+    status = json.loads(kubectl("-n", "arco-default", "get", "hpa", "-o", "json"))["items"][0]["status"]
+    found = [it["resource"]["current"].get("averageValue") for it in status.get("currentMetrics") or [] if it.get("resource", {}).get("name") == "cpu"]
+    return found[0] if found else None
+
+
+def the_cluster_is_fit(arco):
+    made = subprocess.run([arco, "doctor", "--cluster"], capture_output=True, text=True)
+    if "the metrics API tells what pods use" not in made.stdout + made.stderr:
+        raise SystemExit(f"arco doctor --cluster does not see the metrics API: {made.stdout}{made.stderr}")
+
+
+def main():
+    arco = str(Path(sys.argv[1]).resolve())
+    work = Path(tempfile.mkdtemp(prefix="arco-scaling-"))
+    platform = Platform(arco, work)
+    try:
+        the_cluster_is_fit(arco)
+        install(arco, work)
+        platform.open()
+        platform.good("deploy", source(work), "--app", "demo", "--component", "burner", "--port", "8080", "--cpu-milli", CPU_MILLI, "--memory-mb", "64")
+        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
+        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        platform.good("scale", "demo/burner", "--min", "1", "--max", "3", "--cpu", CPU_PERCENT, "--down-after", DOWN_AFTER_S)
+        people = Asker(port, "/", 0.2, 1)
+        idle = until("the autoscaler has figures", figures, 180)
+        say(f"one instance follows load; at rest the autoscaler sees {idle} of CPU")
+
+        began, load = time.monotonic(), Asker(port, "/cgi-bin/burn", 0, 4)
+        reason = until("load makes three of one", lambda: scaled(platform, 3, "to 3: CPU is at"), 300)
+        say(f"three instances after {time.monotonic() - began:.0f} s of load: {reason} (the autoscaler sees {figures()} per instance)")
+        load.end()
+
+        began = time.monotonic()
+        reason = until("rest makes one of three", lambda: scaled(platform, 1, "to 1: CPU is at"), 300)
+        say(f"one instance after {time.monotonic() - began:.0f} s of rest: {reason}")
+
+        kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "0")
+        told = until("the status says that figures are missing", lambda: platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+        if "install metrics-server" not in told or platform.good("status", "demo/burner")["status"] != "running":
+            raise SystemExit(f"without figures: {told}, {platform.good('status', 'demo/burner')}")
+        people.end()
+        say(f"without figures: {told}; {people.good} requests of others were answered all the while, none lost")
+        # The cluster deletes no namespace while an API of its own does not answer.
+        kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "1")
+        until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+
+        platform.good("delete", "demo", "--yes")
+        left = kubectl("-n", "arco-default", "get", "hpa,componentscales,deployments,pods", "-l", "arco.internal/component", "-o", "name")
+        kubectl("delete", "-f", work / "arco.yaml")
+        if left:
+            raise SystemExit(f"left over: {left}")
+        say("deleted and uninstalled; nothing is left")
+    except BaseException:
+        builds.tell()
+        print(subprocess.run(["kubectl", "-n", "arco-default", "describe", "hpa"], capture_output=True, text=True).stdout, file=sys.stderr)
+        raise
+    finally:
+        platform.end()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
