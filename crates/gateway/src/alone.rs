@@ -22,7 +22,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the file's time and size are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -56,6 +56,8 @@ pub struct Alone {
     shared_address: Option<Stop>,
     /// What the file was when it was read last.
     seen: Option<Stamp>,
+    /// What it is since then, if it is another one, and when that was first seen: a file that is being written is not read.
+    changing: Option<(Option<Stamp>, Instant)>,
     /// Another process has taken over.
     over: CancellationToken,
 }
@@ -104,6 +106,7 @@ impl Alone {
             admin: None,
             shared_address: None,
             seen,
+            changing: None,
             over,
         };
         this.driver.put(loaded).await?;
@@ -156,9 +159,7 @@ impl Alone {
             if let Err(error) = self.tickets.rotate(clock::now()) {
                 tracing::warn!(%error, "a successor will not know the new key of session tickets");
             }
-            let now = stamp(&self.path);
-            if asked || now != self.seen {
-                self.seen = now;
+            if self.is_due(asked, stamp(&self.path), Instant::now()) {
                 self.reload().await;
             }
         };
@@ -180,12 +181,27 @@ impl Alone {
         Ok(())
     }
 
+    /// Whether the file is to be read, which is `now` this one: when somebody has asked for it, and when it has changed and
+    /// stayed so for a while.
+    fn is_due(&mut self, asked: bool, now: Option<Stamp>, at: Instant) -> bool {
+        let (since, is_due) = settled(asked, self.seen, self.changing, now, at);
+        self.changing = since;
+        if is_due {
+            self.seen = now;
+        }
+        is_due
+    }
+
     /// Reads the file again; on any error everything stays as it is.
     pub async fn reload(&mut self) {
         let needs_restart = |it: &str| Err(GatewayError::Driver(format!("another `{it}` needs a restart")));
         let loaded = self.source.load().map_err(GatewayError::from).and_then(|it| match it {
             it if it.driver != self.kind => needs_restart("driver"),
             it if it.buffer_folder != self.buffer_folder => needs_restart("buffer_folder"),
+            // Most likely it is just being written; whoever wants nothing to be served stops the gateway.
+            it if it.listeners.is_empty() && !self.driver.listeners().is_empty() => {
+                Err(GatewayError::Driver("it names no `listeners`, and some are open".to_owned()))
+            }
             it => Ok(it),
         });
         let put = match loaded {
@@ -285,7 +301,60 @@ fn folder(file: &Path) -> Result<PathBuf, GatewayError> {
 /// What changes when a file is written or replaced: inode, length, seconds and nanoseconds.
 type Stamp = (u64, u64, i64, i64);
 
+/// What is known of a change from now on, and whether the file is to be read: it is not what was `seen`, and what it is has
+/// been so for [`LOOK`] or more.
+fn settled(
+    asked: bool,
+    seen: Option<Stamp>,
+    changing: Option<(Option<Stamp>, Instant)>,
+    now: Option<Stamp>,
+    at: Instant,
+) -> (Option<(Option<Stamp>, Instant)>, bool) {
+    if asked || now == seen {
+        return (None, asked);
+    }
+    match changing.filter(|it| it.0 == now) {
+        Some((_, since)) if at.duration_since(since) >= LOOK => (None, true),
+        Some(known) => (Some(known), false),
+        None => (Some((now, at)), false),
+    }
+}
+
 fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_when_it_has_stayed_as_it_is_for_a_while() {
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let [old, cut, whole] = [(1, 90, 0, 0), (1, 0, 5, 0), (1, 80, 5, 0)].map(Some);
+        let (mut seen, mut changing) = (old, None);
+        // Asked, what it is, when, and whether it is read.
+        for (asked, now, ms, read) in [
+            (false, old, 0, false),
+            (false, cut, 10, false),
+            (false, whole, 20, false),
+            (false, whole, 400, false),
+            (false, whole, 520, true),
+            (false, whole, 1100, false),
+            (true, whole, 1200, true),
+            (false, cut, 1300, false),
+            (true, whole, 1310, true),
+            (false, None, 2000, false),
+            (false, None, 2500, true),
+        ] {
+            let (next, is_due) = settled(asked, seen, changing, now, at(ms));
+            assert_eq!(is_due, read, "{ms} ms");
+            changing = next;
+            if is_due {
+                seen = now;
+            }
+        }
+    }
 }

@@ -177,6 +177,12 @@ pub(crate) fn signal(name: &str, pid: u32) {
     let _ = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
 }
 
+/// Whether none of its threads runs any more.
+fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|it| it.is_empty() || it.starts_with(['Z', 'X']))
+}
+
 /// Children of a process with one thread.
 pub(crate) fn children(pid: u32) -> BTreeSet<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -267,6 +273,8 @@ fn a_killed_worker_is_replaced_while_clients_wait() {
     for _ in 0..3 {
         let old = gateway.only_worker();
         signal("KILL", old);
+        // What it takes while it dies is lost with it.
+        until("the end of the worker", 60, || has_ended(old).then_some(()));
         let began = Instant::now();
         let mut stream = TcpStream::connect(gateway.address).expect("nothing is refused");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
