@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// A gateway that does not renew this lease for so long counts as gone, in seconds.
 const LEASE_S: u64 = 10;
@@ -327,6 +328,8 @@ impl DataPlane {
         let mut lease = None;
         let mut told: Option<GatewayStatus> = None;
         let mut applied = self.applied.subscribe();
+        // By the clock, not after a pause: where something changes all the time there is none.
+        let mut renew_at = Instant::now() + RENEWAL;
         loop {
             let telling = tokio::time::timeout(RENEWAL, self.tell(kv, &mut lease, &mut told)).await;
             let telling = telling.unwrap_or_else(|_| {
@@ -337,7 +340,8 @@ impl DataPlane {
                     tokio::select! {
                         _ = applied.changed() => {}
                         () = self.idle.notified() => {}
-                        () = tokio::time::sleep(RENEWAL) => {
+                        () = tokio::time::sleep_until(renew_at) => {
+                            renew_at = Instant::now() + RENEWAL;
                             let Some(known) = lease else { continue };
                             let renewed = tokio::time::timeout(RENEWAL, kv.lease_keep_alive(known)).await;
                             if !matches!(renewed, Ok(Ok(_))) {
