@@ -1,5 +1,5 @@
 """The proxies that are compared: each renders its own configuration for the same task, runs on one processor, and says what it cost."""
-import base64, json, os, pathlib, shutil, signal, socket, subprocess, sys, time, urllib.request
+import base64, contextlib, json, os, pathlib, shutil, signal, socket, subprocess, sys, time, urllib.request
 
 PROXY_CPU, OTHER_CPU = "1", "0"
 STREAMS = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -96,7 +96,10 @@ class Proxy:
             try:
                 self.proc.wait(10)
             except subprocess.TimeoutExpired:
-                self.proc.kill()
+                # Also what it started: a worker does not end with its master.
+                for pid in family(self.proc.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 self.proc.wait()
 
 
