@@ -10,13 +10,14 @@ DNS = "10.96.0.10"
 
 @dataclass
 class Plan:
-    """Where one cluster lives. `node` is None for a control plane alone."""
+    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments."""
     folder: Path
     binary: Path
     address: str
     port: int
     pods: str
     node: str | None
+    workloads: bool = True
 
     @property
     def server(self):
@@ -80,6 +81,7 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
             "--use-service-account-credentials=true", "--allocate-node-cidrs=false",
             # Its own default of 20 calls a second would be what a test of 1,000 components measures.
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20", "--v=1",
+            *([] if plan.workloads else ["--controllers=*,-deployment-controller"]),
         ],
         "scheduler": [
             kubetest, "scheduler", *own("scheduler"), "--secure-port=0", "--leader-elect=false",

@@ -7,6 +7,7 @@
 //! Not here: how instances are replaced (the orchestrator's driver), how requests are routed (the gateway).
 
 mod acme;
+mod callers;
 mod cron;
 mod delete;
 #[cfg(test)]
@@ -89,6 +90,7 @@ pub struct Controller {
     traffic: Arc<traffic::Publisher>,
     gateways: Arc<gateways::Gateways>,
     notes: Arc<reconcile::Notes>,
+    callers: Arc<callers::Callers>,
     crons: Arc<cron::Crons>,
 }
 
@@ -102,6 +104,7 @@ impl Controller {
             traffic: Arc::new(traffic),
             gateways: Arc::default(),
             notes: Arc::default(),
+            callers: Arc::default(),
             crons: Arc::default(),
             deps: Arc::new(deps),
         }

@@ -96,6 +96,7 @@ impl Controller {
         let mut observed = self.deps.orchestrator.observe(id).await?;
         let mut plan = String::new();
         if let Some(revision) = &revision {
+            self.callers.bind(id, &component.tenant, &revision.spec.bindings);
             let bound = self.bound(&component, revision).await?;
             let inputs = PlanContext {
                 already_runs: observed.instances.iter().any(|it| it.revision == revision.id),
@@ -204,7 +205,7 @@ impl Controller {
             })
             .await?;
         if was_ready != (ready_replicas > 0) || address_changed || report.status != component.observed.report.status {
-            self.wake_callers(component).await?;
+            self.wake_callers(component);
         }
         Ok(())
     }
@@ -219,20 +220,9 @@ impl Controller {
     }
 
     /// Looks at the components that are bound to this one.
-    pub(crate) async fn wake_callers(&self, component: &Component) -> Result<(), ReconcileError> {
-        let others = self.deps.metadata.list::<Component>(&Query::tag(component.tenant.as_str())).await?;
-        for other in others.items {
-            let calls = other
-                .value
-                .spec
-                .bindings
-                .iter()
-                .any(|it| it.application == component.application && it.component == component.name);
-            if calls {
-                self.work.look(other.value.id);
-            }
-        }
-        Ok(())
+    pub(crate) fn wake_callers(&self, component: &Component) {
+        let callers = self.callers.of(&component.tenant, &component.application, &component.name);
+        callers.into_iter().for_each(|it| self.work.look(it));
     }
 
     /// Every volume that a revision asks for has a row.
