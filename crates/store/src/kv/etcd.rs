@@ -3,26 +3,27 @@
 //! What must hold: a watch survives the loss of its connection without losing or repeating a change; no call waits for
 //! ever. A write whose answer was lost is not repeated: nobody can know whether it was done, so the caller decides.
 
+mod patience;
 mod watch;
 
 use super::{Compare, EtcdTls, Kv, KvError, LeaseId, Operation, Range, RangeResult, Txn, TxnResult, Watch, limits};
 use async_trait::async_trait;
 use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, PutOptions, TlsOptions,
-    TxnOp, TxnOpResponse,
+    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, KvClient, PutOptions,
+    TlsOptions, TxnOp, TxnOpResponse,
 };
+use patience::{CALL, Patience};
 use std::future::Future;
 use std::time::Duration;
 use tonic::Code;
 
-/// How long a call may take.
-const CALL: Duration = Duration::from_secs(5);
 /// Largest answer: a listing is one message.
 const ANSWER_BYTES: usize = 256 << 20;
 
 /// A store behind etcd's interface.
 pub struct EtcdKv {
     client: Client,
+    patience: Patience,
 }
 
 impl EtcdKv {
@@ -41,7 +42,7 @@ impl EtcdKv {
             options = options.with_tls(tls);
         }
         let client = Client::connect(endpoints, Some(options)).await.map_err(|it| failed("connect", 0, 0)(it))?;
-        Ok(Self { client })
+        Ok(Self { client, patience: Patience::start() })
     }
 }
 
@@ -60,10 +61,30 @@ fn single_put(txn: &mut Txn) -> Option<Put> {
 }
 
 impl EtcdKv {
+    fn keys(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// No call waits for ever.
+    async fn bounded<T>(
+        &self,
+        step: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+        failed: impl Fn(Error) -> KvError,
+    ) -> Result<T, KvError> {
+        tokio::select! {
+            biased;
+            outcome = call => outcome.map_err(failed),
+            () = self.patience.over() => {
+                Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) })
+            }
+        }
+    }
+
     async fn put_one(&self, (key, value, lease): Put) -> Result<TxnResult, KvError> {
-        let mut client = self.client.kv_client();
+        let mut client = self.keys();
         let call = client.put(key, value, lease.map(|it| PutOptions::new().with_lease(it)));
-        let answer = bounded("write", call, failed("write", 0, lease.unwrap_or(0))).await?;
+        let answer = self.bounded("write", call, failed("write", 0, lease.unwrap_or(0))).await?;
         let revision = answer.header().map_or(0, |it| it.revision() as u64);
         Ok(TxnResult { succeeded: true, revision, results: vec![Vec::new()] })
     }
@@ -82,9 +103,9 @@ impl Kv for EtcdKv {
         if let Some(at) = at {
             options = options.with_revision(at as i64);
         }
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
+        let mut client = self.keys();
         let call = client.get(key, Some(options));
-        let mut answer = bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
+        let mut answer = self.bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
         Ok(RangeResult {
             revision: answer.header().map_or(0, |it| it.revision() as u64),
             more: answer.more(),
@@ -106,8 +127,8 @@ impl Kv for EtcdKv {
             .when(txn.compare.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.success.into_iter().map(operation).collect::<Vec<_>>())
             .or_else(txn.failure.into_iter().map(operation).collect::<Vec<_>>());
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
-        let answer = bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
+        let mut client = self.keys();
+        let answer = self.bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
         let results = answer.op_responses().into_iter().map(|it| match it {
             TxnOpResponse::Get(mut it) => it.take_kvs().into_iter().map(key_value).collect(),
             TxnOpResponse::Delete(mut it) => it.take_prev_kvs().into_iter().map(key_value).collect(),
@@ -131,7 +152,7 @@ impl Kv for EtcdKv {
     async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
         let mut client = self.client.lease_client();
         let ttl = i64::try_from(ttl_s).unwrap_or(i64::MAX);
-        Ok(bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
+        Ok(self.bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
     }
 
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
@@ -142,34 +163,22 @@ impl Kv for EtcdKv {
             keeper.keep_alive().await?;
             Ok(answers.message().await?.map_or(0, |it| it.ttl()))
         };
-        let ttl = bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
+        let ttl = self.bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
         u64::try_from(ttl).ok().filter(|it| *it != 0).ok_or(KvError::NoLease(lease))
     }
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
         let mut client = self.client.lease_client();
-        match bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
+        match self.bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
             Ok(_) | Err(KvError::NoLease(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        let mut client = self.client.kv_client();
+        let mut client = self.keys();
         let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
-    }
-}
-
-/// No call waits longer than [`CALL`].
-async fn bounded<T>(
-    step: &'static str,
-    call: impl Future<Output = Result<T, Error>>,
-    failed: impl Fn(Error) -> KvError,
-) -> Result<T, KvError> {
-    match tokio::time::timeout(CALL, call).await {
-        Ok(outcome) => outcome.map_err(failed),
-        Err(_) => Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) }),
+        self.bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
     }
 }
 
