@@ -8,14 +8,13 @@ mod watch;
 
 use super::{Compare, EtcdTls, Kv, KvError, LeaseId, Operation, Range, RangeResult, Txn, TxnResult, Watch, limits};
 use async_trait::async_trait;
-use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, KvClient, PutOptions,
-    TlsOptions, TxnOp, TxnOpResponse,
-};
+use etcd_client::{Client, CompareOp, DeleteOptions, Error, GetOptions, KvClient, PutOptions, TxnOp, TxnOpResponse};
 use patience::{CALL, Patience};
+use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Largest answer: a listing is one message.
 const ANSWER_BYTES: usize = 256 << 20;
@@ -29,20 +28,49 @@ pub struct EtcdKv {
 impl EtcdKv {
     /// A driver for the endpoints (`host:port` or URLs). Connections are made when they are needed and made again when
     /// they break, so this does not fail because nobody answers yet.
-    pub async fn connect(endpoints: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(3))
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            // etcd closes connections that ping without a call or watch under way.
-            .with_keep_alive_while_idle(false);
-        if let Some(tls) = tls {
-            let tls = TlsOptions::new()
-                .ca_certificate(Certificate::from_pem(&tls.ca_pem))
-                .identity(Identity::from_pem(&tls.cert_pem, &tls.key_pem));
-            options = options.with_tls(tls);
+    pub async fn connect(addresses: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
+        if addresses.is_empty() {
+            return Err(KvError::Unavailable { step: "connect", cause: "no address is given".to_owned() });
         }
-        let client = Client::connect(endpoints, Some(options)).await.map_err(|it| failed("connect", 0, 0)(it))?;
-        Ok(Self { client, patience: Patience::start() })
+        let endpoints = addresses.iter().map(|it| endpoint(it, tls)).collect::<Result<Vec<_>, _>>()?;
+        let channel = if let [only] = endpoints.as_slice() {
+            // Choosing among one would cost each call some allocations.
+            only.connect_lazy()
+        } else {
+            Channel::balance_list(endpoints.into_iter())
+        };
+        let client = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
+        Ok(Self { client: client.map_err(|it| failed("connect", 0, 0)(it))?, patience: Patience::start() })
+    }
+}
+
+fn endpoint(address: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, KvError> {
+    let refused = |why: &dyn Display| {
+        let cause = format!("the address `{address}`: {why}");
+        KvError::Unavailable { step: "connect", cause }
+    };
+    let url = match tls {
+        _ if address.contains("://") => address.to_owned(),
+        Some(_) => format!("https://{address}"),
+        None => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(url.clone()).map_err(|it| refused(&it))?;
+    let endpoint = endpoint
+        .connect_timeout(Duration::from_secs(3))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        // etcd closes connections that ping without a call or watch under way.
+        .keep_alive_while_idle(false);
+    match (url.starts_with("https://"), tls) {
+        (false, None) => Ok(endpoint),
+        (false, Some(_)) => Err(refused(&"certificates are given, which are for https:// alone")),
+        (true, _) => {
+            let config = tls.map_or_else(ClientTlsConfig::new, |it| {
+                let identity = Identity::from_pem(&it.cert_pem, &it.key_pem);
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&it.ca_pem)).identity(identity)
+            });
+            endpoint.tls_config(config).map_err(|it| refused(&it))
+        }
     }
 }
 
