@@ -307,9 +307,11 @@ impl Controller {
             return;
         }
         let asked = view.component.wanted_replicas(view.observed.scaling.as_ref()) as usize;
-        let text = match view.report.reason.as_str() {
-            "" => status::count_ready(view.component, &view.observed.instances, asked),
-            reason => format!("{}: {reason}", view.report.status.as_str()),
+        let text = match (view.report.status, view.report.reason.as_str()) {
+            (_, "") => status::count_ready(view.component, &view.observed.instances, asked),
+            // It says itself what is on its way, which is no upgrade when it is the first deploy.
+            (Status::Upgrading, reason) => reason.to_owned(),
+            (status, reason) => format!("{}: {reason}", status.as_str()),
         };
         if self.notes.is_new(&operation.id, &text) {
             let lines = vec![LogLine { at: view.now, instance: None, origin: LogOrigin::Platform, text }];

@@ -299,6 +299,68 @@ fn only_instances_of_the_change_count_as_ready_of_it() {
 }
 
 #[test]
+fn what_is_still_to_come_is_called_what_it_is() {
+    use InstancePhase::{Draining, Ended, Ready, Starting, Stopping};
+    let web = component(ComponentKind::Stateless, 2);
+    let of = |id: u64, template: &str, phase| InstanceFacts {
+        id: InstanceId::from_parts(id, id),
+        template: template.into(),
+        ..instance(phase)
+    };
+    let before = |id: u64, phase| InstanceFacts { revision: RevisionId::from_parts(9, 9), ..of(id, "s", phase) };
+    for (name, instances, said) in [
+        (
+            "a first deploy starts",
+            vec![of(1, "t", Ready), of(2, "t", Starting)],
+            "its instances are starting; 1 of 2 instances are ready",
+        ),
+        (
+            "a first deploy is watched",
+            vec![of(1, "t", Ready), of(2, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a first deploy after one that ended",
+            vec![before(1, Ended), of(2, "t", Ready), of(3, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a change that has no instance yet",
+            vec![before(1, Ready), before(2, Ready)],
+            "a change is being rolled out; 0 of 2 new instances are ready, and 2 from before",
+        ),
+        (
+            "a change is on its way",
+            vec![before(1, Ready), before(2, Draining), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a restart is on its way",
+            vec![of(1, "s", Ready), of(2, "s", Stopping), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a change whose instances are all ready",
+            vec![before(1, Draining), before(2, Stopping), of(3, "t", Ready), of(4, "t", Ready)],
+            "a change is being rolled out; 2 of 2 instances are ready, and those from before are ending",
+        ),
+        (
+            "fewer are asked",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Ready)],
+            "instances that are not asked for any more are ending; 3 instances are ready, 2 to stay",
+        ),
+        (
+            "the last of fewer ends",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Draining)],
+            "instances that are not asked for any more are ending; 2 of 2 instances are ready",
+        ),
+    ] {
+        let report = decide(&web, &seen(RolloutFacts::Progressing, instances), &context());
+        assert_eq!((report.status, report.reason.as_str()), (Status::Upgrading, said), "{name}");
+    }
+}
+
+#[test]
 fn a_revision_is_healthy_when_its_rollout_ended_and_it_answers() {
     let web = component(ComponentKind::Stateless, 1);
     let (ready, desired) = (instance(InstancePhase::Ready), web.desired_revision.clone());
