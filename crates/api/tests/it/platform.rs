@@ -27,6 +27,7 @@ use arco_store::blob::{BlobError, BlobStat, ByteStream, MemoryBlobs};
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::kv::{MemoryKv, SharedKv};
+use arco_store::leader::KvLock;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{Batch, MemoryMetadata, SharedMetadata, Versioned};
@@ -121,10 +122,19 @@ impl Platform {
     }
 
     pub(crate) async fn with(settings: impl FnOnce(&mut Config)) -> Self {
-        Self::over(Arc::new(MemoryMetadata::default()), settings).await
+        Self::assemble(Arc::new(MemoryMetadata::default()), false, settings).await
     }
 
-    pub(crate) async fn over(metadata: SharedMetadata, settings: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn over(metadata: SharedMetadata) -> Self {
+        Self::assemble(metadata, false, |_| {}).await
+    }
+
+    /// One of several servers, which take turns.
+    pub(crate) async fn among_several(metadata: SharedMetadata) -> Self {
+        Self::assemble(metadata, true, |_| {}).await
+    }
+
+    async fn assemble(metadata: SharedMetadata, several: bool, settings: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.server.domain = "example.test".to_owned();
@@ -134,7 +144,7 @@ impl Platform {
         let (outbox, kv): (_, SharedKv) = (Arc::new(Notify::new()), Arc::new(MemoryKv::new()));
         let (logs, _nobody) = LogSink::channel(1);
         let role = build(ApiDeps {
-            turn: None,
+            turn: several.then(|| Arc::new(KvLock::new(kv.clone(), "turn", "here", 30)) as _),
             config,
             metadata: metadata.clone(),
             blobs: blobs.clone(),

@@ -387,7 +387,7 @@ async fn lists_are_paged_and_filtered() {
 async fn a_list_of_200_components() {
     let folder = tempfile::tempdir().unwrap();
     let metadata = arco_store::sql::SeaOrmMetadata::open(&folder.path().join("metadata.db")).await.unwrap();
-    let platform = Platform::over(std::sync::Arc::new(metadata), |_| {}).await;
+    let platform = Platform::over(std::sync::Arc::new(metadata)).await;
     for number in 0..200 {
         platform.running((&format!("app{}", number % 20), &format!("c{number}")), SpecPatch::default()).await;
     }
