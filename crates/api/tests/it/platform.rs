@@ -370,8 +370,17 @@ impl Orchestrator for Pretender {
         let _ = output.send(OutputLine { stderr: true, text: "done".to_owned() }).await;
         Ok(OneShotResult { exit: ExitFacts { status: 3, ..ExitFacts::default() }, timed_out: false, layer: None })
     }
+    /// On port 8080 a program answers without reading, and ends.
     async fn connect(&self, _instance: &InstanceId, port: u16) -> Result<Connection, Error> {
-        Err(Error::Refused(format!("nothing listens on port {port}")))
+        use tokio::io::AsyncWriteExt as _;
+        if port != 8080 {
+            return Err(Error::Refused(format!("nothing listens on port {port}")));
+        }
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        theirs.write_all(b"answer").await.unwrap();
+        let (tell, failure) = oneshot::channel();
+        tell.send("it was reset".to_owned()).unwrap();
+        Ok(Connection { stream: Box::new(ours), failure })
     }
 
     async fn exec(&self, _instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {
