@@ -9,12 +9,12 @@ use arco_daemon::metrics::Metrics;
 use arco_daemon::pki::{Pki, Subject};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{OnExit, Supervisor, listener};
-use arco_model::artifact::{Digest, ImageRef};
 use arco_model::component::{Component, Revision, RunDefaults};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};
+use arco_model::sample;
 use arco_model::source::Source;
 use arco_model::spec::{Port, Protocol};
 use arco_model::storage::{AccessMode, VolumeClass, VolumeFacts};
@@ -198,21 +198,14 @@ impl Platform {
             self.metadata.get(operation.value.component_id.as_str()).await.unwrap().unwrap();
         let it = &mut component.value;
         it.last_revision_number += 1;
+        let ports = vec![Port { port: 8080, protocol: Protocol::Http, outer: true }];
         let revision = Revision {
             id: clock::fresh(),
-            component_id: it.id.clone(),
             number: it.last_revision_number,
-            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
-            defaults: RunDefaults {
-                ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
-                ..RunDefaults::default()
-            },
-            spec: it.spec.clone(),
-            build_key: "key".to_owned(),
-            commit: None,
-            cause: "deploy".to_owned(),
+            defaults: RunDefaults { ports, ..RunDefaults::default() },
             operation_id: operation.value.id.clone(),
             created_at: clock::now(),
+            ..sample::revision(it)
         };
         it.desired_revision = Some(revision.id.clone());
         it.observed.serving_revision = Some(revision.id.clone());
