@@ -2,9 +2,8 @@
 
 use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{CredentialRequest, RouteRequest, SecretText, SpecPatch};
-use arco_model::id::RowId;
+use arco_store::fence;
 use arco_store::sql::{Batch, Kind, MemoryMetadata, Metadata, Page, Query, Row, SharedMetadata, SqlError, VolumeRow};
-use arco_store::{clock, fence};
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex};
 
@@ -56,17 +55,7 @@ async fn who_was_overtaken_deletes_and_keeps_nothing() {
     let platform = Platform::among_several(overtaking.clone()).await;
     let (client, overtaken_at) = (&platform.client, |kind| *overtaking.at.lock().unwrap() = Some(kind));
     let component = platform.running(WEB, SpecPatch::default()).await;
-    let volume = VolumeRow {
-        id: clock::fresh::<RowId>(),
-        tenant: component.tenant.clone(),
-        application_id: component.application_id.clone(),
-        application: component.application.clone(),
-        component: component.name.clone(),
-        component_id: component.id.clone(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
+    let volume = VolumeRow::new(&component, "files".parse().unwrap(), 10);
     platform.metadata.insert(&volume).await.unwrap();
     let request: RouteRequest = serde_json::from_value(serde_json::json!({"hosts": ["a.test"]})).unwrap();
     let route = client.add_route("default", WEB, &request).await.unwrap().remove(0).id.unwrap();
