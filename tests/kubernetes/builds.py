@@ -150,24 +150,47 @@ def deploy(platform, example, port):
     say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
 
 
-def tell():
-    """What helps to see why it failed."""
-    for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"]):
-        shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
-        print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+def gateway_ports():
+    """Each port of the gateway's service by its name, as the node has it."""
+    service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
+    return {it["name"]: it["nodePort"] for it in service["spec"]["ports"]}
+
+
+def uninstall(work, kinds):
+    """Takes the platform out of the cluster; nothing of these kinds may be left of a component."""
+    left = kubectl("-n", "arco-default", "get", kinds, "-l", "arco.internal/component", "-o", "name")
+    kubectl("delete", "-f", work / "arco.yaml")
+    if left:
+        raise SystemExit(f"left over: {left}")
+    say("deleted and uninstalled; nothing is left")
+
+
+@contextlib.contextmanager
+def trial(name, *telling):
+    """The program to test, a folder, and the command line for what is installed from it. When it fails, what helps to see why is told: also what
+    `kubectl` says to the words of `telling`."""
+    arco, work = str(Path(sys.argv[1]).resolve()), Path(tempfile.mkdtemp(prefix=f"arco-{name}-"))
+    platform = Platform(arco, work)
+    try:
+        yield arco, work, platform
+    except BaseException:
+        for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"], *telling):
+            shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
+            print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+        raise
+    finally:
+        platform.end()
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def main():
-    arco, examples = str(Path(sys.argv[1]).resolve()), sys.argv[2:] or EXAMPLES
-    work = Path(tempfile.mkdtemp(prefix="arco-builds-"))
-    platform = Platform(arco, work)
-    try:
+    examples = sys.argv[2:] or EXAMPLES
+    with trial("builds") as (arco, work, platform):
         install(arco, work)
         platform.open()
         refused_without_base(platform)
         load_base(arco, work)
-        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
-        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        port = gateway_ports()["http"]
         for example in examples:
             deploy(platform, example, port)
         kept = {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]}
@@ -180,17 +203,7 @@ def main():
             raise SystemExit(f"a changed source: {again}; stacks were {kept}")
         say(f"{examples[0]} changed: built in {again['build_ms'] / 1000:.1f} s, with the same stacks")
         platform.good("delete", "demo", "--yes")
-        left = kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name")
-        kubectl("delete", "-f", work / "arco.yaml")
-        if left:
-            raise SystemExit(f"left over: {left}")
-        say("deleted and uninstalled; nothing is left")
-    except BaseException:
-        tell()
-        raise
-    finally:
-        platform.end()
-        shutil.rmtree(work, ignore_errors=True)
+        uninstall(work, "deployments,services,secrets,pods")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ nothing to do.
 """
 
 import base64
+import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import builds
-from builds import NAMESPACE, NODE, ROOT, Platform, answers, done, install, kubectl, say, until
+from builds import NODE, ROOT, Platform, answers, done, gateway_ports, install, kubectl, say, trial, until
 
 ECHO = """use strict; use IO::Socket::INET;
 my $said = "$ENV{ARCO_COMPONENT} $ENV{TOKEN}";
@@ -60,7 +57,13 @@ class Machine:
 
     good = Platform.good
 
-    def end(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failed, *_):
+        if failed:
+            self.log.flush()
+            print((self.data.parent / "machine.log").read_text()[-4000:], file=sys.stderr)
         self.run("delete", "guestbook", "--yes")
         self.run("delete", "net", "--yes")
         self.server.send_signal(signal.SIGTERM)
@@ -136,14 +139,11 @@ def shown_certificate(port):
 
 
 def main():
-    arco = str(Path(sys.argv[1]).resolve())
-    work = Path(tempfile.mkdtemp(prefix="arco-moving-"))
-    platform, machine = Platform(arco, work), None
-    try:
+    with trial("moving") as (arco, work, platform), contextlib.ExitStack() as ends:
         port = free_stream_port()
         install(arco, work, "--stream-port", f"{port}/tcp,{port}/udp")
         platform.open("admin")
-        machine = Machine(arco, work)
+        machine = ends.enter_context(Machine(arco, work))
         fill(machine, work, port)
         (work / "phrase").write_text("correct horse battery\n")
         archive, phrase = work / "all.arco", f"@{work / 'phrase'}"
@@ -164,7 +164,7 @@ def main():
         for note in made["notes"]:
             say(f"note: {note}")
 
-        ports = {it["name"]: it["nodePort"] for it in json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))["spec"]["ports"]}
+        ports = gateway_ports()
         it_answers(NODE, ports["http"], ports[f"tcp-{port}"], ports[f"udp-{port}"], "apps.test")
         until("with its certificate", lambda: shown_certificate(ports["https"]) == (work / "chain.pem").read_text())
         say("the cluster: content, hosts, routes, password, certificate, secret, TCP and UDP ports are there")
@@ -176,17 +176,6 @@ def main():
             platform.good("delete", application, "--yes")
         kubectl("delete", "-f", work / "arco.yaml")
         say("a second import finds nothing to do; deleted and uninstalled")
-    except BaseException:
-        builds.tell()
-        if machine:
-            machine.log.flush()
-            print((work / "machine.log").read_text()[-4000:], file=sys.stderr)
-        raise
-    finally:
-        platform.end()
-        if machine:
-            machine.end()
-        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -243,17 +243,7 @@ impl Controller {
                     self.deps.metadata.modify::<VolumeRow>(row.value.id.as_str(), grow).await?;
                 }
                 None => {
-                    let row = VolumeRow {
-                        id: clock::fresh(),
-                        tenant: component.tenant.clone(),
-                        application_id: component.application_id.clone(),
-                        application: component.application.clone(),
-                        component: component.name.clone(),
-                        component_id: component.id.clone(),
-                        name: volume.name.clone(),
-                        size_mb: volume.size_mb,
-                        created_at: clock::now(),
-                    };
+                    let row = VolumeRow::new(component, volume.name.clone(), volume.size_mb);
                     match self.deps.metadata.insert(&row).await {
                         Ok(()) | Err(SqlError::Exists { .. }) => {}
                         Err(error) => return Err(error.into()),

@@ -329,6 +329,7 @@ impl Component {
         if idle && rendered.claims.is_empty() {
             return Ok(());
         }
+        self.shared.acting()?;
         self.shared.tenants.ensure(&plan.tenant).await.map_err(|it| Fault::of("make the tenant's namespace", &it))?;
         self.mark(rendered, decision, &seen).await?;
         self.storage(plan, rendered, &seen).await?;
@@ -392,6 +393,7 @@ impl Component {
         if seen.objects.contains_key(&(Kind::Scale, object.name.clone())) {
             return Ok(());
         }
+        self.shared.acting()?;
         match self.shared.cluster.make(object).await {
             Ok(Some(made)) => self.took(object.kind, made),
             Ok(None) => {} // its watch tells of it

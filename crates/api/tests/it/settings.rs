@@ -4,9 +4,7 @@ use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{
     ApplyRequest, CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch,
 };
-use arco_model::id::RowId;
 use arco_model::job::Topic;
-use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
 use arco_model::spec::{VolumeKind, VolumeSpec};
@@ -207,17 +205,12 @@ async fn a_host_belongs_to_one_tenant() {
 async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     let platform = Platform::start().await;
     let first = platform.running(("shop", "x"), SpecPatch::default()).await;
-    let kept = VolumeRow {
-        id: clock::fresh::<RowId>(),
-        tenant: first.tenant.clone(),
-        application_id: first.application_id.clone(),
-        application: first.application.clone(),
-        component: "web".parse().unwrap(),
+    let of = |component: &str| VolumeRow {
+        component: component.parse().unwrap(),
         component_id: clock::fresh(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
+        ..VolumeRow::new(&first, "files".parse().unwrap(), 10)
     };
+    let kept = of("web");
     platform.metadata.insert(&kept).await.unwrap();
     let listed = platform.client.tenant_volumes("default").await.unwrap();
     assert_eq!((listed[0].kept, listed[0].name.as_str()), (true, "files"));
@@ -234,8 +227,7 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     let listed = platform.client.volumes("default", WEB).await.unwrap();
     assert_eq!((listed.len(), listed[0].kept, listed[0].path.as_str()), (1, false, "/files"));
     assert_eq!(code(platform.client.delete_volume("default", kept.id.as_str()).await), "volume_in_use");
-    let row =
-        VolumeRow { id: clock::fresh(), component_id: clock::fresh(), component: "gone".parse().unwrap(), ..kept };
+    let row = of("gone");
     platform.metadata.insert(&row).await.unwrap();
     platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
     assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), Removal::Everything)]);
@@ -256,17 +248,7 @@ async fn volumes_grow_and_go_when_nothing_names_them() {
         SpecPatch { volumes: [("files".to_owned(), volume)].into(), ..SpecPatch::default() }
     };
     let component = platform.running(WEB, patch(Some(10))).await;
-    let row = VolumeRow {
-        id: clock::fresh::<RowId>(),
-        tenant: component.tenant.clone(),
-        application_id: component.application_id.clone(),
-        application: component.application.clone(),
-        component: component.name.clone(),
-        component_id: component.id.clone(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
+    let row = VolumeRow::new(&component, "files".parse().unwrap(), 10);
     platform.metadata.insert(&row).await.unwrap();
     assert_eq!(code(platform.client.patch("default", WEB, &patch(Some(9))).await), "volume_smaller");
     platform.client.patch("default", WEB, &patch(Some(20))).await.unwrap();
@@ -289,19 +271,9 @@ async fn volumes_grow_and_go_when_nothing_names_them() {
 #[tokio::test]
 async fn one_of_several_kept_volumes_goes_alone() {
     let platform = Platform::start().await;
-    let row = |name: &str, component_id: &arco_model::id::ComponentId| VolumeRow {
-        id: clock::fresh(),
-        tenant: TenantName::default_tenant(),
-        application_id: clock::fresh(),
-        application: "shop".parse().unwrap(),
-        component: "web".parse().unwrap(),
-        component_id: component_id.clone(),
-        name: name.parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
-    let owner = clock::fresh();
-    let (files, rest) = (row("files", &owner), row("rest", &owner));
+    let gone = arco_model::sample::component();
+    let row = |name: &str| VolumeRow::new(&gone, name.parse().unwrap(), 10);
+    let (owner, files, rest) = (gone.id.clone(), row("files"), row("rest"));
     platform.metadata.insert(&files).await.unwrap();
     platform.metadata.insert(&rest).await.unwrap();
     platform.client.delete_volume("default", files.id.as_str()).await.unwrap();
@@ -387,7 +359,7 @@ async fn lists_are_paged_and_filtered() {
 async fn a_list_of_200_components() {
     let folder = tempfile::tempdir().unwrap();
     let metadata = arco_store::sql::SeaOrmMetadata::open(&folder.path().join("metadata.db")).await.unwrap();
-    let platform = Platform::over(std::sync::Arc::new(metadata), |_| {}).await;
+    let platform = Platform::over(std::sync::Arc::new(metadata)).await;
     for number in 0..200 {
         platform.running((&format!("app{}", number % 20), &format!("c{number}")), SpecPatch::default()).await;
     }
@@ -423,17 +395,7 @@ async fn volumes_say_what_they_are_made_of_and_grow_only_where_they_can() {
     assert_eq!(code(platform.deploy(WEB, volume(10, Some("none"))).await), "class_unknown");
     assert_eq!(code(platform.deploy(WEB, volume(10, Some("No!"))).await), "class_unknown");
     let component = platform.running(WEB, volume(10, Some("slow"))).await;
-    let row = VolumeRow {
-        id: clock::fresh(),
-        tenant: component.tenant.clone(),
-        application_id: component.application_id.clone(),
-        application: component.application.clone(),
-        component: component.name.clone(),
-        component_id: component.id.clone(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
+    let row = VolumeRow::new(&component, "files".parse().unwrap(), 10);
     platform.metadata.insert(&row).await.unwrap();
     let made_of = |class: &str| VolumeFacts {
         component: component.id.clone(),

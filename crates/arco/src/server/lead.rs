@@ -144,7 +144,8 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     if let Some(peers) = peers {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("after servers that are gone", OnExit::Continue, async move {
-            token.run_until_cancelled(instances.clear_after(|it| peers.directory().knows(it))).await;
+            let clear = instances.clear_after(|it| peers.directory().knows(it), || term.holds());
+            token.run_until_cancelled(clear).await;
             Ok(())
         });
     }

@@ -5,11 +5,11 @@ use arco_builder::{Builder, BuilderDeps};
 use arco_config::BuilderConfig;
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use arco_model::artifact::Digest;
-use arco_model::component::{Component, Power, Revision};
+use arco_model::component::{Component, Revision};
 use arco_model::id::{ComponentId, OperationId};
 use arco_model::job::{JobRequest, Topic};
-use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::operation::{Operation, OperationKind, OperationStatus};
+use arco_model::sample;
 use arco_model::source::Source;
 use arco_model::spec::ComponentSpec;
 use arco_mq::Queue;
@@ -114,19 +114,12 @@ impl Harness {
     pub(crate) async fn component(&self, name: &str, spec: ComponentSpec) -> ComponentId {
         let component = Component {
             id: clock::fresh(),
-            tenant: TenantName::default_tenant(),
             application_id: clock::fresh(),
-            application: ApplicationName::new("demo").unwrap(),
-            name: ComponentName::new(name).unwrap(),
+            application: "demo".parse().unwrap(),
+            name: name.parse().unwrap(),
             spec,
-            generation: 1,
-            power: Power::On,
-            restarts_asked: 0,
-            desired_revision: None,
-            last_revision_number: 0,
-            observed: Default::default(),
             created_at: clock::now(),
-            arriving: None,
+            ..sample::component()
         };
         self.metadata.insert(&component).await.unwrap();
         component.id

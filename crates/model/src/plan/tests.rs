@@ -1,51 +1,18 @@
 //! Plans, from tables.
 
 use super::*;
-use crate::artifact::Digest;
-use crate::component::{ObservedState, RunDefaults};
-use crate::id::{ApplicationId, OperationId};
-use crate::source::Source;
-use crate::spec::{Command, ComponentSpec};
-use crate::time::Timestamp;
-
-fn component() -> Component {
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: None,
-        last_revision_number: 1,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
-}
+use crate::component::RunDefaults;
+use crate::sample::{self, component};
+use crate::spec::Command;
 
 fn revision(component: &Component) -> Revision {
-    Revision {
-        id: RevisionId::from_parts(1, 1),
-        component_id: component.id.clone(),
-        number: 7,
-        artifact: ImageRef { repository: "default/shop/web".into(), digest: Digest::of(b"x") },
-        defaults: RunDefaults {
-            command: Some(Command::Shell("node server.js".into())),
-            ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
-            env: [("NODE_ENV".to_owned(), "production".to_owned())].into(),
-            ..RunDefaults::default()
-        },
-        spec: component.spec.clone(),
-        build_key: "k".into(),
-        commit: None,
-        cause: "deploy".into(),
-        operation_id: OperationId::from_parts(1, 1),
-        created_at: Timestamp(0),
-    }
+    let defaults = RunDefaults {
+        command: Some(Command::Shell("node server.js".into())),
+        ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
+        env: [("NODE_ENV".to_owned(), "production".to_owned())].into(),
+        ..RunDefaults::default()
+    };
+    Revision { number: 7, defaults, ..sample::revision(component) }
 }
 
 #[test]

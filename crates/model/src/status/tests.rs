@@ -1,34 +1,17 @@
 //! The status function, row by row.
 
 use super::*;
-use crate::component::ObservedState;
-use crate::id::{ApplicationId, ComponentId, InstanceId, RevisionId};
-use crate::name::{ApplicationName, ComponentName, TenantName};
-use crate::source::Source;
-use crate::spec::{ComponentSpec, Protocol};
+use crate::id::{InstanceId, RevisionId};
+use crate::sample;
+use crate::spec::Protocol;
 
 const NOW: Timestamp = Timestamp(100_000);
 
 fn component(kind: ComponentKind, replicas: u32) -> Component {
-    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
-    spec.kind = kind;
-    spec.replicas = replicas;
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec,
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: Some(RevisionId::from_parts(1, 1)),
-        last_revision_number: 1,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
+    let mut it = sample::component();
+    (it.spec.kind, it.spec.replicas) = (kind, replicas);
+    (it.desired_revision, it.last_revision_number) = (Some(RevisionId::from_parts(1, 1)), 1);
+    it
 }
 
 fn instance(phase: InstancePhase) -> InstanceFacts {
