@@ -137,10 +137,11 @@ async fn classes(session: &Session<'_>) -> Result<(), Failure> {
         let rows = classes.iter().map(|it| {
             let name = if it.default { format!("{} (default)", it.class) } else { it.class.clone() };
             let access = if it.access.is_empty() { "?".to_owned() } else { it.access.join(",") };
-            let snapshots = it.snapshots.map_or_else(|| "?".to_owned(), yes);
-            vec![name, it.provisioner.clone(), access, yes(it.grows), snapshots, yes(it.retains)]
+            let known = |it: Option<bool>| it.map_or_else(|| "?".to_owned(), yes);
+            let (snapshots, limits) = (known(it.snapshots), known(it.limits));
+            vec![name, it.provisioner.clone(), access, yes(it.grows), limits, snapshots, yes(it.retains)]
         });
-        ui.table(&["CLASS", "PROVISIONER", "ACCESS", "GROWS", "SNAPSHOTS", "KEPT WHEN DELETED"], rows);
+        ui.table(&["CLASS", "PROVISIONER", "ACCESS", "GROWS", "SIZE IS LIMIT", "SNAPSHOTS", "KEPT WHEN DELETED"], rows);
     });
     Ok(())
 }
