@@ -137,7 +137,7 @@ mod control_plane {
         on_a_platform(images, image, "registry.invalid:5000", None, |place| async move {
             let config = settings(&place);
             prepared(&place, &config).await;
-            let outcome = std::panic::AssertUnwindSafe(test(&*place, &config)).catch_unwind().await;
+            let outcome = std::panic::AssertUnwindSafe(test(place.as_ref(), &config)).catch_unwind().await;
             cleared(&place, &config).await;
             if let Err(panic) = outcome {
                 std::panic::resume_unwind(panic);
