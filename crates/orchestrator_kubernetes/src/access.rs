@@ -101,6 +101,13 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
     },
 ];
 
+/// Needed beside [`RULES`] where the leading controller makes volumes of the nodes' folders (`kubernetes.local_storage_class`).
+pub(crate) const OF_LOCAL_STORAGE: &[Rule] = &[
+    Rule { group: "", resources: &["persistentvolumes"], verbs: &["get", "list", "watch", "create", "delete"] },
+    // Why a claim gets no volume, and why one is not removed.
+    Rule { group: "", resources: &["events"], verbs: &["create", "patch"] },
+];
+
 /// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 

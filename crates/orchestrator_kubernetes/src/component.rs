@@ -72,10 +72,15 @@ impl Shared {
         *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = leads;
     }
 
+    /// Whether this process leads; asked before each change of the cluster.
+    pub(crate) fn leads(&self) -> bool {
+        let leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        leads.is_some_and(|it| it())
+    }
+
     /// A process that was paused may not know yet that another one leads: its look must end before its next change.
     fn acting(&self) -> Result<(), Fault> {
-        let leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if leads.is_some_and(|it| it()) { Ok(()) } else { Err(Fault::Later("another server leads".to_owned())) }
+        if self.leads() { Ok(()) } else { Err(Fault::Later("another server leads".to_owned())) }
     }
 }
 

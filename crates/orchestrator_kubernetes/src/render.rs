@@ -42,6 +42,7 @@ pub(crate) enum Kind {
     Namespace,
     Quota,
     Definition,
+    Volume,
 }
 
 impl Kind {
@@ -62,6 +63,7 @@ impl Kind {
             Self::Namespace => ("v1", "Namespace", "namespaces"),
             Self::Quota => ("v1", "ResourceQuota", "resourcequotas"),
             Self::Definition => ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions"),
+            Self::Volume => ("v1", "PersistentVolume", "persistentvolumes"),
         }
     }
 }
@@ -77,7 +79,8 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    fn new(kind: Kind, namespace: &str, name: &str, labels: Map<String, Value>, rest: Value) -> Self {
+    /// `rest`: its further fields.
+    pub(crate) fn new(kind: Kind, namespace: &str, name: &str, labels: Map<String, Value>, rest: Value) -> Self {
         let (version, word, _) = kind.wire();
         let mut body = json!({
             "apiVersion": version,
@@ -99,7 +102,7 @@ impl Object {
         Self { kind, namespace: String::new(), name, body }
     }
 
-    fn annotate(&mut self, name: &str, value: impl Into<Value>) {
+    pub(crate) fn annotate(&mut self, name: &str, value: impl Into<Value>) {
         self.body["metadata"]["annotations"][name] = value.into();
     }
 

@@ -36,6 +36,10 @@ use tokio_util::task::TaskTracker;
 /// How long the first lists may take.
 const FIRST_LISTS: Duration = Duration::from_secs(60);
 
+/// What warnings are about, in Kubernetes' words.
+const POD: &str = "Pod";
+const CLAIM: &str = "PersistentVolumeClaim";
+
 /// Told which component changed.
 pub(crate) type Bell = Arc<dyn Fn(&ComponentId) + Send + Sync>;
 
@@ -75,7 +79,9 @@ pub(crate) async fn start(
         tracker.spawn(whole::<ComponentScale>(client, config.clone(), watch.clone()));
         tracker.spawn(whole::<HorizontalPodAutoscaler>(client, config, watch.clone()));
     }
-    tracker.spawn(warnings(client.clone(), prefix.to_owned(), watch));
+    for about in [POD, CLAIM] {
+        tracker.spawn(warnings(client.clone(), prefix.to_owned(), about, watch.clone()));
+    }
 
     let mut missing = HashSet::from([
         Kind::Pod,
@@ -182,9 +188,9 @@ pub(crate) fn why(error: &watcher::Error) -> String {
     }
 }
 
-/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made.
-async fn warnings(client: Client, prefix: String, watch: Watch) {
-    let config = watcher::Config::default().fields("type=Warning,involvedObject.kind=Pod");
+/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made; or about claims: why there is no volume.
+async fn warnings(client: Client, prefix: String, of: &'static str, watch: Watch) {
+    let config = watcher::Config::default().fields(&format!("type=Warning,involvedObject.kind={of}"));
     let mut events = pin!(watcher(Api::<Warning>::all(client), config).default_backoff());
     loop {
         let event = tokio::select! {
@@ -211,8 +217,13 @@ async fn warnings(client: Client, prefix: String, watch: Watch) {
         if !namespace.starts_with(&prefix) {
             continue;
         }
-        let text = format!("{reason}: {}", part(&warning.message));
-        if let Some(component) = watch.seen.warn(&namespace, &name, &uid, text) {
+        let message = part(&warning.message);
+        let told = match of {
+            CLAIM if reason != "ProvisioningFailed" => None, // it has one, which does not grow, …
+            CLAIM => watch.seen.warn_of_claim(&namespace, &name, &uid, &message),
+            _ => watch.seen.warn(&namespace, &name, &uid, format!("{reason}: {message}")),
+        };
+        if let Some(component) = told {
             (watch.bell)(&component);
         }
     }

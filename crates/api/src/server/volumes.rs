@@ -302,6 +302,7 @@ mod tests {
             grows,
             snapshots: None,
             retains: false,
+            limits: None,
         };
         let classes = [class("fast", true), class("slow", false)];
         // Asked for: size and class; there: size, and the class of each place; the code.

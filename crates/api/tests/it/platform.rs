@@ -322,6 +322,7 @@ impl Storage for Pretender {
             grows,
             snapshots: Some(false),
             retains: false,
+            limits: None,
         };
         Ok(vec![class("slow", false), class("fast", true)])
     }

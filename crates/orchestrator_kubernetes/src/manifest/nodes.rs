@@ -1,13 +1,14 @@
-//! What runs on each node, opt-in: one DaemonSet lets containerd find and trust our registry, another one reads the output of
-//! instances.
+//! What runs on nodes, opt-in: one DaemonSet lets containerd find and trust our registry, another one reads the output of
+//! instances; and the pods that make and remove volumes, which the leading controller starts (`local_storage`).
 //!
-//! Both need a folder of the node, which only the `privileged` standard allows; so they have a namespace of their own, and
+//! All need a folder of the node, which only the `privileged` standard allows; so they have a namespace of their own, and
 //! the servers stay in one that allows nothing. What must hold: a pod sees that one folder and nothing else of the node, has
-//! no account in the cluster and no capability; only the one that trusts the registry may write.
+//! no account in the cluster and, of the DaemonSets, no capability; only the one that trusts the registry may write.
 
 use super::Installation;
 use super::objects::{REGISTRY_PORT, labels, selector};
 use super::parts::PEERS_PORT;
+use crate::local_storage::PROVISIONER;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -26,15 +27,28 @@ pub(super) fn all(it: &Installation) -> Vec<Value> {
     let mut sets = Vec::new();
     sets.extend(it.containerd_hosts.as_ref().map(|folder| trust(it, folder)));
     sets.extend(it.node_logs.as_ref().map(|folder| logs(it, folder)));
-    if sets.is_empty() {
+    if sets.is_empty() && it.local_storage.is_none() {
         return sets;
     }
+    sets.extend(it.local_storage.as_ref().map(|_| class(it)));
     let mut guarded = labels("nodes");
     guarded["pod-security.kubernetes.io/enforce"] = "privileged".into();
     let namespace =
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace(it), "labels": guarded } });
     sets.insert(0, namespace);
     sets
+}
+
+/// The class of local storage. A volume is made where its first pod is to run. Its size is no limit, so nothing is to grow.
+fn class(it: &Installation) -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": { "name": it.local_class(), "labels": labels("nodes") },
+        "provisioner": PROVISIONER,
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete",
+        "allowVolumeExpansion": false,
+    })
 }
 
 /// One `hosts.toml` below containerd's folder of hosts.

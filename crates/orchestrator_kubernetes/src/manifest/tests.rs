@@ -20,6 +20,7 @@ fn plain() -> Installation {
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
         node_logs: None,
         storage_class: String::new(),
+        local_storage: None,
         volume_gb: 20,
         namespace_prefix: "arco-".into(),
         route_class: String::new(),
@@ -231,6 +232,55 @@ fn what_reads_output_on_nodes_sees_that_and_nothing_else() {
     assert_eq!(config.kubernetes.node_namespace, "arco-system-nodes");
 }
 
+/// With volumes of the nodes' folders.
+fn local() -> Installation {
+    let folder = Some("/disk/volumes".into());
+    Installation { storage_class: String::new(), node_logs: None, local_storage: folder, ..spread() }
+}
+
+#[test]
+fn local_storage_has_a_class_rights_a_namespace_and_settings() {
+    let it = local();
+    let documents = manifest(&it);
+    let wanted = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": { "name": "arco-local", "labels": objects::labels("nodes") },
+        "provisioner": "arco.internal/local",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete",
+        "allowVolumeExpansion": false,
+    });
+    assert_eq!(of_kind(&documents, "StorageClass"), [&wanted]);
+    let nodes = of_kind(&documents, "Namespace").into_iter().find(|it| name(it) == "arco-system-nodes").unwrap();
+    assert_eq!(nodes["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+    let keeper = of_kind(&documents, "StatefulSet")[0];
+    assert_eq!(keeper["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"], "arco-local");
+    let volumes = |it: &Installation| {
+        let mut rules = Vec::new();
+        of_kind(&manifest(it), "ClusterRole").iter().for_each(|role| texts(&role["rules"], &mut rules));
+        rules.iter().filter(|it| *it == "persistentvolumes").count()
+    };
+    assert_eq!((volumes(&it), volumes(&spread())), (1, 0), "the controller alone, and only then");
+
+    let folder = tempfile::tempdir().unwrap();
+    let read = |it: &Installation| {
+        let file = folder.path().join("arco.toml");
+        std::fs::write(&file, it.settings()).unwrap();
+        arco_config::from_sources(Some(&file), std::iter::empty(), Vec::new()).unwrap().kubernetes
+    };
+    let config = read(&it);
+    assert_eq!((config.storage_class.as_str(), config.local_storage_class.as_str()), ("arco-local", "arco-local"));
+    assert_eq!(config.local_storage_folder, std::path::Path::new("/disk/volumes"));
+    assert_eq!(
+        (config.local_storage_namespace.as_str(), &config.local_storage_image),
+        ("arco-system-nodes", &it.image)
+    );
+    assert_eq!(config.local_storage_image_pull_secret, "login");
+    let beside = read(&Installation { storage_class: "fast".into(), ..it });
+    assert_eq!((beside.storage_class.as_str(), beside.local_storage_class.as_str()), ("fast", "arco-local"));
+}
+
 #[test]
 fn the_whole_installation_with_parts() {
     insta::assert_json_snapshot!(manifest(&spread()));
@@ -299,7 +349,7 @@ fn the_service_of_the_gateway_has_the_ports_that_people_see() {
 
 #[test]
 fn documents_lie_in_a_namespace_that_came_before_and_are_there_once() {
-    for it in [plain(), shared(), spread()] {
+    for it in [plain(), shared(), spread(), local()] {
         let mut namespaces = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for document in manifest(&it) {

@@ -1,0 +1,143 @@
+//! `arco cluster local-volume`: makes or removes the folder of one volume on this node. Run by short-lived pods, which the
+//! leading controller starts.
+//!
+//! What must hold: nothing but that folder is touched, whatever lies in it; doing it twice is doing it once. Nobody on the node
+//! but root gets below the folder of volumes, so that each volume can be open to whoever its instances run as.
+
+use super::Failure;
+use clap::{Args, Subcommand};
+use std::fs::Permissions;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Modes of the folder of volumes, and of a volume.
+const CLOSED: u32 = 0o700;
+const OPEN: u32 = 0o777;
+/// Longest name of a volume.
+const NAME_MAX: usize = 63;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LocalVolumeCommand {
+    /// Make it, empty, unless it is there
+    Make(FolderArgs),
+    /// Remove it with its content, if it is there
+    Remove(FolderArgs),
+}
+
+/// Which folder.
+#[derive(Args, Debug)]
+pub(crate) struct FolderArgs {
+    /// The folder of volumes, as it is mounted here
+    #[arg(long, value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Name of the volume
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Runs.
+pub(super) fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
+    let (LocalVolumeCommand::Make(args) | LocalVolumeCommand::Remove(args)) = command;
+    let path = path(args)?;
+    let (step, done, advice) = match command {
+        LocalVolumeCommand::Make(_) => (
+            "making",
+            make(&args.folder, &path),
+            "the folder of volumes must be root's, on a file system that can be written",
+        ),
+        LocalVolumeCommand::Remove(_) => {
+            ("removing", remove(&path), "look at the file system of the node; it is tried again")
+        }
+    };
+    done.map_err(|it| Failure::local(format!("{step} {} failed: {it}", args.name), advice))
+}
+
+/// The volume's folder; its name must be one of ours, which cannot lead elsewhere.
+fn path(args: &FolderArgs) -> Result<PathBuf, Failure> {
+    let name = args.name.as_str();
+    let plain = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
+    if !name.starts_with("pvc-") || name.len() > NAME_MAX || !name.chars().all(plain) {
+        return Err(Failure::usage("name_invalid", format!("`{name}` is not a volume"), "give pvc-UID"));
+    }
+    Ok(args.folder.join(name))
+}
+
+fn make(folder: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::set_permissions(folder, Permissions::from_mode(CLOSED))?;
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    // What a mode is made with goes through the process's mask.
+    std::fs::set_permissions(path, Permissions::from_mode(OPEN))
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(folder: &Path, name: &str) -> [LocalVolumeCommand; 2] {
+        let args = || FolderArgs { folder: folder.to_owned(), name: name.to_owned() };
+        [LocalVolumeCommand::Make(args()), LocalVolumeCommand::Remove(args())]
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_volume_is_made_once_and_removed_with_all_that_lies_in_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, outside) = (root.path().join("volumes"), root.path().join("outside"));
+        for it in [&folder, &outside] {
+            std::fs::create_dir(it).unwrap();
+        }
+        std::fs::write(outside.join("kept"), "x").unwrap();
+        let [make, remove] = asked(&folder, "pvc-u1");
+        run(&make).unwrap();
+        let volume = folder.join("pvc-u1");
+        assert_eq!((mode(&folder), mode(&volume)), (CLOSED, OPEN));
+        std::fs::write(volume.join("file"), "content").unwrap();
+        run(&make).unwrap();
+        assert_eq!(std::fs::read_to_string(volume.join("file")).unwrap(), "content", "it is there already");
+
+        let closed = volume.join("closed");
+        std::fs::create_dir_all(closed.join("deep")).unwrap();
+        std::os::unix::fs::symlink(&outside, closed.join("deep/link")).unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+        run(&remove).unwrap();
+        assert!(!volume.exists() && outside.join("kept").exists(), "links are not followed");
+        run(&remove).unwrap();
+        assert!(folder.exists());
+    }
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("volumes");
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["", ".", "..", "pvc-/../../x", "pvc-..", "/etc", "etc", "pvc-A", "pvc-a/b"] {
+            for it in asked(&folder, name) {
+                assert_eq!(run(&it).unwrap_err().body.code, "name_invalid", "{name}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_failure_names_the_volume_and_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        let [make, _] = asked(&root.path().join("missing"), "pvc-u1");
+        let failure = run(&make).unwrap_err().body;
+        assert!(failure.message.starts_with("making pvc-u1 failed: ") && !failure.advice.is_empty(), "{failure:?}");
+    }
+}
