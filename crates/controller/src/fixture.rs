@@ -78,6 +78,7 @@ impl World {
             queue: Queue::new(kv.clone()),
             kv,
             orchestrator: orchestrator.clone(),
+            leads: Arc::new(|| true),
             one_machine: true,
             secrets: Arc::new(SecretBox::parse(&format!("k {}", "22".repeat(32))).unwrap()),
             logs,

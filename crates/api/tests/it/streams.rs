@@ -1,7 +1,7 @@
 //! Logs handed over to their role, and programs in instances.
 
 use crate::platform::{Platform, WEB, code};
-use arco_api::client::{ExecCall, ForwardCall, LogOf};
+use arco_api::client::{ExecCall, ExecStream, ForwardCall, LogOf};
 use arco_api::wire::{Channel, ExecControl, Frame, LogQuery, SpecPatch};
 use arco_daemon::pki::Subject;
 use arco_model::plan::OneShotNetwork;

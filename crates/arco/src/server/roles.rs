@@ -141,6 +141,7 @@ pub(crate) async fn start(
             metadata: stores.metadata.clone(),
             kv: stores.kv.clone(),
             orchestrator: instances.orchestrator()?,
+            leads: Arc::new(|| true), // each time of a leader has its own
             one_machine: config.orchestrator.driver == OrchestratorDriver::Local,
             queue: queue.clone(),
             secrets: stores.secrets.clone(),
