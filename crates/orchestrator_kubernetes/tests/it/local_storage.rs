@@ -148,7 +148,7 @@ mod control_plane {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_claim_gets_a_folder_of_its_node_and_leaves_nothing() {
-        with_local_storage(provided).await;
+        Box::pin(with_local_storage(provided)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
