@@ -297,7 +297,9 @@ pub(super) fn claim(it: &Installation) -> Value {
         "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": format!("{}Gi", it.volume_gb) } } },
     });
     let class = it.volume_class();
-    if !class.is_empty() {
+    if it.replicas.is_none() && !it.server_node.is_empty() {
+        claim["spec"]["storageClassName"] = "".into(); // its volume is in the manifest
+    } else if !class.is_empty() {
         claim["spec"]["storageClassName"] = class.into();
     }
     claim

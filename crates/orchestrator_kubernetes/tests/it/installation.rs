@@ -9,7 +9,7 @@ use arco_store::clock;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -38,6 +38,7 @@ fn installation() -> Installation {
         node_logs: None,
         storage_class: String::new(),
         local_storage: None,
+        server_node: String::new(),
         volume_gb: 1,
         namespace_prefix: format!("t{}-", &id.as_str()[10..]),
         route_class: "arco-test".to_owned(),
@@ -229,6 +230,8 @@ async fn cleared(client: &Client, it: &Installation) {
     for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
         let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
     }
+    let volumes = Api::<PersistentVolume>::all(client.clone());
+    let _ = volumes.delete(&format!("{}-state", it.namespace), &now).await;
     let _ = Api::<StorageClass>::all(client.clone()).delete(&local_class(it), &now).await;
     let _ = Api::<IngressClass>::all(client.clone()).delete(&it.route_class, &now).await;
     for name in [it.namespace.clone(), format!("{}-runners", it.namespace)] {
@@ -242,7 +245,12 @@ async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for()
     let Some(file) = kubeconfig() else { return };
     let admin = Kubeconfig::read_from(file).unwrap();
     let client = connect(&admin).await;
-    let it = installation();
+    // Its own volume is made by hand, those of others by itself.
+    let it = Installation {
+        local_storage: Some("/var/lib/arco/volumes".into()),
+        server_node: "n1".to_owned(),
+        ..installation()
+    };
     let outcome = std::panic::AssertUnwindSafe(installed(&client, &admin, &it)).catch_unwind().await;
     cleared(&client, &it).await;
     if let Err(panic) = outcome {

@@ -1,5 +1,5 @@
 //! `arco cluster local-volume`: makes or removes the folder of one volume on this node. Run by short-lived pods, which the
-//! leading controller starts.
+//! leading controller starts; for the volume of the one server by a DaemonSet of the manifest.
 //!
 //! What must hold: nothing but that folder is touched, whatever lies in it; doing it twice is doing it once. Nobody on the node
 //! but root gets below the folder of volumes, so that each volume can be open to whoever its instances run as.
@@ -10,6 +10,7 @@ use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Modes of the folder of volumes, and of a volume.
 const CLOSED: u32 = 0o700;
@@ -21,7 +22,13 @@ const NAME_MAX: usize = 63;
 #[derive(Debug, Subcommand)]
 pub(crate) enum LocalVolumeCommand {
     /// Make it, empty, unless it is there
-    Make(FolderArgs),
+    Make {
+        #[command(flatten)]
+        which: FolderArgs,
+        /// Then wait until told to end
+        #[arg(long)]
+        stay: bool,
+    },
     /// Remove it with its content, if it is there
     Remove(FolderArgs),
 }
@@ -38,11 +45,21 @@ pub(crate) struct FolderArgs {
 }
 
 /// Runs.
-pub(super) fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
-    let (LocalVolumeCommand::Make(args) | LocalVolumeCommand::Remove(args)) = command;
+pub(super) async fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
+    act(command)?;
+    if !matches!(command, LocalVolumeCommand::Make { stay: true, .. }) {
+        return Ok(());
+    }
+    let told = signal(SignalKind::terminate());
+    told.map_err(|it| Failure::local(it.to_string(), "check the pod's limits"))?.recv().await;
+    Ok(())
+}
+
+fn act(command: &LocalVolumeCommand) -> Result<(), Failure> {
+    let (LocalVolumeCommand::Make { which: args, .. } | LocalVolumeCommand::Remove(args)) = command;
     let path = path(args)?;
     let (step, done, advice) = match command {
-        LocalVolumeCommand::Make(_) => (
+        LocalVolumeCommand::Make { .. } => (
             "making",
             make(&args.folder, &path),
             "the folder of volumes must be root's, on a file system that can be written",
@@ -54,12 +71,12 @@ pub(super) fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
     done.map_err(|it| Failure::local(format!("{step} {} failed: {it}", args.name), advice))
 }
 
-/// The volume's folder; its name must be one of ours, which cannot lead elsewhere.
+/// The volume's folder; its name cannot lead elsewhere.
 fn path(args: &FolderArgs) -> Result<PathBuf, Failure> {
     let name = args.name.as_str();
     let plain = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
-    if !name.starts_with("pvc-") || name.len() > NAME_MAX || !name.chars().all(plain) {
-        return Err(Failure::usage("name_invalid", format!("`{name}` is not a volume"), "give pvc-UID"));
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+        return Err(Failure::usage("name_invalid", format!("`{name}` is not the name of a volume"), "give pvc-UID"));
     }
     Ok(args.folder.join(name))
 }
@@ -70,8 +87,9 @@ fn make(folder: &Path, path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         made => made?,
     }
-    // What a mode is made with goes through the process's mask.
-    std::fs::set_permissions(path, Permissions::from_mode(OPEN))
+    // The mode goes through the process's mask; of one that is in use, what the node added to it stays.
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & OPEN == OPEN { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(mode | OPEN)) }
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {
@@ -87,7 +105,7 @@ mod tests {
 
     fn asked(folder: &Path, name: &str) -> [LocalVolumeCommand; 2] {
         let args = || FolderArgs { folder: folder.to_owned(), name: name.to_owned() };
-        [LocalVolumeCommand::Make(args()), LocalVolumeCommand::Remove(args())]
+        [LocalVolumeCommand::Make { which: args(), stay: false }, LocalVolumeCommand::Remove(args())]
     }
 
     fn mode(path: &Path) -> u32 {
@@ -103,20 +121,22 @@ mod tests {
         }
         std::fs::write(outside.join("kept"), "x").unwrap();
         let [make, remove] = asked(&folder, "pvc-u1");
-        run(&make).unwrap();
+        act(&make).unwrap();
         let volume = folder.join("pvc-u1");
         assert_eq!((mode(&folder), mode(&volume)), (CLOSED, OPEN));
         std::fs::write(volume.join("file"), "content").unwrap();
-        run(&make).unwrap();
+        std::fs::set_permissions(&volume, Permissions::from_mode(0o2777)).unwrap();
+        act(&make).unwrap();
+        assert_eq!(mode(&volume), 0o2777, "as the node keeps it for a group");
         assert_eq!(std::fs::read_to_string(volume.join("file")).unwrap(), "content", "it is there already");
 
         let closed = volume.join("closed");
         std::fs::create_dir_all(closed.join("deep")).unwrap();
         std::os::unix::fs::symlink(&outside, closed.join("deep/link")).unwrap();
         std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
-        run(&remove).unwrap();
+        act(&remove).unwrap();
         assert!(!volume.exists() && outside.join("kept").exists(), "links are not followed");
-        run(&remove).unwrap();
+        act(&remove).unwrap();
         assert!(folder.exists());
     }
 
@@ -125,9 +145,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("volumes");
         std::fs::create_dir(&folder).unwrap();
-        for name in ["", ".", "..", "pvc-/../../x", "pvc-..", "/etc", "etc", "pvc-A", "pvc-a/b"] {
+        for name in ["", ".", "..", "pvc-/../../x", "pvc-..", "/etc", "pvc-A", "pvc-a/b"] {
             for it in asked(&folder, name) {
-                assert_eq!(run(&it).unwrap_err().body.code, "name_invalid", "{name}");
+                assert_eq!(act(&it).unwrap_err().body.code, "name_invalid", "{name}");
             }
         }
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
@@ -137,7 +157,7 @@ mod tests {
     fn a_failure_names_the_volume_and_what_to_do() {
         let root = tempfile::tempdir().unwrap();
         let [make, _] = asked(&root.path().join("missing"), "pvc-u1");
-        let failure = run(&make).unwrap_err().body;
+        let failure = act(&make).unwrap_err().body;
         assert!(failure.message.starts_with("making pvc-u1 failed: ") && !failure.advice.is_empty(), "{failure:?}");
     }
 }

@@ -93,6 +93,15 @@ pub(crate) struct ManifestArgs {
     /// Let the leading controller make volumes of this folder of the nodes, for clusters without a storage class
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "/var/lib/arco/volumes")]
     local_storage: Option<PathBuf>,
+    /// Keep the one server's own volume in that folder of this node (its label kubernetes.io/hostname)
+    #[arg(
+        long,
+        value_name = "NODE",
+        requires = "local_storage",
+        conflicts_with = "high_availability",
+        default_value = ""
+    )]
+    server_node: String,
     /// Serve the cluster's Ingress and Gateway API objects of this class
     #[arg(long, value_name = "NAME", default_value = "")]
     route_class: String,
@@ -182,10 +191,11 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
             "give an absolute path, as /var/lib/arco/volumes",
         );
     }
-    if args.local_storage.is_some() && args.storage_class.is_empty() && !args.high_availability {
+    let made_by_nobody = args.storage_class.is_empty() && args.server_node.is_empty() && !args.high_availability;
+    if args.local_storage.is_some() && made_by_nobody {
         return wrong(
             "one server keeps its state on a volume, which cannot be one that it makes itself once it runs".to_owned(),
-            "name a class for it by `--storage-class`, or give each role pods of its own by `--high-availability`: their controller has no volume",
+            "name a node for it by `--server-node` (`kubectl get nodes -L kubernetes.io/hostname`), or a class by `--storage-class`",
         );
     }
     if args.registry_node_port != 0 && !(30000..=32767).contains(&args.registry_node_port) {
@@ -240,6 +250,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         node_logs: args.node_logs.clone(),
         storage_class: args.storage_class.clone(),
         local_storage: args.local_storage.clone(),
+        server_node: args.server_node.clone(),
         volume_gb: args.volume_gb,
         namespace_prefix: args.namespace_prefix.clone(),
         route_class: args.route_class.clone(),
@@ -396,10 +407,13 @@ mod tests {
         let local = ask(&[&stores, &key, &["--local-storage"]]).unwrap().local_storage;
         assert_eq!(local, Some(PathBuf::from("/var/lib/arco/volumes")));
         assert!(
-            given(&["--local-storage"]).unwrap_err().contains("--storage-class"),
+            given(&["--local-storage"]).unwrap_err().contains("--server-node"),
             "who makes the server's own volume?"
         );
         assert!(given(&["--local-storage", "--storage-class", "fast"]).is_ok());
+        assert_eq!(given(&["--local-storage", "--server-node", "n1"]).unwrap().server_node, "n1");
+        assert!(given(&["--server-node", "n1"]).unwrap_err().contains("--local-storage"));
+        assert!(ask(&[&stores, &key, &["--local-storage", "--server-node", "n1"]]).is_err(), "no server is the one");
         for folder in ["volumes", "/"] {
             assert!(given(&["--local-storage", folder]).unwrap_err().contains("a folder of the nodes"), "{folder}");
         }
