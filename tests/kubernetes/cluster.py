@@ -258,6 +258,7 @@ class Supervisor:
             command("mount", "--bind", str(own), f"/{name}")
         for name in ("/run/netns", "/run/lock", "/etc/containerd/certs.d"):
             os.makedirs(name)
+        shutil.copy(self.plan.file("containerd.toml"), "/etc/containerd/config.toml")
 
     def prepare_node(self):
         for name in ("ipv4/ip_forward", "ipv4/conf/all/route_localnet", "bridge/bridge-nf-call-iptables"):

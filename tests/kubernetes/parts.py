@@ -104,7 +104,7 @@ def worker(plan: Plan) -> dict[str, list[str]]:
     """The parts of the real node, in the order of their start; paths are those inside the node's mount namespace."""
     kubetest = str(plan.binary)
     return {
-        "containerd": ["containerd", "--config", plan.file("containerd.toml")],
+        "containerd": ["containerd"],
         "kubelet": [
             kubetest, "kubelet", f"--config={plan.file('kubelet.json')}", f"--kubeconfig={plan.file('kubelet.kubeconfig')}",
             f"--hostname-override={plan.node}", f"--node-ip={plan.address}", "--cert-dir=/var/lib/kubelet/pki", "--v=2",

@@ -263,6 +263,9 @@ async fn run_steps(
     found: &Detection,
     no_cache: bool,
 ) -> Result<Image, Problem> {
+    if let Some(step) = steps.dependencies.as_ref().or(steps.build.as_ref()) {
+        runner.may_run(&format!("the step \"{}\"", step.title))?;
+    }
     let run = runner.stack(&steps.run_stack).await?;
     let mut layers = run.image.layers.clone();
     if let Serve::Folder { folder } = &steps.serve {

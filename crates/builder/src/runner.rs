@@ -6,6 +6,7 @@ use crate::detect::Stack;
 use crate::egress::{self, Pass};
 use crate::role::Inner;
 use crate::stack::StackImage;
+use arco_config::WithoutUserNamespace;
 use arco_model::artifact::{ImageRef, Layer};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::{ComponentId, OperationId};
@@ -110,6 +111,12 @@ impl Runner<'_> {
             "the build was ended before it was done",
             "deploy again to build it",
         )
+    }
+
+    /// Refuses code that people bring where it would run as root of its node. Asked before the first step of a build;
+    /// fetching and the making of stacks run nothing of theirs. `what`: the first step that would.
+    pub(crate) fn may_run(&self, what: &str) -> Result<(), Problem> {
+        refusal(self.inner.confined, self.inner.config.without_user_namespace, what).map_or(Ok(()), Err)
     }
 
     /// A stack, with the progress of making it in the log.
@@ -325,9 +332,41 @@ fn what_shows(operation: &OperationId, said: bool) -> String {
     }
 }
 
+/// Why steps of people may not run, if so.
+fn refusal(confined: bool, otherwise: WithoutUserNamespace, what: &str) -> Option<Problem> {
+    if confined || otherwise == WithoutUserNamespace::Allow {
+        return None;
+    }
+    let message = format!(
+        "{what} would run as root of a node: pods of this platform have no user namespace (`kubernetes.user_namespaces = false`)"
+    );
+    let advice = "deploy an image that was built elsewhere, or build it on a platform of one machine and move it (`arco export`); \
+                  whoever operates the platform can give nodes containerd 2.0 and Linux 6.3 and set `kubernetes.user_namespaces = true`, \
+                  or allow it: `builder.without_user_namespace = \"allow\"`";
+    Some(Problem::new(ErrorKind::Failed, "build_unconfined", message, advice))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_that_nothing_confines_run_only_where_it_is_allowed() {
+        use WithoutUserNamespace::{Allow, Refuse};
+        for (confined, otherwise, refused) in
+            [(true, Refuse, false), (true, Allow, false), (false, Allow, false), (false, Refuse, true)]
+        {
+            let found = refusal(confined, otherwise, "Dockerfile line 3: RUN");
+            assert_eq!(found.is_some(), refused, "{confined} {otherwise:?}");
+            if let Some(it) = found {
+                assert!(
+                    it.code == "build_unconfined" && it.message.starts_with("Dockerfile line 3: RUN would"),
+                    "{it:?}"
+                );
+                assert!(it.advice.contains("builder.without_user_namespace"), "{it:?}");
+            }
+        }
+    }
 
     #[test]
     fn the_advice_names_the_build_and_lines_only_where_some_are() {

@@ -4,7 +4,10 @@
 //! What must hold: what is asked for is what [`crate::access`] says, line by line. What a finding means is decided by pure
 //! functions; only [`preflight`] and [`pull`] act.
 
+mod hosts;
 mod pull;
+
+pub use hosts::{HostsSetting, judge_hosts};
 
 use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
@@ -114,6 +117,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     findings.push(usage(client).await);
     findings.push(storage(client, config).await);
     findings.push(nodes(&cluster, config).await);
+    findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),
         None => findings.push(Finding::warning(

@@ -172,6 +172,7 @@ pub(crate) async fn start(
             data_dir: data_dir.clone(),
             cache_dir: config.server.cache_dir.clone(),
             makes_stacks: nix::unistd::geteuid().is_root(),
+            confined: config.orchestrator.driver == OrchestratorDriver::Local || config.kubernetes.user_namespaces,
             metadata: stores.metadata.clone(),
             images: stores.images.clone(),
             orchestrator: instances.orchestrator()?,

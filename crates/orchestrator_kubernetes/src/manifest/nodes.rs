@@ -3,8 +3,9 @@
 //! volumes, which the leading controller starts (`local_storage`).
 //!
 //! All need a folder of the node, which only the `privileged` standard allows; so they have a namespace of their own, and
-//! the servers stay in one that allows nothing. What must hold: a pod sees that one folder and nothing else of the node, has
-//! no account in the cluster and, of the DaemonSets, no capability; the one that reads output may not write.
+//! the servers stay in one that allows nothing. What must hold: a pod sees that one folder and nothing else of the node, but
+//! for containerd's settings, which the one that trusts the registry reads; it has no account in the cluster and, of the
+//! DaemonSets, no capability; the one that reads output may not write.
 
 use super::Installation;
 use super::objects::{REGISTRY_PORT, labels, selector};
@@ -107,14 +108,30 @@ fn server_folder(it: &Installation, folder: &Path) -> Value {
 /// One `hosts.toml` below containerd's folder of hosts.
 fn trust(it: &Installation, folder: &Path) -> Value {
     let service = format!("arco-registry.{}.svc:{REGISTRY_PORT}", it.namespace);
+    let settings = settings(folder);
     let container = json!({
         "name": "trust-registry", "image": it.image,
-        "args": ["cluster", "trust-registry", "--name", it.registry_host(), "--service", service, "--folder", "/hosts"],
-        "volumeMounts": [{ "name": "hosts", "mountPath": "/hosts" }],
+        "args": [
+            "cluster", "trust-registry", "--name", it.registry_host(), "--service", service, "--folder", "/hosts",
+            "--node-folder", folder, "--settings", "/settings", "--node-settings", settings,
+        ],
+        "volumeMounts": [
+            { "name": "hosts", "mountPath": "/hosts" },
+            { "name": "settings", "mountPath": "/settings", "readOnly": true },
+        ],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } },
     });
-    let volumes = json!([{ "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }]);
+    let volumes = json!([
+        { "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } },
+        { "name": "settings", "hostPath": { "path": settings, "type": "DirectoryOrCreate" } },
+    ]);
     set(it, "arco-trust-registry", "nodes", container, volumes)
+}
+
+/// Where containerd's settings are: the folder `containerd` that the folder of hosts is in, as with k3s, else the usual one;
+/// never another, which could hold what is not containerd's.
+fn settings(hosts: &Path) -> &Path {
+    hosts.ancestors().skip(1).find(|it| it.ends_with("containerd")).unwrap_or(Path::new("/etc/containerd"))
 }
 
 /// The output of instances, read by whom the files belong to.

@@ -138,6 +138,25 @@ fn every_pod_is_as_confined_as_it_can_be() {
     }
 }
 
+#[test]
+fn containerds_settings_are_read_and_nothing_else_of_the_node() {
+    for (hosts, settings) in [
+        ("/etc/containerd/certs.d", "/etc/containerd"),
+        ("/var/lib/rancher/k3s/agent/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent/etc/containerd"),
+        ("/srv/hosts", "/etc/containerd"),
+        ("/hosts", "/etc/containerd"),
+        ("/containerd", "/etc/containerd"),
+    ] {
+        let documents = manifest(&Installation { containerd_hosts: Some(hosts.into()), ..plain() });
+        let pod = &of_kind(&documents, "DaemonSet")[0]["spec"]["template"]["spec"];
+        let paths: Vec<&Value> = pod["volumes"].as_array().unwrap().iter().map(|it| &it["hostPath"]["path"]).collect();
+        assert_eq!(paths, [hosts, settings], "{hosts}");
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+        let writable: Vec<&Value> = mounts.iter().filter(|it| it["readOnly"] != true).map(|it| &it["name"]).collect();
+        assert_eq!(writable, ["hosts"], "{hosts}");
+    }
+}
+
 fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
     documents.iter().filter(|it| it["kind"] == kind).collect()
 }
