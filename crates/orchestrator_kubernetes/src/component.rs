@@ -218,6 +218,9 @@ impl Component {
             if let Some(since) = pod.draining_since {
                 state.leaving.entry(pod.uid.clone()).or_default().since.get_or_insert(since);
             }
+            if facts::overdue_at(pod).is_some_and(|at| at <= now) {
+                state.leaving.entry(pod.uid.clone()).or_default().overdue = true;
+            }
         }
         if state.removing {
             return None;

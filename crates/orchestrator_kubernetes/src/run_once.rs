@@ -146,7 +146,7 @@ async fn begin(
         if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
             return Some(Ok(()));
         }
-        let fault = facts::fault(pod)?;
+        let fault = facts::fault(pod, facts::Leaving::default())?;
         HOPELESS.iter().any(|it| fault.contains(it)).then_some(Err(Error::Refused(fault)))
     };
     until(inner, &work.component, &names::one_shot(&work.id), changed, begun).await?
