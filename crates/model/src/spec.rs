@@ -177,7 +177,8 @@ pub enum Protocol {
     /// HTTP/1.1, with WebSocket.
     #[default]
     Http,
-    /// HTTP over TLS spoken by the instance itself.
+    /// HTTP/1.1 over TLS spoken by the instance itself. Gateways accept any certificate, but where a route asks for one
+    /// (`upstream_tls`).
     Https,
     /// HTTP/2 without TLS.
     H2c,
