@@ -420,7 +420,7 @@ impl Context<'_> {
         });
         let done = runner.run(run).await?;
         let layer = done.layer.ok_or_else(|| bare(Problem::internal("keep what a step made")))?;
-        runner.cache.put(&key, &layer).await;
+        runner.cache.put(&key, &layer, &runner.inner.images).await;
         runner.say(format!("{}: done in {:.1} s", step.title, began.elapsed().as_secs_f64())).await;
         Ok(layer)
     }

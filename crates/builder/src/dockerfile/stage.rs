@@ -232,7 +232,7 @@ impl Build<'_> {
                     problem
                 })?;
                 let layer = done.layer.ok_or_else(|| Problem::internal("keep what RUN made"))?;
-                self.runner.cache.put(&key, &layer).await;
+                self.runner.cache.put(&key, &layer, &self.runner.inner.images).await;
                 layer
             }
         };
