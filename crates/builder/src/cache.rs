@@ -2,6 +2,7 @@
 
 use arco_model::artifact::{Digest, Layer};
 use arco_model::id::ComponentId;
+use arco_model::plan::CacheFolder;
 use arco_store::blob::{builds_path, content_path};
 use arco_store::images::Images;
 use std::path::{Path, PathBuf};
@@ -49,16 +50,16 @@ impl Cache {
         Self { folder: data_dir.join("cache/builds").join(component.as_str()), path: builds_path(component) }
     }
 
-    /// A kept folder for package clients. Steps run as another user than this process, so it is open to all; the
+    /// A kept folder for package clients, which steps see at `path`. Steps run as another user than this process, so it is open to all; the
     /// folder above it is not.
-    pub(crate) fn folder(&self, name: &str) -> std::io::Result<PathBuf> {
+    pub(crate) fn folder(&self, name: &str, path: &str) -> std::io::Result<CacheFolder> {
         use std::os::unix::fs::PermissionsExt as _;
-        let folder = self.folder.join("folders").join(name);
-        if !folder.is_dir() {
-            std::fs::create_dir_all(&folder)?;
-            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777))?;
+        let host_path = self.folder.join("folders").join(name);
+        if !host_path.is_dir() {
+            std::fs::create_dir_all(&host_path)?;
+            std::fs::set_permissions(&host_path, std::fs::Permissions::from_mode(0o777))?;
         }
-        Ok(folder)
+        Ok(CacheFolder { name: name.to_owned(), path: path.to_owned(), host_path })
     }
 
     fn note(&self, key: &Key) -> String {

@@ -12,7 +12,7 @@ use crate::{blocking, storage};
 use arco_model::artifact::{ImageConfig, ImageRef, Layer};
 use arco_model::component::{Component, RunDefaults};
 use arco_model::error::Problem;
-use arco_model::plan::{HostMount, LayerExport, OneShotNetwork};
+use arco_model::plan::{LayerExport, OneShotNetwork};
 use arco_model::source::Source;
 use arco_model::spec::{Command, ComponentKind, ComponentSpec, Protocol};
 use arco_store::images::{Image, ImageError};
@@ -411,8 +411,8 @@ impl Context<'_> {
         run.working_dir = "/app".to_owned();
         run.network = OneShotNetwork::Build;
         for cache in &step.caches {
-            let host_path = runner.cache.folder(cache.name).map_err(|it| bare(storage("make a cache folder")(&it)))?;
-            run.mounts.push(HostMount { host_path, path: cache.path.to_owned(), writable: true });
+            let folder = runner.cache.folder(cache.name, cache.path);
+            run.caches.push(folder.map_err(|it| bare(storage("make a cache folder")(&it)))?);
         }
         run.export = Some(LayerExport {
             include: step.exports.iter().map(|it| (*it).to_owned()).collect(),

@@ -62,6 +62,9 @@ pub(super) async fn run(
             at.copy_in(&mount.host_path, &mount.path).await?;
         }
     }
+    for cache in &work.caches {
+        at.done("make a folder", &["mkdir", "-p", "-m", "0777", "--", &cache.path], Vec::new()).await?;
+    }
     let before = match &work.export {
         Some(export) => Some(at.begin(work, export).await?),
         None => None,
@@ -163,8 +166,10 @@ impl Pod<'_> {
     async fn find(&self, work: &OneShot, export: &LayerExport, only: &[&str]) -> Result<BTreeSet<Vec<u8>>, Error> {
         let mut argv: Vec<&str> = vec!["find", "/", "-xdev", "("];
         let mounts = work.mounts.iter().map(|it| it.path.as_str());
+        let caches = work.caches.iter().map(|it| it.path.as_str());
         let volumes = work.volumes.iter().map(|it| it.path.as_str());
-        let excluded = NEVER.into_iter().chain(export.exclude.iter().map(String::as_str)).chain(mounts).chain(volumes);
+        let excluded = NEVER.into_iter().chain(export.exclude.iter().map(String::as_str));
+        let excluded = excluded.chain(mounts).chain(caches).chain(volumes);
         for (number, path) in excluded.enumerate() {
             if number > 0 {
                 argv.push("-o");

@@ -7,7 +7,7 @@ use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
 use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
-use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::plan::{CacheFolder, HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
 use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
@@ -243,6 +243,11 @@ async fn a_login_of_a_registry_that_is_gone_is_made_anew() {
     .await;
 }
 
+/// A cache that is only in the blob store: of this machine's disk a driver of a cluster uses nothing.
+fn cache(path: &str) -> CacheFolder {
+    CacheFolder { name: "packages".to_owned(), path: path.to_owned(), host_path: "/nowhere".into() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
     on_a_node(|place| async move {
@@ -252,10 +257,9 @@ async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
         let script = "mkdir /out; cat /source/input > /out/answer; echo done >&2; rm /bin/id; echo cached > /cache/x";
         let mut step = OneShot { export: Some(LayerExport::default()), ..one_shot(&asked, &["sh", "-c", script]) };
         step.network = OneShotNetwork::None;
-        step.mounts = vec![
-            HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false },
-            HostMount { host_path: folder.path().to_owned(), path: "/cache".to_owned(), writable: true },
-        ];
+        step.mounts =
+            vec![HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false }];
+        step.caches = vec![cache("/cache")];
         let (result, lines) = run(&place, &step).await;
         assert_eq!((result.exit.status, lines), (0, vec!["done".to_owned()]), "{result:?}");
         let made = result.layer.unwrap();
