@@ -1,17 +1,30 @@
-//! Layers of earlier builds of a component, by a key over everything that made them.
+//! What builds of a component leave for its next ones: layers, by a key over everything that made them, and folders of
+//! package clients.
+//!
+//! What must hold: no component sees what another one left. Not here: folders while a step runs (drivers).
 
+use crate::storage;
 use arco_model::artifact::{Digest, Layer};
+use arco_model::error::Problem;
 use arco_model::id::ComponentId;
 use arco_model::plan::CacheFolder;
-use arco_store::blob::{builds_path, content_path};
+use arco_model::time::Timestamp;
+use arco_store::blob::{BUILD_FOLDERS, BUILDS, BlobError, BlobStat, builds_path, content_path};
+use arco_store::clock;
 use arco_store::images::Images;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Raised when steps are run in another way, so that what older versions made is not used.
 const EDITION: &str = "1";
 
 /// Largest note of a layer, in bytes.
 const NOTE_MAX: usize = 64 << 10;
+/// Age from which a folder of package clients in the blob store is dropped, in ms: no build has written it for 30 days.
+const UNUSED_MS: u64 = 30 * 24 * 3_600_000;
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(6 * 3600);
 
 /// Puts a key together; parts cannot run into each other.
 pub(crate) struct Key(Vec<u8>);
@@ -62,6 +75,16 @@ impl Cache {
         Ok(CacheFolder { name: name.to_owned(), path: path.to_owned(), host_path })
     }
 
+    /// Empties the kept folders, for a build without caches.
+    pub(crate) async fn empty(&self, images: &Images) -> Result<(), Problem> {
+        let fault = storage("empty the caches of the component");
+        match tokio::fs::remove_dir_all(self.folder.join("folders")).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fault(&error)),
+            _ => {}
+        }
+        images.blobs().delete_below(&format!("{}{BUILD_FOLDERS}", self.path)).await.map_err(|it| fault(&it))
+    }
+
     fn note(&self, key: &Key) -> String {
         format!("{}layers/{}.json", self.path, key.text())
     }
@@ -84,12 +107,35 @@ impl Cache {
     }
 }
 
+/// Drops folders that no build uses any more, now and then, until `token` fires. Every builder may do it.
+pub(crate) async fn drop_unused(images: &Images, token: &CancellationToken) {
+    loop {
+        if let Err(error) = drop_unused_at(images, clock::now()).await {
+            tracing::warn!(%error, "caches that no build uses stay for now");
+        }
+        tokio::select! {
+            () = token.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+async fn drop_unused_at(images: &Images, now: Timestamp) -> Result<(), BlobError> {
+    let unused = |it: &BlobStat| {
+        let inside = it.path.strip_prefix(BUILDS).and_then(|it| it.split_once('/'));
+        inside.is_some_and(|it| it.1.starts_with(BUILD_FOLDERS)) && now.since_ms(it.modified) > UNUSED_MS
+    };
+    for found in images.blobs().list(BUILDS).await?.iter().filter(|it| unused(it)) {
+        images.blobs().delete(&found.path).await?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use arco_model::artifact::Descriptor;
     use arco_store::blob::MemoryBlobs;
-    use arco_store::clock;
     use arco_store::images::LAYER_ZSTD_TYPE;
     use arco_store::sql::MemoryMetadata;
     use std::sync::Arc;
@@ -113,5 +159,37 @@ mod tests {
         assert_eq!(builder(&component).get(&key, &images).await, Some(layer));
         assert_eq!(builder(&component).get(&Key::new("step").with("other"), &images).await, None);
         assert_eq!(builder(&other).get(&key, &images).await, None, "of another component");
+    }
+
+    #[tokio::test]
+    async fn folders_go_when_they_are_not_used_and_when_a_build_begins_without_them() {
+        let images = Images::new(Arc::new(MemoryMetadata::default()), Arc::new(MemoryBlobs::default()));
+        let (component, other): (ComponentId, ComponentId) = (clock::fresh(), clock::fresh());
+        let data = tempfile::tempdir().unwrap();
+        let cache = Cache::new(data.path(), &component);
+        let paths =
+            async || -> Vec<String> { images.blobs().list("").await.unwrap().into_iter().map(|it| it.path).collect() };
+        let [note, folder, others] = [
+            format!("builds/{component}/layers/{}.json", Key::new("a").text()),
+            format!("builds/{component}/folders/npm.tar.zst"),
+            format!("builds/{other}/folders/npm.tar.zst"),
+        ];
+        for path in [&note, &folder, &others] {
+            images.blobs().put_bytes(path, "x".into()).await.unwrap();
+        }
+        let written = async |path: &str| images.blobs().stat(path).await.unwrap().unwrap().modified;
+        let (first, last) = (written(&folder).await, written(&others).await);
+        let here = cache.folder("npm", "/cache/npm").unwrap().host_path;
+        std::fs::write(here.join("package"), "x").unwrap();
+
+        drop_unused_at(&images, first.plus_ms(UNUSED_MS)).await.unwrap();
+        assert_eq!(paths().await.len(), 3);
+        cache.empty(&images).await.unwrap();
+        cache.empty(&images).await.unwrap();
+        let mut left = [note.clone(), others];
+        left.sort();
+        assert_eq!((paths().await, here.exists()), (left.to_vec(), false));
+        drop_unused_at(&images, last.plus_ms(UNUSED_MS + 1)).await.unwrap();
+        assert_eq!(paths().await, [note], "layers go when nothing runs them");
     }
 }
