@@ -7,7 +7,7 @@
 mod letters;
 
 use crate::access::Access;
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::egress::{BuildProxy, Proxy};
 use crate::pipeline::{self, Built};
 use crate::runner::Runner;
@@ -170,7 +170,7 @@ impl Builder {
                 proxy.run(listener, &token).await;
             }
         };
-        tokio::join!(work, self.inner.read_letters(&token), proxy);
+        tokio::join!(work, self.inner.read_letters(&token), cache::drop_unused(&self.inner.images, &token), proxy);
         Ok(())
     }
 
@@ -338,6 +338,9 @@ impl Inner {
 
     /// Reads the source and builds it, unless an earlier revision was built from the same.
     async fn build(&self, runner: &Runner<'_>, component: &Component, operation: &Operation) -> Result<Made, Problem> {
+        if operation.no_cache {
+            runner.cache.empty(&self.images).await?;
+        }
         let (subject, build_key) = pipeline::prepare(runner, component).await?;
         let commit = match &subject {
             pipeline::Subject::Files(it) => it.commit.clone(),

@@ -12,7 +12,7 @@ use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::{ComponentId, OperationId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::name::TenantName;
-use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork};
+use arco_model::plan::{CacheFolder, HostMount, LayerExport, OneShot, OneShotNetwork};
 use arco_model::spec::Resources;
 use arco_model::spec::scheduling::Scheduling;
 use arco_orchestrator::OutputLine;
@@ -37,7 +37,7 @@ pub(crate) struct StepRun {
     pub(crate) working_dir: String,
     pub(crate) user: String,
     pub(crate) network: OneShotNetwork,
-    pub(crate) mounts: Vec<HostMount>,
+    pub(crate) caches: Vec<CacheFolder>,
     pub(crate) export: Option<LayerExport>,
 }
 
@@ -53,7 +53,7 @@ impl StepRun {
             working_dir: "/".to_owned(),
             user: String::new(),
             network: OneShotNetwork::None,
-            mounts: Vec::new(),
+            caches: Vec::new(),
             export: None,
         }
     }
@@ -151,7 +151,7 @@ impl Runner<'_> {
         let left = self.ends.saturating_duration_since(tokio::time::Instant::now());
         let config = &self.inner.config;
         let mut env = step.env;
-        let mut mounts = step.mounts;
+        let mut mounts = Vec::new();
         if step.network == OneShotNetwork::Build {
             if let Some(pass) = &self.pass {
                 env.extend(egress::variables(pass));
@@ -198,6 +198,8 @@ impl Runner<'_> {
             timeout_ms: left.as_millis() as u64,
             network: step.network,
             mounts,
+            caches: step.caches,
+            cache_mb: config.cache_mb,
             volumes: Vec::new(),
             export,
             scheduling: Scheduling::default(),

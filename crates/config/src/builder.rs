@@ -83,6 +83,9 @@ pub struct BuilderConfig {
     pub disk_mb: u32,
     /// Processes of a build.
     pub pids: u32,
+    /// Most that the caches of package clients of one component take where the platform keeps them in its blob store (with
+    /// Kubernetes), in MiB, compressed; 0 keeps none. On one machine they are folders of its disk.
+    pub cache_mb: u32,
     /// Private networks that builds may reach nevertheless (package mirrors).
     pub allowed_networks: Vec<Ipv4Net>,
     /// What builds may reach: `public` or `allowlist`.
@@ -119,6 +122,7 @@ impl Default for BuilderConfig {
             memory_mb: 4096,
             disk_mb: 8192,
             pids: 2048,
+            cache_mb: 2048,
             allowed_networks: Vec::new(),
             egress: Egress::default(),
             allowed_hosts: HOSTS.map(str::to_owned).to_vec(),

@@ -221,6 +221,18 @@ pub struct HostMount {
     pub writable: bool,
 }
 
+/// A folder that the one-shots of a component find as the last good one left it: a cache of a package client. Its loss
+/// costs time and nothing else.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct CacheFolder {
+    /// Its name among those of the component: letters, digits, `_` and `-`; made by the caller, never from input.
+    pub name: String,
+    /// Absolute path inside.
+    pub path: String,
+    /// Where a driver that runs one-shots on this host keeps it; it is there.
+    pub host_path: std::path::PathBuf,
+}
+
 /// A workload that runs once to its end: a step of a build, or `arco run`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OneShot {
@@ -250,6 +262,10 @@ pub struct OneShot {
     pub network: OneShotNetwork,
     /// Folders of the host.
     pub mounts: Vec<HostMount>,
+    /// Folders that are kept for the next one-shots of the component; never part of the exported layer.
+    pub caches: Vec<CacheFolder>,
+    /// Most that all caches of the component may take where the driver keeps them itself, in MiB; 0 keeps none.
+    pub cache_mb: u32,
     /// Volumes of the component (for `arco run`).
     pub volumes: Vec<VolumeSpec>,
     /// Whether what it wrote is exported as a layer into the blob store.
@@ -285,6 +301,8 @@ impl OneShot {
             timeout_ms,
             network: OneShotNetwork::Instance,
             mounts: Vec::new(),
+            caches: Vec::new(),
+            cache_mb: 0,
             volumes: template.volumes,
             export: None,
             scheduling: template.scheduling,

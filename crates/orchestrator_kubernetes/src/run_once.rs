@@ -197,7 +197,7 @@ async fn attempt(
     output: mpsc::Sender<OutputLine>,
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
-    let in_session = !work.mounts.is_empty() || work.export.is_some();
+    let in_session = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
     let name = names::one_shot(&work.id);
     let mut changed = inner.changed.subscribe();
     begin(inner, namespace, work, in_session, &mut changed).await?;

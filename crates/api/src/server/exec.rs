@@ -125,6 +125,8 @@ impl Api {
             timeout_ms: RUN_MS,
             network: OneShotNetwork::Instance,
             mounts: Vec::new(),
+            caches: Vec::new(),
+            cache_mb: 0,
             volumes: template.volumes,
             export: None,
             scheduling: template.scheduling,

@@ -1,6 +1,6 @@
 //! The local driver with real containers, each test in a network namespace that stands for the machine.
 
-use crate::driver_contract::{contract, one_shot, plan, reached, ready, until};
+use crate::driver_contract::{caches, contract, one_shot, plan, reached, ready, until};
 use crate::host_root::{in_time, put_layer};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::artifact::{ImageConfig, ImageRef};
@@ -389,6 +389,17 @@ fn one_shots_end_by_themselves_by_time_and_by_cancel() {
         )
         .await;
         assert_eq!(result.exit.status, 0);
+        driver.shutdown(false).await.unwrap();
+    });
+}
+
+#[test]
+fn caches_of_one_shots_are_kept() {
+    on_a_machine(|place| async move {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let driver = place.driver().await;
+        caches(driver.as_ref(), &place.plan(&SERVE), folder.path()).await;
         driver.shutdown(false).await.unwrap();
     });
 }
