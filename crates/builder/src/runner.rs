@@ -192,6 +192,7 @@ impl Runner<'_> {
             network: step.network,
             mounts,
             volumes: Vec::new(),
+            files: Vec::new(),
             export,
             scheduling: Scheduling::default(),
             overlay: None,

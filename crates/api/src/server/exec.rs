@@ -126,6 +126,7 @@ impl Api {
             network: OneShotNetwork::Instance,
             mounts: Vec::new(),
             volumes: template.volumes,
+            files: template.files,
             export: None,
             scheduling: template.scheduling,
             overlay: template.overlay,
