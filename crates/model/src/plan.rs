@@ -107,7 +107,7 @@ impl InstanceFile {
     fn of(spec: &FileSpec) -> Option<Self> {
         let text = spec.content.clone().map(FileContent::Text);
         let content = text.or_else(|| spec.secret.clone().map(FileContent::Variable))?;
-        Some(Self { path: spec.path.clone(), mode: spec.mode, content })
+        Some(Self { path: spec.path.clone(), mode: spec.mode.unwrap_or_default(), content })
     }
 
     /// The content, with the variables of the instance; `None` when they lack the secret.

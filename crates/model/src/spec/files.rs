@@ -31,9 +31,9 @@ pub struct FileSpec {
     /// Name of the secret whose value is in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
-    /// Who may read and execute it inside the instance, whose user owns it.
-    #[serde(default)]
-    pub mode: FileMode,
+    /// Who may read and execute it inside the instance, whose user owns it; `0444` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<FileMode>,
 }
 
 /// Permission bits of a file, written as octal digits in quotes: `"0444"`.
@@ -157,7 +157,7 @@ mod tests {
     use crate::spec::VolumeKind;
 
     fn text(path: &str, content: &str) -> FileSpec {
-        FileSpec { path: path.into(), content: Some(content.into()), secret: None, mode: FileMode::default() }
+        FileSpec { path: path.into(), content: Some(content.into()), secret: None, mode: None }
     }
 
     fn secret(path: &str) -> FileSpec {

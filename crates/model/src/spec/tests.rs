@@ -43,12 +43,7 @@ fn each_broken_rule_has_its_code() {
         ("volume_duplicate", |it| it.volumes = vec![volume("/a"), volume("/a")]),
         ("file_path_taken", |it| {
             it.volumes.push(volume("/a"));
-            it.files.push(FileSpec {
-                path: "/a".into(),
-                content: Some(String::new()),
-                secret: None,
-                mode: Default::default(),
-            });
+            it.files.push(FileSpec { path: "/a".into(), content: Some(String::new()), secret: None, mode: None });
         }),
         ("schedule_missing", |it| it.kind = ComponentKind::Cron),
         ("schedule_unused", |it| it.schedule = Some("* * * * *".into())),
