@@ -201,6 +201,7 @@ impl Runner<'_> {
             caches: step.caches,
             cache_mb: config.cache_mb,
             volumes: Vec::new(),
+            files: Vec::new(),
             export,
             scheduling: Scheduling::default(),
             overlay: None,

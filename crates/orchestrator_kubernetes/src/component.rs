@@ -447,7 +447,7 @@ impl Component {
         Ok(())
     }
 
-    /// Deletes what the plan no longer needs: variables of templates that no pod has, addresses without ports.
+    /// Deletes what the plan no longer needs: variables and files of templates that no pod has, addresses without ports.
     async fn leftovers(&self, rendered: &Rendered, seen: &ComponentSeen) -> Result<(), Fault> {
         let all = rendered.others.iter().chain(&rendered.scale);
         let wanted: BTreeSet<(Kind, &str)> = all.map(|it| (it.kind, it.name.as_str())).collect();
@@ -463,6 +463,7 @@ impl Component {
             let auxiliary = matches!(
                 kind,
                 Kind::Secret
+                    | Kind::ConfigMap
                     | Kind::Service
                     | Kind::NetworkPolicy
                     | Kind::DisruptionBudget
@@ -471,7 +472,7 @@ impl Component {
             );
             let one_shot = name.starts_with("run-");
             if auxiliary && !one_shot && !it.deleting && !wanted.contains(&(*kind, name)) {
-                if *kind == Kind::Secret && used_by(&it.key) {
+                if matches!(kind, Kind::Secret | Kind::ConfigMap) && used_by(&it.key) {
                     continue;
                 }
                 self.delete(*kind, &it.namespace, name, &DeleteParams::background()).await?;

@@ -128,6 +128,7 @@ impl Api {
             caches: Vec::new(),
             cache_mb: 0,
             volumes: template.volumes,
+            files: template.files,
             export: None,
             scheduling: template.scheduling,
             overlay: template.overlay,

@@ -204,6 +204,7 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
     let kind = if role == Some(InstanceRole::Run) { "run" } else { "build" };
     let labels =
         [("kind", kind.to_owned()), ("component", component.to_string()), ("tenant", workload.tenant.to_string())];
+    let files = instance::files(&workload.files, &workload.env)?;
     let mut spec = ContainerSpec {
         layers,
         disk_mb: workload.resources.disk_mb,
@@ -213,6 +214,7 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
         user: workload.user.clone(),
         resources: workload.resources,
         mounts,
+        files,
         netns: Some(attached.netns),
         hostname: hostname.to_owned(),
         resolv_conf: Some(instance::resolv_conf(&name_servers, place)),
