@@ -56,7 +56,6 @@ const NAME_MAX: usize = 200;
 const KINDS: [&str; 4] = ["persistentvolumeclaims", "persistentvolumes", "nodes", "pods"];
 
 /// Whether this process provides local storage now.
-#[derive(Default)]
 pub(crate) struct LocalStorage {
     asked: bool,
     /// Ends the work; `None` while another process leads.

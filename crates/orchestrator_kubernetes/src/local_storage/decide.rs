@@ -71,7 +71,7 @@ pub(super) struct Decision {
 
 /// Decides.
 pub(super) fn decide(world: &World, now: Timestamp) -> Decision {
-    let mut busy = BTreeMap::new();
+    let mut busy: BTreeMap<&str, usize> = BTreeMap::new();
     for it in world.pods.values().filter(|it| matches!(it.state, State::Begun(_)) && !it.deleting) {
         *busy.entry(it.node.as_str()).or_default() += 1;
     }
