@@ -6,6 +6,7 @@
 
 use super::Failure;
 use clap::{Args, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,6 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Modes of the folder of volumes, and of a volume.
 const CLOSED: u32 = 0o700;
 const OPEN: u32 = 0o777;
+/// How many folders the library may hold open; without a limit it would use up its stack first.
+const HELD: u64 = 1024;
+/// Folders above what is removed one by one.
+const DEEPEST: u32 = 12;
 /// Longest name of a volume.
 const NAME_MAX: usize = 63;
 
@@ -46,6 +51,8 @@ pub(crate) struct FolderArgs {
 
 /// Runs.
 pub(super) async fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((HELD, HELD));
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(HELD), hard); // lower is always allowed
     act(command)?;
     if !matches!(command, LocalVolumeCommand::Make { stay: true, .. }) {
         return Ok(());
@@ -95,7 +102,44 @@ fn make(folder: &Path, path: &Path) -> std::io::Result<()> {
 fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EMFILE) => remove_deep(path),
         done => done,
+    }
+}
+
+/// The library holds each folder above the one that it removes open: an instance that nested more of them than that must not
+/// keep its volume for ever. What lies deep is moved up first, so that no path grows too long either.
+fn remove_deep(root: &Path) -> std::io::Result<()> {
+    let (mut at, mut depth, mut moved) = (root.to_owned(), 0, 0_u64);
+    loop {
+        let mut below = None;
+        for entry in std::fs::read_dir(&at)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                below = Some(entry.path());
+                break;
+            }
+            std::fs::remove_file(entry.path())?;
+        }
+        match below {
+            Some(deep) if depth == DEEPEST => {
+                let mut up = root.join(format!("moved-{moved}"));
+                while up.symlink_metadata().is_ok() {
+                    moved += 1;
+                    up = root.join(format!("moved-{moved}"));
+                }
+                std::fs::rename(deep, up)?;
+            }
+            Some(next) => (at, depth) = (next, depth + 1),
+            None => {
+                std::fs::remove_dir(&at)?;
+                if depth == 0 {
+                    return Ok(());
+                }
+                at.pop();
+                depth -= 1;
+            }
+        }
     }
 }
 
@@ -138,6 +182,24 @@ mod tests {
         assert!(!volume.exists() && outside.join("kept").exists(), "links are not followed");
         act(&remove).unwrap();
         assert!(folder.exists());
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_removed_too() {
+        let root = tempfile::tempdir().unwrap();
+        let (volume, outside) = (root.path().join("pvc-u1"), root.path().join("outside"));
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("kept"), "x").unwrap();
+        for chain in ["a", "b"] {
+            let mut deep = volume.join(chain);
+            (0..100).for_each(|_| deep.push("d"));
+            std::fs::create_dir_all(&deep).unwrap();
+            std::fs::write(deep.join("file"), "x").unwrap();
+            std::os::unix::fs::symlink(&outside, deep.join("link")).unwrap();
+        }
+        std::fs::write(volume.join("moved-0"), "in its way").unwrap();
+        remove_deep(&volume).unwrap();
+        assert!(!volume.exists() && outside.join("kept").exists());
     }
 
     #[test]
