@@ -3,7 +3,7 @@
 //! Only for tests (feature `contract`); panics are findings. Bounds of time grow with `ARCO_TEST_SLOWNESS`.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a panic is the finding of a test")]
 
-use crate::{Error, ExecRequest, Orchestrator, Removal, SharedOrchestrator};
+use crate::{Error, ExecRequest, Orchestrator, OutputLine, Removal, SharedOrchestrator};
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{CacheFolder, InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
@@ -210,8 +210,8 @@ pub async fn caches(driver: &dyn Orchestrator, plan: &WorkloadPlan, host_path: &
         let (_keep, cancel) = oneshot::channel();
         let said = async {
             let mut said = Vec::new();
-            while let Some(line) = lines.recv().await {
-                said.push(line.text);
+            while let Some(OutputLine { text, .. }) = lines.recv().await {
+                said.push(text);
             }
             said
         };
