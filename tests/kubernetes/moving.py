@@ -43,9 +43,9 @@ GUARDED = {"path": "/guarded", "headers": {"Authorization": "Basic " + base64.b6
 class Machine:
     """`arco server` on this machine, with everything below `work`."""
 
-    def __init__(self, arco, work):
+    def __init__(self, arco, work, registry="127.0.0.1:0"):
         self.arco, self.data = arco, work / "machine"
-        listeners = [f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api", "registry")]
+        listeners = [f"--registry-listen={registry}", *(f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api"))]
         environment = {**os.environ, "ARCO_GATEWAY__STREAM_LISTEN": "127.0.0.1"}
         self.log = open(work / "machine.log", "wb")
         self.server = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", arco, "server", "--stop-instances", "--data-dir", self.data, "--domain", "one.test", *listeners],

@@ -385,6 +385,15 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
             "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
         );
     }
+    if !config.user_namespaces && confined {
+        return Finding::warning(
+            "nodes",
+            format!(
+                "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
+            ),
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
+        );
+    }
     Finding::good("nodes", shown)
 }
 
