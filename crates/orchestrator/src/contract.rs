@@ -201,6 +201,7 @@ pub async fn caches(driver: &dyn Orchestrator, plan: &WorkloadPlan, host_path: &
     for script in steps {
         let mut once = one_shot(plan, &["sh", "-c", script]);
         once.network = OneShotNetwork::None;
+        once.timeout_ms = in_time(Duration::from_secs(60)).as_millis() as u64;
         once.caches = vec![CacheFolder {
             name: "packages".to_owned(),
             path: "/cache/packages".to_owned(),

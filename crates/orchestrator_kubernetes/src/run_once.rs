@@ -45,7 +45,7 @@ pub(crate) async fn run(
     let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
     let mut started = false;
     let outcome = tokio::select! {
-        outcome = attempt(&inner, &namespace, &work, output, &mut started) => outcome,
+        outcome = attempt(&inner, &namespace, &work, output, deadline, &mut started) => outcome,
         _ = &mut cancel => ended(started, "it was cancelled", false),
         () = inner.stop.cancelled() => ended(started, "the server stops", false),
         () = tokio::time::sleep_until(deadline) => ended(started, "its time was over before it could start", true),
@@ -206,6 +206,7 @@ async fn attempt(
     namespace: &str,
     work: &OneShot,
     output: mpsc::Sender<OutputLine>,
+    deadline: tokio::time::Instant,
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
     let in_session = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
@@ -214,7 +215,7 @@ async fn attempt(
     begin(inner, namespace, work, in_session, &mut changed).await?;
     *started = true;
     if in_session {
-        return session::run(inner, namespace, &name, work, output, &mut changed).await;
+        return session::run(inner, namespace, &name, work, output, deadline, &mut changed).await;
     }
     let lines = forward(inner, namespace, &name, &output);
     let over = until(inner, &work.component, &name, &mut changed, |pod| pod.over.as_ref().map(|_| pod.clone()));

@@ -48,13 +48,14 @@ pub(super) fn as_root(mut pod: Object) -> Object {
     pod
 }
 
-/// Runs the workload in the pod, which runs.
+/// Runs the workload in the pod, which runs, until `deadline`, when the caller ends it.
 pub(super) async fn run(
     inner: &Inner,
     namespace: &str,
     pod: &str,
     work: &OneShot,
     output: mpsc::Sender<OutputLine>,
+    deadline: tokio::time::Instant,
     changed: &mut broadcast::Receiver<arco_model::id::ComponentId>,
 ) -> Result<OneShotResult, Error> {
     let at = Pod { inner, namespace, name: pod };
@@ -82,7 +83,7 @@ pub(super) async fn run(
         _ => None,
     };
     if status == 0 {
-        at.keep(work, &caches, &output).await;
+        at.keep(work, &caches, deadline, &output).await;
     }
     Ok(OneShotResult { exit, timed_out: false, layer })
 }

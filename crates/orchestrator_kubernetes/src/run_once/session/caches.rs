@@ -13,9 +13,11 @@ use arco_store::blob::{BUILD_FOLDERS, BlobError, BlobStat, ByteStream, builds_pa
 use arco_store::clock;
 use bytes::Bytes;
 use std::io::{self, Read, Write};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::io::StreamReader;
 use zstd::stream::{read, write};
 
@@ -24,6 +26,8 @@ const PIECE: usize = 256 << 10;
 /// Age from which an archive is written again although nothing in it changed, in ms: else one that is used would pass for
 /// one that is not.
 const OLD_MS: u64 = 7 * 24 * 3_600_000;
+/// Left of the time of a one-shot when its caches are kept no further: they must not cost its result.
+const SPARE: Duration = Duration::from_secs(5);
 /// Most characters that are told of what a program of the pod says.
 const TOLD: usize = 200;
 
@@ -46,7 +50,8 @@ impl Pod<'_> {
         for folder in &work.caches {
             self.done("make a folder", &["mkdir", "-p", "-m", "0777", "--", folder.path.as_str()], Vec::new()).await?;
             let mut old = false;
-            match self.unpack(work, folder).await {
+            let unpacked = if work.cache_mb > 0 { self.unpack(work, folder).await } else { Ok(None) };
+            match unpacked {
                 Ok(None) => {}
                 Ok(Some(found)) => {
                     bytes += found.size;
@@ -67,11 +72,19 @@ impl Pod<'_> {
         Ok(restored)
     }
 
-    /// Keeps what changed in the caches for the next one-shot of the component.
-    pub(super) async fn keep(&self, work: &OneShot, restored: &[Restored<'_>], output: &mpsc::Sender<OutputLine>) {
+    /// Keeps what changed in the caches for the next one-shot of the component, well before the deadline of this one.
+    pub(super) async fn keep(
+        &self,
+        work: &OneShot,
+        restored: &[Restored<'_>],
+        deadline: Instant,
+        output: &mpsc::Sender<OutputLine>,
+    ) {
+        let end = deadline.checked_sub(SPARE).unwrap_or(deadline);
         let mut bytes = 0;
-        for Restored { folder, old } in restored {
-            match self.pack(work, folder, *old).await {
+        for Restored { folder, old } in restored.iter().filter(|_| work.cache_mb > 0) {
+            let packed = tokio::time::timeout_at(end, self.pack(work, folder, *old)).await;
+            match packed.unwrap_or_else(|_| Err("the time of the build is over".to_owned())) {
                 Ok(kept) => bytes += kept.unwrap_or_default(),
                 Err(why) => {
                     tracing::warn!(component = %work.component, cache = folder.name, why, "a cache is not kept");

@@ -295,6 +295,7 @@ async fn caches_of_build_steps_are_kept_in_the_blob_store() {
         let step = |plan: &WorkloadPlan, script: &str, cache_mb: u32| {
             let mut step = one_shot(plan, &["sh", "-c", script]);
             (step.network, step.cache_mb) = (OneShotNetwork::None, cache_mb);
+            step.timeout_ms = 60_000;
             step.caches = vec![cache("/cache")];
             step
         };
