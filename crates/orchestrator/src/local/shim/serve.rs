@@ -125,7 +125,13 @@ impl Shim {
                 return Err(error);
             }
         };
-        spec.container.files.clear(); // they are written, once for all runs of the program
+        if !spec.container.files.is_empty() {
+            // They are written, once for all runs of the program: their contents are in nobody's way any more.
+            spec.container.files.clear();
+            if let Ok(bytes) = serde_json::to_vec(&spec) {
+                let _ = write_private(&path, &bytes); // as it was, it only takes more memory
+            }
+        }
         let state = ShimState {
             phase: ContainerPhase::Running,
             shim_pid: std::process::id() as i32,

@@ -7,7 +7,9 @@ use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
 use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
-use arco_model::plan::{CacheFolder, HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::plan::{
+    CacheFolder, FileContent, HostMount, InstanceFile, LayerExport, OneShot, OneShotNetwork, WorkloadPlan,
+};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_orchestrator::contract::{caches, contract, in_time, one_shot, plan, reached, until};
 use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
@@ -195,6 +197,37 @@ async fn a_one_shot_tells_its_output_and_its_end() {
         let left: kube::api::ObjectList<k8s_openapi::api::core::v1::Secret> =
             place.api().list(&kube::api::ListParams::default().labels("arco.internal/role=one-shot")).await.unwrap();
         assert!(left.items.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_files_are_read_by_whoever_runs_and_never_written() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        let file = |path: &str, mode: &str, content| InstanceFile {
+            path: path.to_owned(),
+            mode: mode.parse().unwrap(),
+            content,
+        };
+        let line = "cat /etc/app/app.conf /etc/app/key; echo; echo x > /etc/app/app.conf || echo refused; id -u";
+        for user in ["", "1000:1000"] {
+            let mut work = one_shot(&asked, &["sh", "-c", line]);
+            work.user = user.to_owned();
+            work.files = vec![
+                file("/etc/app/app.conf", "0444", FileContent::Text("a=1\n".to_owned())),
+                file("/etc/app/key", "0400", FileContent::Variable("COLOUR".to_owned())),
+            ];
+            let (result, lines) = run(&place, &work).await;
+            let id = if user.is_empty() { "0" } else { "1000" };
+            assert_eq!(result.exit.status, 0, "{lines:?}");
+            for wanted in ["a=1", "red", "refused", id] {
+                assert!(lines.iter().any(|it| it == wanted), "{wanted}: {lines:?}");
+            }
+        }
+        let maps = place.api::<k8s_openapi::api::core::v1::ConfigMap>();
+        let one_shots = kube::api::ListParams::default().labels("arco.internal/role=one-shot");
+        assert!(maps.list(&one_shots).await.unwrap().items.is_empty(), "its end is told when nothing is left");
     })
     .await;
 }
