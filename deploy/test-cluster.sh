@@ -18,6 +18,9 @@ else
   # A pod of a test must not land on a node of the other kind.
   step "tests on fake nodes"
   tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation::
+  step "tests on three fake nodes, one of which falls silent"
+  # One after the other: the nodes are those of all tests.
+  tests/kubernetes/cluster.py run --fake-nodes 3 -- cargo test --locked --workspace --test it -- several_nodes:: --test-threads=1
   step "tests on a real node"
   tests/kubernetes/cluster.py run --node -- cargo test --locked --workspace --test it -- real_node::
   step "the installation with pods for each role: what is killed and deleted costs nothing"

@@ -62,14 +62,14 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
 }
 
 /// Everything of ours that belongs to components.
-async fn of_components(place: &Place) -> Vec<String> {
+pub(crate) async fn of_components(place: &Place) -> Vec<String> {
     let tenant = ["arco-closed", "arco-build", "arco-registry"];
     let found = versions(place).await.into_keys();
     found.filter(|it| !tenant.iter().any(|tenant| it.ends_with(tenant))).collect()
 }
 
 /// Lets go of everything that drains until the plan is reached.
-async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
+pub(crate) async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
     let fingerprint = plan.fingerprint();
     loop {
         let found = until(driver, &plan.component, "something drains or the plan is reached", |it| {
