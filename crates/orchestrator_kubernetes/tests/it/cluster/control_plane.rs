@@ -1,5 +1,7 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
+mod calls;
+
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
@@ -270,8 +272,19 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         let places: Vec<u32> = first.instances.iter().map(|it| it.place).collect();
         assert_eq!((places, ready(&first).len()), (vec![0, 1], 2));
 
+        // From the highest place on: the lower one is as it was until the higher one serves again.
         asked.template.env.insert("COLOUR".to_owned(), "green".to_owned());
         driver.apply(&asked).await.unwrap();
+        let at = |it: &Observed, place: u32| it.instances.iter().find(|it| it.place == place).cloned().unwrap();
+        let drains = |it: &Observed, place: u32| {
+            it.instances.iter().any(|it| it.place == place && it.phase == InstancePhase::Draining)
+        };
+        let higher = until(driver, &id, "the higher place drains", |it| drains(it, 1)).await;
+        assert_eq!((at(&higher, 0).id, at(&higher, 0).phase), (at(&first, 0).id, InstancePhase::Ready));
+        driver.release(&at(&higher, 1).id).await.unwrap();
+        let lower = until(driver, &id, "the lower place drains", |it| drains(it, 0)).await;
+        let new = at(&lower, 1);
+        assert_eq!((new.phase, new.template), (InstancePhase::Ready, asked.template.fingerprint()));
         let green = let_go(driver, &asked).await;
         assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
 
