@@ -24,6 +24,8 @@ else
   tests/kubernetes/cluster.py run --node -- tests/kubernetes/high_availability.py target/debug/arco
   step "a server inside the cluster builds from source"
   tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/builds.py target/debug/arco
+  step "docs/guides/cluster.md, word by word, up to the upgrade and the uninstallation"
+  tests/kubernetes/cluster.py run --node --internet -- tests/kubernetes/guide.py target/debug/arco
   step "applications move from one machine to the cluster"
   tests/kubernetes/cluster.py run --node -- tests/kubernetes/moving.py target/debug/arco
   step "scaling by load on figures of metrics-server (its build takes minutes the first time)"

@@ -6,7 +6,7 @@
 //! `X-Forwarded-For` wins over `Forwarded` (RFC 7239), with all that goes with it: nearly every proxy writes the former, and
 //! passes on unread whatever a client sends as the latter.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -200,6 +200,7 @@ fn host_of(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     fn tell(peer: &str, fields: &[(&'static str, &str)]) -> Told {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:aaaa::/48".parse().unwrap()];

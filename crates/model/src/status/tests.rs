@@ -1,34 +1,17 @@
 //! The status function, row by row.
 
 use super::*;
-use crate::component::ObservedState;
-use crate::id::{ApplicationId, ComponentId, InstanceId, RevisionId};
-use crate::name::{ApplicationName, ComponentName, TenantName};
-use crate::source::Source;
-use crate::spec::{ComponentSpec, Protocol};
+use crate::id::{InstanceId, RevisionId};
+use crate::sample;
+use crate::spec::Protocol;
 
 const NOW: Timestamp = Timestamp(100_000);
 
 fn component(kind: ComponentKind, replicas: u32) -> Component {
-    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
-    spec.kind = kind;
-    spec.replicas = replicas;
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec,
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: Some(RevisionId::from_parts(1, 1)),
-        last_revision_number: 1,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
+    let mut it = sample::component();
+    (it.spec.kind, it.spec.replicas) = (kind, replicas);
+    (it.desired_revision, it.last_revision_number) = (Some(RevisionId::from_parts(1, 1)), 1);
+    it
 }
 
 fn instance(phase: InstancePhase) -> InstanceFacts {
@@ -45,6 +28,7 @@ fn instance(phase: InstancePhase) -> InstanceFacts {
         last_exit: None,
         listens_on: Vec::new(),
         fault: None,
+        node_silent: false,
     }
 }
 
@@ -195,6 +179,57 @@ fn every_trouble_has_a_reason_and_an_advice() {
 }
 
 #[test]
+fn a_silent_node_is_told_until_nothing_waits_for_it() {
+    let on_silent = |phase| InstanceFacts {
+        fault: Some("its node `n1` does not answer".into()),
+        node_silent: true,
+        node: "n1".into(),
+        ..instance(phase)
+    };
+    let ready = || instance(InstancePhase::Ready);
+    let stateless = component(ComponentKind::Stateless, 2);
+    let stateful = component(ComponentKind::Stateful, 2);
+    let job = component(ComponentKind::Job, 1);
+    let (unready, stopping) = (|| on_silent(InstancePhase::Unready), || on_silent(InstancePhase::Stopping));
+    let starting = || instance(InstancePhase::Starting);
+    let moving = |list| seen(RolloutFacts::Progressing, list);
+    for (of, observed, status, reason) in [
+        (&stateless, moving(vec![ready(), unready()]), Status::Degraded, "1 of 2 instances are ready: its node `n1`"),
+        (&stateless, moving(vec![unready(), unready()]), Status::Abnormal, "its node `n1` does not answer"),
+        (&stateless, moving(vec![ready(), stopping(), starting()]), Status::Degraded, "its node `n1`"),
+        (&stateless, seen(RolloutFacts::Done, vec![ready(), stopping(), ready()]), Status::Running, ""),
+        (&stateful, moving(vec![ready(), unready()]), Status::Degraded, "its node `n1`"),
+        (&stateful, moving(vec![ready(), stopping()]), Status::Degraded, "its node `n1`"),
+        (&stateful, moving(vec![stopping()]), Status::Abnormal, "its node `n1`"),
+        (&job, moving(vec![unready()]), Status::Abnormal, "its node `n1`"),
+        (&job, moving(vec![stopping()]), Status::Abnormal, "its node `n1`"),
+    ] {
+        let report = check(of, observed, &context(), status, reason);
+        let wanted = match (status, of.spec.kind) {
+            (Status::Running, _) => "",
+            (_, ComponentKind::Stateless) => "other nodes take its instances by themselves",
+            _ => "it is not started elsewhere",
+        };
+        assert!(report.advice.contains(wanted) && (wanted.is_empty() || report.advice.contains("delete node n1")));
+    }
+    // What an earlier revision left there does not make a change look ill.
+    let left = InstanceFacts { revision: RevisionId::from_parts(9, 9), ..stopping() };
+    check(&stateless, moving(vec![ready(), left.clone(), starting()]), &context(), Status::Upgrading, "1 of 2");
+    let of_two =
+        moving(vec![left, InstanceFacts { fault: Some("no image".into()), ..instance(InstancePhase::Pending) }]);
+    check(&stateless, of_two, &context(), Status::Abnormal, "no image");
+    let mut off = component(ComponentKind::Stateless, 2);
+    for (power, reason) in [
+        (Power::Off, "its instances are ending: its node `n1`"),
+        (Power::Deleting { keep_volumes: false }, "it is being deleted: its node `n1`"),
+    ] {
+        off.power = power;
+        let report = check(&off, moving(vec![stopping()]), &context(), Status::Stopping, reason);
+        assert!(report.advice.starts_with("start the node again"), "{report:?}");
+    }
+}
+
+#[test]
 fn recent_restarts_are_told_while_it_runs() {
     let it = component(ComponentKind::Stateless, 1);
     let again = |ms_ago: u64, restarts| {
@@ -296,6 +331,68 @@ fn only_instances_of_the_change_count_as_ready_of_it() {
     }
     let rolling = seen(RolloutFacts::Progressing, vec![ready(1, 9, "s"), ready(2, 9, "s"), starting(3, 1, "t")]);
     check(&web, rolling, &context(), Status::Upgrading, "0 of 2 new instances");
+}
+
+#[test]
+fn what_is_still_to_come_is_called_what_it_is() {
+    use InstancePhase::{Draining, Ended, Ready, Starting, Stopping};
+    let web = component(ComponentKind::Stateless, 2);
+    let of = |id: u64, template: &str, phase| InstanceFacts {
+        id: InstanceId::from_parts(id, id),
+        template: template.into(),
+        ..instance(phase)
+    };
+    let before = |id: u64, phase| InstanceFacts { revision: RevisionId::from_parts(9, 9), ..of(id, "s", phase) };
+    for (name, instances, said) in [
+        (
+            "a first deploy starts",
+            vec![of(1, "t", Ready), of(2, "t", Starting)],
+            "its instances are starting; 1 of 2 instances are ready",
+        ),
+        (
+            "a first deploy is watched",
+            vec![of(1, "t", Ready), of(2, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a first deploy after one that ended",
+            vec![before(1, Ended), of(2, "t", Ready), of(3, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a change that has no instance yet",
+            vec![before(1, Ready), before(2, Ready)],
+            "a change is being rolled out; 0 of 2 new instances are ready, and 2 from before",
+        ),
+        (
+            "a change is on its way",
+            vec![before(1, Ready), before(2, Draining), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a restart is on its way",
+            vec![of(1, "s", Ready), of(2, "s", Stopping), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a change whose instances are all ready",
+            vec![before(1, Draining), before(2, Stopping), of(3, "t", Ready), of(4, "t", Ready)],
+            "a change is being rolled out; 2 of 2 instances are ready, and those from before are ending",
+        ),
+        (
+            "fewer are asked",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Ready)],
+            "instances that are not asked for any more are ending; 3 instances are ready, 2 to stay",
+        ),
+        (
+            "the last of fewer ends",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Draining)],
+            "instances that are not asked for any more are ending; 2 of 2 instances are ready",
+        ),
+    ] {
+        let report = decide(&web, &seen(RolloutFacts::Progressing, instances), &context());
+        assert_eq!((report.status, report.reason.as_str()), (Status::Upgrading, said), "{name}");
+    }
 }
 
 #[test]

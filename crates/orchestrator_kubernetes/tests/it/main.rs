@@ -6,3 +6,4 @@ mod faults;
 mod faulty;
 mod installation;
 mod leader;
+mod local_storage;
