@@ -285,7 +285,7 @@ async fn follow(
     let mut current = None;
     while let Some(chunk) = lines.next().await {
         let mut batch = Vec::with_capacity(chunk.len());
-        for text in chunk {
+        for text in chunk.into_iter().flatten() {
             batch.extend(next(text, &pod.id, last, &mut current).filter(|it| !resumed.holds(it)));
         }
         if !batch.is_empty() {
