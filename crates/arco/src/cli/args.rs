@@ -4,7 +4,8 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     adopt, apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec,
-    export, file, import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
+    export, file, import, logs, operations, port_forward, power, registry, revisions, route, secret, stack, tenant,
+    volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -185,6 +186,12 @@ pub(crate) enum Command {
     /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
+    /// Get a token for pushing images to the platform's registry
+    #[command(
+        subcommand,
+        after_help = "Example:\n  arco registry token demo/web | docker login --username t --password-stdin registry.example.com"
+    )]
+    Registry(registry::RegistryCommand),
     /// Save, load, list and delete the images that sources are built and run on
     #[command(
         subcommand,
