@@ -204,7 +204,7 @@ pub(crate) enum Command {
     /// Install the platform on a Kubernetes cluster
     #[command(
         subcommand,
-        after_help = "Example:\n  arco cluster image push registry.example.com/platform/arco:1\n  arco cluster manifest --domain apps.example.com --trust-registry --image registry.example.com/platform/arco:1 | kubectl apply -f -"
+        after_help = "Example:\n  arco cluster image push registry.example.com/platform/arco:1\n  arco cluster manifest --domain apps.example.com --trust-registry --image registry.example.com/platform/arco:1 | kubectl apply --server-side -f -"
     )]
     Cluster(cluster::ClusterCommand),
     /// Print or check the server's configuration
