@@ -140,7 +140,7 @@ def folder_of_the_reader(arco, work):
                                     f'exec {HERE}/cluster.py enter {KUBECONFIG} -- {shutil.which("ctr")} "${{words[@]}}"\n')
     (folder / "bin/ctr").chmod(0o755)
     (folder / "doctor.toml").write_text("[kubernetes]\nuser_namespaces = false\n")
-    (folder / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
+    (folder / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
     (folder / "index.html").write_text("<h1>from an image</h1>\n")
     image_tar(folder / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": folder / "index.html"},
               ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"], busybox=True)

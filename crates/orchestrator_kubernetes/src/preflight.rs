@@ -391,7 +391,7 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
             format!(
                 "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
             ),
-            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and Dockerfiles may have RUN",
         );
     }
     Finding::good("nodes", shown)

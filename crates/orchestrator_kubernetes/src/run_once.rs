@@ -209,7 +209,8 @@ async fn attempt(
     deadline: tokio::time::Instant,
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
-    let in_session = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
+    let copies = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
+    let in_session = copies || work.unprivileged;
     let name = names::one_shot(&work.id);
     let mut changed = inner.changed.subscribe();
     begin(inner, namespace, work, in_session, &mut changed).await?;
@@ -326,15 +327,17 @@ fn pod(
     Ok(object)
 }
 
-/// The variables, in a Secret that goes with the pod.
+/// The variables, in a Secret that goes with the pod. Of an unprivileged one its session hands them to the program alone: in
+/// the pod they would also be those of our own programs there, which are root (`PATH`, `LD_PRELOAD`, `TAR_OPTIONS`).
 fn variables(namespace: &str, work: &OneShot, pod: &Object) -> Object {
     let name = names::one_shot(&work.id);
+    let data = if work.unprivileged { json!({}) } else { render::encoded(&work.env) };
     let body = json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": { "name": name, "namespace": namespace, "labels": pod.body["metadata"]["labels"] },
         "type": "Opaque",
-        "data": render::encoded(&work.env),
+        "data": data,
     });
     Object { kind: Kind::Secret, namespace: namespace.to_owned(), name, body }
 }

@@ -106,8 +106,8 @@ pub(crate) struct ManifestArgs {
     /// Serve the cluster's Ingress and Gateway API objects of this class
     #[arg(long, value_name = "NAME", default_value = "")]
     route_class: String,
-    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); builds that run steps
-    /// are then refused, unless `builder.without_user_namespace` in the settings allows them
+    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); Dockerfiles with
+    /// RUN are then refused, unless `builder.without_user_namespace` in the settings allows them
     #[arg(long)]
     no_user_namespaces: bool,
     /// Size of the server's own volume, in GiB
