@@ -27,6 +27,8 @@ else
   tests/kubernetes/cluster.py run --node --kubectl -- tests/kubernetes/high_availability.py target/debug/arco
   step "a server inside the cluster builds from source"
   tests/kubernetes/cluster.py run --node --internet --kubectl -- tests/kubernetes/builds.py target/debug/arco
+  step "docs/guides/cluster.md, word by word, up to the upgrade and the uninstallation"
+  tests/kubernetes/cluster.py run --node --internet --kubectl -- tests/kubernetes/guide.py target/debug/arco
   step "applications move from one machine to the cluster"
   tests/kubernetes/cluster.py run --node --kubectl -- tests/kubernetes/moving.py target/debug/arco
   step "scaling by load on figures of metrics-server (its build takes minutes the first time)"

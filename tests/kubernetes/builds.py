@@ -5,7 +5,8 @@
 
 The base stack comes from this machine; the server, which is a user without rights in its pod, makes every toolchain on it by pods. What must hold:
 without the base the deploy says which stack is missing and how to mend it; each example is built, deployed and answers through the gateway as
-its expect.json says; a toolchain is made once; the uninstallation leaves nothing.
+its expect.json says; a toolchain is made once; what npm downloaded for a component is there for its next build and for no other component's;
+the uninstallation leaves nothing.
 """
 
 import contextlib
@@ -103,7 +104,7 @@ def install(arco, work, *more):
     done(arco, "cluster", "image", "save", work / "arco.tar")
     done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
     (work / "arco.tar").unlink()
-    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
+    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)
@@ -150,24 +151,65 @@ def deploy(platform, example, port):
     say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
 
 
-def tell():
-    """What helps to see why it failed."""
-    for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"]):
-        shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
-        print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+def from_the_cache(platform, source):
+    """npm installs again without a network: all that it takes is in the component's cache, and in no other component's."""
+    def deploy(component, *more):
+        return platform.run("deploy", source, "--app", "demo", "--component", component, "--memory-mb", "128", "--build-env", "npm_config_offline=true", *more)
+
+    made = deploy("node-express")
+    log = [it["text"] for it in platform.good("logs", "demo/node-express", "--build")["lines"]]
+    restored = [it for it in log if it.startswith("cache: ") and it.endswith(" restored")]
+    if made.returncode or not restored or not any(it.startswith("install dependencies: done") for it in log):
+        raise SystemExit(f"a build that npm may not download for: exit {made.returncode}\n{made.stdout}{made.stderr}" + "\n".join(log))
+    say(f"node-express: installed without a network; {restored[0]}")
+    for component, *more in (["other"], ["node-express", "--no-cache"]):
+        made = deploy(component, *more)
+        if made.returncode != 1 or json.loads(made.stdout)["code"] != "step_failed":
+            raise SystemExit(f"npm found packages without a network and with an empty cache: {component} {more}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+    say("another component, and one without its caches, have nothing to install from")
+
+
+def gateway_ports():
+    """Each port of the gateway's service by its name, as the node has it."""
+    service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
+    return {it["name"]: it["nodePort"] for it in service["spec"]["ports"]}
+
+
+def uninstall(work, kinds):
+    """Takes the platform out of the cluster; nothing of these kinds may be left of a component."""
+    left = kubectl("-n", "arco-default", "get", kinds, "-l", "arco.internal/component", "-o", "name")
+    kubectl("delete", "-f", work / "arco.yaml")
+    if left:
+        raise SystemExit(f"left over: {left}")
+    say("deleted and uninstalled; nothing is left")
+
+
+@contextlib.contextmanager
+def trial(name, *telling):
+    """The program to test, a folder, and the command line for what is installed from it. When it fails, what helps to see why is told: also what
+    `kubectl` says to the words of `telling`."""
+    arco, work = str(Path(sys.argv[1]).resolve()), Path(tempfile.mkdtemp(prefix=f"arco-{name}-"))
+    platform = Platform(arco, work)
+    try:
+        yield arco, work, platform
+    except BaseException:
+        for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"], *telling):
+            shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
+            print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+        raise
+    finally:
+        platform.end()
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def main():
-    arco, examples = str(Path(sys.argv[1]).resolve()), sys.argv[2:] or EXAMPLES
-    work = Path(tempfile.mkdtemp(prefix="arco-builds-"))
-    platform = Platform(arco, work)
-    try:
+    examples = sys.argv[2:] or EXAMPLES
+    with trial("builds") as (arco, work, platform):
         install(arco, work)
         platform.open()
         refused_without_base(platform)
         load_base(arco, work)
-        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
-        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        port = gateway_ports()["http"]
         for example in examples:
             deploy(platform, example, port)
         kept = {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]}
@@ -179,18 +221,10 @@ def main():
         if {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]} != kept:
             raise SystemExit(f"a changed source: {again}; stacks were {kept}")
         say(f"{examples[0]} changed: built in {again['build_ms'] / 1000:.1f} s, with the same stacks")
+        if "node-express" in examples:
+            from_the_cache(platform, ROOT / "examples" / "node-express")
         platform.good("delete", "demo", "--yes")
-        left = kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name")
-        kubectl("delete", "-f", work / "arco.yaml")
-        if left:
-            raise SystemExit(f"left over: {left}")
-        say("deleted and uninstalled; nothing is left")
-    except BaseException:
-        tell()
-        raise
-    finally:
-        platform.end()
-        shutil.rmtree(work, ignore_errors=True)
+        uninstall(work, "deployments,services,secrets,pods")
 
 
 if __name__ == "__main__":

@@ -266,6 +266,7 @@ class Supervisor:
             command("mount", "--bind", str(own), f"/{name}")
         for name in ("/run/netns", "/run/lock", "/etc/containerd/certs.d"):
             os.makedirs(name)
+        shutil.copy(self.plan.file("containerd.toml"), "/etc/containerd/config.toml")
 
     def prepare_node(self):
         for name in ("ipv4/ip_forward", "ipv4/conf/all/route_localnet", "bridge/bridge-nf-call-iptables"):
@@ -387,7 +388,7 @@ def up(options, keeper=None) -> Path:
         if not network:
             reserved.bind((address, 0))
         port = 6443 if network else reserved.getsockname()[1]
-        plan = parts.Plan(folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes)
+        plan = parts.Plan(folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, not options.no_workloads, options.fake_nodes)
         state = {"network": network, "cgroup": folder.name if network else None}
         certificates.make(folder / "pki", address, plan.node)
         for name in ("admin", "controller-manager", "scheduler") + (("kubelet", "proxy") if network else ()):
@@ -499,6 +500,7 @@ def main() -> int:
         it.add_argument("--fake-nodes", type=int, default=0, metavar="N", help="nodes that only say that their pods run")
         it.add_argument("--internet", action="store_true", help="pods of the real node reach outside through this machine")
         it.add_argument("--metrics", action="store_true", help="the metrics API, by metrics-server on the real node")
+        it.add_argument("--no-workloads", action="store_true", help="nobody makes pods of Deployments: what a client alone takes can be measured")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
             it.add_argument("--kubectl", action="store_true", help="COMMAND finds kubectl of the cluster's version in PATH (built the first time)")

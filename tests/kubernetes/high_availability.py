@@ -6,6 +6,7 @@
 Etcd, PostgreSQL and an S3 server run on this machine, where pods reach them. While an application is asked without a pause and others are
 deployed and scaled, the leading controller is killed and a pod of each role deleted. What must hold: no request is lost, every operation
 succeeds, no component is made twice, another controller leads within its lease and a second, and the uninstallation leaves nothing.
+Volumes are made by the controller that leads: what is in them outlives instances and leaders, and goes with its component.
 """
 
 import contextlib
@@ -227,7 +228,7 @@ def install(arco, work, stores):
     kubectl("create", "namespace", NAMESPACE)
     credentials(work)
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
-                    "--high-availability", "--node-logs", "--volume-gb", "1", *flags(stores))
+                    "--high-availability", "--node-logs", "--local-storage", "--volume-gb", "1", *flags(stores))
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
     ready()
@@ -337,8 +338,71 @@ def forwarded(platform):
     say("a port of an instance was forwarded")
 
 
-def deploy(platform, name):
-    return platform.begun("deploy", "image:default/demo/web:1", "--app", "demo", "--component", name, "--port", "8080", "--memory-mb", "32")
+def deploy(platform, name, *more):
+    return platform.begun("deploy", "image:default/demo/web:1", "--app", "demo", "--component", name, "--port", "8080", "--memory-mb", "32", *more)
+
+
+VOLUME = ["--volume", "files:/data:16"]
+
+
+def provided():
+    """Volumes that the platform made: claim → (name, path of the folder on its node)."""
+    found = json.loads(kubectl("get", "pv", "-l", "app.kubernetes.io/managed-by=arco", "-o", "json"))["items"]
+    return {f"{it['spec']['claimRef']['namespace']}/{it['spec']['claimRef']['name']}": (it["metadata"]["name"], it["spec"]["local"]["path"]) for it in found}
+
+
+def on_node(*words):
+    return done(HERE / "cluster.py", "enter", KUBECONFIG, "--", *words)
+
+
+def only_these_folders(volumes):
+    """No other volume, no other folder, and no pod that works on one."""
+    def as_wanted():
+        folders = on_node("ls", "/var/lib/arco/volumes").split()
+        work = kubectl("-n", f"{NAMESPACE}-nodes", "get", "pods", "-l", "arco.internal/role=volume-folder", "-o", "name")
+        return set(provided()) == set(volumes) and sorted(folders) == sorted(name for name, _ in volumes.values()) and not work
+    until(f"only volumes of {sorted(volumes)} are left", as_wanted)
+
+
+def kept_in_a_volume(platform):
+    """What an instance wrote is there for the next one, and goes with the component."""
+    def instance():
+        found = json.loads(kubectl("-n", "arco-default", "get", "pods", "-l", "arco.internal/name=keeper", "-o", "json"))["items"]
+        ready = lambda it: any(c["type"] == "Ready" and c["status"] == "True" for c in it["status"].get("conditions", []))
+        return [it["metadata"]["name"] for it in found if "deletionTimestamp" not in it["metadata"] and ready(it)]
+    own = provided()
+    if sorted(own) != [f"{NAMESPACE}/state-arco-eventlog-{it}" for it in range(2)]:
+        raise SystemExit(f"the keepers of logs have the volumes {own}")
+    platform.ended([deploy(platform, "keeper", *VOLUME)])
+    [first] = until("an instance has its volume", instance)
+    kubectl("-n", "arco-default", "exec", first, "--", "sh", "-c", "echo kept >/data/file")
+    kubectl("-n", "arco-default", "delete", "pod", first, "--wait=true")
+    [second] = until("another instance has it", instance)
+    _, folder = next(it for claim, it in provided().items() if claim.startswith("arco-default/files-"))
+    said = kubectl("-n", "arco-default", "exec", second, "--", "cat", "/data/file"), on_node("cat", f"{folder}/file")
+    if second == first or said != ("kept\n", "kept\n") or on_node("stat", "-c", "%a", "/var/lib/arco/volumes").strip() != "700":
+        raise SystemExit(f"after {first} came {second}, in {folder} is {said}")
+    platform.arco("delete", "demo/keeper", "--yes")
+    only_these_folders(own)
+    say("content of a volume outlived its instance and went with its component")
+    return own
+
+
+def refused_unconfined(platform, work):
+    """Pods have no user namespace here, and nobody allowed builds to be root of the node: none of a step's pods is made."""
+    folder = work / "unconfined"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM debian:12\nRUN id\n")
+    operation = platform.begun("deploy", folder, "--app", "unconfined", "--component", "web")
+
+    def ended():
+        [found] = [it for it in platform.arco("operations")["items"] if it["id"] == operation]
+        return found if found["status"] in ("succeeded", "failed", "cancelled") else None
+    problem = until("the build is refused", ended, 60).get("problem") or {}
+    if problem.get("code") != "build_unconfined" or "line 2" not in problem["message"] or "builder.without_user_namespace" not in problem["advice"]:
+        raise SystemExit(f"a build as root of the node: {problem}")
+    platform.arco("delete", "unconfined", "--yes")
+    say(f"a build as root of the node is refused: {problem['message']}")
 
 
 def main():
@@ -351,6 +415,7 @@ def main():
         install(arco, work, stores)
         platform = Platform(arco, work)
         access(platform)
+        refused_unconfined(platform, work)
         push(platform, work)
         platform.ended([deploy(platform, "web")])
         platform.ended([platform.begun("scale", "demo/web", "--replicas", "2")])
@@ -359,8 +424,9 @@ def main():
         load = Load(port, "web-demo.apps.test")
         say("an image is deployed, and its two instances answer through the gateways")
 
+        own = kept_in_a_volume(platform)
         names = [f"c{it}" for it in range(3)]
-        operations = [deploy(platform, it) for it in names]
+        operations = [deploy(platform, it, *VOLUME) for it in names]
         old = until("one controller leads", leader)
         before, _ = lease()
         killed = time.time()
@@ -407,7 +473,9 @@ def main():
         lines(platform)
 
         platform.arco("delete", "demo", "--yes")
+        only_these_folders(own)
         kubectl("delete", "-f", work / "arco.yaml")
+        kubectl("delete", "pv", *(name for name, _ in own.values()))  # as the guide says: nobody is left who could
         left = json.loads(kubectl("get", "namespaces,clusterroles,clusterrolebindings", "-o", "json"))["items"]
         left = [it["metadata"]["name"] for it in left if it["metadata"]["name"].startswith(NAMESPACE)]
         components = kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name")

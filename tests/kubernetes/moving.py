@@ -4,25 +4,23 @@
   cluster.py run --node --kubectl -- moving.py ARCO
 
 A server of one machine runs an application of two components with a volume, a binding, a host with a certificate, a route with a password and one
-that leads elsewhere, and an application with a secret and TCP and UDP ports. One archive takes both into a platform installed on the cluster. What must
-hold: the report names what differs, everything answers there as it did here (content, secret, certificate, routes, ports), and a second import finds
-nothing to do.
+that leads elsewhere, and an application with a secret and TCP and UDP ports. One archive takes both into a platform installed on the cluster, which
+makes volumes itself, of folders of the node: the server's own, and those that the import fills in before anything runs. What must hold: the report
+names what differs, everything answers there as it did here (content, secret, certificate, routes, ports), a second import finds nothing to do, and no
+volume outlives its application.
 """
 
 import base64
+import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import builds
-from builds import NAMESPACE, NODE, ROOT, Platform, answers, done, install, kubectl, say, until
+from builds import NODE, ROOT, Platform, answers, done, gateway_ports, install, kubectl, say, trial, until
 
 ECHO = """use strict; use IO::Socket::INET;
 my $said = "$ENV{ARCO_COMPONENT} $ENV{TOKEN}";
@@ -45,9 +43,9 @@ GUARDED = {"path": "/guarded", "headers": {"Authorization": "Basic " + base64.b6
 class Machine:
     """`arco server` on this machine, with everything below `work`."""
 
-    def __init__(self, arco, work):
+    def __init__(self, arco, work, registry="127.0.0.1:0"):
         self.arco, self.data = arco, work / "machine"
-        listeners = [f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api", "registry")]
+        listeners = [f"--registry-listen={registry}", *(f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api"))]
         environment = {**os.environ, "ARCO_GATEWAY__STREAM_LISTEN": "127.0.0.1"}
         self.log = open(work / "machine.log", "wb")
         self.server = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", arco, "server", "--stop-instances", "--data-dir", self.data, "--domain", "one.test", *listeners],
@@ -60,7 +58,13 @@ class Machine:
 
     good = Platform.good
 
-    def end(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failed, *_):
+        if failed:
+            self.log.flush()
+            print((self.data.parent / "machine.log").read_text()[-4000:], file=sys.stderr)
         self.run("delete", "guestbook", "--yes")
         self.run("delete", "net", "--yes")
         self.server.send_signal(signal.SIGTERM)
@@ -136,14 +140,11 @@ def shown_certificate(port):
 
 
 def main():
-    arco = str(Path(sys.argv[1]).resolve())
-    work = Path(tempfile.mkdtemp(prefix="arco-moving-"))
-    platform, machine = Platform(arco, work), None
-    try:
+    with trial("moving") as (arco, work, platform), contextlib.ExitStack() as ends:
         port = free_stream_port()
-        install(arco, work, "--stream-port", f"{port}/tcp,{port}/udp")
+        install(arco, work, "--stream-port", f"{port}/tcp,{port}/udp", "--local-storage", "--server-node", "node-1")
         platform.open("admin")
-        machine = Machine(arco, work)
+        machine = ends.enter_context(Machine(arco, work))
         fill(machine, work, port)
         (work / "phrase").write_text("correct horse battery\n")
         archive, phrase = work / "all.arco", f"@{work / 'phrase'}"
@@ -164,7 +165,7 @@ def main():
         for note in made["notes"]:
             say(f"note: {note}")
 
-        ports = {it["name"]: it["nodePort"] for it in json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))["spec"]["ports"]}
+        ports = gateway_ports()
         it_answers(NODE, ports["http"], ports[f"tcp-{port}"], ports[f"udp-{port}"], "apps.test")
         until("with its certificate", lambda: shown_certificate(ports["https"]) == (work / "chain.pem").read_text())
         say("the cluster: content, hosts, routes, password, certificate, secret, TCP and UDP ports are there")
@@ -174,19 +175,11 @@ def main():
             raise SystemExit(f"a second import: {again}")
         for application in ("guestbook", "net"):
             platform.good("delete", application, "--yes")
+        until("the volume of an application goes with it", lambda: not kubectl("get", "pv", "-l", "app.kubernetes.io/managed-by=arco", "-o", "name"))
         kubectl("delete", "-f", work / "arco.yaml")
+        if left := kubectl("get", "pv", "-o", "name"):
+            raise SystemExit(f"volumes are left: {left}")
         say("a second import finds nothing to do; deleted and uninstalled")
-    except BaseException:
-        builds.tell()
-        if machine:
-            machine.log.flush()
-            print((work / "machine.log").read_text()[-4000:], file=sys.stderr)
-        raise
-    finally:
-        platform.end()
-        if machine:
-            machine.end()
-        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ DNS = "10.96.0.10"
 
 @dataclass
 class Plan:
-    """Where one cluster lives. `node` is None for a control plane alone."""
+    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments."""
     folder: Path
     binary: Path
     address: str
     port: int
     pods: str
     node: str | None
+    workloads: bool = True
     fake_nodes: int = 0
 
     @property
@@ -81,6 +82,7 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
             "--use-service-account-credentials=true", "--allocate-node-cidrs=false",
             # Its own default of 20 calls a second would be what a test of 1,000 components measures.
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20", "--v=1",
+            *([] if plan.workloads else ["--controllers=*,-deployment-controller"]),
             # Only where another node can take what a silent one has: a machine under load must not look like a lost node.
             *(["--node-monitor-grace-period=20s", "--node-monitor-period=2s"] if plan.fake_nodes > 1 else []),
         ],
@@ -105,7 +107,7 @@ def worker(plan: Plan) -> dict[str, list[str]]:
     """The parts of the real node, in the order of their start; paths are those inside the node's mount namespace."""
     kubetest = str(plan.binary)
     return {
-        "containerd": ["containerd", "--config", plan.file("containerd.toml")],
+        "containerd": ["containerd"],
         "kubelet": [
             kubetest, "kubelet", f"--config={plan.file('kubelet.json')}", f"--kubeconfig={plan.file('kubelet.kubeconfig')}",
             f"--hostname-override={plan.node}", f"--node-ip={plan.address}", "--cert-dir=/var/lib/kubelet/pki", "--v=2",

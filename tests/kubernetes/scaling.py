@@ -12,14 +12,10 @@ import http.client
 import json
 import shutil
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
-import builds
-from builds import NAMESPACE, NODE, Platform, install, kubectl, say, until
+from builds import NODE, gateway_ports, install, kubectl, say, trial, uninstall, until
 
 HOST = "burner-demo.apps.test"
 CPU_MILLI, CPU_PERCENT, DOWN_AFTER_S = 100, 50, 15
@@ -105,16 +101,12 @@ def the_cluster_is_fit(arco):
 
 
 def main():
-    arco = str(Path(sys.argv[1]).resolve())
-    work = Path(tempfile.mkdtemp(prefix="arco-scaling-"))
-    platform = Platform(arco, work)
-    try:
+    with trial("scaling", ["-n", "arco-default", "describe", "hpa"]) as (arco, work, platform):
         the_cluster_is_fit(arco)
         install(arco, work)
         platform.open()
         platform.good("deploy", source(work), "--app", "demo", "--component", "burner", "--port", "8080", "--cpu-milli", CPU_MILLI, "--memory-mb", "64")
-        service = json.loads(kubectl("-n", NAMESPACE, "get", "service", "arco-gateway", "-o", "json"))
-        port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "http")
+        port = gateway_ports()["http"]
         platform.good("scale", "demo/burner", "--min", "1", "--max", "3", "--cpu", CPU_PERCENT, "--down-after", DOWN_AFTER_S)
         people = Asker(port, "/", 0.2, 1)
         idle = until("the autoscaler has figures", figures, 180)
@@ -140,18 +132,7 @@ def main():
         until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
 
         platform.good("delete", "demo", "--yes")
-        left = kubectl("-n", "arco-default", "get", "hpa,componentscales,deployments,pods", "-l", "arco.internal/component", "-o", "name")
-        kubectl("delete", "-f", work / "arco.yaml")
-        if left:
-            raise SystemExit(f"left over: {left}")
-        say("deleted and uninstalled; nothing is left")
-    except BaseException:
-        builds.tell()
-        print(subprocess.run(["kubectl", "-n", "arco-default", "describe", "hpa"], capture_output=True, text=True).stdout, file=sys.stderr)
-        raise
-    finally:
-        platform.end()
-        shutil.rmtree(work, ignore_errors=True)
+        uninstall(work, "hpa,componentscales,deployments,pods")
 
 
 if __name__ == "__main__":

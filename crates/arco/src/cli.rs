@@ -22,6 +22,7 @@ mod env;
 mod exec;
 mod export;
 mod failure;
+mod file;
 mod gateway;
 mod import;
 mod list;
@@ -145,6 +146,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Rollback(args) => revisions::rollback(&args, session).await?,
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
+        Command::File(command) => file::run(&command, session).await?,
         Command::Credential(command) => credential::run(&command, session).await?,
         Command::Adopt(args) => adopt::run(&args, session).await?,
         Command::Export(args) => export::run(&args, session).await?,

@@ -40,7 +40,7 @@ pub struct GatewayConfig {
     pub max_connections_per_address: u32,
     /// Most bytes that bodies of routes with `buffer` take on disk together, in the data dir.
     pub max_buffered_bytes: u64,
-    /// Networks of proxies in front of the gateway: their word about a client's address and scheme is believed.
+    /// Networks of proxies in front of the gateway: their word about a client's address, scheme and host is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
     pub proxy_protocol: bool,

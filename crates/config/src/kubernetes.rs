@@ -74,6 +74,17 @@ pub struct KubernetesConfig {
     /// Namespace of the DaemonSet that reads the output of instances from the files of each node; empty means that it is read
     /// through the API server.
     pub node_namespace: String,
+    /// Storage class whose volumes the leading controller makes itself, of folders of the nodes; empty means none. Its provisioner
+    /// is `arco.internal/local`.
+    pub local_storage_class: String,
+    /// Folder of each node that these volumes lie in.
+    pub local_storage_folder: PathBuf,
+    /// Namespace of the short-lived pods that make and remove folders there; it must allow `hostPath` (Pod Security `privileged`).
+    pub local_storage_namespace: String,
+    /// The platform's own image, which these pods run.
+    pub local_storage_image: String,
+    /// Secret in that namespace with the login for the image; empty when none is needed.
+    pub local_storage_image_pull_secret: String,
 }
 
 impl Default for KubernetesConfig {
@@ -103,6 +114,11 @@ impl Default for KubernetesConfig {
             route_addresses: Vec::new(),
             route_service: String::new(),
             node_namespace: String::new(),
+            local_storage_class: String::new(),
+            local_storage_folder: PathBuf::from("/var/lib/arco/volumes"),
+            local_storage_namespace: String::new(),
+            local_storage_image: String::new(),
+            local_storage_image_pull_secret: String::new(),
         }
     }
 }

@@ -17,7 +17,7 @@ mod store;
 mod virtual_address;
 
 pub use acme::{AcmeChallenge, AcmeConfig};
-pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS};
+pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS, WithoutUserNamespace};
 pub use eventlog::EventlogConfig;
 pub use gateway::GatewayConfig;
 pub use kubernetes::{KubernetesConfig, VolumeAccess};

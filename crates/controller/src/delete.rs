@@ -16,6 +16,7 @@ impl Controller {
         // Volumes of a component without a row were asked to stay when it was deleted.
         self.deps.orchestrator.remove(id, &Removal::KeepVolumes).await?;
         self.traffic.withdraw(id).await?;
+        self.callers.forget(id);
         Ok(())
     }
 
@@ -57,7 +58,9 @@ impl Controller {
         }
         self.deps.metadata.commit(batch).await?;
         let _ = self.deps.gone.try_send(Gone::Component(Box::new(component.value.clone())));
-        self.wake_callers(&component.value).await
+        self.callers.forget(&id);
+        self.wake_callers(&component.value);
+        Ok(())
     }
 
     async fn collect<T: Entity>(&self, batch: &mut Batch, query: &Query) -> Result<(), ReconcileError> {

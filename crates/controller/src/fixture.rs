@@ -2,13 +2,9 @@
 
 use crate::{Controller, ControllerDeps, Retention};
 use arco_config::AcmeConfig;
-use arco_model::artifact::{Digest, ImageRef};
-use arco_model::component::{Component, ObservedState, Power, Revision, RunDefaults};
-use arco_model::id::{ApplicationId, ComponentId, OperationId, RevisionId};
-use arco_model::name::{ApplicationName, ComponentName, TenantName};
-use arco_model::source::Source;
-use arco_model::spec::{ComponentKind, ComponentSpec};
-use arco_model::time::Timestamp;
+use arco_model::component::Component;
+use arco_model::sample;
+use arco_model::spec::ComponentKind;
 use arco_mq::Queue;
 use arco_orchestrator::fake::FakeOrchestrator;
 use arco_store::kv::{MemoryKv, SharedKv};
@@ -82,6 +78,7 @@ impl World {
             queue: Queue::new(kv.clone()),
             kv,
             orchestrator: orchestrator.clone(),
+            leads: Arc::new(|| true),
             one_machine: true,
             secrets: Arc::new(SecretBox::parse(&format!("k {}", "22".repeat(32))).unwrap()),
             logs,
@@ -96,38 +93,11 @@ impl World {
     /// A component of this kind with a revision.
     pub(crate) async fn component(&self, kind: ComponentKind) -> Component {
         let metadata: SharedMetadata = self.rows.clone();
-        let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
-        spec.kind = kind;
-        spec.schedule = (kind == ComponentKind::Cron).then(|| "* * * * *".to_owned());
-        let component = Component {
-            id: ComponentId::from_parts(1, 1),
-            tenant: TenantName::default_tenant(),
-            application_id: ApplicationId::from_parts(1, 1),
-            application: ApplicationName::new("shop").unwrap(),
-            name: ComponentName::new("web").unwrap(),
-            spec,
-            generation: 1,
-            power: Power::On,
-            restarts_asked: 0,
-            desired_revision: Some(RevisionId::from_parts(1, 1)),
-            last_revision_number: 1,
-            observed: ObservedState::default(),
-            created_at: Timestamp(0),
-            arriving: None,
-        };
-        let revision = Revision {
-            id: RevisionId::from_parts(1, 1),
-            component_id: component.id.clone(),
-            number: 1,
-            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
-            defaults: RunDefaults::default(),
-            spec: component.spec.clone(),
-            build_key: "key".to_owned(),
-            commit: None,
-            cause: "deploy".to_owned(),
-            operation_id: OperationId::from_parts(1, 1),
-            created_at: Timestamp(0),
-        };
+        let mut component = sample::component();
+        component.spec.kind = kind;
+        component.spec.schedule = (kind == ComponentKind::Cron).then(|| "* * * * *".to_owned());
+        let revision = sample::revision(&component);
+        (component.desired_revision, component.last_revision_number) = (Some(revision.id.clone()), revision.number);
         metadata.insert(&component).await.unwrap();
         metadata.insert(&revision).await.unwrap();
         component

@@ -7,6 +7,7 @@
 //! Not here: how instances are replaced (the orchestrator's driver), how requests are routed (the gateway).
 
 mod acme;
+mod callers;
 mod cron;
 mod delete;
 #[cfg(test)]
@@ -44,6 +45,8 @@ pub use retention::Retention;
 const PERIOD: Duration = Duration::from_secs(30);
 /// Components reconciled at the same time.
 const WORKERS: usize = 4;
+/// When a job comes again that was given back.
+const GIVEN_BACK: Duration = Duration::from_secs(1);
 
 /// What the controller works with.
 #[derive(Clone)]
@@ -54,6 +57,8 @@ pub struct ControllerDeps {
     pub kv: SharedKv,
     /// What runs instances.
     pub orchestrator: SharedOrchestrator,
+    /// Whether this process still leads, asked at any time.
+    pub leads: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether that is this machine alone, which has no nodes to choose from.
     pub one_machine: bool,
     /// Jobs of topic `controller`.
@@ -89,6 +94,7 @@ pub struct Controller {
     traffic: Arc<traffic::Publisher>,
     gateways: Arc<gateways::Gateways>,
     notes: Arc<reconcile::Notes>,
+    callers: Arc<callers::Callers>,
     crons: Arc<cron::Crons>,
 }
 
@@ -102,6 +108,7 @@ impl Controller {
             traffic: Arc::new(traffic),
             gateways: Arc::default(),
             notes: Arc::default(),
+            callers: Arc::default(),
             crons: Arc::default(),
             deps: Arc::new(deps),
         }
@@ -167,7 +174,12 @@ impl Controller {
                     () = self.work.look_and_wait(id) => {}
                 }
             }
-            if let Err(error) = leased.ack().await {
+            // Who was followed could look, but not act: the job is the next leader's, and whoever waits for it waits on.
+            let settled = match (self.deps.leads)() {
+                true => leased.ack().await,
+                false => leased.postpone(GIVEN_BACK).await,
+            };
+            if let Err(error) = settled {
                 tracing::warn!(%error, "acknowledging a job failed, it comes again");
             }
         }
@@ -253,8 +265,11 @@ fn until(at: arco_model::time::Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::fixture::World;
+    use arco_model::job::JobRequest;
     use arco_model::spec::ComponentKind;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::sync::broadcast::error::RecvError::{Closed, Lagged};
 
     #[tokio::test]
@@ -269,5 +284,26 @@ mod tests {
         assert!(world.controller.hear(Err(Lagged(7))).await);
         assert_eq!(due(), Some(component.id));
         assert!(!world.controller.hear(Err(Closed)).await);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_came_to_who_leads_no_more_is_given_back() {
+        let world = World::new();
+        let component = world.component(ComponentKind::Stateless).await;
+        // From the second time on it leads.
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = asked.clone();
+        let leads = Arc::new(move || count.fetch_add(1, Ordering::SeqCst) > 0);
+        let controller = Controller::new(ControllerDeps { leads, ..ControllerDeps::clone(&world.controller.deps) });
+        let (queue, token) = (controller.deps.queue.clone(), CancellationToken::new());
+        let (topic, key) = (Topic::Controller, component.id.to_string());
+        queue.enqueue(JobRequest { topic, key, dedup_id: "once".to_owned() }, None).await.unwrap();
+        let work =
+            async { tokio::join!(controller.clone().worker(token.clone()), controller.clone().jobs(token.clone())) };
+        tokio::select! {
+            done = tokio::time::timeout(Duration::from_secs(60), queue.passed(topic)) => done.expect("it is done").unwrap(),
+            _ = work => panic!("they go on until they are told"),
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "the first time it was given back");
     }
 }

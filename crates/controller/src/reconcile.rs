@@ -96,6 +96,7 @@ impl Controller {
         let mut observed = self.deps.orchestrator.observe(id).await?;
         let mut plan = String::new();
         if let Some(revision) = &revision {
+            self.callers.bind(id, &component.tenant, &revision.spec.bindings);
             let bound = self.bound(&component, revision).await?;
             let inputs = PlanContext {
                 already_runs: observed.instances.iter().any(|it| it.revision == revision.id),
@@ -204,7 +205,7 @@ impl Controller {
             })
             .await?;
         if was_ready != (ready_replicas > 0) || address_changed || report.status != component.observed.report.status {
-            self.wake_callers(component).await?;
+            self.wake_callers(component);
         }
         Ok(())
     }
@@ -219,20 +220,9 @@ impl Controller {
     }
 
     /// Looks at the components that are bound to this one.
-    pub(crate) async fn wake_callers(&self, component: &Component) -> Result<(), ReconcileError> {
-        let others = self.deps.metadata.list::<Component>(&Query::tag(component.tenant.as_str())).await?;
-        for other in others.items {
-            let calls = other
-                .value
-                .spec
-                .bindings
-                .iter()
-                .any(|it| it.application == component.application && it.component == component.name);
-            if calls {
-                self.work.look(other.value.id);
-            }
-        }
-        Ok(())
+    pub(crate) fn wake_callers(&self, component: &Component) {
+        let callers = self.callers.of(&component.tenant, &component.application, &component.name);
+        callers.into_iter().for_each(|it| self.work.look(it));
     }
 
     /// Every volume that a revision asks for has a row.
@@ -253,17 +243,7 @@ impl Controller {
                     self.deps.metadata.modify::<VolumeRow>(row.value.id.as_str(), grow).await?;
                 }
                 None => {
-                    let row = VolumeRow {
-                        id: clock::fresh(),
-                        tenant: component.tenant.clone(),
-                        application_id: component.application_id.clone(),
-                        application: component.application.clone(),
-                        component: component.name.clone(),
-                        component_id: component.id.clone(),
-                        name: volume.name.clone(),
-                        size_mb: volume.size_mb,
-                        created_at: clock::now(),
-                    };
+                    let row = VolumeRow::new(component, volume.name.clone(), volume.size_mb);
                     match self.deps.metadata.insert(&row).await {
                         Ok(()) | Err(SqlError::Exists { .. }) => {}
                         Err(error) => return Err(error.into()),
@@ -317,9 +297,11 @@ impl Controller {
             return;
         }
         let asked = view.component.wanted_replicas(view.observed.scaling.as_ref()) as usize;
-        let text = match view.report.reason.as_str() {
-            "" => status::count_ready(view.component, &view.observed.instances, asked),
-            reason => format!("{}: {reason}", view.report.status.as_str()),
+        let text = match (view.report.status, view.report.reason.as_str()) {
+            (_, "") => status::count_ready(view.component, &view.observed.instances, asked),
+            // It says itself what is on its way, which is no upgrade when it is the first deploy.
+            (Status::Upgrading, reason) => reason.to_owned(),
+            (status, reason) => format!("{}: {reason}", status.as_str()),
         };
         if self.notes.is_new(&operation.id, &text) {
             let lines = vec![LogLine { at: view.now, instance: None, origin: LogOrigin::Platform, text }];

@@ -1,7 +1,9 @@
 //! The gateway fed by the coordination store: applies each revision, and says which one it routes by.
 //!
 //! What must hold: a revision is acknowledged only after every new request is routed by it; instances that drain and
-//! still have open requests are named with it.
+//! still have open requests are named with it (`acknowledge`).
+
+mod acknowledge;
 
 use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
@@ -11,12 +13,13 @@ use crate::rate_exchange::RateExchange;
 use crate::snapshot::Timeouts;
 use crate::source::store::StoreSource;
 use crate::streams::Streams;
+use acknowledge::{TIMES, acknowledge};
 use arco_config::GatewayConfig;
 use arco_daemon::handover::{HoldError, Sockets};
 use arco_daemon::{CancellationToken, Supervisor};
 use arco_model::traffic::{GatewayStatus, STATUS_PREFIX, StreamProtocol};
+use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::{Mark, Mirror};
-use arco_store::kv::{KvError, LeaseId, SharedKv};
 use arco_store::secrets::SecretBox;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,13 +27,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
-/// A gateway that does not renew this lease for so long counts as gone, in seconds.
-const LEASE_S: u64 = 10;
-const RENEWAL: Duration = Duration::from_secs(3);
-/// Pause after the store did not take the status.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long the store may take to forget a gateway that leaves.
+const FORGET: Duration = Duration::from_millis(500);
 /// Pause before a port for a component that could not be opened is tried again.
 const STREAM_PAUSE: Duration = Duration::from_secs(2);
 
@@ -269,18 +268,20 @@ impl DataPlane {
                 false => self.engine.drain(self.drain_timeout).await,
             }
         };
+        let key = format!("{STATUS_PREFIX}{}", self.id);
+        let status =
+            || GatewayStatus { applied_revision: *self.applied.borrow(), busy_draining: self.source().busy_draining() };
         let whole = tokio::select! {
             whole = drained => whole,
             () = follow => true,
-            () = self.acknowledge(&kv) => true,
+            () = acknowledge(&kv, &key, TIMES, self.applied.subscribe(), &self.idle, status) => true,
             () = RateExchange::new(&self.id, Arc::clone(&self.keys)).run(&kv, || self.source().rates()) => true,
         };
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");
         }
-        let key = self.status_key();
         // The lease ends it anyway; this is only sooner.
-        let _ = tokio::time::timeout(PAUSE, kv.delete(&key)).await;
+        let _ = tokio::time::timeout(FORGET, kv.delete(&key)).await;
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -317,66 +318,5 @@ impl DataPlane {
         self.shared.metrics.applied(revision);
         self.shared.metrics.prune();
         self.applied.send_replace(revision);
-    }
-
-    fn status_key(&self) -> String {
-        format!("{STATUS_PREFIX}{}", self.id)
-    }
-
-    /// Keeps this gateway's status in the store up to date, for ever.
-    async fn acknowledge(&self, kv: &SharedKv) {
-        let mut lease = None;
-        let mut told: Option<GatewayStatus> = None;
-        let mut applied = self.applied.subscribe();
-        // By the clock, not after a pause: where something changes all the time there is none.
-        let mut renew_at = Instant::now() + RENEWAL;
-        loop {
-            let telling = tokio::time::timeout(RENEWAL, self.tell(kv, &mut lease, &mut told)).await;
-            let telling = telling.unwrap_or_else(|_| {
-                Err(KvError::Unavailable { step: "take the gateway's status", cause: "no answer".to_owned() })
-            });
-            match telling {
-                Ok(()) => {
-                    tokio::select! {
-                        _ = applied.changed() => {}
-                        () = self.idle.notified() => {}
-                        () = tokio::time::sleep_until(renew_at) => {
-                            renew_at = Instant::now() + RENEWAL;
-                            let Some(known) = lease else { continue };
-                            let renewed = tokio::time::timeout(RENEWAL, kv.lease_keep_alive(known)).await;
-                            if !matches!(renewed, Ok(Ok(_))) {
-                                (lease, told) = (None, None);
-                            }
-                        }
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the store did not take the gateway's status");
-                    (lease, told) = (None, None);
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn tell(
-        &self,
-        kv: &SharedKv,
-        lease: &mut Option<LeaseId>,
-        told: &mut Option<GatewayStatus>,
-    ) -> Result<(), KvError> {
-        let status =
-            GatewayStatus { applied_revision: *self.applied.borrow(), busy_draining: self.source().busy_draining() };
-        if told.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        let id = match *lease {
-            Some(id) => id,
-            None => *lease.insert(kv.lease_grant(LEASE_S).await?),
-        };
-        let value = serde_json::to_vec(&status).unwrap_or_default();
-        kv.put(&self.status_key(), value, Some(id)).await?;
-        *told = Some(status);
-        Ok(())
     }
 }

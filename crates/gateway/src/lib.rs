@@ -15,6 +15,7 @@ pub mod data_plane;
 pub mod driver;
 pub mod engine;
 mod explain;
+mod forwarded;
 pub mod framing;
 pub mod metrics;
 pub mod pages;

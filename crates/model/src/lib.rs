@@ -17,6 +17,7 @@ pub mod observed;
 pub mod operation;
 pub mod plan;
 pub mod route;
+pub mod sample;
 pub mod secret;
 pub mod source;
 pub mod spec;

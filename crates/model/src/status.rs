@@ -31,7 +31,7 @@ pub enum Status {
     Running,
     /// It answers, but not as asked.
     Degraded,
-    /// A change is being rolled out.
+    /// It answers, and a change or its first deploy has not come to its end.
     Upgrading,
     /// It does not answer.
     Abnormal,
@@ -200,7 +200,7 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
                 let (reason, advice) = explain(it, component, context);
                 StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
             }
-            None => StatusReport::new(Status::Upgrading, format!("a change is being rolled out; {}", count()), ""),
+            None => StatusReport::new(Status::Upgrading, ready::still_to_come(component, instances, asked), ""),
         },
         (_, 0) => match ill.or(instances.first()) {
             Some(it) if ill.is_some() => {

@@ -47,6 +47,8 @@ pub struct VolumeClass {
     pub snapshots: Option<bool>,
     /// Whether the content stays where it is when the volume is deleted.
     pub retains: bool,
+    /// Whether no more than a volume's size can be written to it; `None`: nobody knows.
+    pub limits: Option<bool>,
 }
 
 /// A volume that exists, or one place of it.

@@ -23,7 +23,11 @@ pub(crate) const RULES: &[Rule] = &[
         resources: &["namespaces", "resourcequotas"],
         verbs: &["get", "list", "watch", "create", "patch"],
     },
-    Rule { group: "", resources: &["pods", "services", "secrets", "persistentvolumeclaims"], verbs: OURS },
+    Rule {
+        group: "",
+        resources: &["pods", "services", "secrets", "configmaps", "persistentvolumeclaims"],
+        verbs: OURS,
+    },
     // Deployment and Job are removed with their pods by the cluster; a pod that drained is removed by us.
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
     Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
@@ -50,7 +54,7 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
         resources: &["namespaces", "resourcequotas"],
         verbs: &["get", "list", "watch", "create", "patch"],
     },
-    Rule { group: "", resources: &["pods", "secrets"], verbs: OURS },
+    Rule { group: "", resources: &["pods", "secrets", "configmaps"], verbs: OURS },
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
     Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
     Rule { group: "", resources: &["services", "events", "nodes"], verbs: SEEN },
@@ -99,6 +103,13 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
         ],
         verbs: &["patch"],
     },
+];
+
+/// Needed beside [`RULES`] where the leading controller makes volumes of the nodes' folders (`kubernetes.local_storage_class`).
+pub(crate) const OF_LOCAL_STORAGE: &[Rule] = &[
+    Rule { group: "", resources: &["persistentvolumes"], verbs: &["get", "list", "watch", "create", "delete"] },
+    // Why a claim gets no volume, and why one is not removed.
+    Rule { group: "", resources: &["events"], verbs: &["create", "patch"] },
 ];
 
 /// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their other doors.

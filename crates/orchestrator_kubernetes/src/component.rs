@@ -72,10 +72,15 @@ impl Shared {
         *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = leads;
     }
 
+    /// Whether this process leads; asked before each change of the cluster.
+    pub(crate) fn leads(&self) -> bool {
+        let leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        leads.is_some_and(|it| it())
+    }
+
     /// A process that was paused may not know yet that another one leads: its look must end before its next change.
     fn acting(&self) -> Result<(), Fault> {
-        let leads = self.leads.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if leads.is_some_and(|it| it()) { Ok(()) } else { Err(Fault::Later("another server leads".to_owned())) }
+        if self.leads() { Ok(()) } else { Err(Fault::Later("another server leads".to_owned())) }
     }
 }
 
@@ -332,6 +337,7 @@ impl Component {
         if idle && rendered.claims.is_empty() {
             return Ok(());
         }
+        self.shared.acting()?;
         self.shared.tenants.ensure(&plan.tenant).await.map_err(|it| Fault::of("make the tenant's namespace", &it))?;
         self.mark(rendered, decision, &seen).await?;
         self.storage(plan, rendered, &seen).await?;
@@ -395,6 +401,7 @@ impl Component {
         if seen.objects.contains_key(&(Kind::Scale, object.name.clone())) {
             return Ok(());
         }
+        self.shared.acting()?;
         match self.shared.cluster.make(object).await {
             Ok(Some(made)) => self.took(object.kind, made),
             Ok(None) => {} // its watch tells of it
@@ -440,7 +447,7 @@ impl Component {
         Ok(())
     }
 
-    /// Deletes what the plan no longer needs: variables of templates that no pod has, addresses without ports.
+    /// Deletes what the plan no longer needs: variables and files of templates that no pod has, addresses without ports.
     async fn leftovers(&self, rendered: &Rendered, seen: &ComponentSeen) -> Result<(), Fault> {
         let all = rendered.others.iter().chain(&rendered.scale);
         let wanted: BTreeSet<(Kind, &str)> = all.map(|it| (it.kind, it.name.as_str())).collect();
@@ -456,6 +463,7 @@ impl Component {
             let auxiliary = matches!(
                 kind,
                 Kind::Secret
+                    | Kind::ConfigMap
                     | Kind::Service
                     | Kind::NetworkPolicy
                     | Kind::DisruptionBudget
@@ -464,7 +472,7 @@ impl Component {
             );
             let one_shot = name.starts_with("run-");
             if auxiliary && !one_shot && !it.deleting && !wanted.contains(&(*kind, name)) {
-                if *kind == Kind::Secret && used_by(&it.key) {
+                if matches!(kind, Kind::Secret | Kind::ConfigMap) && used_by(&it.key) {
                     continue;
                 }
                 self.delete(*kind, &it.namespace, name, &DeleteParams::background()).await?;

@@ -6,6 +6,7 @@
 
 use crate::cluster::{Cluster, failed};
 use crate::component::{Component, Leads, Shared};
+use crate::local_storage::LocalStorage;
 use crate::logs::{KeptLines, Logs};
 use crate::render::{self, Kind, Rendered, Surroundings};
 use crate::seen::{ObjectSeen, Seen, Whereabouts};
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     /// Name of this server, where there are several.
     pub(crate) server: String,
     pub(crate) nodes: usage::Nodes,
+    pub(crate) local_storage: LocalStorage,
     /// Why components cannot be scaled by load here.
     pub(crate) by_load: Result<(), String>,
     pub(crate) tracker: TaskTracker,
@@ -201,6 +203,7 @@ impl KubernetesOrchestrator {
             }
         }
         Logs::read_here(&self.inner, here);
+        LocalStorage::lead_here(&self.inner, here);
     }
 
     /// Whose instance a pod is, or was until a short time ago.
@@ -228,6 +231,7 @@ impl KubernetesOrchestrator {
                     .to_owned(),
             ));
         }
+        let local_storage = LocalStorage::new(&config)?;
         let cluster = Cluster::connect(&config).await?;
         if config.user_namespaces {
             let selector: Vec<_> = config.node_selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -260,6 +264,7 @@ impl KubernetesOrchestrator {
             changed: broadcast::channel(4096).0,
             server: server.unwrap_or_default().to_owned(),
             nodes: usage::Nodes::default(),
+            local_storage,
             by_load,
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -278,7 +283,10 @@ impl KubernetesOrchestrator {
             return Err(error);
         }
         match server {
-            None => run_once::clear(&inner).await,
+            None => {
+                run_once::clear(&inner).await;
+                LocalStorage::lead_here(&inner, true);
+            }
             // Ours are those of our predecessor; other servers wait for theirs.
             Some(server) => {
                 let done = run_once::clear_of(&inner, server).await;

@@ -2,8 +2,8 @@
 //!
 //! `render` turns a plan into objects, `seen` keeps what the cluster says of them, `facts` and `decide` translate it (all
 //! of these pure); `watch`, `component`, `run_once` and `driver` act. `routes` is apart: what Ingress and Gateway API ask of
-//! gateways. Only this crate knows Kubernetes; nothing here
-//! judges how a component is: `model::status` does.
+//! gateways; and `local_storage`: volumes that are made of the nodes' folders. Only this crate knows Kubernetes; nothing
+//! here judges how a component is: `model::status` does.
 
 mod access;
 pub mod adopt;
@@ -16,6 +16,7 @@ mod facts;
 mod forward;
 mod lease;
 mod lines;
+mod local_storage;
 mod logs;
 pub mod manifest;
 mod names;

@@ -120,8 +120,14 @@ pub struct Installation {
     pub containerd_hosts: Option<PathBuf>,
     /// Folder of the nodes with the output of their pods, to let a DaemonSet read it there; needs pods of each role.
     pub node_logs: Option<PathBuf>,
-    /// Storage class of the server's volume and of the components' volumes; empty means the cluster's default.
+    /// Storage class of the server's volume and of the components' volumes; empty means that of local storage, else the
+    /// cluster's default.
     pub storage_class: String,
+    /// Folder of the nodes that the leading controller makes volumes of.
+    pub local_storage: Option<PathBuf>,
+    /// Where one server's own volume is, which it cannot make before it runs: a folder beside those of `local_storage`, on the node
+    /// with this `kubernetes.io/hostname`; empty means that its claim is of `storage_class`.
+    pub server_node: String,
     /// Size of the server's volume, in GiB.
     pub volume_gb: u32,
     /// Tenant `t` gets the namespace `<prefix>t`.
@@ -145,6 +151,19 @@ impl Installation {
             format!("arco-registry.{}.svc:{}", self.namespace, objects::REGISTRY_PORT)
         } else {
             self.registry.clone()
+        }
+    }
+
+    /// Name of the class of local storage: as platforms of one cluster differ in their prefix, so does this.
+    fn local_class(&self) -> String {
+        format!("{}local", self.namespace_prefix)
+    }
+
+    /// What volumes are made of that name no class; empty means the cluster's default.
+    fn volume_class(&self) -> String {
+        match &self.local_storage {
+            Some(_) if self.storage_class.is_empty() => self.local_class(),
+            _ => self.storage_class.clone(),
         }
     }
 
@@ -176,7 +195,7 @@ impl Installation {
             "[kubernetes]".to_owned(),
             format!("namespace_prefix = {}", toml_text(&self.namespace_prefix)),
             format!("registry = {}", toml_text(&self.registry_host())),
-            format!("storage_class = {}", toml_text(&self.storage_class)),
+            format!("storage_class = {}", toml_text(&self.volume_class())),
             format!("user_namespaces = {}", self.user_namespaces),
         ]);
         if !self.route_class.is_empty() {
@@ -185,6 +204,14 @@ impl Installation {
         }
         if self.node_logs.is_some() {
             lines.push(format!("node_namespace = {}", toml_text(&nodes::namespace(self))));
+        }
+        if let Some(folder) = &self.local_storage {
+            let text = |setting: &str, value: &str| format!("local_storage_{setting} = {}", toml_text(value));
+            lines.push(text("class", &self.local_class()));
+            lines.push(text("folder", &folder.to_string_lossy()));
+            lines.push(text("namespace", &nodes::namespace(self)));
+            lines.push(text("image", &self.image));
+            lines.push(text("image_pull_secret", &self.image_pull_secret));
         }
         lines.push("[store]".to_owned());
         let stores = &self.stores;
@@ -230,6 +257,7 @@ pub fn manifest(installation: &Installation) -> Vec<Value> {
             documents.push(objects::settings(installation, &settings));
             documents.extend(objects::services(installation));
             documents.extend(objects::guards(installation));
+            documents.extend(nodes::server_volume(installation));
             documents.push(objects::server(installation, version));
         }
         Some(replicas) => {

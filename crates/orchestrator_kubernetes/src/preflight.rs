@@ -4,10 +4,14 @@
 //! What must hold: what is asked for is what [`crate::access`] says, line by line. What a finding means is decided by pure
 //! functions; only [`preflight`] and [`pull`] act.
 
+mod hosts;
 mod pull;
 
-use crate::access::{GROUPS, OF_ROUTES, OF_USAGE, RULES, Rule};
+pub use hosts::{HostsSetting, judge_hosts};
+
+use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
+use crate::local_storage::PROVISIONER;
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
@@ -109,10 +113,11 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
             findings.push(Finding::bad("APIs", words(&error), advice));
         }
     }
-    findings.push(permissions(client, !config.route_class.is_empty()).await);
+    findings.push(permissions(client, config).await);
     findings.push(usage(client).await);
-    findings.push(storage(client, &config.storage_class).await);
+    findings.push(storage(client, config).await);
     findings.push(nodes(&cluster, config).await);
+    findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),
         None => findings.push(Finding::warning(
@@ -202,8 +207,10 @@ fn judge_metrics(served: &BTreeSet<String>) -> Finding {
 }
 
 /// Asks for each right that the table has.
-async fn permissions(client: &Client, routes: bool) -> Finding {
-    let rules: Vec<Rule> = RULES.iter().chain(if routes { OF_ROUTES } else { &[] }).copied().collect();
+async fn permissions(client: &Client, config: &KubernetesConfig) -> Finding {
+    let of_routes = if config.route_class.is_empty() { &[] } else { OF_ROUTES };
+    let of_storage = if config.local_storage_class.is_empty() { &[] } else { OF_LOCAL_STORAGE };
+    let rules: Vec<Rule> = RULES.iter().chain(of_routes).chain(of_storage).copied().collect();
     match missing(client, &rules).await {
         Ok((count, missing)) => judge_permissions(count, &missing),
         Err(error) => {
@@ -282,14 +289,15 @@ fn judge_permissions(count: usize, missing: &BTreeMap<String, Vec<&'static str>>
 }
 
 /// The storage class that volumes will be made with.
-async fn storage(client: &Client, wanted: &str) -> Finding {
+async fn storage(client: &Client, config: &KubernetesConfig) -> Finding {
     match Api::<StorageClass>::all(client.clone()).list(&ListParams::default()).await {
-        Ok(classes) => judge_storage(&classes.items, wanted),
+        Ok(classes) => judge_storage(&classes.items, &config.storage_class, &config.local_storage_class),
         Err(error) => Finding::bad("storage", words(&error), "let this account list storage classes"),
     }
 }
 
-fn judge_storage(classes: &[StorageClass], wanted: &str) -> Finding {
+/// `wanted`: the class of the settings; `local`: the one that the platform provides itself. Empty means none.
+fn judge_storage(classes: &[StorageClass], wanted: &str, local: &str) -> Finding {
     let name = |it: &StorageClass| it.metadata.name.clone().unwrap_or_default();
     let is_default = |it: &&StorageClass| {
         let annotations = it.metadata.annotations.as_ref();
@@ -307,7 +315,12 @@ fn judge_storage(classes: &[StorageClass], wanted: &str) -> Finding {
             "" => Finding::bad(
                 "storage",
                 format!("no storage class is the default; {there}"),
-                "set `kubernetes.storage_class`, or install a provisioner and mark its class as default",
+                "let the platform make volumes of the nodes' disks (`arco cluster manifest --local-storage`), set `kubernetes.storage_class`, or install a provisioner and mark its class as default",
+            ),
+            wanted if wanted == local => Finding::bad(
+                "storage",
+                format!("storage class `{wanted}`, whose volumes the platform makes itself, does not exist; {there}"),
+                "apply the documents of `arco cluster manifest --local-storage`",
             ),
             wanted => Finding::bad(
                 "storage",
@@ -319,6 +332,11 @@ fn judge_storage(classes: &[StorageClass], wanted: &str) -> Finding {
     let others: Vec<String> = classes.iter().filter(|it| name(it) != name(class)).map(able).collect();
     let others = if others.is_empty() { String::new() } else { format!("; also there: {}", others.join(", ")) };
     let shown = format!("class {} is used{others}", able(class));
+    if class.provisioner == PROVISIONER {
+        let found = format!("{shown}; volumes of `{}` are folders of one node, and not limited in size", name(class));
+        let advice = "what must outlive a node needs a class whose volumes do; look after the free space of the nodes";
+        return Finding::warning("storage", found, advice);
+    }
     if class.allow_volume_expansion != Some(true) {
         let advice = "volumes keep their first size; set `allowVolumeExpansion: true` where the provisioner can do it";
         return Finding::warning("storage", format!("{shown}; volumes of `{}` cannot grow", name(class)), advice);
@@ -365,6 +383,15 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
             "nodes",
             format!("{shown}; not all give pods a user namespace"),
             "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
+        );
+    }
+    if !config.user_namespaces && confined {
+        return Finding::warning(
+            "nodes",
+            format!(
+                "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
+            ),
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
         );
     }
     Finding::good("nodes", shown)

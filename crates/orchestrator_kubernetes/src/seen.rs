@@ -87,6 +87,8 @@ pub(crate) struct Detail {
     pub(crate) volume: Option<(String, u32)>,
     /// Storage class of a claim.
     pub(crate) class: String,
+    /// Uid of a claim.
+    pub(crate) uid: String,
     /// What an autoscaler says of load.
     pub(crate) scaler: Option<Box<scaler::Scaler>>,
 }
@@ -334,6 +336,29 @@ impl Seen {
         }
         pod.warning = Some(text);
         Some(id.clone())
+    }
+
+    /// A warning about a claim, found by its name in its namespace: why there is no volume for it is why pods that use it wait
+    /// for a node. The component, if one of its pods does.
+    pub(crate) fn warn_of_claim(&self, namespace: &str, name: &str, uid: &str, text: &str) -> Option<ComponentId> {
+        let mut store = self.lock();
+        let (id, of, volume) = store.components.iter_mut().find_map(|(id, of)| {
+            let claim = of.objects.get(&(Kind::Claim, name.to_owned()))?;
+            let volume = claim.detail.volume.as_ref()?.0.clone();
+            (claim.namespace == namespace && claim.detail.uid == uid).then_some((id.clone(), of, volume))
+        })?;
+        let warning = format!("its volume `{volume}` cannot be made: {text}");
+        // The claim of a place is called as the volume and the pod are; others are shared by all.
+        let shared = name.ends_with(id.as_str());
+        let uses = |pod: &str| shared || name.strip_suffix(pod).is_some_and(|it| it.ends_with('-'));
+        let mut told = false;
+        for (pod, (_, it)) in &mut of.pods {
+            if it.node.is_empty() && uses(pod) && it.warning.as_ref() != Some(&warning) {
+                it.warning = Some(warning.clone());
+                told = true;
+            }
+        }
+        told.then_some(id)
     }
 }
 

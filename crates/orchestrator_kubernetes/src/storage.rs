@@ -5,6 +5,7 @@
 
 use crate::cluster::{Verdict, failed, verdict};
 use crate::driver::{Inner, KubernetesOrchestrator};
+use crate::local_storage::PROVISIONER;
 use crate::names;
 use crate::seen::convert::{owner, word};
 use crate::usage;
@@ -19,16 +20,18 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Provisioners of which it is known who may use a volume at the same time; a StorageClass does not say it.
-const ACCESS: &[(&str, &[AccessMode])] = &[
-    ("disk.csi.azure.com", &[AccessMode::ReadWriteOnce]),
-    ("driver.longhorn.io", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany]),
-    ("ebs.csi.aws.com", &[AccessMode::ReadWriteOnce]),
-    ("efs.csi.aws.com", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany]),
-    ("file.csi.azure.com", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany]),
-    ("nfs.csi.k8s.io", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany]),
-    ("pd.csi.storage.gke.io", &[AccessMode::ReadWriteOnce]),
-    ("rancher.io/local-path", &[AccessMode::ReadWriteOnce]),
+/// Provisioners of which it is known who may use a volume at the same time, and whether its size is a limit; a StorageClass
+/// says neither.
+const KNOWN: &[(&str, &[AccessMode], bool)] = &[
+    (PROVISIONER, &[AccessMode::ReadWriteOnce], false),
+    ("disk.csi.azure.com", &[AccessMode::ReadWriteOnce], true),
+    ("driver.longhorn.io", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany], true),
+    ("ebs.csi.aws.com", &[AccessMode::ReadWriteOnce], true),
+    ("efs.csi.aws.com", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany], false),
+    ("file.csi.azure.com", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany], true),
+    ("nfs.csi.k8s.io", &[AccessMode::ReadWriteOnce, AccessMode::ReadWriteMany], false),
+    ("pd.csi.storage.gke.io", &[AccessMode::ReadWriteOnce], true),
+    ("rancher.io/local-path", &[AccessMode::ReadWriteOnce], false),
 ];
 
 /// The annotation of the class that claims without one get.
@@ -86,12 +89,14 @@ fn class(it: &StorageClass, preferred: &str, snapshots: Option<&BTreeSet<String>
         "" => word(&it.metadata.annotations, IS_DEFAULT) == "true",
         preferred => name == preferred,
     };
-    let access = ACCESS.iter().find(|(provisioner, _)| *provisioner == it.provisioner);
+    let known = KNOWN.iter().find(|(provisioner, ..)| *provisioner == it.provisioner);
+    let ours = it.provisioner == PROVISIONER;
     VolumeClass {
         default,
-        access: access.map(|it| it.1.to_vec()).unwrap_or_default(),
-        grows: it.allow_volume_expansion == Some(true),
-        snapshots: snapshots.map(|known| known.contains(&it.provisioner)),
+        access: known.map(|it| it.1.to_vec()).unwrap_or_default(),
+        grows: it.allow_volume_expansion == Some(true) && !ours,
+        snapshots: snapshots.map(|known| known.contains(&it.provisioner)).or(ours.then_some(false)),
+        limits: known.map(|it| it.2),
         retains: it.reclaim_policy.as_deref() == Some("Retain"),
         provisioner: it.provisioner.clone(),
         name,
@@ -158,6 +163,10 @@ mod tests {
         assert!(!other.default && other.snapshots == Some(false) && other.access.is_empty());
         let preferred = class(&of("files", "nfs.csi.k8s.io", "false"), "files", None);
         assert!(preferred.default && preferred.snapshots.is_none(), "who may not ask does not say no");
+        assert_eq!((nfs.limits, other.limits), (Some(false), None));
+        let ours = class(&of("arco-local", PROVISIONER, "false"), "arco-local", None);
+        assert_eq!((ours.access, ours.grows), (vec![AccessMode::ReadWriteOnce], false));
+        assert_eq!((ours.limits, ours.snapshots), (Some(false), Some(false)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -35,6 +35,10 @@ use tokio_util::task::TaskTracker;
 
 /// How long the first lists may take.
 const FIRST_LISTS: Duration = Duration::from_secs(60);
+
+/// What warnings are about, in Kubernetes' words.
+const POD: &str = "Pod";
+const CLAIM: &str = "PersistentVolumeClaim";
 
 /// Told which component changed.
 pub(crate) type Bell = Arc<dyn Fn(&ComponentId) + Send + Sync>;
@@ -69,13 +73,16 @@ pub(crate) async fn start(
     tracker.spawn(whole::<Service>(client, config.clone(), watch.clone()));
     tracker.spawn(whole::<PersistentVolumeClaim>(client, config.clone(), watch.clone()));
     tracker.spawn(metadata::<Secret>(client, config.clone(), Kind::Secret, watch.clone()));
+    tracker.spawn(metadata::<ConfigMap>(client, config.clone(), Kind::ConfigMap, watch.clone()));
     tracker.spawn(metadata::<NetworkPolicy>(client, config.clone(), Kind::NetworkPolicy, watch.clone()));
     tracker.spawn(metadata::<PodDisruptionBudget>(client, config.clone(), Kind::DisruptionBudget, watch.clone()));
     if by_load {
         tracker.spawn(whole::<ComponentScale>(client, config.clone(), watch.clone()));
         tracker.spawn(whole::<HorizontalPodAutoscaler>(client, config, watch.clone()));
     }
-    tracker.spawn(warnings(client.clone(), prefix.to_owned(), watch));
+    for about in [POD, CLAIM] {
+        tracker.spawn(warnings(client.clone(), prefix.to_owned(), about, watch.clone()));
+    }
 
     let mut missing = HashSet::from([
         Kind::Pod,
@@ -85,6 +92,7 @@ pub(crate) async fn start(
         Kind::Service,
         Kind::Claim,
         Kind::Secret,
+        Kind::ConfigMap,
         Kind::NetworkPolicy,
         Kind::DisruptionBudget,
     ]);
@@ -110,7 +118,7 @@ where
     follow(events, K::KIND, |it: &K| (it.meta().clone(), it.record()), watch)
 }
 
-/// Follows a kind by metadata alone: contents (secrets) never come here.
+/// Follows a kind by metadata alone: contents (secrets, files) never come here.
 fn metadata<K>(
     client: &Client,
     config: watcher::Config,
@@ -182,9 +190,9 @@ pub(crate) fn why(error: &watcher::Error) -> String {
     }
 }
 
-/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made.
-async fn warnings(client: Client, prefix: String, watch: Watch) {
-    let config = watcher::Config::default().fields("type=Warning,involvedObject.kind=Pod");
+/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made; or about claims: why there is no volume.
+async fn warnings(client: Client, prefix: String, of: &'static str, watch: Watch) {
+    let config = watcher::Config::default().fields(&format!("type=Warning,involvedObject.kind={of}"));
     let mut events = pin!(watcher(Api::<Warning>::all(client), config).default_backoff());
     loop {
         let event = tokio::select! {
@@ -211,8 +219,13 @@ async fn warnings(client: Client, prefix: String, watch: Watch) {
         if !namespace.starts_with(&prefix) {
             continue;
         }
-        let text = format!("{reason}: {}", part(&warning.message));
-        if let Some(component) = watch.seen.warn(&namespace, &name, &uid, text) {
+        let message = part(&warning.message);
+        let told = match of {
+            CLAIM if reason != "ProvisioningFailed" => None, // it has one, which does not grow, …
+            CLAIM => watch.seen.warn_of_claim(&namespace, &name, &uid, &message),
+            _ => watch.seen.warn(&namespace, &name, &uid, format!("{reason}: {message}")),
+        };
+        if let Some(component) = told {
             (watch.bell)(&component);
         }
     }

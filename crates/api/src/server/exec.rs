@@ -125,7 +125,10 @@ impl Api {
             timeout_ms: RUN_MS,
             network: OneShotNetwork::Instance,
             mounts: Vec::new(),
+            caches: Vec::new(),
+            cache_mb: 0,
             volumes: template.volumes,
+            files: template.files,
             export: None,
             scheduling: template.scheduling,
             overlay: template.overlay,
@@ -292,11 +295,16 @@ pub(super) async fn carry(session: ExecSession, socket: WebSocket) {
     farewell(sink, stream, control).await;
 }
 
-/// Says the last word, and reads what the client still sends until it is gone. Closing on input that nobody read resets
-/// the connection: the word may be lost, and what carries connections for others (`kubectl port-forward`) ends.
-async fn farewell(mut sink: SplitSink<WebSocket, Message>, mut stream: SplitStream<WebSocket>, control: ExecControl) {
+/// Says the last word and lets the client go.
+async fn farewell(mut sink: SplitSink<WebSocket, Message>, stream: SplitStream<WebSocket>, control: ExecControl) {
     send(&mut sink, Frame::Control(control)).await;
     let _ = sink.close().await;
+    until_gone(stream).await;
+}
+
+/// Reads what a client still sends after the last word, until it is gone. Closing on input that nobody read resets the
+/// connection: the word may be lost, and what carries connections for others (`kubectl port-forward`) ends.
+pub(super) async fn until_gone(mut stream: SplitStream<WebSocket>) {
     let gone = async { while let Some(Ok(_)) = stream.next().await {} };
     let _ = tokio::time::timeout(FAREWELL, gone).await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Messages are [`Frame`]s: bytes to the instance as standard input, bytes from it as standard output, an empty one ends
 //! that direction. What must hold: both directions flow on their own; the connection ends when both have ended, when
-//! either end is gone, or when one direction has ended and the other is silent for [`LINGER`].
+//! either end is gone, or when one direction has ended and the other is silent for [`LINGER`]; the client gets the last word
+//! also when it is still sending.
 
 use super::Api;
 use super::act::Target;
@@ -51,7 +52,7 @@ impl Api {
 pub(super) async fn carry(connection: Connection, socket: WebSocket) {
     let Connection { stream, failure } = connection;
     let (from, to) = tokio::io::split(stream);
-    let (mut sink, messages) = socket.split();
+    let (mut sink, mut messages) = socket.split();
     let half = Notify::new();
     let down = async {
         let input_over = down(from, &mut sink, &half).await;
@@ -67,8 +68,9 @@ pub(super) async fn carry(connection: Connection, socket: WebSocket) {
     };
     tokio::select! {
         () = down => {}
-        () = up(messages, to, &half) => {}
+        () = up(&mut messages, to, &half) => return,
     }
+    super::exec::until_gone(messages).await;
 }
 
 /// Bytes of the instance, until it has no more. Returns whether the client had ended its direction.
@@ -96,7 +98,7 @@ async fn down(mut from: impl AsyncRead + Unpin, sink: &mut SplitSink<WebSocket, 
 }
 
 /// Bytes of the client; ends when the client is gone.
-async fn up(mut messages: SplitStream<WebSocket>, to: impl AsyncWrite + Unpin, half: &Notify) {
+async fn up(messages: &mut SplitStream<WebSocket>, to: impl AsyncWrite + Unpin, half: &Notify) {
     let mut to = Some(to);
     while let Some(Ok(message)) = messages.next().await {
         let Message::Binary(bytes) = message else { continue };

@@ -252,20 +252,12 @@ fn sum(rows: &[VolumeRow], facts: &Facts) -> StorageDocument {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_store::clock;
+    use arco_model::sample;
 
     fn row(component: u64, name: &str) -> VolumeRow {
-        VolumeRow {
-            id: clock::fresh(),
-            tenant: TenantName::default_tenant(),
-            application_id: clock::fresh(),
-            application: "shop".parse().unwrap(),
-            component: format!("c{component}").parse().unwrap(),
-            component_id: ComponentId::from_parts(component, 0),
-            name: name.parse().unwrap(),
-            size_mb: 1,
-            created_at: clock::now(),
-        }
+        let mut of = sample::component();
+        (of.id, of.name) = (ComponentId::from_parts(component, 0), format!("c{component}").parse().unwrap());
+        VolumeRow::new(&of, name.parse().unwrap(), 1)
     }
 
     fn held(component: u64, name: &str, class: &str, place: Option<u32>, used_bytes: Option<u64>) -> VolumeFacts {
@@ -310,6 +302,7 @@ mod tests {
             grows,
             snapshots: None,
             retains: false,
+            limits: None,
         };
         let classes = [class("fast", true), class("slow", false)];
         // Asked for: size and class; there: size, and the class of each place; the code.

@@ -285,13 +285,16 @@ pub struct VolumeClassDocument {
     pub snapshots: Option<bool>,
     /// Whether the content stays where it is when the volume is deleted.
     pub retains: bool,
+    /// Whether no more than a volume's size can be written to it; `null` when nobody knows.
+    #[serde(default)]
+    pub limits: Option<bool>,
 }
 
 impl From<VolumeClass> for VolumeClassDocument {
     fn from(it: VolumeClass) -> Self {
-        let VolumeClass { name, provisioner, default, access, grows, snapshots, retains } = it;
+        let VolumeClass { name, provisioner, default, access, grows, snapshots, retains, limits } = it;
         let access = access.into_iter().map(|it| it.short().to_owned()).collect();
-        Self { class: name, provisioner, default, access, grows, snapshots, retains }
+        Self { class: name, provisioner, default, access, grows, snapshots, retains, limits }
     }
 }
 

@@ -328,7 +328,7 @@ async fn changes_go_through_although_another_writer_is_busy() {
 async fn a_life_on_the_real_database() {
     let folder = tempfile::tempdir().unwrap();
     let metadata = arco_store::sql::SeaOrmMetadata::open(&folder.path().join("metadata.db")).await.unwrap();
-    let platform = Platform::over(std::sync::Arc::new(metadata), |_| {}).await;
+    let platform = Platform::over(std::sync::Arc::new(metadata)).await;
     platform.running(WEB, env("A", Some("1"))).await;
     platform.client.patch("default", WEB, &env("A", Some("2"))).await.unwrap();
     platform

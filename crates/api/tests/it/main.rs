@@ -10,4 +10,5 @@ mod settings;
 mod stacks;
 mod streams;
 mod transfer;
+mod turns;
 mod uploads;

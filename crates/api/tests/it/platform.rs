@@ -9,12 +9,12 @@ use arco_daemon::metrics::Metrics;
 use arco_daemon::pki::{Pki, Subject};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{OnExit, Supervisor, listener};
-use arco_model::artifact::{Digest, ImageRef};
 use arco_model::component::{Component, Revision, RunDefaults};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};
+use arco_model::sample;
 use arco_model::source::Source;
 use arco_model::spec::{Port, Protocol};
 use arco_model::storage::{AccessMode, VolumeClass, VolumeFacts};
@@ -27,6 +27,7 @@ use arco_store::blob::{BlobError, BlobStat, ByteStream, MemoryBlobs};
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::kv::{MemoryKv, SharedKv};
+use arco_store::leader::KvLock;
 use arco_store::logs::LogSink;
 use arco_store::secrets::SecretBox;
 use arco_store::sql::{Batch, MemoryMetadata, SharedMetadata, Versioned};
@@ -121,10 +122,19 @@ impl Platform {
     }
 
     pub(crate) async fn with(settings: impl FnOnce(&mut Config)) -> Self {
-        Self::over(Arc::new(MemoryMetadata::default()), settings).await
+        Self::assemble(Arc::new(MemoryMetadata::default()), false, settings).await
     }
 
-    pub(crate) async fn over(metadata: SharedMetadata, settings: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn over(metadata: SharedMetadata) -> Self {
+        Self::assemble(metadata, false, |_| {}).await
+    }
+
+    /// One of several servers, which take turns.
+    pub(crate) async fn among_several(metadata: SharedMetadata) -> Self {
+        Self::assemble(metadata, true, |_| {}).await
+    }
+
+    async fn assemble(metadata: SharedMetadata, several: bool, settings: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.server.domain = "example.test".to_owned();
@@ -134,7 +144,7 @@ impl Platform {
         let (outbox, kv): (_, SharedKv) = (Arc::new(Notify::new()), Arc::new(MemoryKv::new()));
         let (logs, _nobody) = LogSink::channel(1);
         let role = build(ApiDeps {
-            turn: None,
+            turn: several.then(|| Arc::new(KvLock::new(kv.clone(), "turn", "here", 30)) as _),
             config,
             metadata: metadata.clone(),
             blobs: blobs.clone(),
@@ -188,21 +198,14 @@ impl Platform {
             self.metadata.get(operation.value.component_id.as_str()).await.unwrap().unwrap();
         let it = &mut component.value;
         it.last_revision_number += 1;
+        let ports = vec![Port { port: 8080, protocol: Protocol::Http, outer: true }];
         let revision = Revision {
             id: clock::fresh(),
-            component_id: it.id.clone(),
             number: it.last_revision_number,
-            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
-            defaults: RunDefaults {
-                ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
-                ..RunDefaults::default()
-            },
-            spec: it.spec.clone(),
-            build_key: "key".to_owned(),
-            commit: None,
-            cause: "deploy".to_owned(),
+            defaults: RunDefaults { ports, ..RunDefaults::default() },
             operation_id: operation.value.id.clone(),
             created_at: clock::now(),
+            ..sample::revision(it)
         };
         it.desired_revision = Some(revision.id.clone());
         it.observed.serving_revision = Some(revision.id.clone());
@@ -320,6 +323,7 @@ impl Storage for Pretender {
             grows,
             snapshots: Some(false),
             retains: false,
+            limits: None,
         };
         Ok(vec![class("slow", false), class("fast", true)])
     }
@@ -361,8 +365,17 @@ impl Orchestrator for Pretender {
         let _ = output.send(OutputLine { stderr: true, text: "done".to_owned() }).await;
         Ok(OneShotResult { exit: ExitFacts { status: 3, ..ExitFacts::default() }, timed_out: false, layer: None })
     }
+    /// On port 8080 a program answers without reading, and ends.
     async fn connect(&self, _instance: &InstanceId, port: u16) -> Result<Connection, Error> {
-        Err(Error::Refused(format!("nothing listens on port {port}")))
+        use tokio::io::AsyncWriteExt as _;
+        if port != 8080 {
+            return Err(Error::Refused(format!("nothing listens on port {port}")));
+        }
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        theirs.write_all(b"answer").await.unwrap();
+        let (tell, failure) = oneshot::channel();
+        tell.send("it was reset".to_owned()).unwrap();
+        Ok(Connection { stream: Box::new(ours), failure })
     }
 
     async fn exec(&self, _instance: &InstanceId, request: ExecRequest) -> Result<ExecSession, Error> {

@@ -4,9 +4,7 @@ use crate::platform::{Platform, WEB, code};
 use arco_api::wire::{
     ApplyRequest, CredentialQuery, CredentialRequest, RouteRequest, SecretText, SetSecret, SpecPatch,
 };
-use arco_model::id::RowId;
 use arco_model::job::Topic;
-use arco_model::name::TenantName;
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
 use arco_model::spec::{VolumeKind, VolumeSpec};
@@ -50,6 +48,41 @@ async fn secrets_are_sealed_versioned_and_never_shown() {
     let both = SpecPatch { env: [("KEY".to_owned(), Some("x".to_owned()))].into(), ..SpecPatch::default() };
     assert_eq!(code(platform.client.patch("default", WEB, &both).await), "env_duplicate");
     assert!(serde_json::to_string(&SetSecret { value: SecretText("x".into()) }).unwrap().contains("x"));
+}
+
+#[tokio::test]
+async fn files_are_part_of_what_is_asked_and_of_its_revisions() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let patch = |it: serde_json::Value| serde_json::from_value::<SpecPatch>(it).unwrap();
+    let set = |content: &str| patch(json!({"files": {"/etc/a": {"path": "/etc/a", "content": content}}}));
+    let ask = async |it: &SpecPatch| platform.client.patch("default", WEB, it).await;
+    assert_eq!(ask(&set("1")).await.unwrap().revision, Some(2));
+    assert_eq!(ask(&set("1")).await.unwrap().revision, None, "nothing changed");
+    assert_eq!(ask(&set("2")).await.unwrap().revision, Some(3));
+    let revisions = platform.client.revisions("default", WEB).await.unwrap();
+    assert_eq!(revisions[0].cause, "file set");
+    let key = json!({"/etc/key": {"path": "/etc/key", "secret": "KEY", "mode": "0400"}});
+    assert_eq!(code(ask(&patch(json!({"files": key}))).await), "file_secret_missing");
+    ask(&patch(json!({"files": key, "secrets": {"KEY": "hunter2"}}))).await.unwrap();
+    let shown = platform.client.component("default", WEB).await.unwrap();
+    let files: Vec<_> = shown.spec.files.iter().map(|it| (it.path.as_str(), it.content.as_deref())).collect();
+    assert_eq!(files, [("/etc/a", Some("2")), ("/etc/key", None)]);
+    assert!(!format!("{shown:?}").contains("hunter2"));
+    assert_eq!(code(ask(&patch(json!({"secrets": {"KEY": null}}))).await), "file_secret_missing", "it is in use");
+    for (wrong, expected) in [
+        (json!({"/b": {"path": "/a", "content": "x"}}), "patch_invalid"),
+        (json!({"/etc/hosts": {"path": "/etc/hosts", "content": "x"}}), "file_path_invalid"),
+        (json!({"/etc/a/b": {"path": "/etc/a/b", "content": "x"}}), "file_path_taken"),
+        (json!({"/b": {"path": "/b", "content": "x".repeat(1 << 20)}}), "files_too_large"),
+    ] {
+        assert_eq!(code(ask(&patch(json!({"files": wrong}))).await), expected);
+    }
+    platform.client.rollback("default", WEB, Some(2)).await.unwrap();
+    assert_eq!(platform.component(WEB).await.spec.files[0].content.as_deref(), Some("1"));
+    ask(&patch(json!({"files": {"/etc/a": null}}))).await.unwrap();
+    assert!(platform.component(WEB).await.spec.files.is_empty());
+    assert_eq!(platform.client.revisions("default", WEB).await.unwrap()[0].cause, "file unset");
 }
 
 #[tokio::test]
@@ -207,17 +240,12 @@ async fn a_host_belongs_to_one_tenant() {
 async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     let platform = Platform::start().await;
     let first = platform.running(("shop", "x"), SpecPatch::default()).await;
-    let kept = VolumeRow {
-        id: clock::fresh::<RowId>(),
-        tenant: first.tenant.clone(),
-        application_id: first.application_id.clone(),
-        application: first.application.clone(),
-        component: "web".parse().unwrap(),
+    let of = |component: &str| VolumeRow {
+        component: component.parse().unwrap(),
         component_id: clock::fresh(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
+        ..VolumeRow::new(&first, "files".parse().unwrap(), 10)
     };
+    let kept = of("web");
     platform.metadata.insert(&kept).await.unwrap();
     let listed = platform.client.tenant_volumes("default").await.unwrap();
     assert_eq!((listed[0].kept, listed[0].name.as_str()), (true, "files"));
@@ -234,8 +262,7 @@ async fn kept_volumes_come_back_to_a_component_of_the_same_name() {
     let listed = platform.client.volumes("default", WEB).await.unwrap();
     assert_eq!((listed.len(), listed[0].kept, listed[0].path.as_str()), (1, false, "/files"));
     assert_eq!(code(platform.client.delete_volume("default", kept.id.as_str()).await), "volume_in_use");
-    let row =
-        VolumeRow { id: clock::fresh(), component_id: clock::fresh(), component: "gone".parse().unwrap(), ..kept };
+    let row = of("gone");
     platform.metadata.insert(&row).await.unwrap();
     platform.client.delete_volume("default", row.id.as_str()).await.unwrap();
     assert_eq!(*platform.orchestrator.removed.lock().unwrap(), [(row.component_id.clone(), Removal::Everything)]);
@@ -256,17 +283,7 @@ async fn volumes_grow_and_go_when_nothing_names_them() {
         SpecPatch { volumes: [("files".to_owned(), volume)].into(), ..SpecPatch::default() }
     };
     let component = platform.running(WEB, patch(Some(10))).await;
-    let row = VolumeRow {
-        id: clock::fresh::<RowId>(),
-        tenant: component.tenant.clone(),
-        application_id: component.application_id.clone(),
-        application: component.application.clone(),
-        component: component.name.clone(),
-        component_id: component.id.clone(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
+    let row = VolumeRow::new(&component, "files".parse().unwrap(), 10);
     platform.metadata.insert(&row).await.unwrap();
     assert_eq!(code(platform.client.patch("default", WEB, &patch(Some(9))).await), "volume_smaller");
     platform.client.patch("default", WEB, &patch(Some(20))).await.unwrap();
@@ -289,19 +306,9 @@ async fn volumes_grow_and_go_when_nothing_names_them() {
 #[tokio::test]
 async fn one_of_several_kept_volumes_goes_alone() {
     let platform = Platform::start().await;
-    let row = |name: &str, component_id: &arco_model::id::ComponentId| VolumeRow {
-        id: clock::fresh(),
-        tenant: TenantName::default_tenant(),
-        application_id: clock::fresh(),
-        application: "shop".parse().unwrap(),
-        component: "web".parse().unwrap(),
-        component_id: component_id.clone(),
-        name: name.parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
-    let owner = clock::fresh();
-    let (files, rest) = (row("files", &owner), row("rest", &owner));
+    let gone = arco_model::sample::component();
+    let row = |name: &str| VolumeRow::new(&gone, name.parse().unwrap(), 10);
+    let (owner, files, rest) = (gone.id.clone(), row("files"), row("rest"));
     platform.metadata.insert(&files).await.unwrap();
     platform.metadata.insert(&rest).await.unwrap();
     platform.client.delete_volume("default", files.id.as_str()).await.unwrap();
@@ -387,7 +394,7 @@ async fn lists_are_paged_and_filtered() {
 async fn a_list_of_200_components() {
     let folder = tempfile::tempdir().unwrap();
     let metadata = arco_store::sql::SeaOrmMetadata::open(&folder.path().join("metadata.db")).await.unwrap();
-    let platform = Platform::over(std::sync::Arc::new(metadata), |_| {}).await;
+    let platform = Platform::over(std::sync::Arc::new(metadata)).await;
     for number in 0..200 {
         platform.running((&format!("app{}", number % 20), &format!("c{number}")), SpecPatch::default()).await;
     }
@@ -423,17 +430,7 @@ async fn volumes_say_what_they_are_made_of_and_grow_only_where_they_can() {
     assert_eq!(code(platform.deploy(WEB, volume(10, Some("none"))).await), "class_unknown");
     assert_eq!(code(platform.deploy(WEB, volume(10, Some("No!"))).await), "class_unknown");
     let component = platform.running(WEB, volume(10, Some("slow"))).await;
-    let row = VolumeRow {
-        id: clock::fresh(),
-        tenant: component.tenant.clone(),
-        application_id: component.application_id.clone(),
-        application: component.application.clone(),
-        component: component.name.clone(),
-        component_id: component.id.clone(),
-        name: "files".parse().unwrap(),
-        size_mb: 10,
-        created_at: clock::now(),
-    };
+    let row = VolumeRow::new(&component, "files".parse().unwrap(), 10);
     platform.metadata.insert(&row).await.unwrap();
     let made_of = |class: &str| VolumeFacts {
         component: component.id.clone(),

@@ -1,7 +1,7 @@
 //! Logs handed over to their role, and programs in instances.
 
 use crate::platform::{Platform, WEB, code};
-use arco_api::client::{ExecCall, LogOf};
+use arco_api::client::{ExecCall, ExecStream, ForwardCall, LogOf};
 use arco_api::wire::{Channel, ExecControl, Frame, LogQuery, SpecPatch};
 use arco_daemon::pki::Subject;
 use arco_model::plan::OneShotNetwork;
@@ -50,7 +50,10 @@ async fn a_web_socket_reaches_the_role_that_keeps_logs() {
 
 /// Everything of one program: standard output, standard error, the last control.
 async fn collect(platform: &Platform, call: &ExecCall<'_>, input: &[Frame]) -> (String, String, ExecControl) {
-    let (mut sender, mut receiver) = platform.client.exec(call).await.unwrap();
+    until_the_end(platform.client.exec(call).await.unwrap(), input).await
+}
+
+async fn until_the_end((mut sender, mut receiver): ExecStream, input: &[Frame]) -> (String, String, ExecControl) {
     for frame in input {
         assert!(sender.send(frame).await);
     }
@@ -114,6 +117,18 @@ async fn a_refusal_arrives_while_input_is_sent() {
     let input: Vec<Frame> = (0..128).map(|_| Frame::Bytes(Channel::Stdin, vec![0_u8; 65_536].into())).collect();
     let (_, _, control) = collect(&platform, &ExecCall { input: true, ..call(&argv, true, None) }, &input).await;
     assert!(matches!(control, ExecControl::Error(body) if body.code == "not_supported"));
+}
+
+#[tokio::test]
+async fn the_end_of_a_forwarded_connection_arrives_while_input_is_sent() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let call = |port| ForwardCall { tenant: "default", name: WEB, port, instance: None };
+    assert_eq!(code(platform.client.forward(&call(9)).await.map(drop)), "port_refused");
+    let input: Vec<Frame> = (0..128).map(|_| Frame::Bytes(Channel::Stdin, vec![0_u8; 65_536].into())).collect();
+    let (out, _, control) = until_the_end(platform.client.forward(&call(8080)).await.unwrap(), &input).await;
+    let ExecControl::Error(body) = control else { panic!("{control:?}") };
+    assert_eq!((out.as_str(), body.message.as_str()), ("answer", "it was reset"));
 }
 
 #[tokio::test]

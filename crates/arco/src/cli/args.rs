@@ -4,7 +4,7 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     adopt, apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec,
-    export, import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
+    export, file, import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -133,6 +133,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  arco secret set demo/web TOKEN=@token.txt\n  pass show token | arco secret set demo/web TOKEN=-"
     )]
     Secret(secret::SecretCommand),
+    /// Set, unset and list configuration files
+    #[command(subcommand, after_help = "Example:\n  arco file set demo/web /etc/app/app.conf --from app.conf")]
+    File(file::FileCommand),
     /// Set, unset and list credentials for private Git repositories
     #[command(
         subcommand,

@@ -1,6 +1,7 @@
 //! `arco cluster`: the platform on a Kubernetes cluster: its image, and what is applied there.
 
 mod image;
+mod local_volume;
 mod manifest;
 mod node_logs;
 mod trust_registry;
@@ -24,6 +25,9 @@ pub(crate) enum ClusterCommand {
     /// Let containerd on this node find the platform's registry (run by the manifest's DaemonSet)
     #[command(hide = true)]
     TrustRegistry(trust_registry::TrustArgs),
+    /// Make or remove the folder of a volume on this node (run by pods that the controller starts)
+    #[command(subcommand, hide = true)]
+    LocalVolume(local_volume::LocalVolumeCommand),
     /// Read the output of the platform's pods on this node (run by the manifest's DaemonSet)
     #[command(hide = true)]
     NodeLogs(node_logs::NodeLogsArgs),
@@ -35,6 +39,7 @@ pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure
         ClusterCommand::Image(command) => image::run(command, ui).await,
         ClusterCommand::Manifest(args) => manifest::run(args, ui),
         ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
+        ClusterCommand::LocalVolume(command) => local_volume::run(command).await,
         ClusterCommand::NodeLogs(args) => node_logs::run(args).await,
     }
 }

@@ -1,6 +1,6 @@
 //! `arco port-forward`: ports of this machine that lead to ports inside an instance.
 //!
-//! What must hold: every connection is one of its own; one that fails is told and ends no other.
+//! What must hold: every connection is one of its own; one that fails is told at once and ends no other.
 
 use super::failure::Failure;
 use super::reference::Reference;
@@ -19,6 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Pause after a connection that could not be taken.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long whoever asked may go on sending after the end of the answer.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// Flags of `port-forward`.
 #[derive(Args, Debug)]
@@ -91,12 +93,7 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
                 let call = ForwardCall { tenant: &session.tenant, name: pair, port, instance: args.instance.as_deref() };
                 open.push(carry(stream, call, session));
             }
-            Some(outcome) = open.next(), if !open.is_empty() => {
-                if let Err(failure) = outcome {
-                    let Failure { body, .. } = failure;
-                    session.ui.warn(&format!("a connection failed: {}. {}", body.message, body.advice));
-                }
-            }
+            Some(()) = open.next(), if !open.is_empty() => {}
         }
     }
 }
@@ -115,18 +112,33 @@ async fn taken<S>(mut accept: impl AsyncFnMut() -> (std::io::Result<S>, u16), to
 }
 
 /// One connection, until both directions have ended or either end is gone.
-async fn carry(stream: TcpStream, call: ForwardCall<'_>, session: &Session<'_>) -> Result<(), Failure> {
+async fn carry(stream: TcpStream, call: ForwardCall<'_>, session: &Session<'_>) {
     let _ = stream.set_nodelay(true);
-    let (sender, receiver) = session.client.forward(&call).await?;
-    let (from, to) = stream.into_split();
-    tokio::select! {
-        () = send(from, sender) => Ok(()),
-        end = receive(receiver, to) => end,
+    let (mut from, mut to) = stream.into_split();
+    let end = match session.client.forward(&call).await {
+        Err(error) => Err(error.into()),
+        Ok((sender, receiver)) => tokio::select! {
+            () = send(&mut from, sender) => return,
+            end = receive(receiver, &mut to) => end,
+        },
+    };
+    if let Err(Failure { body, .. }) = end {
+        session.ui.warn(&format!("a connection failed: {}. {}", body.message, body.advice));
     }
+    last(from, to).await;
+}
+
+/// Ends a connection of which nothing more comes. Whoever asked may still be sending: closing on what nobody read resets the
+/// connection, and what was not yet read of the answer is lost with it.
+async fn last(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let _ = to.shutdown().await; // whoever asked may have gone
+    let mut rest = vec![0; 32_768];
+    let gone = async { while let Ok(1..) = from.read(&mut rest).await {} };
+    let _ = tokio::time::timeout(FAREWELL, gone).await;
 }
 
 /// What comes in here; ends when this end is broken, not when it is finished.
-async fn send(mut from: OwnedReadHalf, mut sender: ExecSender) {
+async fn send(from: &mut OwnedReadHalf, mut sender: ExecSender) {
     let mut buffer = vec![0; 32_768];
     loop {
         let Ok(count) = from.read(&mut buffer).await else { return };
@@ -138,7 +150,7 @@ async fn send(mut from: OwnedReadHalf, mut sender: ExecSender) {
     }
 }
 
-async fn receive(mut receiver: ExecReceiver, mut to: OwnedWriteHalf) -> Result<(), Failure> {
+async fn receive(mut receiver: ExecReceiver, to: &mut OwnedWriteHalf) -> Result<(), Failure> {
     while let Some(frame) = receiver.next().await {
         let gone = match frame? {
             Frame::Bytes(Channel::Stdout, bytes) if bytes.is_empty() => {
@@ -169,6 +181,21 @@ mod tests {
         let next = async || accepted.pop().unwrap();
         assert_eq!(taken(next, |why| told.borrow_mut().push(why.to_owned())).await, ("stream", 81));
         assert_eq!(told.into_inner(), ["a connection could not be taken: too many open files"]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_arrives_although_its_asker_still_sends() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut asker = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (from, mut to) = listener.accept().await.unwrap().0.into_split();
+        to.write_all(b"answer").await.unwrap();
+        let asking = async move {
+            asker.write_all(&vec![0; 8 << 20]).await.unwrap(); // more than the sockets hold
+            let mut answer = Vec::new();
+            asker.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        assert_eq!(tokio::join!(last(from, to), asking).1, b"answer");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Flags that say what is asked of a component, as a change of its spec.
 
 use super::failure::Failure;
+use super::file;
 use super::reference::Reference;
 use super::secret;
 use super::ui::Ui;
@@ -40,9 +41,12 @@ pub(crate) struct SpecFlags {
     /// A secret variable, from a file or from standard input
     #[arg(long, value_name = "K=@FILE|K=-")]
     pub(crate) secret: Vec<String>,
-    /// A volume
-    #[arg(long, value_name = "NAME:/PATH[:SIZE_MB]", value_parser = volume)]
+    /// A volume; CLASS is one of `arco volume classes`
+    #[arg(long, value_name = "NAME:/PATH[:SIZE_MB[:CLASS]]", value_parser = volume)]
     pub(crate) volume: Vec<VolumeSpec>,
+    /// A configuration file of the instances, with what FILE holds
+    #[arg(long, value_name = "/PATH=@FILE")]
+    pub(crate) file: Vec<String>,
     /// A component that it calls; gives it ALIAS_HOST, ALIAS_PORT and ALIAS_URL
     #[arg(long, value_name = "APP/COMPONENT[=ALIAS]")]
     pub(crate) bind: Vec<String>,
@@ -80,6 +84,7 @@ impl SpecFlags {
             ports: (!self.port.is_empty()).then(|| self.port.clone()),
             command: self.command.clone().map(|it| Some(Command::Shell(it))),
             secrets: secret::read(&self.secret, ui)?,
+            files: file::read(&self.file)?,
             ..SpecPatch::default()
         };
         patch.env.extend(self.env.iter().map(|(key, value)| (key.clone(), Some(value.clone()))));
@@ -117,18 +122,24 @@ pub(crate) fn port(text: &str) -> Result<Port, String> {
     Ok(Port { port, protocol, outer: true })
 }
 
-/// `NAME:/path[:size_mb]`.
+/// `NAME:/path[:size_mb[:class]]`.
 pub(crate) fn volume(text: &str) -> Result<VolumeSpec, String> {
-    let (name, rest) = text.split_once(':').ok_or("give NAME:/PATH or NAME:/PATH:SIZE_MB")?;
-    let (path, size_mb) = match rest.rsplit_once(':') {
-        Some((path, size)) => (path, size.parse().map_err(|_| "the size is a number of MiB")?),
-        None => (rest, VolumeSpec::default_size_mb()),
+    let (name, rest) = text.split_once(':').ok_or("give NAME:/PATH, NAME:/PATH:SIZE_MB or NAME:/PATH:SIZE_MB:CLASS")?;
+    let mut parts = rest.splitn(3, ':');
+    let path = parts.next().unwrap_or_default();
+    let size_mb = match parts.next() {
+        Some(size) => size.parse().map_err(|_| "the size is a number of MiB")?,
+        None => VolumeSpec::default_size_mb(),
     };
+    let class = parts.next().map(str::to_owned);
+    if class.as_ref().is_some_and(String::is_empty) {
+        return Err("the class is one of `arco volume classes`".to_owned());
+    }
     if !path.starts_with('/') {
         return Err("the path is absolute, as /data".to_owned());
     }
     let name = VolumeName::new(name).map_err(|it| it.to_string())?;
-    Ok(VolumeSpec { name, path: path.to_owned(), size_mb, kind: VolumeKind::Shared, class: None })
+    Ok(VolumeSpec { name, path: path.to_owned(), size_mb, kind: VolumeKind::Shared, class })
 }
 
 /// `[APP/]COMPONENT[=ALIAS]`; the alias is the component's name in upper case when it is not given.
@@ -164,7 +175,10 @@ mod tests {
         let read = |text| volume(text).map(|it| (it.name.to_string(), it.path, it.size_mb));
         assert_eq!(read("a:/b").unwrap(), ("a".into(), "/b".into(), 1024));
         assert_eq!(read("a:/b:64").unwrap(), ("a".into(), "/b".into(), 64));
-        for bad in ["a", "a:b", "A:/b", "a:/b:x", ":/b"] {
+        let class = |text| volume(text).map(|it| (it.size_mb, it.class));
+        assert_eq!(class("a:/b:64").unwrap(), (64, None));
+        assert_eq!(class("a:/b:64:fast").unwrap(), (64, Some("fast".into())));
+        for bad in ["a", "a:b", "A:/b", "a:/b:x", ":/b", "a:/b:", "a:/b:64:", "a:/b:fast"] {
             assert!(volume(bad).is_err(), "{bad}");
         }
         assert_eq!(pair("A=b=c").unwrap(), ("A".into(), "b=c".into()));

@@ -31,7 +31,7 @@ pub(crate) enum VolumeCommand {
         #[arg(value_name = "APP/COMPONENT")]
         reference: Reference,
         /// The volume
-        #[arg(value_name = "NAME:/PATH[:SIZE_MB]", value_parser = volume)]
+        #[arg(value_name = "NAME:/PATH[:SIZE_MB[:CLASS]]", value_parser = volume)]
         volume: VolumeSpec,
         /// What it is made of (`arco volume classes`) [default: the platform's choice]
         #[arg(long, value_name = "NAME")]
@@ -95,7 +95,8 @@ pub(crate) async fn run(command: &VolumeCommand, session: &Session<'_>) -> Resul
             // What the command line cannot say of one that is there stays.
             let had = volumes_of(reference, session).await?.into_iter().find(|it| it.name == volume.name);
             let kind = had.map_or(volume.kind, |it| it.kind);
-            let volume = VolumeSpec { kind, class: class.clone(), ..volume.clone() };
+            let class = class.clone().or_else(|| volume.class.clone());
+            let volume = VolumeSpec { kind, class, ..volume.clone() };
             (reference, volume.name.to_string(), Some(volume), wait)
         }
         VolumeCommand::Resize { reference, name, size_mb, wait } => {
@@ -137,10 +138,11 @@ async fn classes(session: &Session<'_>) -> Result<(), Failure> {
         let rows = classes.iter().map(|it| {
             let name = if it.default { format!("{} (default)", it.class) } else { it.class.clone() };
             let access = if it.access.is_empty() { "?".to_owned() } else { it.access.join(",") };
-            let snapshots = it.snapshots.map_or_else(|| "?".to_owned(), yes);
-            vec![name, it.provisioner.clone(), access, yes(it.grows), snapshots, yes(it.retains)]
+            let known = |it: Option<bool>| it.map_or_else(|| "?".to_owned(), yes);
+            let (snapshots, limits) = (known(it.snapshots), known(it.limits));
+            vec![name, it.provisioner.clone(), access, yes(it.grows), limits, snapshots, yes(it.retains)]
         });
-        ui.table(&["CLASS", "PROVISIONER", "ACCESS", "GROWS", "SNAPSHOTS", "KEPT WHEN DELETED"], rows);
+        ui.table(&["CLASS", "PROVISIONER", "ACCESS", "GROWS", "SIZE IS LIMIT", "SNAPSHOTS", "KEPT WHEN DELETED"], rows);
     });
     Ok(())
 }

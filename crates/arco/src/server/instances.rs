@@ -128,8 +128,9 @@ impl Instances {
         }
     }
 
-    /// Removes what servers left in the cluster that `known` does not know, one look after the other.
-    pub(super) async fn clear_after(&self, known: impl Fn(&str) -> bool + Send) {
+    /// Removes what servers left in the cluster that `known` does not know, one look after the other, as long as this
+    /// process `leads`: after a pause of its own it may not know who came meanwhile.
+    pub(super) async fn clear_after(&self, known: impl Fn(&str) -> bool + Send, leads: impl Fn() -> bool + Send) {
         let Some(cluster) = &self.cluster else { return std::future::pending().await };
         // A server that starts works before it is known, so who is unknown twice in a row counts as gone.
         let mut before = Vec::new();
@@ -144,6 +145,9 @@ impl Instances {
             };
             let unknown: Vec<_> = servers.into_iter().filter(|it| !known(it)).collect();
             for server in unknown.iter().filter(|it| before.contains(*it)) {
+                if !leads() {
+                    break;
+                }
                 if let Err(error) = cluster.clear_one_shots_of(server).await {
                     tracing::warn!(server, %error, "it is tried again");
                 }

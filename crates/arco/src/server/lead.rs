@@ -111,10 +111,11 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     if !term.verify().await {
         return Ok(()); // lost meanwhile: whoever asked sees it
     }
-    let held = term.clone();
+    let (held, leading) = (term.clone(), term.clone());
     let orchestrator = LedOrchestrator::new(instances.orchestrator()?, move || held.holds());
+    let leads = Arc::new(move || leading.holds());
     let controller =
-        Controller::new(ControllerDeps { metadata: fence.metadata(), kv: fence.kv(), orchestrator, ..deps });
+        Controller::new(ControllerDeps { metadata: fence.metadata(), kv: fence.kv(), orchestrator, leads, ..deps });
     let (broken, token, breaks) = (fence.broken().clone(), tasks.token().clone(), term.clone());
     tasks.spawn("leader's fence", OnExit::Continue, async move {
         tokio::select! {
@@ -144,7 +145,8 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     if let Some(peers) = peers {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("after servers that are gone", OnExit::Continue, async move {
-            token.run_until_cancelled(instances.clear_after(|it| peers.directory().knows(it))).await;
+            let clear = instances.clear_after(|it| peers.directory().knows(it), || term.holds());
+            token.run_until_cancelled(clear).await;
             Ok(())
         });
     }

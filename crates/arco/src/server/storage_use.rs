@@ -118,10 +118,9 @@ async fn look(storage: &SharedStorage, metadata: &SharedMetadata) -> Result<Told
 mod tests {
     use super::*;
     use arco_model::id::ComponentId;
-    use arco_model::name::TenantName;
+    use arco_model::sample;
     use arco_model::storage::{VolumeClass, VolumeFacts};
     use arco_orchestrator::{Error, Storage};
-    use arco_store::clock;
     use arco_store::sql::{Batch, MemoryMetadata};
     use async_trait::async_trait;
     use std::sync::Arc;
@@ -141,16 +140,10 @@ mod tests {
     #[tokio::test]
     async fn volumes_are_told_by_names_and_no_more_when_they_are_gone() {
         let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
-        let row = |component: u64| VolumeRow {
-            id: clock::fresh(),
-            tenant: TenantName::default_tenant(),
-            application_id: clock::fresh(),
-            application: "shop".parse().unwrap(),
-            component: format!("c{component}").parse().unwrap(),
-            component_id: ComponentId::from_parts(component, 0),
-            name: "files".parse().unwrap(),
-            size_mb: 1,
-            created_at: clock::now(),
+        let row = |component: u64| {
+            let mut of = sample::component();
+            (of.id, of.name) = (ComponentId::from_parts(component, 0), format!("c{component}").parse().unwrap());
+            VolumeRow::new(&of, "files".parse().unwrap(), 1)
         };
         let held = |component: u64, used_bytes| VolumeFacts {
             component: ComponentId::from_parts(component, 0),

@@ -232,7 +232,8 @@ fn document(application: &str, component: &str) -> Value {
         "instances": [{"id": "01jz0000000000000001", "status": "running", "reason": "", "restarts": 0,
             "address": "10.64.0.5", "node": "n1", "started_at": "2026-01-31T09:05:00.250Z", "revision": 3}],
         "tenant": "default", "id": "01jz0000000000000000", "desired_revision": 3, "address": "10.64.0.4", "power": "on",
-        "ports": [{"port": 8080}], "spec": {"source": {"kind": "image", "reference": "a"}, "env": {"A": "1"}},
+        "ports": [{"port": 8080}], "spec": {"source": {"kind": "image", "reference": "a"}, "env": {"A": "1"},
+            "files": [{"path": "/etc/there", "content": "hi"}]},
         "created_at": "2026-01-31T09:05:00.250Z"
     })
 }

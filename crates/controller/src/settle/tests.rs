@@ -2,35 +2,19 @@
 
 use super::*;
 use crate::settle::settle;
-use arco_model::component::{ObservedState, Power};
-use arco_model::id::{ApplicationId, ComponentId, OperationId, RevisionId};
+use arco_model::id::{ComponentId, OperationId, RevisionId};
 use arco_model::job::Topic;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
-use arco_model::source::Source;
-use arco_model::spec::ComponentSpec;
+use arco_model::sample;
 
 const CREATED: Timestamp = Timestamp(1_000);
 const DEADLINE: Timestamp = Timestamp(60_000);
 
 fn component(kind: ComponentKind) -> Component {
-    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
-    spec.kind = kind;
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec,
-        generation: 2,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: Some(RevisionId::from_parts(2, 2)),
-        last_revision_number: 2,
-        observed: ObservedState::default(),
-        created_at: CREATED,
-        arriving: None,
-    }
+    let mut it = sample::component();
+    it.spec.kind = kind;
+    (it.generation, it.desired_revision, it.last_revision_number) = (2, Some(RevisionId::from_parts(2, 2)), 2);
+    it
 }
 
 fn operation(kind: OperationKind, revision: Option<u64>) -> Operation {

@@ -1,13 +1,11 @@
 //! What gateways read after components, routes and certificates changed.
 
 use super::*;
-use arco_model::artifact::{Digest, ImageRef};
-use arco_model::component::{ObservedState, Power, RunDefaults};
-use arco_model::id::{ApplicationId, OperationId, RevisionId, RowId};
-use arco_model::name::{ApplicationName, ComponentName};
+use arco_model::component::RunDefaults;
+use arco_model::id::RowId;
 use arco_model::route::{Route, Target};
-use arco_model::source::Source;
-use arco_model::spec::{ComponentSpec, Port};
+use arco_model::sample;
+use arco_model::spec::Port;
 use arco_model::time::Timestamp;
 use arco_store::clock;
 use arco_store::kv::{Kv, LeaseId, MemoryKv, RangeResult, TxnResult, Watch};
@@ -31,22 +29,11 @@ impl World {
 
     /// A component with an HTTP port, kept and published.
     async fn component(&self, number: u64, name: &str) -> Component {
-        let id = ComponentId::from_parts(1, number);
         let component = Component {
-            id: id.clone(),
-            tenant: TenantName::default_tenant(),
-            application_id: ApplicationId::from_parts(1, 1),
-            application: ApplicationName::new("shop").unwrap(),
-            name: ComponentName::new(name).unwrap(),
-            spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
-            generation: 1,
-            power: Power::On,
-            restarts_asked: 0,
-            desired_revision: None,
-            last_revision_number: 1,
-            observed: ObservedState::default(),
+            id: ComponentId::from_parts(1, number),
+            name: name.parse().unwrap(),
             created_at: Timestamp(number),
-            arriving: None,
+            ..sample::component()
         };
         self.publisher.metadata.insert(&component).await.unwrap();
         self.publish(&component).await;
@@ -55,22 +42,11 @@ impl World {
 
     async fn publish(&self, component: &Component) {
         let port = |port, protocol| Port { port, protocol, outer: true };
-        let revision = Revision {
-            id: RevisionId::from_parts(1, 1),
-            component_id: component.id.clone(),
-            number: 1,
-            artifact: ImageRef { repository: "default/shop/web".to_owned(), digest: Digest::of(b"image") },
-            defaults: RunDefaults {
-                ports: vec![port(8080, Protocol::Http), port(9090, Protocol::Grpc)],
-                ..RunDefaults::default()
-            },
-            spec: component.spec.clone(),
-            build_key: "key".to_owned(),
-            commit: None,
-            cause: "deploy".to_owned(),
-            operation_id: OperationId::from_parts(1, 1),
-            created_at: Timestamp(0),
+        let defaults = RunDefaults {
+            ports: vec![port(8080, Protocol::Http), port(9090, Protocol::Grpc), port(8443, Protocol::Https)],
+            ..RunDefaults::default()
         };
+        let revision = Revision { defaults, ..sample::revision(component) };
         let published = self.publisher.publish(component, Some(&revision), &Observed::default(), Status::Running).await;
         assert!(published.unwrap() > 0);
     }
@@ -113,7 +89,7 @@ async fn hosts_follow_routes_and_components() {
     assert_eq!(world.names("web.shop.test").await, [1]);
     let upstream = world.publisher.kv.get(&format!("{UPSTREAMS}{}", web.id)).await.unwrap().unwrap();
     let upstream: UpstreamEntry = serde_json::from_slice(&upstream.value).unwrap();
-    assert_eq!(upstream.http2_ports, [9090]);
+    assert_eq!((upstream.http2_ports, upstream.tls_ports), (vec![9090], vec![8443]));
     world.route(&web, "w.test", &[&web, &other], None).await;
     let id = world.route(&web, "web.shop.test", &[&other], None).await;
     world.publish(&web).await;

@@ -12,10 +12,10 @@ use super::headers::{self, Origin};
 use super::spool::SpoolError;
 use super::tls::CertificateEntry;
 use crate::balance::Balance;
+use crate::forwarded;
 use crate::framing::Refusal;
 use crate::metrics::RouteMetrics;
 use crate::pages::Page;
-use crate::protect::client_of;
 use crate::snapshot::{Asked, StickyCookie, host_key, normal_path};
 use crate::upstream::Upstream;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
@@ -173,15 +173,13 @@ pub(super) async fn handle(
     let proxy = Some(&snapshot.trusted_proxies).filter(|it| !it.is_empty());
     let proxy = proxy.filter(|it| it.iter().any(|it| it.contains(&connection.peer.ip().to_canonical())));
     let scheme = if connection.tls.is_some() { "https" } else { "http" };
-    let chain = proxy.map(|_| headers::chain(request.headers(), connection.peer.ip()));
+    let told = proxy.map(|trusted| forwarded::told(request.headers(), connection.peer.ip(), trusted));
+    let told = told.as_ref();
     let origin = Origin {
-        client: match proxy {
-            Some(trusted) => client_of(request.headers(), connection.peer.ip(), trusted),
-            None => connection.peer.ip(),
-        },
-        scheme: proxy.and_then(|_| headers::scheme_before(request.headers())).unwrap_or(scheme),
-        chain: chain.as_deref(),
-        host: &written_host,
+        client: told.map_or(connection.peer.ip(), |it| it.client),
+        scheme: told.and_then(|it| it.scheme).unwrap_or(scheme),
+        chain: told.map(|it| it.chain.as_str()),
+        host: told.and_then(|it| it.host.as_deref()).unwrap_or(&written_host),
         fresh_id: core.fresh_id(),
     };
     let policy = rule.policy.as_deref();

@@ -429,8 +429,12 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
                     .to_owned(),
             ));
         }
-        if route.balance.is_some() || route.circuit.is_some() || route.health_check.is_some() {
-            let why = "`balance`, `circuit` and `health_check` are set at the upstream: `balance`, `ejection`, `max_open`, `check`";
+        if route.balance.is_some()
+            || route.circuit.is_some()
+            || route.health_check.is_some()
+            || route.upstream_tls.is_some()
+        {
+            let why = "`balance`, `circuit`, `health_check` and `upstream_tls` are set at the upstream: `balance`, `ejection`, `max_open`, `check`, `tls`";
             return Err(fail(why.to_owned()));
         }
         if let Some(name) = route.callees().find(|it| !upstreams.contains(it.as_str())) {

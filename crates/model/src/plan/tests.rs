@@ -1,51 +1,18 @@
 //! Plans, from tables.
 
 use super::*;
-use crate::artifact::Digest;
-use crate::component::{ObservedState, RunDefaults};
-use crate::id::{ApplicationId, OperationId};
-use crate::source::Source;
-use crate::spec::{Command, ComponentSpec};
-use crate::time::Timestamp;
-
-fn component() -> Component {
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: None,
-        last_revision_number: 1,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
-}
+use crate::component::RunDefaults;
+use crate::sample::{self, component};
+use crate::spec::Command;
 
 fn revision(component: &Component) -> Revision {
-    Revision {
-        id: RevisionId::from_parts(1, 1),
-        component_id: component.id.clone(),
-        number: 7,
-        artifact: ImageRef { repository: "default/shop/web".into(), digest: Digest::of(b"x") },
-        defaults: RunDefaults {
-            command: Some(Command::Shell("node server.js".into())),
-            ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
-            env: [("NODE_ENV".to_owned(), "production".to_owned())].into(),
-            ..RunDefaults::default()
-        },
-        spec: component.spec.clone(),
-        build_key: "k".into(),
-        commit: None,
-        cause: "deploy".into(),
-        operation_id: OperationId::from_parts(1, 1),
-        created_at: Timestamp(0),
-    }
+    let defaults = RunDefaults {
+        command: Some(Command::Shell("node server.js".into())),
+        ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
+        env: [("NODE_ENV".to_owned(), "production".to_owned())].into(),
+        ..RunDefaults::default()
+    };
+    Revision { number: 7, defaults, ..sample::revision(component) }
 }
 
 #[test]
@@ -77,6 +44,32 @@ fn variables_come_in_order_of_strength() {
     }
     assert_eq!(plan.template.argv, ["/bin/sh", "-c", "exec node server.js"]);
     assert!(!plan.hold);
+}
+
+#[test]
+fn files_hold_texts_or_name_the_variable_of_their_secret() {
+    let component = component();
+    let mut revision = revision(&component);
+    revision.spec.secrets.insert("KEY".into(), 2);
+    let file = |it: serde_json::Value| serde_json::from_value::<FileSpec>(it).unwrap();
+    revision.spec.files = vec![
+        file(serde_json::json!({"path": "/etc/app.conf", "content": "a=1"})),
+        file(serde_json::json!({"path": "/etc/key.pem", "secret": "KEY", "mode": "0400"})),
+    ];
+    let secrets = [("KEY".to_owned(), "hunter2".to_owned())].into();
+    let context = PlanContext { secrets, ..PlanContext::default() };
+    let template = build(&component, &revision, &context).template;
+    let found: Vec<_> =
+        template.files.iter().map(|it| (it.path.as_str(), it.mode.bits(), it.text(&template.env))).collect();
+    assert_eq!(found, [("/etc/app.conf", 0o444, Some("a=1")), ("/etc/key.pem", 0o400, Some("hunter2"))]);
+    assert!(!serde_json::to_string(&template.files).unwrap().contains("hunter2"), "its value stands in one place");
+    assert_eq!(template.files[1].text(&BTreeMap::new()), None);
+    let before = template.fingerprint();
+    revision.spec.files[0].content = Some("a=2".into());
+    assert_ne!(build(&component, &revision, &context).template.fingerprint(), before, "instances are replaced");
+    revision.spec.files.clear();
+    let none = serde_json::to_value(build(&component, &revision, &context).template).unwrap();
+    assert!(none.get("files").is_none(), "fingerprints of what has none stay");
 }
 
 #[test]

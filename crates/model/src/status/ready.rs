@@ -10,13 +10,21 @@ fn is_ready(instance: &&InstanceFacts) -> bool {
     instance.phase == InstancePhase::Ready
 }
 
-/// How many instances are ready of those that are asked for, in words. The newest instance of the desired revision tells
-/// which ones are as asked now: a restart keeps the revision, but not the template.
-pub fn count_ready(component: &Component, instances: &[InstanceFacts], asked: usize) -> String {
+/// The newest instance of the desired revision tells which ones are as asked now: a restart keeps the revision, but not the
+/// template.
+fn newest<'a>(component: &Component, instances: &'a [InstanceFacts]) -> Option<&'a InstanceFacts> {
     let of_desired = instances.iter().filter(|it| Some(&it.revision) == component.desired_revision.as_ref());
-    let newest = of_desired.max_by_key(|it| &it.id);
-    let is_new =
-        |it: &&InstanceFacts| newest.is_some_and(|new| (&it.revision, &it.template) == (&new.revision, &new.template));
+    of_desired.max_by_key(|it| &it.id)
+}
+
+fn alike(a: &InstanceFacts, b: &InstanceFacts) -> bool {
+    (&a.revision, &a.template) == (&b.revision, &b.template)
+}
+
+/// How many instances are ready of those that are asked for, in words.
+pub fn count_ready(component: &Component, instances: &[InstanceFacts], asked: usize) -> String {
+    let newest = newest(component, instances);
+    let is_new = |it: &&InstanceFacts| newest.is_some_and(|new| alike(new, it));
     let new = instances.iter().filter(is_ready).filter(is_new).count();
     let earlier = instances.iter().filter(is_ready).count() - new;
     match (new, earlier) {
@@ -24,6 +32,29 @@ pub fn count_ready(component: &Component, instances: &[InstanceFacts], asked: us
         (new, 0) => format!("{new} of {asked} instances are ready"),
         (new, earlier) => format!("{new} of {asked} new instances are ready, and {earlier} from before"),
     }
+}
+
+/// What is still to come of a component that answers and has not come to its end, in words. Only what replaces instances is
+/// a change: a first deploy replaces none.
+pub(super) fn still_to_come(component: &Component, instances: &[InstanceFacts], asked: usize) -> String {
+    let newest = newest(component, instances);
+    let is_new = |it: &&InstanceFacts| newest.is_some_and(|new| alike(new, it));
+    let is_leaving = |it: &&InstanceFacts| matches!(it.phase, InstancePhase::Draining | InstancePhase::Stopping);
+    let present = || instances.iter().filter(|it| it.phase != InstancePhase::Ended);
+    let count = count_ready(component, instances, asked);
+    let mut earlier = present().filter(|it| !is_new(it)).peekable();
+    if earlier.peek().is_some() {
+        let last = if earlier.all(|it| is_leaving(&it)) { ", and those from before are ending" } else { "" };
+        return format!("a change is being rolled out; {count}{last}");
+    }
+    let ready = present().filter(is_ready).count();
+    if ready < asked {
+        return format!("its instances are starting; {count}");
+    }
+    if ready > asked || present().any(|it| is_leaving(&it)) {
+        return format!("instances that are not asked for any more are ending; {count}");
+    }
+    format!("{count}, and it is watched whether they stay so")
 }
 
 /// The desired revision, when every change to it has come to its end and it answers.

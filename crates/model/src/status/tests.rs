@@ -1,34 +1,17 @@
 //! The status function, row by row.
 
 use super::*;
-use crate::component::ObservedState;
-use crate::id::{ApplicationId, ComponentId, InstanceId, RevisionId};
-use crate::name::{ApplicationName, ComponentName, TenantName};
-use crate::source::Source;
-use crate::spec::{ComponentSpec, Protocol};
+use crate::id::{InstanceId, RevisionId};
+use crate::sample;
+use crate::spec::Protocol;
 
 const NOW: Timestamp = Timestamp(100_000);
 
 fn component(kind: ComponentKind, replicas: u32) -> Component {
-    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
-    spec.kind = kind;
-    spec.replicas = replicas;
-    Component {
-        id: ComponentId::from_parts(1, 1),
-        tenant: TenantName::default_tenant(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new("shop").unwrap(),
-        name: ComponentName::new("web").unwrap(),
-        spec,
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: Some(RevisionId::from_parts(1, 1)),
-        last_revision_number: 1,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
+    let mut it = sample::component();
+    (it.spec.kind, it.spec.replicas) = (kind, replicas);
+    (it.desired_revision, it.last_revision_number) = (Some(RevisionId::from_parts(1, 1)), 1);
+    it
 }
 
 fn instance(phase: InstancePhase) -> InstanceFacts {
@@ -348,6 +331,68 @@ fn only_instances_of_the_change_count_as_ready_of_it() {
     }
     let rolling = seen(RolloutFacts::Progressing, vec![ready(1, 9, "s"), ready(2, 9, "s"), starting(3, 1, "t")]);
     check(&web, rolling, &context(), Status::Upgrading, "0 of 2 new instances");
+}
+
+#[test]
+fn what_is_still_to_come_is_called_what_it_is() {
+    use InstancePhase::{Draining, Ended, Ready, Starting, Stopping};
+    let web = component(ComponentKind::Stateless, 2);
+    let of = |id: u64, template: &str, phase| InstanceFacts {
+        id: InstanceId::from_parts(id, id),
+        template: template.into(),
+        ..instance(phase)
+    };
+    let before = |id: u64, phase| InstanceFacts { revision: RevisionId::from_parts(9, 9), ..of(id, "s", phase) };
+    for (name, instances, said) in [
+        (
+            "a first deploy starts",
+            vec![of(1, "t", Ready), of(2, "t", Starting)],
+            "its instances are starting; 1 of 2 instances are ready",
+        ),
+        (
+            "a first deploy is watched",
+            vec![of(1, "t", Ready), of(2, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a first deploy after one that ended",
+            vec![before(1, Ended), of(2, "t", Ready), of(3, "t", Ready)],
+            "2 of 2 instances are ready, and it is watched whether they stay so",
+        ),
+        (
+            "a change that has no instance yet",
+            vec![before(1, Ready), before(2, Ready)],
+            "a change is being rolled out; 0 of 2 new instances are ready, and 2 from before",
+        ),
+        (
+            "a change is on its way",
+            vec![before(1, Ready), before(2, Draining), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a restart is on its way",
+            vec![of(1, "s", Ready), of(2, "s", Stopping), of(3, "t", Ready)],
+            "a change is being rolled out; 1 of 2 new instances are ready, and 1 from before",
+        ),
+        (
+            "a change whose instances are all ready",
+            vec![before(1, Draining), before(2, Stopping), of(3, "t", Ready), of(4, "t", Ready)],
+            "a change is being rolled out; 2 of 2 instances are ready, and those from before are ending",
+        ),
+        (
+            "fewer are asked",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Ready)],
+            "instances that are not asked for any more are ending; 3 instances are ready, 2 to stay",
+        ),
+        (
+            "the last of fewer ends",
+            vec![of(1, "t", Ready), of(2, "t", Ready), of(3, "t", Draining)],
+            "instances that are not asked for any more are ending; 2 of 2 instances are ready",
+        ),
+    ] {
+        let report = decide(&web, &seen(RolloutFacts::Progressing, instances), &context());
+        assert_eq!((report.status, report.reason.as_str()), (Status::Upgrading, said), "{name}");
+    }
 }
 
 #[test]

@@ -145,6 +145,7 @@ impl Volumes {
             grows: true,
             snapshots: Some(false),
             retains: false,
+            limits: Some(true),
         }
     }
 

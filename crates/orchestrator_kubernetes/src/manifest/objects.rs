@@ -2,7 +2,7 @@
 
 use super::parts::PEERS_PORT;
 use super::{Exposure, Installation, nodes};
-use crate::access::{OF_ROUTES, RULES, Rule};
+use crate::access::{OF_LOCAL_STORAGE, OF_ROUTES, RULES, Rule};
 use crate::names;
 use serde_json::{Value, json};
 
@@ -66,7 +66,8 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
 /// What whoever controls components may do.
 pub(super) fn controlling(it: &Installation) -> Vec<Rule> {
     let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
-    RULES.iter().chain(of_routes).copied().collect()
+    let of_storage = if it.local_storage.is_none() { &[] } else { OF_LOCAL_STORAGE };
+    RULES.iter().chain(of_routes).chain(of_storage).copied().collect()
 }
 
 pub(super) fn account(it: &Installation, name: &str, part: &str) -> Value {
@@ -295,8 +296,11 @@ pub(super) fn claim(it: &Installation) -> Value {
         "metadata": { "name": "state" },
         "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": format!("{}Gi", it.volume_gb) } } },
     });
-    if !it.storage_class.is_empty() {
-        claim["spec"]["storageClassName"] = it.storage_class.as_str().into();
+    let class = it.volume_class();
+    if it.replicas.is_none() && !it.server_node.is_empty() {
+        claim["spec"]["storageClassName"] = "".into(); // its volume is in the manifest
+    } else if !class.is_empty() {
+        claim["spec"]["storageClassName"] = class.into();
     }
     claim
 }

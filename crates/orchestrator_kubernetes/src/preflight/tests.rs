@@ -84,9 +84,15 @@ fn storage_classes() {
         (&classes[..1], "", Weight::Bad, "no storage class is the default"),
         (&[], "", Weight::Bad, "the cluster has none"),
     ] {
-        let found = judge_storage(classes, wanted);
+        let found = judge_storage(classes, wanted, "arco-local");
         assert!(found.weight == weight && found.found.contains(part), "{wanted}: {found:?}");
     }
+    assert!(judge_storage(&[], "", "").advice.contains("`arco cluster manifest --local-storage`"));
+    let missing = judge_storage(&classes, "arco-local", "arco-local");
+    assert!(missing.weight == Weight::Bad && missing.advice.contains("--local-storage"), "{missing:?}");
+    let ours = StorageClass { provisioner: PROVISIONER.to_owned(), ..class("arco-local", false, false) };
+    let found = judge_storage(&[ours], "arco-local", "arco-local");
+    assert!(found.weight == Weight::Warning && found.found.contains("folders of one node"), "{found:?}");
 }
 
 #[test]
@@ -98,6 +104,7 @@ fn nodes_are_counted_when_they_take_pods() {
         (vec![node("True", false, true), node("Unknown", false, true)], &config, Weight::Good, "1 of 2"),
         (vec![node("True", false, false)], &config, Weight::Bad, "user namespace"),
         (vec![node("True", false, false)], &no_namespaces, Weight::Good, "1 of 1"),
+        (vec![node("True", false, true)], &no_namespaces, Weight::Warning, "asks for none"),
         (vec![node("True", true, true), node("False", false, true)], &config, Weight::Bad, "none of 2"),
         (vec![], &config, Weight::Bad, "none of 0"),
     ] {

@@ -129,7 +129,8 @@ impl Recorded for PersistentVolumeClaim {
         let size = asked.and_then(|it| it.get("storage")).and_then(mebibytes).unwrap_or_default();
         let volume = Some((word(&self.metadata.labels, names::VOLUME).to_owned(), size));
         let class = self.spec.as_ref().and_then(|it| it.storage_class_name.clone()).unwrap_or_default();
-        detailed(Self::KIND, &self.metadata, Detail { volume, class, ..Detail::default() })
+        let uid = self.metadata.uid.clone().unwrap_or_default();
+        detailed(Self::KIND, &self.metadata, Detail { volume, class, uid, ..Detail::default() })
     }
 }
 

@@ -72,6 +72,39 @@ fn a_warning_stays_with_its_pod_until_that_is_ready() {
 }
 
 #[test]
+fn why_there_is_no_volume_is_told_of_the_pods_that_wait_for_it() {
+    let seen = Seen::default();
+    let waiting = |name: &str, node: &str| {
+        let it = PodSeen { node: node.into(), ready: false, ..pod(name, json!({})) };
+        seen.put(&component(), 1, Record::Pod(Box::new(it)));
+    };
+    waiting("db-0", "");
+    waiting("db-1", "");
+    waiting("db-2", "n1");
+    let claim = |name: &str, uid: &str| {
+        let detail = Detail { volume: Some(("data".into(), 1)), uid: uid.into(), ..Detail::default() };
+        let it = ObjectSeen { namespace: "arco-acme".into(), detail, ..ObjectSeen::default() };
+        seen.put(&component(), 1, Record::Object(Kind::Claim, name.to_owned(), Box::new(it)));
+    };
+    let shared = format!("data-{}", component());
+    claim("data-db-1", "c1");
+    claim(&shared, "c2");
+    let warned = |name: &str, uid: &str| seen.warn_of_claim("arco-acme", name, uid, "no room");
+    let warnings = || {
+        let of = seen.component(&component());
+        of.pods.values().map(|(_, it)| it.warning.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(warned("data-db-1", "earlier"), None, "the claim before it");
+    assert_eq!(warned("data-db-0", "c1"), None, "no such claim");
+    let why = Some("its volume `data` cannot be made: no room".to_owned());
+    assert_eq!(warned("data-db-1", "c1"), Some(component()));
+    assert_eq!(warnings(), [None, why.clone(), None]);
+    assert_eq!(warned("data-db-1", "c1"), None, "the same is no news");
+    assert_eq!(warned(&shared, "c2"), Some(component()));
+    assert_eq!(warnings(), [why.clone(), why, None], "one that has its node has its volumes");
+}
+
+#[test]
 fn whose_a_pod_was_is_known_a_while_after_it_went() {
     let seen = Seen::default();
     let it = pod("p", json!({}));

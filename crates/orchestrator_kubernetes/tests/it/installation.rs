@@ -9,9 +9,10 @@ use arco_store::clock;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, ServiceAccount};
 use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -36,8 +37,10 @@ fn installation() -> Installation {
         containerd_hosts: Some("/etc/containerd/certs.d".into()),
         node_logs: None,
         storage_class: String::new(),
+        local_storage: None,
+        server_node: String::new(),
         volume_gb: 1,
-        namespace_prefix: "arco-".to_owned(),
+        namespace_prefix: format!("t{}-", &id.as_str()[10..]),
         route_class: "arco-test".to_owned(),
         user_namespaces: false,
         stores: Stores { secret: "stores".to_owned(), ..Stores::default() },
@@ -81,16 +84,22 @@ async fn account(client: &Client, admin: &Kubeconfig, namespace: &str, name: &st
     file
 }
 
-async fn look(file: &Kubeconfig, folder: &Path) -> Vec<Finding> {
+async fn look(file: &Kubeconfig, folder: &Path, it: &Installation) -> Vec<Finding> {
     let path = folder.join("kubeconfig");
     std::fs::write(&path, serde_json::to_string(file).unwrap()).unwrap();
     let config = KubernetesConfig {
         kubeconfig: path,
         user_namespaces: false,
         route_class: "arco-test".to_owned(),
+        local_storage_class: it.local_storage.as_ref().map(|_| local_class(it)).unwrap_or_default(),
         ..KubernetesConfig::default()
     };
     preflight(&config, None).await
+}
+
+/// The class that the manifest makes.
+fn local_class(it: &Installation) -> String {
+    format!("{}local", it.namespace_prefix)
 }
 
 fn weight(findings: &[Finding], check: &str) -> Weight {
@@ -107,12 +116,12 @@ async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
     }
     let folder = tempfile::tempdir().unwrap();
     let platform = account(client, admin, &it.namespace, "arco").await;
-    let findings = look(&platform, folder.path()).await;
+    let findings = look(&platform, folder.path(), it).await;
     for check in ["version", "clock", "APIs", "permissions", "nodes"] {
         assert_eq!(weight(&findings, check), Weight::Good, "{findings:?}");
     }
     let nobody = account(client, admin, &it.namespace, "default").await;
-    let findings = look(&nobody, folder.path()).await;
+    let findings = look(&nobody, folder.path(), it).await;
     assert_eq!(weight(&findings, "permissions"), Weight::Bad);
     let text = &findings.iter().find(|it| it.check == "permissions").unwrap().found;
     assert!(text.contains("get/list/watch/create/patch/delete deployments.apps"), "{text}");
@@ -121,7 +130,7 @@ async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
     for it in &mut gone.clusters {
         it.cluster.as_mut().unwrap().server = Some("https://127.0.0.1:1".to_owned());
     }
-    let findings = look(&gone, folder.path()).await;
+    let findings = look(&gone, folder.path(), it).await;
     assert!(findings.len() == 1 && findings[0].weight == Weight::Bad && !findings[0].advice.is_empty(), "{findings:?}");
 }
 
@@ -137,6 +146,7 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) {
 pub(crate) fn spread() -> Installation {
     let shared = |text: &str| text.to_owned();
     Installation {
+        local_storage: Some("/var/lib/arco/volumes".into()),
         replicas: Some(Replicas { builder: 3, ..Replicas::default() }),
         stores: Stores {
             metadata: shared("postgres://arco@db.invalid/arco"),
@@ -184,7 +194,7 @@ async fn installed_in_parts(client: &Client, admin: &Kubeconfig, it: &Installati
 
     let folder = tempfile::tempdir().unwrap();
     let controller = account(client, admin, &it.namespace, "arco-controller").await;
-    let findings = look(&controller, folder.path()).await;
+    let findings = look(&controller, folder.path(), it).await;
     assert_eq!(weight(&findings, "permissions"), Weight::Good, "{findings:?}");
     let (own, tenant) = (it.namespace.as_str(), "arco-default");
     let leases = "coordination.k8s.io";
@@ -193,6 +203,9 @@ async fn installed_in_parts(client: &Client, admin: &Kubeconfig, it: &Installati
         ("arco-controller", own, "update", leases, "leases", "arco-controller", true),
         ("arco-controller", own, "update", leases, "leases", "another", false),
         ("arco-controller", tenant, "get", leases, "leases", "arco-controller", false),
+        ("arco-controller", own, "create", "", "persistentvolumes", "", true),
+        ("arco-controller", tenant, "create", "", "events", "", true),
+        ("arco-api", own, "get", "", "persistentvolumes", "", false),
         ("arco-api", tenant, "create", "", "pods/exec", "", true),
         ("arco-api", tenant, "patch", "", "pods", "", true),
         ("arco-api", tenant, "patch", "apps", "deployments", "", false),
@@ -217,6 +230,9 @@ pub(crate) async fn cleared(client: &Client, it: &Installation) {
     for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
         let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;
     }
+    let volumes = Api::<PersistentVolume>::all(client.clone());
+    let _ = volumes.delete(&format!("{}-state", it.namespace), &now).await;
+    let _ = Api::<StorageClass>::all(client.clone()).delete(&local_class(it), &now).await;
     let _ = Api::<IngressClass>::all(client.clone()).delete(&it.route_class, &now).await;
     for name in [it.namespace.clone(), format!("{}-runners", it.namespace)] {
         let _ = Api::<ClusterRole>::all(client.clone()).delete(&name, &now).await;
@@ -229,7 +245,12 @@ async fn the_manifest_is_accepted_and_gives_the_rights_that_preflight_asks_for()
     let Some(file) = kubeconfig() else { return };
     let admin = Kubeconfig::read_from(file).unwrap();
     let client = connect(&admin).await;
-    let it = installation();
+    // Its own volume is made by hand, those of others by itself.
+    let it = Installation {
+        local_storage: Some("/var/lib/arco/volumes".into()),
+        server_node: "n1".to_owned(),
+        ..installation()
+    };
     let outcome = std::panic::AssertUnwindSafe(installed(&client, &admin, &it)).catch_unwind().await;
     cleared(&client, &it).await;
     if let Err(panic) = outcome {

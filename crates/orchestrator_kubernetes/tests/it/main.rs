@@ -6,4 +6,5 @@ mod faults;
 mod faulty;
 mod installation;
 mod leader;
+mod local_storage;
 mod several_nodes;

@@ -3,45 +3,74 @@
 //! What must hold: a watch survives the loss of its connection without losing or repeating a change; no call waits for
 //! ever. A write whose answer was lost is not repeated: nobody can know whether it was done, so the caller decides.
 
+mod patience;
 mod watch;
 
 use super::{Compare, EtcdTls, Kv, KvError, LeaseId, Operation, Range, RangeResult, Txn, TxnResult, Watch, limits};
 use async_trait::async_trait;
-use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, PutOptions, TlsOptions,
-    TxnOp, TxnOpResponse,
-};
+use etcd_client::{Client, CompareOp, DeleteOptions, Error, GetOptions, KvClient, PutOptions, TxnOp, TxnOpResponse};
+use patience::{CALL, Patience};
+use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-/// How long a call may take.
-const CALL: Duration = Duration::from_secs(5);
 /// Largest answer: a listing is one message.
 const ANSWER_BYTES: usize = 256 << 20;
 
 /// A store behind etcd's interface.
 pub struct EtcdKv {
     client: Client,
+    patience: Patience,
 }
 
 impl EtcdKv {
     /// A driver for the endpoints (`host:port` or URLs). Connections are made when they are needed and made again when
     /// they break, so this does not fail because nobody answers yet.
-    pub async fn connect(endpoints: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(3))
-            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-            // etcd closes connections that ping without a call or watch under way.
-            .with_keep_alive_while_idle(false);
-        if let Some(tls) = tls {
-            let tls = TlsOptions::new()
-                .ca_certificate(Certificate::from_pem(&tls.ca_pem))
-                .identity(Identity::from_pem(&tls.cert_pem, &tls.key_pem));
-            options = options.with_tls(tls);
+    pub async fn connect(addresses: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
+        if addresses.is_empty() {
+            return Err(KvError::Unavailable { step: "connect", cause: "no address is given".to_owned() });
         }
-        let client = Client::connect(endpoints, Some(options)).await.map_err(|it| failed("connect", 0, 0)(it))?;
-        Ok(Self { client })
+        let endpoints = addresses.iter().map(|it| endpoint(it, tls)).collect::<Result<Vec<_>, _>>()?;
+        let channel = if let [only] = endpoints.as_slice() {
+            // Choosing among one would cost each call some allocations.
+            only.connect_lazy()
+        } else {
+            Channel::balance_list(endpoints.into_iter())
+        };
+        let client = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
+        Ok(Self { client: client.map_err(|it| failed("connect", 0, 0)(it))?, patience: Patience::start() })
+    }
+}
+
+fn endpoint(address: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, KvError> {
+    let refused = |why: &dyn Display| {
+        let cause = format!("the address `{address}`: {why}");
+        KvError::Unavailable { step: "connect", cause }
+    };
+    let url = match tls {
+        _ if address.contains("://") => address.to_owned(),
+        Some(_) => format!("https://{address}"),
+        None => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(url.clone()).map_err(|it| refused(&it))?;
+    let endpoint = endpoint
+        .connect_timeout(Duration::from_secs(3))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        // etcd closes connections that ping without a call or watch under way.
+        .keep_alive_while_idle(false);
+    match (url.starts_with("https://"), tls) {
+        (false, None) => Ok(endpoint),
+        (false, Some(_)) => Err(refused(&"certificates are given, which are for https:// alone")),
+        (true, _) => {
+            let config = tls.map_or_else(ClientTlsConfig::new, |it| {
+                let identity = Identity::from_pem(&it.cert_pem, &it.key_pem);
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&it.ca_pem)).identity(identity)
+            });
+            endpoint.tls_config(config).map_err(|it| refused(&it))
+        }
     }
 }
 
@@ -60,10 +89,30 @@ fn single_put(txn: &mut Txn) -> Option<Put> {
 }
 
 impl EtcdKv {
+    fn keys(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// No call waits for ever.
+    async fn bounded<T>(
+        &self,
+        step: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+        failed: impl Fn(Error) -> KvError,
+    ) -> Result<T, KvError> {
+        tokio::select! {
+            biased;
+            outcome = call => outcome.map_err(failed),
+            () = self.patience.over() => {
+                Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) })
+            }
+        }
+    }
+
     async fn put_one(&self, (key, value, lease): Put) -> Result<TxnResult, KvError> {
-        let mut client = self.client.kv_client();
+        let mut client = self.keys();
         let call = client.put(key, value, lease.map(|it| PutOptions::new().with_lease(it)));
-        let answer = bounded("write", call, failed("write", 0, lease.unwrap_or(0))).await?;
+        let answer = self.bounded("write", call, failed("write", 0, lease.unwrap_or(0))).await?;
         let revision = answer.header().map_or(0, |it| it.revision() as u64);
         Ok(TxnResult { succeeded: true, revision, results: vec![Vec::new()] })
     }
@@ -82,9 +131,9 @@ impl Kv for EtcdKv {
         if let Some(at) = at {
             options = options.with_revision(at as i64);
         }
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
+        let mut client = self.keys();
         let call = client.get(key, Some(options));
-        let mut answer = bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
+        let mut answer = self.bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
         Ok(RangeResult {
             revision: answer.header().map_or(0, |it| it.revision() as u64),
             more: answer.more(),
@@ -106,8 +155,8 @@ impl Kv for EtcdKv {
             .when(txn.compare.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.success.into_iter().map(operation).collect::<Vec<_>>())
             .or_else(txn.failure.into_iter().map(operation).collect::<Vec<_>>());
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES);
-        let answer = bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
+        let mut client = self.keys();
+        let answer = self.bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
         let results = answer.op_responses().into_iter().map(|it| match it {
             TxnOpResponse::Get(mut it) => it.take_kvs().into_iter().map(key_value).collect(),
             TxnOpResponse::Delete(mut it) => it.take_prev_kvs().into_iter().map(key_value).collect(),
@@ -131,7 +180,7 @@ impl Kv for EtcdKv {
     async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
         let mut client = self.client.lease_client();
         let ttl = i64::try_from(ttl_s).unwrap_or(i64::MAX);
-        Ok(bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
+        Ok(self.bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
     }
 
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
@@ -142,34 +191,22 @@ impl Kv for EtcdKv {
             keeper.keep_alive().await?;
             Ok(answers.message().await?.map_or(0, |it| it.ttl()))
         };
-        let ttl = bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
+        let ttl = self.bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
         u64::try_from(ttl).ok().filter(|it| *it != 0).ok_or(KvError::NoLease(lease))
     }
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
         let mut client = self.client.lease_client();
-        match bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
+        match self.bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
             Ok(_) | Err(KvError::NoLease(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        let mut client = self.client.kv_client();
+        let mut client = self.keys();
         let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
-    }
-}
-
-/// No call waits longer than [`CALL`].
-async fn bounded<T>(
-    step: &'static str,
-    call: impl Future<Output = Result<T, Error>>,
-    failed: impl Fn(Error) -> KvError,
-) -> Result<T, KvError> {
-    match tokio::time::timeout(CALL, call).await {
-        Ok(outcome) => outcome.map_err(failed),
-        Err(_) => Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) }),
+        self.bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
     }
 }
 

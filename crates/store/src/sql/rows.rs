@@ -1,6 +1,7 @@
 //! Which columns each kind of value has, and typed calls on top of the seam.
 
 use super::{Batch, Cursor, Entity, Kind, Metadata, Page, Query, Row, SqlError, Versioned, Write};
+use crate::clock;
 use arco_model::application::{Application, Tenant};
 use arco_model::component::{Component, Revision};
 use arco_model::credential::GitCredential;
@@ -320,6 +321,23 @@ pub struct VolumeRow {
     pub size_mb: u32,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+impl VolumeRow {
+    /// A new one of a component.
+    pub fn new(component: &Component, name: VolumeName, size_mb: u32) -> Self {
+        Self {
+            id: clock::fresh(),
+            tenant: component.tenant.clone(),
+            application_id: component.application_id.clone(),
+            application: component.application.clone(),
+            component: component.name.clone(),
+            component_id: component.id.clone(),
+            name,
+            size_mb,
+            created_at: clock::now(),
+        }
+    }
 }
 
 impl Entity for VolumeRow {

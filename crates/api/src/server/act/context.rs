@@ -74,6 +74,7 @@ impl Api {
     ) -> Result<CertificateAnswer, ApiError> {
         let pki = self.deps.pki.as_ref().ok_or_else(|| not_here("the certificate authority"))?;
         let subject = subject(request)?;
+        let turn = self.changing.lock().await?;
         for tenant in &subject.tenants {
             let name = TenantName::new(tenant.clone()).map_err(|it| Problem::internal(&it.to_string()))?;
             self.tenant_exists(&name).await?;
@@ -85,7 +86,7 @@ impl Api {
         let (fingerprint, created_at, expires_at) = (fingerprint(&der), clock::now(), leaf.expires_at);
         // Noted before it is given away: what is not in the list cannot be revoked.
         let row = ContextRow { fingerprint, name, role, tenants, created_at, expires_at, revoked_at: None };
-        self.deps.metadata.insert(&row).await?;
+        turn.metadata().insert(&row).await?;
         let ca = pki.authority_pem().to_owned();
         Ok(CertificateAnswer { ca, certificate: leaf.certificate_pem, key: leaf.key_pem })
     }

@@ -19,6 +19,7 @@ impl Api {
         tenant: &TenantName,
         request: CredentialRequest,
     ) -> Result<CredentialDocument, ApiError> {
+        let turn = self.changing.lock().await?;
         self.tenant_exists(tenant).await?;
         let (mut row, value) = checked(tenant, request)?;
         let sealed = self.deps.secrets.seal(&row.context(), value.as_bytes())?;
@@ -31,7 +32,7 @@ impl Api {
             }
             None => batch.insert(&row)?,
         };
-        match self.deps.metadata.commit(batch).await {
+        match turn.metadata().commit(batch).await {
             Ok(()) => Ok(document(&row)),
             Err(SqlError::Conflict { .. } | SqlError::Exists { .. }) => {
                 let message = format!("the credential for {} was changed by somebody else at the same time", row.scope);

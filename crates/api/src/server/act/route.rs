@@ -84,11 +84,12 @@ impl Api {
 
     /// Takes a route away.
     pub(in super::super) async fn delete_route(&self, target: &Target, id: &RowId) -> Result<(), ApiError> {
+        let turn = self.changing.lock().await?;
         let component = self.component(target).await?;
         let row = self.own_route(&component, id).await?;
         let mut batch = Batch::default();
         batch.delete(&row);
-        self.deps.metadata.commit(batch).await?;
+        turn.metadata().commit(batch).await?;
         self.wake(&component.id).await
     }
 

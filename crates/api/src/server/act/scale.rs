@@ -100,33 +100,14 @@ pub(in super::super) fn follows_load(component: &Component) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_model::component::{ObservedState, Power};
-    use arco_model::id::{ApplicationId, ComponentId};
-    use arco_model::name::TenantName;
     use arco_model::observed::ScalingFacts;
-    use arco_model::source::Source;
-    use arco_model::time::Timestamp;
+    use arco_model::sample;
 
     fn component(autoscaling: Option<Autoscaling>, replicas: u32) -> Component {
-        let source = Source::Image { reference: "a".into() };
-        let spec = ComponentSpec { autoscaling, ..ComponentSpec::new(source) };
-        let scaling = autoscaling.map(|_| ScalingFacts { replicas, ..ScalingFacts::default() });
-        Component {
-            id: ComponentId::from_parts(1, 1),
-            tenant: TenantName::default_tenant(),
-            application_id: ApplicationId::from_parts(1, 1),
-            application: "shop".parse().unwrap(),
-            name: "web".parse().unwrap(),
-            spec,
-            generation: 1,
-            power: Power::On,
-            restarts_asked: 0,
-            desired_revision: None,
-            last_revision_number: 0,
-            observed: ObservedState { scaling, ..ObservedState::default() },
-            created_at: Timestamp(0),
-            arriving: None,
-        }
+        let mut it = sample::component();
+        it.spec.autoscaling = autoscaling;
+        it.observed.scaling = autoscaling.map(|_| ScalingFacts { replicas, ..ScalingFacts::default() });
+        it
     }
 
     #[test]

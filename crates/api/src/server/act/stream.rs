@@ -95,13 +95,14 @@ impl Api {
 
     /// Takes a port of the gateway from a component.
     pub(in super::super) async fn delete_stream(&self, target: &Target, id: &RowId) -> Result<(), ApiError> {
+        let turn = self.changing.lock().await?;
         let component = self.component(target).await?;
         let found = self.deps.metadata.get::<StreamRow>(id.as_str()).await?;
         let found = found.filter(|it| it.value.stream.target.component == component.id);
         let row = found.ok_or_else(|| Problem::not_found("stream", id))?;
         let mut batch = Batch::default();
         batch.delete(&row);
-        self.deps.metadata.commit(batch).await?;
+        turn.metadata().commit(batch).await?;
         self.wake(&component.id).await
     }
 

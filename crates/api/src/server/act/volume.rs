@@ -35,10 +35,10 @@ impl Api {
 
     /// Deletes a volume that nothing uses, with its content.
     pub(in super::super) async fn delete_volume(&self, tenant: &TenantName, id: &str) -> Result<(), ApiError> {
-        let _one_at_a_time = self.changing.lock().await?;
+        let turn = self.changing.lock().await?;
         let missing = || Problem::not_found("volume", id);
         let id: RowId = id.parse().map_err(|_| missing())?;
-        let found = self
+        let mut found = self
             .deps
             .metadata
             .get::<VolumeRow>(id.as_str())
@@ -63,9 +63,12 @@ impl Api {
         let siblings = self.deps.metadata.list::<VolumeRow>(&Query::parent(owner.as_str())).await?.items;
         let alone = lives || siblings.len() > 1;
         let what = if alone { Removal::Volume(found.value.name.clone()) } else { Removal::Everything };
-        self.deps.orchestrator.remove(owner, &what).await?;
+        // What is destroyed does not come back: only while it is our turn, and the row is still as it was read.
+        turn.metadata().update(&found).await?;
+        found.version += 1;
+        self.deps.orchestrator.remove(&found.value.component_id, &what).await?;
         let mut batch = Batch::default();
         batch.delete(&found);
-        Ok(self.deps.metadata.commit(batch).await?)
+        Ok(turn.metadata().commit(batch).await?)
     }
 }

@@ -1,38 +1,20 @@
 //! The rules that span components, row by row.
 
 use super::*;
-use arco_model::component::ObservedState;
-use arco_model::id::ApplicationId;
-use arco_model::name::{ApplicationName, ComponentName};
-use arco_model::source::Source;
-use arco_model::spec::ComponentSpec;
+use arco_model::sample;
 use arco_model::time::Timestamp;
 
 fn component(number: u64, tenant: &str, name: &str, calls: &[&str]) -> Component {
     let (application, name) = name.split_once('/').unwrap();
-    let mut spec = ComponentSpec::new(Source::Image { reference: "stack/base".into() });
+    let mut it = sample::component();
     for call in calls {
         let (application, component) = call.split_once('/').unwrap();
-        let (application, component) =
-            (ApplicationName::new(application).unwrap(), ComponentName::new(component).unwrap());
-        spec.bindings.push(Binding { application, component, alias: "A".into() });
+        let (application, component) = (application.parse().unwrap(), component.parse().unwrap());
+        it.spec.bindings.push(Binding { application, component, alias: "A".into() });
     }
-    Component {
-        id: ComponentId::from_parts(number, number),
-        tenant: TenantName::new(tenant).unwrap(),
-        application_id: ApplicationId::from_parts(1, 1),
-        application: ApplicationName::new(application).unwrap(),
-        name: ComponentName::new(name).unwrap(),
-        spec,
-        generation: 1,
-        power: Power::On,
-        restarts_asked: 0,
-        desired_revision: None,
-        last_revision_number: 0,
-        observed: ObservedState::default(),
-        created_at: Timestamp(0),
-        arriving: None,
-    }
+    (it.id, it.tenant) = (ComponentId::from_parts(number, number), tenant.parse().unwrap());
+    (it.application, it.name) = (application.parse().unwrap(), name.parse().unwrap());
+    it
 }
 
 fn after(all: &[Component]) -> After<'_> {

@@ -87,13 +87,26 @@ pub(crate) struct ManifestArgs {
         requires = "high_availability"
     )]
     node_logs: Option<PathBuf>,
-    /// Storage class [default: the cluster's default]
+    /// Storage class [default: that of --local-storage, else the cluster's default]
     #[arg(long, value_name = "NAME", default_value = "")]
     storage_class: String,
+    /// Let the leading controller make volumes of this folder of the nodes, for clusters without a storage class
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "/var/lib/arco/volumes")]
+    local_storage: Option<PathBuf>,
+    /// Keep the one server's own volume in that folder of this node (its label kubernetes.io/hostname)
+    #[arg(
+        long,
+        value_name = "NODE",
+        requires = "local_storage",
+        conflicts_with = "high_availability",
+        default_value = ""
+    )]
+    server_node: String,
     /// Serve the cluster's Ingress and Gateway API objects of this class
     #[arg(long, value_name = "NAME", default_value = "")]
     route_class: String,
-    /// Run instances and builds without a user namespace, for nodes that cannot give one (before containerd 2.0)
+    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); builds that run steps
+    /// are then refused, unless `builder.without_user_namespace` in the settings allows them
     #[arg(long)]
     no_user_namespaces: bool,
     /// Size of the server's own volume, in GiB
@@ -173,6 +186,19 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     if args.node_logs.as_ref().is_some_and(|it| !it.is_absolute()) {
         return wrong("`--node-logs` is a folder of the nodes".to_owned(), "give an absolute path");
     }
+    if args.local_storage.as_ref().is_some_and(|it| !it.is_absolute() || it.parent().is_none()) {
+        return wrong(
+            "`--local-storage` is a folder of the nodes".to_owned(),
+            "give an absolute path, as /var/lib/arco/volumes",
+        );
+    }
+    let made_by_nobody = args.storage_class.is_empty() && args.server_node.is_empty() && !args.high_availability;
+    if args.local_storage.is_some() && made_by_nobody {
+        return wrong(
+            "one server keeps its state on a volume, which cannot be one that it makes itself once it runs".to_owned(),
+            "name a node for it by `--server-node` (`kubectl get nodes -L kubernetes.io/hostname`), or a class by `--storage-class`",
+        );
+    }
     if args.registry_node_port != 0 && !(30000..=32767).contains(&args.registry_node_port) {
         return wrong(format!("port {} is not one of nodes", args.registry_node_port), "choose one of 30000 to 32767");
     }
@@ -224,6 +250,8 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         containerd_hosts: args.trust_registry.clone(),
         node_logs: args.node_logs.clone(),
         storage_class: args.storage_class.clone(),
+        local_storage: args.local_storage.clone(),
+        server_node: args.server_node.clone(),
         volume_gb: args.volume_gb,
         namespace_prefix: args.namespace_prefix.clone(),
         route_class: args.route_class.clone(),
@@ -377,6 +405,19 @@ mod tests {
         }
         let it = ask(&[&stores, &key, &["--replicas", "builder=3,gateway=4"]]).unwrap();
         assert_eq!(it.replicas, Some(Replicas { builder: 3, gateway: 4, ..Replicas::default() }));
+        let local = ask(&[&stores, &key, &["--local-storage"]]).unwrap().local_storage;
+        assert_eq!(local, Some(PathBuf::from("/var/lib/arco/volumes")));
+        assert!(
+            given(&["--local-storage"]).unwrap_err().contains("--server-node"),
+            "who makes the server's own volume?"
+        );
+        assert!(given(&["--local-storage", "--storage-class", "fast"]).is_ok());
+        assert_eq!(given(&["--local-storage", "--server-node", "n1"]).unwrap().server_node, "n1");
+        assert!(given(&["--server-node", "n1"]).unwrap_err().contains("--local-storage"));
+        assert!(ask(&[&stores, &key, &["--local-storage", "--server-node", "n1"]]).is_err(), "no server is the one");
+        for folder in ["volumes", "/"] {
+            assert!(given(&["--local-storage", folder]).unwrap_err().contains("a folder of the nodes"), "{folder}");
+        }
         assert!(given(&["--replicas", "api=2"]).unwrap_err().contains("--high-availability"));
         assert_eq!(given(&[]).unwrap().replicas, None);
         assert!(given(&["--public-http-port", "443"]).unwrap_err().contains("same public port"));

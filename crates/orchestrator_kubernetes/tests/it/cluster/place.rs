@@ -61,7 +61,16 @@ impl Place {
 
     /// As [`Self::restarted`], where somebody knows which lines are kept.
     pub(crate) async fn restarted_with(&self, kept_lines: Option<Arc<dyn KeptLines>>) -> Arc<KubernetesOrchestrator> {
-        let (config, pull_credentials) = (self.config.clone(), self.credentials.clone());
+        self.another(self.config.clone(), kept_lines).await
+    }
+
+    /// Another process on the same platform, with settings of its own.
+    pub(crate) async fn another(
+        &self,
+        config: KubernetesConfig,
+        kept_lines: Option<Arc<dyn KeptLines>>,
+    ) -> Arc<KubernetesOrchestrator> {
+        let pull_credentials = self.credentials.clone();
         let options = KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials, kept_lines };
         KubernetesOrchestrator::start(options, self.images.clone(), self.sink.clone()).await.unwrap()
     }

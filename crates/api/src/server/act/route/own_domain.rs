@@ -68,29 +68,11 @@ fn reserved(message: String, component: &Component, domain: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_model::component::{ObservedState, Power};
-    use arco_model::id::{ApplicationId, ComponentId};
-    use arco_model::source::Source;
-    use arco_model::spec::ComponentSpec;
-    use arco_model::time::Timestamp;
+    use arco_model::sample;
 
     fn component(tenant: &str, application: &str) -> Component {
-        Component {
-            id: ComponentId::from_parts(1, 1),
-            tenant: tenant.parse().unwrap(),
-            application_id: ApplicationId::from_parts(1, 1),
-            application: application.parse().unwrap(),
-            name: "web".parse().unwrap(),
-            spec: ComponentSpec::new(Source::Image { reference: "stack/base".into() }),
-            generation: 1,
-            power: Power::On,
-            restarts_asked: 0,
-            desired_revision: None,
-            last_revision_number: 0,
-            observed: ObservedState::default(),
-            created_at: Timestamp(0),
-            arriving: None,
-        }
+        let (tenant, application) = (tenant.parse().unwrap(), application.parse().unwrap());
+        Component { tenant, application, ..sample::component() }
     }
 
     #[test]
