@@ -388,7 +388,8 @@ def up(options, keeper=None) -> Path:
         if not network:
             reserved.bind((address, 0))
         port = 6443 if network else reserved.getsockname()[1]
-        plan = parts.Plan(folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, not options.no_workloads, options.fake_nodes)
+        plan = parts.Plan(
+            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads)
         state = {"network": network, "cgroup": folder.name if network else None}
         certificates.make(folder / "pki", address, plan.node)
         for name in ("admin", "controller-manager", "scheduler") + (("kubelet", "proxy") if network else ()):

@@ -17,8 +17,8 @@ class Plan:
     port: int
     pods: str
     node: str | None
-    workloads: bool = True
     fake_nodes: int = 0
+    workloads: bool = True
 
     @property
     def server(self):

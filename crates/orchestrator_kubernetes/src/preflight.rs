@@ -382,7 +382,7 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
         return Finding::bad(
             "nodes",
             format!("{shown}; not all give pods a user namespace"),
-            "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
+            "containerd 2.0 and Linux 6.3 have them; else install with `arco cluster manifest --no-user-namespaces` (`kubernetes.user_namespaces = false`)",
         );
     }
     if !config.user_namespaces && confined {

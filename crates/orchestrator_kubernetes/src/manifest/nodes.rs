@@ -8,7 +8,7 @@
 //! DaemonSets, no capability; the one that reads output may not write.
 
 use super::Installation;
-use super::objects::{REGISTRY_PORT, labels, selector};
+use super::objects::{REGISTRY_PORT, TOLD_BY_LOG, labels, selector};
 use super::parts::PEERS_PORT;
 use crate::local_storage::PROVISIONER;
 use serde_json::{Value, json};
@@ -158,6 +158,7 @@ fn logs(it: &Installation, folder: &Path) -> Value {
 }
 
 fn set(it: &Installation, name: &str, part: &str, mut container: Value, volumes: Value) -> Value {
+    container["terminationMessagePolicy"] = TOLD_BY_LOG.into();
     container["securityContext"] = json!({
         "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },

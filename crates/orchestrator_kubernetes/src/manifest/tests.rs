@@ -127,6 +127,7 @@ fn every_pod_is_as_confined_as_it_can_be() {
                 assert_eq!(confined["readOnlyRootFilesystem"], true);
                 assert_eq!(confined["capabilities"]["drop"][0], "ALL");
                 assert!(confined["privileged"].is_null());
+                assert_eq!(container["terminationMessagePolicy"], "FallbackToLogsOnError", "why it ended is seen");
                 assert!(!container["resources"]["limits"]["memory"].is_null());
             }
         }

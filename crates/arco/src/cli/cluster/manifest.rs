@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 /// Examples of the help.
 pub(super) const EXAMPLES: &str = "Examples:
-  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 | kubectl apply -f -
-  arco cluster manifest … | kubectl delete -f -        (tenants' namespaces stay: delete applications before)
+  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 --trust-registry >arco.yaml
+  kubectl apply --server-side -f arco.yaml
+  kubectl delete -f arco.yaml        (delete applications before; tenants' namespaces stay: docs/guides/cluster.md)
 
   arco cluster manifest … --high-availability --replicas builder=3 --metadata postgres://… --coordination etcd://… --blobs s3://… \\
     --store-secret arco-stores --credentials metadata-password,secret.key,…     (pods of its own for each role)
