@@ -261,6 +261,12 @@ async fn until<T>(
                 if let Some(found) = wanted(&pod) {
                     return Ok(found);
                 }
+                // Given up by the cluster, and nobody will say that it has ended.
+                if pod.deleting
+                    && let Some(why) = facts::fault(&pod, facts::Leaving::default())
+                {
+                    return Err(Error::failed("run a one-shot workload", why));
+                }
             }
             None if known => return Err(Error::failed("run a one-shot workload", "its pod was deleted")),
             None => {}

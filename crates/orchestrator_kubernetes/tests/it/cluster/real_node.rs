@@ -29,12 +29,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 /// Serves on port 8080.
-const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
+pub(crate) const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
 /// Programs of this machine that the image has beside busybox.
 const PROGRAMS: [&str; 4] = ["find", "tar", "setpriv", "chown"];
 
 /// Runs a test on a real node that pulls from our registry.
-async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+pub(crate) async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
     let Some(kubeconfig) = kubeconfig() else { return };
     let network = network_of_node(&kubeconfig);
     let (Some(network), true) = (network, Path::new("/bin/busybox").exists()) else {
