@@ -118,6 +118,27 @@ fn pods_are_told_by_their_folders() {
     }
 }
 
+#[test]
+fn what_fails_is_said_once_whatever_else_works() {
+    let mut said = Said::default();
+    let (scan, ask, keep) = (Step::Scan, Step::Ask, Step::Keep);
+    for (step, why, wanted) in [
+        (ask, None, false),
+        (scan, Some("denied"), true),
+        (ask, None, false),
+        (keep, None, false),
+        (scan, Some("denied"), false),
+        (keep, Some("away"), true),
+        (scan, Some("gone"), true),
+        (keep, Some("away"), false),
+        (scan, None, true),
+        (scan, None, false),
+        (keep, None, true),
+    ] {
+        assert_eq!(said.is_news(step, why), wanted, "{step:?} {why:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_line_is_kept_once_whatever_breaks() {
     let (pods, keeper) = (Pods::new(), Memory { breaks: true, ..Memory::default() });
