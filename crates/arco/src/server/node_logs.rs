@@ -24,8 +24,9 @@ use axum::{Json, Router};
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 
-/// How far back output is fetched of which no line is kept.
-const REACH_MS: u64 = 3_600_000;
+/// How far back output is fetched of which no line is kept: longer than the platform is away. What is older was kept, and
+/// went because of its age, so it is not fetched again.
+const REACH_MS: u64 = 7 * 24 * 3_600_000;
 /// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
 const OVERLAP: usize = 256;
 /// What is said where the node's files went before they were read.
@@ -141,7 +142,11 @@ mod tests {
         };
         assert_eq!(told(&one), (2, "b,d".to_owned()));
         assert_eq!(told(&two), (3, "e".to_owned()));
-        assert_eq!(told(&InstanceId::from_parts(1, 3)), (7, String::new()));
+        assert_eq!(
+            told(&InstanceId::from_parts(1, 3)),
+            (7, String::new()),
+            "a pod that began while the platform was away"
+        );
     }
 
     #[test]
