@@ -185,7 +185,8 @@ impl Node {
             let Some(followed) = self.pods.get_mut(&folder) else { continue };
             let pause = followed.ask.map_or(UNKNOWN_FIRST, |it| it.pause);
             match cursors.next() {
-                Some(Cursor::After { at, texts }) => {
+                Some(Cursor::After { at, texts, seal }) => {
+                    followed.pod.seal = seal.or(followed.pod.seal.take());
                     let mut kept = Resume { at, texts };
                     followed.unsure.retain(|it| !kept.holds(it));
                     if followed.reader.is_none() {
@@ -259,7 +260,7 @@ fn pod_of(folder: &str, prefix: &str) -> Option<Pod> {
     let mut words = folder.split('_');
     let (namespace, _name, uid) = (words.next()?, words.next()?, words.next()?);
     let ours = namespace.starts_with(prefix) && !uid.is_empty() && words.next().is_none();
-    ours.then(|| Pod { namespace: namespace.to_owned(), uid: uid.to_owned() })
+    ours.then(|| Pod { namespace: namespace.to_owned(), uid: uid.to_owned(), seal: None })
 }
 
 #[cfg(test)]
