@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A server inside the cluster builds from source, as docs/guides/cluster.md says it: manifest, base stack, folders, answers.
 
-  cluster.py run --node --internet -- builds.py ARCO [EXAMPLE…]
+  cluster.py run --node --internet --kubectl -- builds.py ARCO [EXAMPLE…]
 
 The base stack comes from this machine; the server, which is a user without rights in its pod, makes every toolchain on it by pods. What must hold:
 without the base the deploy says which stack is missing and how to mend it; each example is built, deployed and answers through the gateway as
-its expect.json says; a toolchain is made once; the uninstallation leaves nothing.
+its expect.json says; a toolchain is made once; what npm downloaded for a component is there for its next build and for no other component's;
+the uninstallation leaves nothing.
 """
 
 import contextlib
@@ -103,7 +104,7 @@ def install(arco, work, *more):
     done(arco, "cluster", "image", "save", work / "arco.tar")
     done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
     (work / "arco.tar").unlink()
-    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
+    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)
@@ -148,6 +149,24 @@ def deploy(platform, example, port):
     for wanted in json.loads((ROOT / "examples" / example / "expect.json").read_text())["requests"]:
         until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 60)
     say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
+
+
+def from_the_cache(platform, source):
+    """npm installs again without a network: all that it takes is in the component's cache, and in no other component's."""
+    def deploy(component, *more):
+        return platform.run("deploy", source, "--app", "demo", "--component", component, "--memory-mb", "128", "--build-env", "npm_config_offline=true", *more)
+
+    made = deploy("node-express")
+    log = [it["text"] for it in platform.good("logs", "demo/node-express", "--build")["lines"]]
+    restored = [it for it in log if it.startswith("cache: ") and it.endswith(" restored")]
+    if made.returncode or not restored or not any(it.startswith("install dependencies: done") for it in log):
+        raise SystemExit(f"a build that npm may not download for: exit {made.returncode}\n{made.stdout}{made.stderr}" + "\n".join(log))
+    say(f"node-express: installed without a network; {restored[0]}")
+    for component, *more in (["other"], ["node-express", "--no-cache"]):
+        made = deploy(component, *more)
+        if made.returncode != 1 or json.loads(made.stdout)["code"] != "step_failed":
+            raise SystemExit(f"npm found packages without a network and with an empty cache: {component} {more}: exit {made.returncode}\n{made.stdout}{made.stderr}")
+    say("another component, and one without its caches, have nothing to install from")
 
 
 def gateway_ports():
@@ -202,6 +221,8 @@ def main():
         if {it["name"]: it["digest"] for it in platform.good("stack", "list")["items"]} != kept:
             raise SystemExit(f"a changed source: {again}; stacks were {kept}")
         say(f"{examples[0]} changed: built in {again['build_ms'] / 1000:.1f} s, with the same stacks")
+        if "node-express" in examples:
+            from_the_cache(platform, ROOT / "examples" / "node-express")
         platform.good("delete", "demo", "--yes")
         uninstall(work, "deployments,services,secrets,pods")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The installation with pods for each role, on a real node, as docs/guides/cluster.md says it: what is killed and deleted costs nothing.
 
-  cluster.py run --node -- high_availability.py ARCO
+  cluster.py run --node --kubectl -- high_availability.py ARCO
 
 Etcd, PostgreSQL and an S3 server run on this machine, where pods reach them. While an application is asked without a pause and others are
 deployed and scaled, the leading controller is killed and a pod of each role deleted. What must hold: no request is lost, every operation
@@ -388,6 +388,23 @@ def kept_in_a_volume(platform):
     return own
 
 
+def refused_unconfined(platform, work):
+    """Pods have no user namespace here, and nobody allowed builds to be root of the node: none of a step's pods is made."""
+    folder = work / "unconfined"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM debian:12\nRUN id\n")
+    operation = platform.begun("deploy", folder, "--app", "unconfined", "--component", "web")
+
+    def ended():
+        [found] = [it for it in platform.arco("operations")["items"] if it["id"] == operation]
+        return found if found["status"] in ("succeeded", "failed", "cancelled") else None
+    problem = until("the build is refused", ended, 60).get("problem") or {}
+    if problem.get("code") != "build_unconfined" or "line 2" not in problem["message"] or "builder.without_user_namespace" not in problem["advice"]:
+        raise SystemExit(f"a build as root of the node: {problem}")
+    platform.arco("delete", "unconfined", "--yes")
+    say(f"a build as root of the node is refused: {problem['message']}")
+
+
 def main():
     arco = str(Path(sys.argv[1]).resolve())
     work = Path(tempfile.mkdtemp(prefix="arco-ha-"))
@@ -398,6 +415,7 @@ def main():
         install(arco, work, stores)
         platform = Platform(arco, work)
         access(platform)
+        refused_unconfined(platform, work)
         push(platform, work)
         platform.ended([deploy(platform, "web")])
         platform.ended([platform.begun("scale", "demo/web", "--replicas", "2")])

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """From one machine to the cluster, as docs/guides/moving.md says it: several applications at once, in full.
 
-  cluster.py run --node -- moving.py ARCO
+  cluster.py run --node --kubectl -- moving.py ARCO
 
 A server of one machine runs an application of two components with a volume, a binding, a host with a certificate, a route with a password and one
-that leads elsewhere, and an application with a secret and TCP and UDP ports. One archive takes both into a platform installed on the cluster. What must
-hold: the report names what differs, everything answers there as it did here (content, secret, certificate, routes, ports), and a second import finds
-nothing to do.
+that leads elsewhere, and an application with a secret and TCP and UDP ports. One archive takes both into a platform installed on the cluster, which
+makes volumes itself, of folders of the node: the server's own, and those that the import fills in before anything runs. What must hold: the report
+names what differs, everything answers there as it did here (content, secret, certificate, routes, ports), a second import finds nothing to do, and no
+volume outlives its application.
 """
 
 import base64
@@ -42,9 +43,9 @@ GUARDED = {"path": "/guarded", "headers": {"Authorization": "Basic " + base64.b6
 class Machine:
     """`arco server` on this machine, with everything below `work`."""
 
-    def __init__(self, arco, work):
+    def __init__(self, arco, work, registry="127.0.0.1:0"):
         self.arco, self.data = arco, work / "machine"
-        listeners = [f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api", "registry")]
+        listeners = [f"--registry-listen={registry}", *(f"--{it}-listen=127.0.0.1:0" for it in ("http", "https", "console", "api"))]
         environment = {**os.environ, "ARCO_GATEWAY__STREAM_LISTEN": "127.0.0.1"}
         self.log = open(work / "machine.log", "wb")
         self.server = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", arco, "server", "--stop-instances", "--data-dir", self.data, "--domain", "one.test", *listeners],
@@ -141,7 +142,7 @@ def shown_certificate(port):
 def main():
     with trial("moving") as (arco, work, platform), contextlib.ExitStack() as ends:
         port = free_stream_port()
-        install(arco, work, "--stream-port", f"{port}/tcp,{port}/udp")
+        install(arco, work, "--stream-port", f"{port}/tcp,{port}/udp", "--local-storage", "--server-node", "node-1")
         platform.open("admin")
         machine = ends.enter_context(Machine(arco, work))
         fill(machine, work, port)
@@ -174,7 +175,10 @@ def main():
             raise SystemExit(f"a second import: {again}")
         for application in ("guestbook", "net"):
             platform.good("delete", application, "--yes")
+        until("the volume of an application goes with it", lambda: not kubectl("get", "pv", "-l", "app.kubernetes.io/managed-by=arco", "-o", "name"))
         kubectl("delete", "-f", work / "arco.yaml")
+        if left := kubectl("get", "pv", "-o", "name"):
+            raise SystemExit(f"volumes are left: {left}")
         say("a second import finds nothing to do; deleted and uninstalled")
 
 

@@ -18,7 +18,9 @@ NAME = "registry.arco.test:5000"
 
 
 def settings(kubeconfig: Path, network: str) -> str:
-    return f"""[orchestrator]
+    return f"""[builder]
+without_user_namespace = "allow"
+[orchestrator]
 driver = "kubernetes"
 [kubernetes]
 kubeconfig = "{kubeconfig}"

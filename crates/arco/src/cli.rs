@@ -22,6 +22,7 @@ mod env;
 mod exec;
 mod export;
 mod failure;
+mod file;
 mod gateway;
 mod import;
 mod list;
@@ -30,6 +31,7 @@ mod operations;
 mod port_forward;
 mod power;
 mod reference;
+mod registry;
 mod revisions;
 mod route;
 mod secret;
@@ -145,6 +147,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Rollback(args) => revisions::rollback(&args, session).await?,
         Command::Env(command) => env::run(&command, session).await?,
         Command::Secret(command) => secret::run(&command, session).await?,
+        Command::File(command) => file::run(&command, session).await?,
         Command::Credential(command) => credential::run(&command, session).await?,
         Command::Adopt(args) => adopt::run(&args, session).await?,
         Command::Export(args) => export::run(&args, session).await?,
@@ -159,6 +162,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Operation(command) => operations::run(&command, session).await?,
         Command::Tenant(command) => tenant::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
+        Command::Registry(command) => registry::run(&command, session).await?,
         Command::Stack(command) => stack::run(&command, session).await?,
         Command::Gateway(args) => {
             if let Some(GatewayCommand::Explain(asked)) = &args.command {

@@ -76,6 +76,11 @@ pub(crate) async fn build(
     }
     let stages = split(&instructions[first..]);
     let needed = needed(&stages, &build);
+    let mut steps =
+        stages.iter().enumerate().filter(|(number, _)| needed.contains(number)).flat_map(|(_, it)| it.iter());
+    if let Some(run) = steps.find(|it| it.word == "RUN") {
+        runner.may_run(&format!("Dockerfile line {}: RUN", run.line))?;
+    }
     for (number, stage) in stages.iter().enumerate() {
         let name = stage_name(&stage[0]);
         let finished =

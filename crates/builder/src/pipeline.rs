@@ -12,7 +12,7 @@ use crate::{blocking, storage};
 use arco_model::artifact::{ImageConfig, ImageRef, Layer};
 use arco_model::component::{Component, RunDefaults};
 use arco_model::error::Problem;
-use arco_model::plan::{HostMount, LayerExport, OneShotNetwork};
+use arco_model::plan::{LayerExport, OneShotNetwork};
 use arco_model::source::Source;
 use arco_model::spec::{Command, ComponentKind, ComponentSpec, Protocol};
 use arco_store::images::{Image, ImageError};
@@ -263,6 +263,9 @@ async fn run_steps(
     found: &Detection,
     no_cache: bool,
 ) -> Result<Image, Problem> {
+    if let Some(step) = steps.dependencies.as_ref().or(steps.build.as_ref()) {
+        runner.may_run(&format!("the step \"{}\"", step.title))?;
+    }
     let run = runner.stack(&steps.run_stack).await?;
     let mut layers = run.image.layers.clone();
     if let Serve::Folder { folder } = &steps.serve {
@@ -411,8 +414,8 @@ impl Context<'_> {
         run.working_dir = "/app".to_owned();
         run.network = OneShotNetwork::Build;
         for cache in &step.caches {
-            let host_path = runner.cache.folder(cache.name).map_err(|it| bare(storage("make a cache folder")(&it)))?;
-            run.mounts.push(HostMount { host_path, path: cache.path.to_owned(), writable: true });
+            let folder = runner.cache.folder(cache.name, cache.path);
+            run.caches.push(folder.map_err(|it| bare(storage("make a cache folder")(&it)))?);
         }
         run.export = Some(LayerExport {
             include: step.exports.iter().map(|it| (*it).to_owned()).collect(),
@@ -420,7 +423,7 @@ impl Context<'_> {
         });
         let done = runner.run(run).await?;
         let layer = done.layer.ok_or_else(|| bare(Problem::internal("keep what a step made")))?;
-        runner.cache.put(&key, &layer).await;
+        runner.cache.put(&key, &layer, &runner.inner.images).await;
         runner.say(format!("{}: done in {:.1} s", step.title, began.elapsed().as_secs_f64())).await;
         Ok(layer)
     }

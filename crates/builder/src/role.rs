@@ -7,12 +7,12 @@
 mod letters;
 
 use crate::access::Access;
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::egress::{BuildProxy, Proxy};
 use crate::pipeline::{self, Built};
 use crate::runner::Runner;
 use crate::stack::Stacks;
-use arco_config::{BuilderConfig, Egress};
+use arco_config::{BuilderConfig, Egress, WithoutUserNamespace};
 use arco_daemon::BoxError;
 use arco_model::component::{Component, Power, Revision};
 use arco_model::error::{ErrorKind, Problem};
@@ -42,6 +42,8 @@ pub struct BuilderDeps {
     pub cache_dir: PathBuf,
     /// Whether this process may make stacks on its machine: it is root. Else steps make them, on a base that was loaded.
     pub makes_stacks: bool,
+    /// Whether root in a step is nobody on its node: steps have a user namespace. Else `builder.without_user_namespace` decides.
+    pub confined: bool,
     /// Rows.
     pub metadata: SharedMetadata,
     /// Where images go.
@@ -61,6 +63,8 @@ pub struct BuilderDeps {
 /// What every build shares.
 pub(crate) struct Inner {
     pub(crate) config: BuilderConfig,
+    /// Whether steps have a user namespace.
+    pub(crate) confined: bool,
     pub(crate) data_dir: PathBuf,
     /// Temporary files.
     pub(crate) work: PathBuf,
@@ -118,7 +122,12 @@ impl Builder {
             tokio::fs::set_permissions(&builds, std::fs::Permissions::from_mode(0o711)).await?;
         }
         let stacks = Stacks::new(&deps.cache_dir, deps.config.clone(), deps.makes_stacks);
-        let BuilderDeps { config, data_dir, metadata, images, orchestrator, queue, logs, secrets, proxy, .. } = deps;
+        let BuilderDeps {
+            config, confined, data_dir, metadata, images, orchestrator, queue, logs, secrets, proxy, ..
+        } = deps;
+        if !confined && config.without_user_namespace == WithoutUserNamespace::Allow {
+            tracing::warn!("steps of builds run as root of their nodes: `builder.without_user_namespace` allows it");
+        }
         let (proxy, listener) = match (config.egress, proxy) {
             (Egress::Public, _) => (None, None),
             (Egress::Allowlist, Some(place)) => {
@@ -132,6 +141,7 @@ impl Builder {
             listener,
             inner: Inner {
                 config,
+                confined,
                 data_dir,
                 work,
                 images,
@@ -160,7 +170,7 @@ impl Builder {
                 proxy.run(listener, &token).await;
             }
         };
-        tokio::join!(work, self.inner.read_letters(&token), proxy);
+        tokio::join!(work, self.inner.read_letters(&token), cache::drop_unused(&self.inner.images, &token), proxy);
         Ok(())
     }
 
@@ -328,6 +338,9 @@ impl Inner {
 
     /// Reads the source and builds it, unless an earlier revision was built from the same.
     async fn build(&self, runner: &Runner<'_>, component: &Component, operation: &Operation) -> Result<Made, Problem> {
+        if operation.no_cache {
+            runner.cache.empty(&self.images).await?;
+        }
         let (subject, build_key) = pipeline::prepare(runner, component).await?;
         let commit = match &subject {
             pipeline::Subject::Files(it) => it.commit.clone(),

@@ -6,12 +6,13 @@ use crate::detect::Stack;
 use crate::egress::{self, Pass};
 use crate::role::Inner;
 use crate::stack::StackImage;
+use arco_config::WithoutUserNamespace;
 use arco_model::artifact::{ImageRef, Layer};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::{ComponentId, OperationId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::name::TenantName;
-use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork};
+use arco_model::plan::{CacheFolder, HostMount, LayerExport, OneShot, OneShotNetwork};
 use arco_model::spec::Resources;
 use arco_model::spec::scheduling::Scheduling;
 use arco_orchestrator::OutputLine;
@@ -36,7 +37,7 @@ pub(crate) struct StepRun {
     pub(crate) working_dir: String,
     pub(crate) user: String,
     pub(crate) network: OneShotNetwork,
-    pub(crate) mounts: Vec<HostMount>,
+    pub(crate) caches: Vec<CacheFolder>,
     pub(crate) export: Option<LayerExport>,
 }
 
@@ -52,7 +53,7 @@ impl StepRun {
             working_dir: "/".to_owned(),
             user: String::new(),
             network: OneShotNetwork::None,
-            mounts: Vec::new(),
+            caches: Vec::new(),
             export: None,
         }
     }
@@ -112,6 +113,12 @@ impl Runner<'_> {
         )
     }
 
+    /// Refuses code that people bring where it would run as root of its node. Asked before the first step of a build;
+    /// fetching and the making of stacks run nothing of theirs. `what`: the first step that would.
+    pub(crate) fn may_run(&self, what: &str) -> Result<(), Problem> {
+        refusal(self.inner.confined, self.inner.config.without_user_namespace, what).map_or(Ok(()), Err)
+    }
+
     /// A stack, with the progress of making it in the log.
     pub(crate) async fn stack(&self, stack: &Stack) -> Result<StackImage, Problem> {
         let (sender, mut lines) = mpsc::unbounded_channel();
@@ -144,7 +151,7 @@ impl Runner<'_> {
         let left = self.ends.saturating_duration_since(tokio::time::Instant::now());
         let config = &self.inner.config;
         let mut env = step.env;
-        let mut mounts = step.mounts;
+        let mut mounts = Vec::new();
         if step.network == OneShotNetwork::Build {
             if let Some(pass) = &self.pass {
                 env.extend(egress::variables(pass));
@@ -191,7 +198,10 @@ impl Runner<'_> {
             timeout_ms: left.as_millis() as u64,
             network: step.network,
             mounts,
+            caches: step.caches,
+            cache_mb: config.cache_mb,
             volumes: Vec::new(),
+            files: Vec::new(),
             export,
             scheduling: Scheduling::default(),
             overlay: None,
@@ -325,9 +335,41 @@ fn what_shows(operation: &OperationId, said: bool) -> String {
     }
 }
 
+/// Why steps of people may not run, if so.
+fn refusal(confined: bool, otherwise: WithoutUserNamespace, what: &str) -> Option<Problem> {
+    if confined || otherwise == WithoutUserNamespace::Allow {
+        return None;
+    }
+    let message = format!(
+        "{what} would run as root of a node: pods of this platform have no user namespace (`kubernetes.user_namespaces = false`)"
+    );
+    let advice = "deploy an image that was built elsewhere, or build it on a platform of one machine and move it (`arco export`); \
+                  whoever operates the platform can give nodes containerd 2.0 and Linux 6.3 and set `kubernetes.user_namespaces = true`, \
+                  or allow it: `builder.without_user_namespace = \"allow\"`";
+    Some(Problem::new(ErrorKind::Failed, "build_unconfined", message, advice))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_that_nothing_confines_run_only_where_it_is_allowed() {
+        use WithoutUserNamespace::{Allow, Refuse};
+        for (confined, otherwise, refused) in
+            [(true, Refuse, false), (true, Allow, false), (false, Allow, false), (false, Refuse, true)]
+        {
+            let found = refusal(confined, otherwise, "Dockerfile line 3: RUN");
+            assert_eq!(found.is_some(), refused, "{confined} {otherwise:?}");
+            if let Some(it) = found {
+                assert!(
+                    it.code == "build_unconfined" && it.message.starts_with("Dockerfile line 3: RUN would"),
+                    "{it:?}"
+                );
+                assert!(it.advice.contains("builder.without_user_namespace"), "{it:?}");
+            }
+        }
+    }
 
     #[test]
     fn the_advice_names_the_build_and_lines_only_where_some_are() {

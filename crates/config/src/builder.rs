@@ -57,6 +57,18 @@ pub enum Egress {
     Allowlist,
 }
 
+/// What becomes of steps of builds where pods have no user namespace (`kubernetes.user_namespaces = false`), so that root in
+/// them is root of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutUserNamespace {
+    /// A build that needs such a step is refused before anything of it runs.
+    #[default]
+    Refuse,
+    /// They run, as root of the node with the capabilities of instances.
+    Allow,
+}
+
 /// How builds run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -71,6 +83,9 @@ pub struct BuilderConfig {
     pub disk_mb: u32,
     /// Processes of a build.
     pub pids: u32,
+    /// Most that the caches of package clients of one component take where the platform keeps them in its blob store (with
+    /// Kubernetes), in MiB, compressed; 0 keeps none. On one machine they are folders of its disk.
+    pub cache_mb: u32,
     /// Private networks that builds may reach nevertheless (package mirrors).
     pub allowed_networks: Vec<Ipv4Net>,
     /// What builds may reach: `public` or `allowlist`.
@@ -78,6 +93,8 @@ pub struct BuilderConfig {
     /// Hosts that builds may reach with `egress = "allowlist"`: `name`, `*.suffix`, each with `:port` for another port
     /// than 80 and 443. A private address that such a name has must also be in `allowed_networks`.
     pub allowed_hosts: Vec<String>,
+    /// What becomes of steps of builds on a cluster whose pods have no user namespace: `refuse` or `allow`.
+    pub without_user_namespace: WithoutUserNamespace,
     /// Image names that mean one of our stacks: `debian:12` → `stack/base`.
     pub image_aliases: BTreeMap<String, String>,
     /// Debian mirror for base stacks; empty means what the machine's own apt uses, else `debian_default_mirror`.
@@ -105,9 +122,11 @@ impl Default for BuilderConfig {
             memory_mb: 4096,
             disk_mb: 8192,
             pids: 2048,
+            cache_mb: 2048,
             allowed_networks: Vec::new(),
             egress: Egress::default(),
             allowed_hosts: HOSTS.map(str::to_owned).to_vec(),
+            without_user_namespace: WithoutUserNamespace::default(),
             image_aliases: aliases.into_iter().map(|it| (it.to_owned(), "stack/base".to_owned())).collect(),
             debian_mirror: String::new(),
             debian_default_mirror: "http://deb.debian.org/debian".to_owned(),

@@ -1,6 +1,6 @@
 //! Settings of the gateway: `[gateway]`.
 
-use crate::{PortRange, VirtualAddress};
+use crate::{AccessLogConfig, PortRange, VirtualAddress};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -40,7 +40,7 @@ pub struct GatewayConfig {
     pub max_connections_per_address: u32,
     /// Most bytes that bodies of routes with `buffer` take on disk together, in the data dir.
     pub max_buffered_bytes: u64,
-    /// Networks of proxies in front of the gateway: their word about a client's address and scheme is believed.
+    /// Networks of proxies in front of the gateway: their word about a client's address, scheme and host is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
     pub proxy_protocol: bool,
@@ -54,6 +54,8 @@ pub struct GatewayConfig {
     pub response_ms: u64,
     /// How long a connection may be idle, in ms.
     pub idle_ms: u64,
+    /// A line for each request that was answered.
+    pub access_log: AccessLogConfig,
     /// An address that this machine shares with other gateway machines, one at a time (needs keepalived).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_address: Option<VirtualAddress>,
@@ -84,6 +86,7 @@ impl Default for GatewayConfig {
             connect_ms: 3_000,
             response_ms: 60_000,
             idle_ms: 60_000,
+            access_log: AccessLogConfig::default(),
             virtual_address: None,
         }
     }

@@ -60,6 +60,10 @@ pub struct KubernetesConfig {
     pub user_namespaces: bool,
     /// How much of its limits an instance is promised, in percent.
     pub request_percent: u32,
+    /// How long instances of stateless components stay on a node that does not answer, once the cluster has noticed (after
+    /// 50 s, unless it says otherwise), until another node takes them. Places of stateful components and jobs are never
+    /// moved by force.
+    pub lost_node_s: u32,
     /// Class of the cluster's Ingress and Gateway API objects that the gateway serves, whatever `orchestrator.driver` says;
     /// empty means none. Gateway classes name the controller `arco.internal/<class>`.
     pub route_class: String,
@@ -105,6 +109,7 @@ impl Default for KubernetesConfig {
             dns_address: None,
             user_namespaces: true,
             request_percent: 50,
+            lost_node_s: 30,
             route_class: String::new(),
             route_addresses: Vec::new(),
             route_service: String::new(),

@@ -460,14 +460,18 @@ fn upstream(component: &Component, revision: Option<&Revision>, observed: &Obser
     };
     let mut endpoints: Vec<_> = observed.instances.iter().filter_map(endpoint).collect();
     endpoints.sort_by(|a, b| a.instance.cmp(&b.instance));
-    let ports = revision.map(Revision::ports).unwrap_or_default().iter();
-    let http2 = ports.filter(|it| matches!(it.protocol, Protocol::H2c | Protocol::Grpc));
+    let ports = revision.map(Revision::ports).unwrap_or_default();
+    let speaking = |which: &[Protocol]| {
+        let ports = ports.iter().filter(|it| which.contains(&it.protocol));
+        ports.map(|it| it.port).collect()
+    };
     UpstreamEntry {
         component: component.id.clone(),
         reference: component.reference(),
         state,
         endpoints,
-        http2_ports: http2.map(|it| it.port).collect(),
+        http2_ports: speaking(&[Protocol::H2c, Protocol::Grpc]),
+        tls_ports: speaking(&[Protocol::Https]),
     }
 }
 

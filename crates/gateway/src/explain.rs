@@ -235,12 +235,13 @@ fn targets(
     match upstream.pick_for(&[], &choice) {
         Some(open) => {
             let address = open.endpoint().address;
-            writeln!(
-                out,
-                "endpoint: {address} of {} in `{shown}`, chosen by {:?}",
-                upstream.endpoints.len(),
-                settings.balance
-            )
+            let tls = settings.transport.tls.as_ref().map_or("", |it| match (&it.config, &it.name) {
+                (Err(_), _) => "; not asked: its authority cannot be read",
+                (Ok(_), None) => "; over TLS, with any certificate",
+                (Ok(_), Some(_)) => "; over TLS, with a certificate of its authority",
+            });
+            let (count, balance) = (upstream.endpoints.len(), &settings.balance);
+            writeln!(out, "endpoint: {address} of {count} in `{shown}`, chosen by {balance:?}{tls}")
         }
         None => writeln!(out, "endpoint: `{shown}` has none ({:?}); answer 503", upstream.state),
     }

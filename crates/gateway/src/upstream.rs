@@ -3,6 +3,8 @@
 //! What must hold: after [`EndpointState::drain`] returned and [`EndpointState::open`] was read as 0, no request is ever
 //! sent to that endpoint again. Hence a request is counted *before* the draining mark is looked at.
 
+mod transport;
+
 use crate::balance::{Balance, Check, Choice, Ejection, affinity, mixed};
 use crate::metrics::UpstreamMetrics;
 use crate::snapshot::{StickyCookie, Timeouts};
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+pub use transport::{Transport, UpstreamTls};
 
 /// An endpoint that failed to connect is asked last for so long.
 const SHUN: Duration = Duration::from_secs(2);
@@ -188,26 +191,6 @@ pub struct Endpoint {
     pub state: Arc<EndpointState>,
     /// Its share beside the others.
     pub weight: u32,
-}
-
-/// How the endpoints of an upstream are spoken to.
-#[derive(Clone, Debug, Default)]
-pub struct Transport {
-    /// Differs between transports that must not share connections.
-    pub id: u64,
-    /// HTTP/2, by prior knowledge or over TLS.
-    pub http2: bool,
-    /// TLS.
-    pub tls: Option<UpstreamTls>,
-}
-
-/// TLS to endpoints.
-#[derive(Clone, Debug)]
-pub struct UpstreamTls {
-    /// Trusted roots and protocols.
-    pub config: Arc<rustls::ClientConfig>,
-    /// Name that their certificate must have.
-    pub name: rustls::pki_types::ServerName<'static>,
 }
 
 /// What an upstream does beyond asking its endpoints in turn.

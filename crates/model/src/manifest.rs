@@ -3,6 +3,7 @@
 use crate::name::{ApplicationName, ComponentName};
 use crate::route::{ComponentTarget, Route};
 use crate::spec::autoscaling::Autoscaling;
+use crate::spec::files::FileSpec;
 use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Resources, RolloutSpec, VolumeSpec};
 use crate::traffic::StreamProtocol;
@@ -59,6 +60,9 @@ pub struct ComponentManifest {
     /// Volumes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeSpec>,
+    /// Configuration files, read-only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileSpec>,
     /// `[application/]component[=ALIAS]`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bind: Vec<String>,

@@ -115,9 +115,12 @@ pub struct InstanceFacts {
     /// Where its program listens although no declared port answers (`127.0.0.1:3000`); for the advice.
     #[serde(default)]
     pub listens_on: Vec<SocketAddr>,
-    /// Why it could not be prepared, in the words of the step that failed.
+    /// Why it could not be prepared, in the words of the step that failed; or what is wrong with its node.
     #[serde(default)]
     pub fault: Option<String>,
+    /// Whether its node does not answer: `fault` says so, and the rest is from before.
+    #[serde(default)]
+    pub node_silent: bool,
 }
 
 /// How a program ended.

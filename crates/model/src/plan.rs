@@ -8,6 +8,7 @@ use crate::component::{Component, Power, Revision};
 use crate::id::{ComponentId, InstanceId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
 use crate::spec::autoscaling::Autoscaling;
+use crate::spec::files::{FileMode, FileSpec};
 use crate::spec::scheduling::Scheduling;
 use crate::spec::{ComponentKind, Port, Probe, Protocol, Resources, RolloutSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,9 @@ pub struct InstanceTemplate {
     pub probe: Option<Probe>,
     /// Volumes to mount.
     pub volumes: Vec<VolumeSpec>,
+    /// Configuration files to put in, read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<InstanceFile>,
     /// Raised by each asked restart.
     pub restarts_asked: u64,
     /// Where it may run, on a cluster.
@@ -76,6 +80,43 @@ pub struct InstanceTemplate {
     /// A raw part of a pod template, put over what a cluster would make of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<serde_json::Value>,
+}
+
+/// A configuration file of an instance.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct InstanceFile {
+    /// Absolute path inside.
+    pub path: String,
+    /// Permission bits, as the user of the instance is to meet them.
+    pub mode: FileMode,
+    /// What is in it.
+    pub content: FileContent,
+}
+
+/// What is in a configuration file.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileContent {
+    /// This text.
+    Text(String),
+    /// The value of the variable of this name, which is a secret: it is kept in one place.
+    Variable(String),
+}
+
+impl InstanceFile {
+    fn of(spec: &FileSpec) -> Option<Self> {
+        let text = spec.content.clone().map(FileContent::Text);
+        let content = text.or_else(|| spec.secret.clone().map(FileContent::Variable))?;
+        Some(Self { path: spec.path.clone(), mode: spec.mode.unwrap_or_default(), content })
+    }
+
+    /// The content, with the variables of the instance; `None` when they lack the secret.
+    pub fn text<'a>(&'a self, env: &'a BTreeMap<String, String>) -> Option<&'a str> {
+        match &self.content {
+            FileContent::Text(text) => Some(text),
+            FileContent::Variable(name) => env.get(name).map(String::as_str),
+        }
+    }
 }
 
 impl WorkloadPlan {
@@ -179,6 +220,7 @@ pub fn build(component: &Component, revision: &Revision, context: &PlanContext) 
             ports,
             probe: spec.probe.clone(),
             volumes: spec.volumes.clone(),
+            files: spec.files.iter().filter_map(InstanceFile::of).collect(),
             restarts_asked: component.restarts_asked,
             scheduling: spec.scheduling.clone(),
             overlay: spec.overlay.clone(),
@@ -221,6 +263,18 @@ pub struct HostMount {
     pub writable: bool,
 }
 
+/// A folder that the one-shots of a component find as the last good one left it: a cache of a package client. Its loss
+/// costs time and nothing else.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct CacheFolder {
+    /// Its name among those of the component: letters, digits, `_` and `-`; made by the caller, never from input.
+    pub name: String,
+    /// Absolute path inside.
+    pub path: String,
+    /// Where a driver that runs one-shots on this host keeps it; it is there.
+    pub host_path: std::path::PathBuf,
+}
+
 /// A workload that runs once to its end: a step of a build, or `arco run`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OneShot {
@@ -250,8 +304,15 @@ pub struct OneShot {
     pub network: OneShotNetwork,
     /// Folders of the host.
     pub mounts: Vec<HostMount>,
+    /// Folders that are kept for the next one-shots of the component; never part of the exported layer.
+    pub caches: Vec<CacheFolder>,
+    /// Most that all caches of the component may take where the driver keeps them itself, in MiB; 0 keeps none.
+    pub cache_mb: u32,
     /// Volumes of the component (for `arco run`).
     pub volumes: Vec<VolumeSpec>,
+    /// Configuration files, as of the component's instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<InstanceFile>,
     /// Whether what it wrote is exported as a layer into the blob store.
     pub export: Option<LayerExport>,
     /// Where it may run, on a cluster.
@@ -285,7 +346,10 @@ impl OneShot {
             timeout_ms,
             network: OneShotNetwork::Instance,
             mounts: Vec::new(),
+            caches: Vec::new(),
+            cache_mb: 0,
             volumes: template.volumes,
+            files: template.files,
             export: None,
             scheduling: template.scheduling,
             overlay: template.overlay,

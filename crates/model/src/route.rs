@@ -21,7 +21,7 @@ pub use action::{
     Sticky,
 };
 pub use balance::{Balance, HashBy};
-pub use endpoints::{Circuit, HealthCheck, Retry, RetryOn};
+pub use endpoints::{Circuit, HealthCheck, Retry, RetryOn, UpstreamTls};
 pub use host::{HostError, check_host};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ pub struct Route<T> {
     /// How instances are asked whether they are well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Instances are asked over TLS, and must show a certificate of this name and authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_tls: Option<UpstreamTls>,
     /// Who gets copies of requests.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror<T>>,
@@ -146,6 +149,7 @@ impl<T> Default for Route<T> {
             retry: None,
             circuit: None,
             health_check: None,
+            upstream_tls: None,
             mirror: None,
             rewrite: None,
             redirect: None,
@@ -219,6 +223,7 @@ impl<T> Route<T> {
             retry: self.retry,
             circuit: self.circuit,
             health_check: self.health_check,
+            upstream_tls: self.upstream_tls,
             mirror,
             rewrite: self.rewrite,
             redirect: self.redirect,
@@ -396,7 +401,7 @@ pub struct RouteTimeouts {
     /// Longest connect, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u64>,
-    /// Longest wait for a response and between two pieces of it, in ms.
+    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_ms: Option<u64>,
     /// Longest time for all of a request and its response, in ms.

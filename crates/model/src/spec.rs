@@ -1,6 +1,7 @@
 //! What was asked of a component: its spec, with the defaults and the rules that every writer obeys.
 
 pub mod autoscaling;
+pub mod files;
 mod overlay;
 pub mod scheduling;
 
@@ -10,6 +11,7 @@ use crate::error::Problem;
 use crate::name::{ApplicationName, ComponentName, VolumeName};
 use crate::source::Source;
 use autoscaling::Autoscaling;
+use files::FileSpec;
 use scheduling::Scheduling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +52,9 @@ pub struct ComponentSpec {
     /// Storage that outlives instances.
     #[serde(default)]
     pub volumes: Vec<VolumeSpec>,
+    /// Configuration files, read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileSpec>,
     /// Components that this one calls.
     #[serde(default)]
     pub bindings: Vec<Binding>,
@@ -89,6 +94,7 @@ impl ComponentSpec {
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             volumes: Vec::new(),
+            files: Vec::new(),
             bindings: Vec::new(),
             command: None,
             probe: None,
@@ -177,7 +183,8 @@ pub enum Protocol {
     /// HTTP/1.1, with WebSocket.
     #[default]
     Http,
-    /// HTTP over TLS spoken by the instance itself.
+    /// HTTP/1.1 over TLS spoken by the instance itself. Gateways accept any certificate, but where a route asks for one
+    /// (`upstream_tls`).
     Https,
     /// HTTP/2 without TLS.
     H2c,
@@ -458,6 +465,7 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
             );
         }
     }
+    files::validate(&spec.files, &spec.volumes, &spec.secrets)?;
     for (at, binding) in spec.bindings.iter().enumerate() {
         env_name(&binding.alias)?;
         if spec.bindings[..at].iter().any(|it| it.alias == binding.alias) {

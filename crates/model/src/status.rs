@@ -117,8 +117,8 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
     let present = instances.iter().filter(|it| it.phase != InstancePhase::Ended).count();
     let ready = instances.iter().filter(|it| it.phase == InstancePhase::Ready).count();
     match component.power {
-        Power::Deleting { .. } => return StatusReport::new(Status::Stopping, "it is being deleted", ""),
-        Power::Off if present > 0 => return StatusReport::new(Status::Stopping, "its instances are ending", ""),
+        Power::Deleting { .. } => return ending("it is being deleted", component, instances, context),
+        Power::Off if present > 0 => return ending("its instances are ending", component, instances, context),
         Power::Off => {
             return StatusReport::new(
                 Status::Stopped,
@@ -179,7 +179,9 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
             format!("see `arco status {first}`"),
         );
     }
-    let ill = instances.iter().find(|it| is_ill(it, context));
+    // What a change left on a silent node is no trouble of what it brought.
+    let ill = instances.iter().filter(|it| is_ill(it, context) && !is_left_behind(it, component));
+    let ill = ill.min_by_key(|it| it.phase == InstancePhase::Stopping);
     if let (RolloutFacts::Progressing, None) = (&observed.rollout, ill)
         && follows_load(component, instances, ready)
     {
@@ -215,6 +217,15 @@ fn judge(component: &Component, observed: &Observed, context: &StatusContext) ->
             };
             StatusReport::new(Status::Degraded, format!("{}: {reason}", count()), advice)
         }
+    }
+}
+
+/// On its way to nothing, which a node that does not answer can hold up.
+fn ending(what: &str, component: &Component, instances: &[InstanceFacts], context: &StatusContext) -> StatusReport {
+    let held = instances.iter().find(|it| it.node_silent).map(|it| explain(it, component, context));
+    match held {
+        Some((reason, advice)) => StatusReport::new(Status::Stopping, format!("{what}: {reason}"), advice),
+        None => StatusReport::new(Status::Stopping, what, ""),
     }
 }
 
@@ -308,6 +319,13 @@ fn cron(component: &Component) -> StatusReport {
     }
 }
 
+/// Whether an instance is of an earlier revision, was told to end, and nothing waits for it.
+fn is_left_behind(instance: &InstanceFacts, component: &Component) -> bool {
+    instance.phase == InstancePhase::Stopping
+        && component.spec.kind == ComponentKind::Stateless
+        && Some(&instance.revision) != component.desired_revision.as_ref()
+}
+
 /// Whether an instance is in trouble, as opposed to on its way.
 fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
     match instance.phase {
@@ -318,7 +336,9 @@ fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
             instance.restarts > 0
                 || instance.started_at.is_some_and(|at| context.now.since_ms(at) > context.start_deadline_ms)
         }
-        InstancePhase::Ready | InstancePhase::Draining | InstancePhase::Stopping => false,
+        // It was told to end, but nobody says that it has.
+        InstancePhase::Stopping => instance.node_silent,
+        InstancePhase::Ready | InstancePhase::Draining => false,
     }
 }
 
@@ -326,8 +346,11 @@ fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
 pub fn explain(instance: &InstanceFacts, component: &Component, context: &StatusContext) -> (String, String) {
     let reference = component.reference();
     if let Some(fault) = &instance.fault {
-        let advice =
-            format!("it is tried again; the server's log and `arco logs {reference}` have more about the cause");
+        let advice = if instance.node_silent {
+            of_silent_node(&instance.node, component)
+        } else {
+            format!("it is tried again; the server's log and `arco logs {reference}` have more about the cause")
+        };
         return (fault.clone(), advice);
     }
     let runs = matches!(instance.phase, InstancePhase::Starting | InstancePhase::Unready | InstancePhase::Ready);
@@ -354,6 +377,24 @@ pub fn explain(instance: &InstanceFacts, component: &Component, context: &Status
             ),
         ),
         (None, _) => ("its probe fails".to_owned(), format!("`arco logs {reference}` shows what it does")),
+    }
+}
+
+/// What to do about a node that does not answer. Nothing here moves what must not run twice: only people know whether the
+/// node is off, or still runs it where nobody sees it.
+fn of_silent_node(node: &str, component: &Component) -> String {
+    let remove = format!("`kubectl delete node {node}`");
+    match component.spec.kind {
+        _ if component.power != Power::On => {
+            format!("start the node again; when it is off for good, {remove} ends the wait")
+        }
+        ComponentKind::Stateless => format!(
+            "other nodes take its instances by themselves after a while; start the node again, or remove it when it is off for good: {remove}"
+        ),
+        ComponentKind::Stateful | ComponentKind::Job | ComponentKind::Cron => format!(
+            "it is not started elsewhere, so that it never runs twice: start the node again; only when it is surely off, \
+             {remove} lets another node take it"
+        ),
     }
 }
 

@@ -167,9 +167,12 @@ pub struct UpstreamEntry {
     pub state: UpstreamState,
     /// Instances, ready and draining.
     pub endpoints: Vec<Endpoint>,
-    /// Inner ports that speak HTTP/2 without TLS (h2c, gRPC).
+    /// Inner ports that speak HTTP/2 (h2c, gRPC).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http2_ports: Vec<u16>,
+    /// Inner ports that speak TLS. Whose certificate they show counts only where a route says so (`upstream_tls`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls_ports: Vec<u16>,
 }
 
 /// Whether a component is meant to answer.

@@ -3,14 +3,15 @@
 //! Only for tests (feature `contract`); panics are findings. Bounds of time grow with `ARCO_TEST_SLOWNESS`.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a panic is the finding of a test")]
 
-use crate::{Error, ExecRequest, Orchestrator, Removal, SharedOrchestrator};
+use crate::{Error, ExecRequest, Orchestrator, OutputLine, Removal, SharedOrchestrator};
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
-use arco_model::plan::{InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::plan::{CacheFolder, InstanceTemplate, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{ComponentKind, Port, Protocol, Resources, RolloutSpec};
 use arco_store::clock;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -42,6 +43,7 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             ports: vec![Port { port: 8080, protocol: Protocol::Http, outer: true }],
             probe: None,
             volumes: Vec::new(),
+            files: Vec::new(),
             restarts_asked: 0,
             scheduling: Scheduling::default(),
             overlay: None,
@@ -66,6 +68,17 @@ pub async fn until(
     what: &str,
     wanted: impl Fn(&Observed) -> bool,
 ) -> Observed {
+    until_within(Duration::from_secs(30), driver, id, what, wanted).await
+}
+
+/// As [`until`], for what takes longer.
+pub async fn until_within(
+    limit: Duration,
+    driver: &dyn Orchestrator,
+    id: &ComponentId,
+    what: &str,
+    wanted: impl Fn(&Observed) -> bool,
+) -> Observed {
     let mut bell = driver.changes();
     let wait = async {
         loop {
@@ -76,7 +89,7 @@ pub async fn until(
             let _ = bell.recv().await; // a lagged bell is a bell
         }
     };
-    match tokio::time::timeout(in_time(Duration::from_secs(30)), wait).await {
+    match tokio::time::timeout(in_time(limit), wait).await {
         Ok(found) => found,
         Err(_) => panic!("{what}: waited in vain; {:#?}", driver.observe(id).await),
     }
@@ -189,6 +202,37 @@ pub async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan) {
     driver.shutdown(true).await.unwrap();
 }
 
+/// What drivers that run programs do with the caches of one-shots. `host_path` is an empty folder, open to all.
+pub async fn caches(driver: &dyn Orchestrator, plan: &WorkloadPlan, host_path: &Path) {
+    let steps = [
+        "test ! -e /cache/packages/one && echo a > /cache/packages/one && echo made > /made",
+        "test \"$(cat /cache/packages/one)\" = a && test ! -e /made && rm /cache/packages/one && echo b > /cache/packages/two",
+        "test ! -e /cache/packages/one && test \"$(cat /cache/packages/two)\" = b",
+    ];
+    for script in steps {
+        let mut once = one_shot(plan, &["sh", "-c", script]);
+        once.network = OneShotNetwork::None;
+        once.timeout_ms = in_time(Duration::from_secs(60)).as_millis() as u64;
+        once.caches = vec![CacheFolder {
+            name: "packages".to_owned(),
+            path: "/cache/packages".to_owned(),
+            host_path: host_path.to_owned(),
+        }];
+        let (output, mut lines) = mpsc::channel(64);
+        let (_keep, cancel) = oneshot::channel();
+        let said = async {
+            let mut said = Vec::new();
+            while let Some(OutputLine { text, .. }) = lines.recv().await {
+                said.push(text);
+            }
+            said
+        };
+        let (result, said) = tokio::join!(driver.run(&once, output, cancel), said);
+        let result = result.unwrap();
+        assert_eq!(result.exit.status, 0, "`{script}`: {result:?} {said:?}");
+    }
+}
+
 /// A one-shot of the image of a plan, in the build network.
 pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
     OneShot {
@@ -205,7 +249,10 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         timeout_ms: 30_000,
         network: OneShotNetwork::Build,
         mounts: Vec::new(),
+        caches: Vec::new(),
+        cache_mb: 64,
         volumes: Vec::new(),
+        files: Vec::new(),
         export: None,
         scheduling: Scheduling::default(),
         overlay: None,

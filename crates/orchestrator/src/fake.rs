@@ -230,6 +230,7 @@ impl Component {
             last_exit: None,
             listens_on: Vec::new(),
             fault: None,
+            node_silent: false,
         };
         match behaviour {
             Behaviour::Ready if desired.kind.runs_to_end() => {

@@ -23,7 +23,11 @@ pub(crate) const RULES: &[Rule] = &[
         resources: &["namespaces", "resourcequotas"],
         verbs: &["get", "list", "watch", "create", "patch"],
     },
-    Rule { group: "", resources: &["pods", "services", "secrets", "persistentvolumeclaims"], verbs: OURS },
+    Rule {
+        group: "",
+        resources: &["pods", "services", "secrets", "configmaps", "persistentvolumeclaims"],
+        verbs: OURS,
+    },
     // Deployment and Job are removed with their pods by the cluster; a pod that drained is removed by us.
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
     Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
@@ -50,7 +54,7 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
         resources: &["namespaces", "resourcequotas"],
         verbs: &["get", "list", "watch", "create", "patch"],
     },
-    Rule { group: "", resources: &["pods", "secrets"], verbs: OURS },
+    Rule { group: "", resources: &["pods", "secrets", "configmaps"], verbs: OURS },
     Rule { group: "", resources: &["pods/log"], verbs: &["get"] },
     Rule { group: "", resources: &["pods/exec", "pods/portforward"], verbs: &["get", "create"] },
     Rule { group: "", resources: &["services", "events", "nodes"], verbs: SEEN },

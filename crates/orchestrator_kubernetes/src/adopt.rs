@@ -14,7 +14,7 @@ use arco_orchestrator::Error;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::Resource;
 use kube::api::{Api, ListParams};
@@ -51,6 +51,7 @@ struct Objects {
     services: Vec<Service>,
     ingresses: Vec<Ingress>,
     claims: Vec<PersistentVolumeClaim>,
+    config_maps: Vec<ConfigMap>,
     autoscalers: Vec<HorizontalPodAutoscaler>,
     /// `Kind/name` of workloads that have no counterpart.
     others: Vec<String>,
@@ -69,6 +70,7 @@ pub async fn read(config: &KubernetesConfig, namespace: &str) -> Result<Found, E
         services: list(&cluster, namespace).await?,
         ingresses: list(&cluster, namespace).await?,
         claims: list(&cluster, namespace).await?,
+        config_maps: list(&cluster, namespace).await?,
         autoscalers: list(&cluster, namespace).await?,
         others: Vec::new(),
     };

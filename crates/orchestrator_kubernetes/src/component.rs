@@ -218,6 +218,9 @@ impl Component {
             if let Some(since) = pod.draining_since {
                 state.leaving.entry(pod.uid.clone()).or_default().since.get_or_insert(since);
             }
+            if facts::overdue_at(pod).is_some_and(|at| at <= now) {
+                state.leaving.entry(pod.uid.clone()).or_default().overdue = true;
+            }
         }
         if state.removing {
             return None;
@@ -444,7 +447,7 @@ impl Component {
         Ok(())
     }
 
-    /// Deletes what the plan no longer needs: variables of templates that no pod has, addresses without ports.
+    /// Deletes what the plan no longer needs: variables and files of templates that no pod has, addresses without ports.
     async fn leftovers(&self, rendered: &Rendered, seen: &ComponentSeen) -> Result<(), Fault> {
         let all = rendered.others.iter().chain(&rendered.scale);
         let wanted: BTreeSet<(Kind, &str)> = all.map(|it| (it.kind, it.name.as_str())).collect();
@@ -460,6 +463,7 @@ impl Component {
             let auxiliary = matches!(
                 kind,
                 Kind::Secret
+                    | Kind::ConfigMap
                     | Kind::Service
                     | Kind::NetworkPolicy
                     | Kind::DisruptionBudget
@@ -468,7 +472,7 @@ impl Component {
             );
             let one_shot = name.starts_with("run-");
             if auxiliary && !one_shot && !it.deleting && !wanted.contains(&(*kind, name)) {
-                if *kind == Kind::Secret && used_by(&it.key) {
+                if matches!(kind, Kind::Secret | Kind::ConfigMap) && used_by(&it.key) {
                     continue;
                 }
                 self.delete(*kind, &it.namespace, name, &DeleteParams::background()).await?;

@@ -2,7 +2,8 @@
 //! machine, and translates its answer into numbers of pods, marks on pods, and objects to delete.
 //!
 //! What must hold: numbers are absolute, so that deciding again before the cluster has followed changes nothing; a pod
-//! that serves is drained before anything ends it; no place of a stateful component is made twice.
+//! that serves is drained before anything ends it; no place of a stateful component is made twice; a pod that a silent node
+//! does not give back keeps nothing from being done but its own place.
 
 use crate::facts::{self, Leaving};
 use crate::render::Kind;
@@ -89,7 +90,15 @@ pub(crate) fn decide(it: &Situation<'_>) -> Decision {
     let mut members = Vec::new();
     let mut names = BTreeMap::new();
     for pod in &pods {
-        let member = facts::member(pod, leaving(pod), job);
+        let (member, leaving) = (facts::member(pod, leaving(pod), job), leaving(pod));
+        if pod.deleting {
+            if facts::is_silent(pod, leaving) && !keeps_place(it.desired, &member) {
+                continue; // nobody says when it is gone, and its workload has replaced it
+            }
+            if let Some(at) = facts::overdue_at(pod).filter(|at| *at > it.now) {
+                wake(&mut decision, at);
+            }
+        }
         names.insert(member.id.clone(), pod.name.clone());
         // Workloads replace a pod that the cluster ended by themselves; it only tells why.
         if member.phase == InstancePhase::Ended && !job {
@@ -141,6 +150,17 @@ pub(crate) fn decide(it: &Situation<'_>) -> Decision {
 
 fn wake(decision: &mut Decision, at: Timestamp) {
     decision.wake_at = Some(decision.wake_at.map_or(at, |it| it.min(at)));
+}
+
+/// Whether a pod that was told to end must be gone before the change can be done: where it would run twice else.
+fn keeps_place(desired: &Desired, member: &Member) -> bool {
+    match desired.kind {
+        ComponentKind::Stateless => false,
+        ComponentKind::Stateful => member.place < desired.replicas,
+        ComponentKind::Job | ComponentKind::Cron => {
+            member.place < desired.replicas && member.template == desired.template
+        }
+    }
 }
 
 fn stays(member: &Member, stops: &BTreeSet<&InstanceId>) -> bool {

@@ -6,6 +6,9 @@ use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase};
 use arco_model::time::Timestamp;
 use arco_orchestrator::local::supervise::Member;
 
+/// How long after the end of its grace a node may take to confirm that a pod is gone, in ms.
+const OVERDUE_MS: u64 = 60_000;
+
 /// What this process knows of a pod beyond what the cluster says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Leaving {
@@ -13,6 +16,8 @@ pub(crate) struct Leaving {
     pub(crate) since: Option<Timestamp>,
     /// Whether every gateway has let go of it.
     pub(crate) released: bool,
+    /// Whether its node did not confirm its end in time ([`overdue_at`]).
+    pub(crate) overdue: bool,
 }
 
 /// Facts about a pod. `job`: its program is meant to end.
@@ -34,7 +39,8 @@ pub(crate) fn instance(pod: &PodSeen, leaving: Leaving, job: bool) -> InstanceFa
         started_at,
         last_exit: exit,
         listens_on: Vec::new(),
-        fault: fault(pod),
+        fault: fault(pod, leaving),
+        node_silent: is_silent(pod, leaving),
     }
 }
 
@@ -53,7 +59,18 @@ pub(crate) fn unmade(id: InstanceId, revision: RevisionId, template: String, fau
         last_exit: None,
         listens_on: Vec::new(),
         fault: Some(fault),
+        node_silent: false,
     }
+}
+
+/// Whether the node of a pod does not answer, or does not confirm that the pod has ended.
+pub(crate) fn is_silent(pod: &PodSeen, leaving: Leaving) -> bool {
+    pod.lost || pod.deleting && leaving.overdue
+}
+
+/// When a pod that is to end counts as one that its node does not let go of.
+pub(crate) fn overdue_at(pod: &PodSeen) -> Option<Timestamp> {
+    pod.gone_by.map(|it| it.plus_ms(OVERDUE_MS))
 }
 
 fn phase(pod: &PodSeen, leaving: Leaving, job: bool) -> InstancePhase {
@@ -66,6 +83,10 @@ fn phase(pod: &PodSeen, leaving: Leaving, job: bool) -> InstancePhase {
     }
     if leaving.since.or(pod.draining_since).is_some() {
         return InstancePhase::Draining;
+    }
+    // It was ready when its node fell silent; what its program does since, nobody knows.
+    if pod.lost {
+        return InstancePhase::Unready;
     }
     match &pod.program {
         Program::Running(_) if job || pod.ready => InstancePhase::Ready,
@@ -97,17 +118,22 @@ fn disk_full(pod: &PodSeen) -> bool {
     evicted.is_some_and(|(_, message)| message.contains("ephemeral") || message.contains("emptyDir"))
 }
 
-/// Why it could not be prepared, or why the cluster ended it.
-pub(crate) fn fault(pod: &PodSeen) -> Option<String> {
+/// Why it could not be prepared, why the cluster ended it, or that its node is silent.
+pub(crate) fn fault(pod: &PodSeen, leaving: Leaving) -> Option<String> {
+    if pod.deleting {
+        // It was told to end: what was wrong with it does not matter any more, only that it does not go.
+        return match (pod.lost, leaving.overdue) {
+            (true, _) => Some(silent(&pod.node)),
+            (false, true) => Some(format!("its node `{}` does not say that it has ended", pod.node)),
+            (false, false) => None,
+        };
+    }
     if let Some((reason, message)) = pod.over.as_ref().filter(|it| !it.0.is_empty()) {
         let ours = ["DeadlineExceeded", "Completed"].contains(&reason.as_str());
         return (!ours && !disk_full(pod)).then(|| format!("the node ended it ({reason}): {message}"));
     }
     if pod.lost {
-        return Some(format!(
-            "its node `{}` does not answer: start it again, or remove it (`kubectl delete node {}`), and other nodes take its instances",
-            pod.node, pod.node
-        ));
+        return Some(silent(&pod.node));
     }
     let could_not_start = |it: &(ExitFacts, String)| {
         let never = ["StartError", "ContainerCannotRun"].contains(&it.1.as_str());
@@ -134,6 +160,10 @@ pub(crate) fn fault(pod: &PodSeen) -> Option<String> {
         return Some(format!("no node of the cluster can take it: {}", short(message)));
     }
     pod.warning.as_deref().map(short)
+}
+
+fn silent(node: &str) -> String {
+    format!("its node `{node}` does not answer")
 }
 
 /// At most 300 characters in one line. Of longer texts the end stays: that is where errors name their cause.
@@ -167,7 +197,12 @@ pub(crate) fn member(pod: &PodSeen, leaving: Leaving, job: bool) -> Member {
         id: facts.id,
         template: pod.key.clone(),
         place: pod.place,
-        phase: if stuck { InstancePhase::Starting } else { facts.phase },
+        phase: match facts.phase {
+            _ if stuck => InstancePhase::Starting,
+            // Of one on a silent node nothing is known: it neither serves nor fails, and nobody waits for it to drain.
+            InstancePhase::Unready if pod.lost => InstancePhase::Pending,
+            phase => phase,
+        },
         ends: facts.restarts + u32::from(down),
         waiting_since,
         ready_since: (facts.phase == InstancePhase::Ready).then(|| pod.ready_changed.unwrap_or(pod.created)),

@@ -56,7 +56,6 @@ const NAME_MAX: usize = 200;
 const KINDS: [&str; 4] = ["persistentvolumeclaims", "persistentvolumes", "nodes", "pods"];
 
 /// Whether this process provides local storage now.
-#[derive(Default)]
 pub(crate) struct LocalStorage {
     asked: bool,
     /// Ends the work; `None` while another process leads.
@@ -253,8 +252,8 @@ impl Provider {
             }
             decide::decide(&state.world, clock::now())
         };
-        let steps = stream::iter(decision.steps).map(|it| self.act(it));
-        let well: Vec<bool> = steps.buffer_unordered(AT_ONCE).collect().await;
+        let acts: Vec<_> = decision.steps.into_iter().map(|it| self.act(it)).collect();
+        let well: Vec<bool> = stream::iter(acts).buffer_unordered(AT_ONCE).collect().await;
         if well.into_iter().all(|it| it) { Look::Done(decision.wake_at) } else { Look::Failed }
     }
 

@@ -123,8 +123,11 @@ pub struct Installation {
     /// Storage class of the server's volume and of the components' volumes; empty means that of local storage, else the
     /// cluster's default.
     pub storage_class: String,
-    /// Folder of the nodes that the leading controller makes volumes of; the server's own cannot be one of them.
+    /// Folder of the nodes that the leading controller makes volumes of.
     pub local_storage: Option<PathBuf>,
+    /// Where one server's own volume is, which it cannot make before it runs: a folder beside those of `local_storage`, on the node
+    /// with this `kubernetes.io/hostname`; empty means that its claim is of `storage_class`.
+    pub server_node: String,
     /// Size of the server's volume, in GiB.
     pub volume_gb: u32,
     /// Tenant `t` gets the namespace `<prefix>t`.
@@ -254,6 +257,7 @@ pub fn manifest(installation: &Installation) -> Vec<Value> {
             documents.push(objects::settings(installation, &settings));
             documents.extend(objects::services(installation));
             documents.extend(objects::guards(installation));
+            documents.extend(nodes::server_volume(installation));
             documents.push(objects::server(installation, version));
         }
         Some(replicas) => {

@@ -4,7 +4,10 @@
 //! What must hold: what is asked for is what [`crate::access`] says, line by line. What a finding means is decided by pure
 //! functions; only [`preflight`] and [`pull`] act.
 
+mod hosts;
 mod pull;
+
+pub use hosts::{HostsSetting, judge_hosts};
 
 use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
@@ -114,6 +117,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     findings.push(usage(client).await);
     findings.push(storage(client, config).await);
     findings.push(nodes(&cluster, config).await);
+    findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),
         None => findings.push(Finding::warning(
@@ -378,7 +382,16 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
         return Finding::bad(
             "nodes",
             format!("{shown}; not all give pods a user namespace"),
-            "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
+            "containerd 2.0 and Linux 6.3 have them; else install with `arco cluster manifest --no-user-namespaces` (`kubernetes.user_namespaces = false`)",
+        );
+    }
+    if !config.user_namespaces && confined {
+        return Finding::warning(
+            "nodes",
+            format!(
+                "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
+            ),
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
         );
     }
     Finding::good("nodes", shown)

@@ -5,6 +5,7 @@
 //! components: a template that only new pods get), and the driver moves from one to the other.
 
 mod autoscaling;
+mod files;
 mod network;
 mod overlay;
 mod placement;
@@ -12,6 +13,7 @@ mod pod;
 mod tenant;
 mod volumes;
 
+pub(crate) use files::config_map;
 pub(crate) use pod::one_shot;
 pub(crate) use tenant::{held_credential, node_credentials, pull_secret, tenant};
 
@@ -30,6 +32,7 @@ use std::net::Ipv4Addr;
 pub(crate) enum Kind {
     Claim,
     Secret,
+    ConfigMap,
     Service,
     NetworkPolicy,
     DisruptionBudget,
@@ -51,6 +54,7 @@ impl Kind {
         match self {
             Self::Claim => ("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
             Self::Secret => ("v1", "Secret", "secrets"),
+            Self::ConfigMap => ("v1", "ConfigMap", "configmaps"),
             Self::Service => ("v1", "Service", "services"),
             Self::NetworkPolicy => ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
             Self::DisruptionBudget => ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
@@ -184,15 +188,16 @@ pub(crate) fn component(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Resul
         digest(&json!([pod, plan.template.env, matches!(plan.kind, ComponentKind::Job).then_some(plan.replicas)]));
     let key = key[..10].to_owned();
     let secret_name = format!("{base}-{key}");
-    let pod = pod::keyed(pod, &key, &secret_name, !plan.template.env.is_empty());
+    let pod = pod::keyed(pod, &key, &secret_name, plan, around.image);
 
     let mut others = Vec::new();
+    let mut keyed = labels.clone();
+    keyed.insert(names::KEY.to_owned(), key.as_str().into());
     if !plan.template.env.is_empty() {
-        let mut labels = labels.clone();
-        labels.insert(names::KEY.to_owned(), key.as_str().into());
         let rest = json!({ "type": "Opaque", "immutable": true, "data": encoded(&plan.template.env) });
-        others.push(Object::new(Kind::Secret, &namespace, &secret_name, labels, rest).sealed());
+        others.push(Object::new(Kind::Secret, &namespace, &secret_name, keyed.clone(), rest).sealed());
     }
+    others.extend(config_map(&plan.template.files, &namespace, &secret_name, keyed).map(Object::sealed));
     others.extend(network::service(plan, &namespace, &base, &labels));
     others.push(network::policy(plan, around.config, &namespace, &base, &labels));
     others.extend(network::disruption_budget(plan, &namespace, &base, &labels));

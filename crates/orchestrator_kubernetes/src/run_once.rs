@@ -15,12 +15,12 @@ use crate::render::{self, Kind, Object, Surroundings};
 use crate::seen::{PodSeen, Program};
 use crate::{exec, lines, names};
 use arco_model::artifact::{ImageConfig, ImageRef};
-use arco_model::id::{ComponentId, InstanceId};
+use arco_model::id::ComponentId;
 use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
 use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, LogParams};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,12 +45,12 @@ pub(crate) async fn run(
     let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
     let mut started = false;
     let outcome = tokio::select! {
-        outcome = attempt(&inner, &namespace, &work, output, &mut started) => outcome,
+        outcome = attempt(&inner, &namespace, &work, output, deadline, &mut started) => outcome,
         _ = &mut cancel => ended(started, "it was cancelled", false),
         () = inner.stop.cancelled() => ended(started, "the server stops", false),
         () = tokio::time::sleep_until(deadline) => ended(started, "its time was over before it could start", true),
     };
-    let cleared = clear_one(&inner, &namespace, &names::one_shot(&work.id)).await;
+    let cleared = clear_one(&inner, &namespace, &names::one_shot(&work.id), !work.files.is_empty()).await;
     match cleared {
         Ok(()) => outcome,
         Err(error) => {
@@ -71,12 +71,17 @@ fn ended(started: bool, why: &str, timed_out: bool) -> Result<OneShotResult, Err
     Ok(OneShotResult { exit, timed_out, layer: None })
 }
 
-async fn clear_one(inner: &Inner, namespace: &str, name: &str) -> Result<(), kube::Error> {
+/// Removes the objects of a one-shot. `files`: whether it may have configuration files.
+async fn clear_one(inner: &Inner, namespace: &str, name: &str, files: bool) -> Result<(), kube::Error> {
     let now = DeleteParams::default().grace_period(0);
     let pod = inner.cluster().delete(Kind::Pod, namespace, name, &now).await;
     // Also when the pod stays for now: opened secrets lie nowhere longer than they must.
-    let secret = inner.cluster().delete(Kind::Secret, namespace, name, &DeleteParams::default()).await;
-    pod.and(secret)
+    let mut rest = inner.cluster().delete(Kind::Secret, namespace, name, &DeleteParams::default()).await;
+    if files {
+        let map = inner.cluster().delete(Kind::ConfigMap, namespace, name, &DeleteParams::default()).await;
+        rest = rest.and(map);
+    }
+    pod.and(rest)
 }
 
 /// Removes what runs of an earlier process left: whoever asked for them went with it.
@@ -86,10 +91,11 @@ pub(crate) async fn clear(inner: &Inner) {
         let left = inner.seen().component(&id);
         let pods =
             left.pods.values().filter(|(_, it)| it.one_shot).map(|(_, it)| (it.namespace.clone(), it.name.clone()));
-        let secrets = left.of(Kind::Secret).filter(|(name, _)| name.starts_with("run-"));
-        let all: Vec<_> = pods.chain(secrets.map(|(name, it)| (it.namespace.clone(), name.to_owned()))).collect();
+        let others = [Kind::Secret, Kind::ConfigMap].into_iter().flat_map(|it| left.of(it));
+        let others = others.filter(|(name, _)| name.starts_with("run-"));
+        let all: BTreeSet<_> = pods.chain(others.map(|(name, it)| (it.namespace.clone(), name.to_owned()))).collect();
         for (namespace, name) in all.into_iter().filter(|it| it.0.starts_with(prefix)) {
-            if let Err(error) = clear_one(inner, &namespace, &name).await {
+            if let Err(error) = clear_one(inner, &namespace, &name, true).await {
                 let error = crate::cluster::words(&error);
                 tracing::warn!(namespace, name, error, "a one-shot workload of an earlier run is not cleared");
             }
@@ -97,7 +103,7 @@ pub(crate) async fn clear(inner: &Inner) {
     }
 }
 
-/// Pods and secrets of one-shots by the server that waits for them: namespace and name.
+/// Pods, secrets and files of one-shots by the server that waits for them: namespace and name.
 pub(crate) async fn by_server(inner: &Inner) -> Result<BTreeMap<String, BTreeSet<(String, String)>>, kube::Error> {
     let platform = names::platform(&inner.config.namespace_prefix);
     let (ours, server) = (names::OURS, names::SERVER);
@@ -105,7 +111,9 @@ pub(crate) async fn by_server(inner: &Inner) -> Result<BTreeMap<String, BTreeSet
     let wanted = ListParams::default().labels(&selector);
     let pods = Api::<Pod>::all(inner.cluster().client.clone()).list_metadata(&wanted).await?;
     let secrets = Api::<Secret>::all(inner.cluster().client.clone()).list_metadata(&wanted).await?;
+    let files = Api::<ConfigMap>::all(inner.cluster().client.clone()).list_metadata(&wanted).await?;
     let metadata = pods.items.into_iter().map(|it| it.metadata).chain(secrets.items.into_iter().map(|it| it.metadata));
+    let metadata = metadata.chain(files.items.into_iter().map(|it| it.metadata));
     let mut found = BTreeMap::<_, BTreeSet<_>>::new();
     for it in
         metadata.filter(|it| it.namespace.as_ref().is_some_and(|it| it.starts_with(&inner.config.namespace_prefix)))
@@ -120,7 +128,7 @@ pub(crate) async fn by_server(inner: &Inner) -> Result<BTreeMap<String, BTreeSet
 pub(crate) async fn clear_of(inner: &Inner, server: &str) -> Result<(), kube::Error> {
     for (namespace, name) in by_server(inner).await?.remove(server).unwrap_or_default() {
         tracing::info!(namespace, name, server, "a one-shot workload of a server that is gone is removed");
-        clear_one(inner, &namespace, &name).await?;
+        clear_one(inner, &namespace, &name, true).await?;
     }
     Ok(())
 }
@@ -138,7 +146,9 @@ async fn begin(
     let (image, config) = image(inner, work).await?;
     let object = pod(inner, work, &image, &config, in_session)?;
     let secret = variables(namespace, work, &object);
-    for object in [&secret, &object] {
+    let labels = object.body["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let files = render::config_map(&work.files, namespace, &object.name, labels);
+    for object in [Some(&secret), files.as_ref(), Some(&object)].into_iter().flatten() {
         let step = format!("make {} `{}`", object.kind.wire().1, object.name);
         inner.cluster().apply(object).await.map_err(|it| failed(step, &it))?;
     }
@@ -146,7 +156,7 @@ async fn begin(
         if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
             return Some(Ok(()));
         }
-        let fault = facts::fault(pod)?;
+        let fault = facts::fault(pod, facts::Leaving::default())?;
         HOPELESS.iter().any(|it| fault.contains(it)).then_some(Err(Error::Refused(fault)))
     };
     until(inner, &work.component, &names::one_shot(&work.id), changed, begun).await?
@@ -172,21 +182,22 @@ pub(crate) async fn attach(
     let session = match one_off::begun(begun, deadline, &inner.stop).await {
         Ok(session) => session,
         Err(error) => {
-            leave(&inner, &namespace, &waiting.id).await;
+            leave(&inner, &namespace, &waiting).await;
             return Err(error);
         }
     };
     let (work, stop) = (inner.clone(), inner.stop.clone());
-    let leaving = async move { leave(&work, &namespace, &waiting.id).await };
+    let leaving = async move { leave(&work, &namespace, &waiting).await };
     let (session, beside) = one_off::tied(session, deadline, stop, leaving);
     inner.tracker.spawn(beside);
     Ok(session)
 }
 
-async fn leave(inner: &Inner, namespace: &str, id: &InstanceId) {
-    if let Err(error) = clear_one(inner, namespace, &names::one_shot(id)).await {
+async fn leave(inner: &Inner, namespace: &str, work: &OneShot) {
+    let name = names::one_shot(&work.id);
+    if let Err(error) = clear_one(inner, namespace, &name, !work.files.is_empty()).await {
         let error = crate::cluster::words(&error);
-        tracing::error!(instance = %id, error, "a one-off instance is not wholly cleared; the next start clears it");
+        tracing::error!(instance = %work.id, error, "a one-off instance is not wholly cleared; the next start clears it");
     }
 }
 
@@ -195,15 +206,16 @@ async fn attempt(
     namespace: &str,
     work: &OneShot,
     output: mpsc::Sender<OutputLine>,
+    deadline: tokio::time::Instant,
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
-    let in_session = !work.mounts.is_empty() || work.export.is_some();
+    let in_session = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
     let name = names::one_shot(&work.id);
     let mut changed = inner.changed.subscribe();
     begin(inner, namespace, work, in_session, &mut changed).await?;
     *started = true;
     if in_session {
-        return session::run(inner, namespace, &name, work, output, &mut changed).await;
+        return session::run(inner, namespace, &name, work, output, deadline, &mut changed).await;
     }
     let lines = forward(inner, namespace, &name, &output);
     let over = until(inner, &work.component, &name, &mut changed, |pod| pod.over.as_ref().map(|_| pod.clone()));

@@ -45,6 +45,8 @@ pub(crate) struct PodSeen {
     pub(crate) place: u32,
     pub(crate) created: Timestamp,
     pub(crate) deleting: bool,
+    /// When its grace is over, of one that was told to end.
+    pub(crate) gone_by: Option<Timestamp>,
     pub(crate) draining_since: Option<Timestamp>,
     pub(crate) node: String,
     pub(crate) address: Option<Ipv4Addr>,

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -73,6 +73,7 @@ pub(crate) async fn start(
     tracker.spawn(whole::<Service>(client, config.clone(), watch.clone()));
     tracker.spawn(whole::<PersistentVolumeClaim>(client, config.clone(), watch.clone()));
     tracker.spawn(metadata::<Secret>(client, config.clone(), Kind::Secret, watch.clone()));
+    tracker.spawn(metadata::<ConfigMap>(client, config.clone(), Kind::ConfigMap, watch.clone()));
     tracker.spawn(metadata::<NetworkPolicy>(client, config.clone(), Kind::NetworkPolicy, watch.clone()));
     tracker.spawn(metadata::<PodDisruptionBudget>(client, config.clone(), Kind::DisruptionBudget, watch.clone()));
     if by_load {
@@ -91,6 +92,7 @@ pub(crate) async fn start(
         Kind::Service,
         Kind::Claim,
         Kind::Secret,
+        Kind::ConfigMap,
         Kind::NetworkPolicy,
         Kind::DisruptionBudget,
     ]);
@@ -116,7 +118,7 @@ where
     follow(events, K::KIND, |it: &K| (it.meta().clone(), it.record()), watch)
 }
 
-/// Follows a kind by metadata alone: contents (secrets) never come here.
+/// Follows a kind by metadata alone: contents (secrets, files) never come here.
 fn metadata<K>(
     client: &Client,
     config: watcher::Config,

@@ -28,6 +28,16 @@ pub fn content_path(digest: &arco_model::artifact::Digest) -> String {
     format!("content/sha256/{}/{}", &digest.hex()[..2], digest.hex())
 }
 
+/// Beginning of [`builds_path`].
+pub const BUILDS: &str = "builds/";
+/// Below [`builds_path`]: folders of package clients, as archives of drivers that have no disk of their own to keep them on.
+pub const BUILD_FOLDERS: &str = "folders/";
+
+/// Below it, what the builds of a component leave for the next ones. Nothing else holds it, and it may go at any time.
+pub fn builds_path(component: &arco_model::id::ComponentId) -> String {
+    format!("{BUILDS}{component}/")
+}
+
 /// Size and age of a blob.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct BlobStat {
@@ -88,6 +98,14 @@ impl dyn Blobs {
     /// Writes a blob from memory.
     pub async fn put_bytes(&self, path: &str, content: Bytes) -> Result<u64, BlobError> {
         self.put(path, Box::pin(futures_util::stream::once(async move { Ok(content) }))).await
+    }
+
+    /// Deletes every blob below a path prefix that ends at a `/`.
+    pub async fn delete_below(&self, prefix: &str) -> Result<(), BlobError> {
+        for blob in self.list(prefix).await? {
+            self.delete(&blob.path).await?;
+        }
+        Ok(())
     }
 
     /// Reads a whole blob of at most `limit` bytes into memory.

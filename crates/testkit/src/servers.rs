@@ -47,7 +47,7 @@ fn start_mysql() -> Made {
     let (install, server) = (found("mariadb-install-db", "mariadb-server")?, found("mariadbd", "mariadb-server")?);
     let folder = folder();
     let init = folder.join("init.sql");
-    let user = "CREATE DATABASE arco;\nCREATE USER arco IDENTIFIED BY 'a secret';\nGRANT ALL ON *.* TO arco;\n";
+    let user = "CREATE DATABASE arco;\nCREATE USER arco IDENTIFIED BY 'a secret';\nGRANT ALL ON *.* TO arco WITH GRANT OPTION;\n";
     std::fs::write(&init, user).unwrap();
     let data = folder.join("data");
     let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());

@@ -177,12 +177,14 @@ impl Api {
     }
 }
 
-/// Volumes and bindings stand under their own names.
+/// Volumes, files and bindings stand under their own names.
 fn names_agree(patch: &SpecPatch) -> Result<(), Problem> {
     let volumes =
         patch.volumes.iter().find(|(name, it)| it.as_ref().is_some_and(|it| it.name.as_str() != name.as_str()));
     let bindings = patch.bindings.iter().find(|(alias, it)| it.as_ref().is_some_and(|it| it.alias != **alias));
-    match volumes.map(|(name, _)| name).or(bindings.map(|(alias, _)| alias)) {
+    let files = patch.files.iter().find(|(path, it)| it.as_ref().is_some_and(|it| it.path != **path));
+    let names = [volumes.map(|it| it.0), files.map(|it| it.0), bindings.map(|it| it.0)];
+    match names.into_iter().flatten().next() {
         Some(name) => Err(Problem::invalid(
             "patch_invalid",
             format!("`{name}` stands for something of another name"),
@@ -203,6 +205,8 @@ fn cause(patch: &SpecPatch) -> &'static str {
         if patch.bindings.values().all(Option::is_none) { "unbind" } else { "bind" }
     } else if rest(&SpecPatch { volumes: patch.volumes.clone(), ..SpecPatch::default() }) {
         "volume"
+    } else if rest(&SpecPatch { files: patch.files.clone(), ..SpecPatch::default() }) {
+        if patch.files.values().all(Option::is_none) { "file unset" } else { "file set" }
     } else {
         "configure"
     }

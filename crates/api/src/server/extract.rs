@@ -8,8 +8,9 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
-/// Largest JSON body, in bytes: 128 KiB for each of some variables.
-const BODY_MAX: usize = 4 << 20;
+/// Largest JSON body, in bytes: applications with some components, each of which may have 1 MiB of configuration files, twice
+/// when it comes with its revision. Only who may call at all gets as far as to send one.
+const BODY_MAX: usize = 32 << 20;
 
 /// Names and ids of a path.
 pub(crate) struct Named<T>(pub(crate) T);

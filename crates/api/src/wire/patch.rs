@@ -2,6 +2,7 @@
 
 use super::SecretText;
 use arco_model::spec::autoscaling::Autoscaling;
+use arco_model::spec::files::FileSpec;
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{
     Binding, Command, ComponentKind, ComponentSpec, Port, Probe, Resources, RolloutSpec, VolumeKind, VolumeSpec,
@@ -67,6 +68,10 @@ pub struct SpecPatch {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, Object>)]
     pub volumes: BTreeMap<String, Option<VolumeSpec>>,
+    /// Configuration files by path; the path inside the value must be the same.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Object>)]
+    pub files: BTreeMap<String, Option<FileSpec>>,
     /// Bindings by alias; the alias inside the value must be the same.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, Object>)]
@@ -146,6 +151,13 @@ impl SpecPatch {
             let volume = volume.as_ref().map(|it| VolumeSpec { class: kept(it), ..it.clone() });
             replace(&mut spec.volumes, place, &volume);
         }
+        for (path, file) in &self.files {
+            let place = spec.files.iter().position(|it| it.path == *path);
+            // Who names no mode means the one that it has.
+            let mode = place.and_then(|at| spec.files[at].mode);
+            let file = file.as_ref().map(|it| FileSpec { mode: it.mode.or(mode), ..it.clone() });
+            replace(&mut spec.files, place, &file);
+        }
         for (alias, binding) in &self.bindings {
             let place = spec.bindings.iter().position(|it| it.alias == *alias);
             replace(&mut spec.bindings, place, binding);
@@ -167,6 +179,7 @@ fn replace<T: Clone>(list: &mut Vec<T>, place: Option<usize>, value: &Option<T>)
 mod tests {
     use super::*;
     use arco_model::source::Source;
+    use arco_model::spec::files::FileMode;
 
     #[test]
     fn absent_stays_null_removes_and_values_merge() {
@@ -201,6 +214,13 @@ mod tests {
             volume(more).apply(&mut spec);
             assert_eq!((spec.volumes.len(), spec.volumes[0].class.as_deref()), (1, class));
         }
+        let files = |value: serde_json::Value| -> SpecPatch {
+            serde_json::from_value(serde_json::json!({"files": value})).unwrap()
+        };
+        files(serde_json::json!({"/a": {"path": "/a", "content": "1", "mode": "0400"}, "/b": {"path": "/b", "secret": "KEY"}})).apply(&mut spec);
+        files(serde_json::json!({"/a": {"path": "/a", "content": "2"}, "/b": null, "/c": null})).apply(&mut spec);
+        let left: Vec<_> = spec.files.iter().map(|it| (it.path.as_str(), it.content.as_deref())).collect();
+        assert_eq!((left, spec.files[0].mode.map(FileMode::bits)), (vec![("/a", Some("2"))], Some(0o400)));
         let again: SpecPatch = serde_json::from_str(&serde_json::to_string(&patch).unwrap()).unwrap();
         assert_eq!(again, patch);
         assert!(SpecPatch::default().is_empty() && serde_json::to_string(&SpecPatch::default()).unwrap() == "{}");

@@ -278,6 +278,7 @@ fn instance(revision: &Revision) -> InstanceFacts {
         last_exit: None,
         listens_on: Vec::new(),
         fault: None,
+        node_silent: false,
     }
 }
 

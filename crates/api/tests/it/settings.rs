@@ -51,6 +51,41 @@ async fn secrets_are_sealed_versioned_and_never_shown() {
 }
 
 #[tokio::test]
+async fn files_are_part_of_what_is_asked_and_of_its_revisions() {
+    let platform = Platform::start().await;
+    platform.running(WEB, SpecPatch::default()).await;
+    let patch = |it: serde_json::Value| serde_json::from_value::<SpecPatch>(it).unwrap();
+    let set = |content: &str| patch(json!({"files": {"/etc/a": {"path": "/etc/a", "content": content}}}));
+    let ask = async |it: &SpecPatch| platform.client.patch("default", WEB, it).await;
+    assert_eq!(ask(&set("1")).await.unwrap().revision, Some(2));
+    assert_eq!(ask(&set("1")).await.unwrap().revision, None, "nothing changed");
+    assert_eq!(ask(&set("2")).await.unwrap().revision, Some(3));
+    let revisions = platform.client.revisions("default", WEB).await.unwrap();
+    assert_eq!(revisions[0].cause, "file set");
+    let key = json!({"/etc/key": {"path": "/etc/key", "secret": "KEY", "mode": "0400"}});
+    assert_eq!(code(ask(&patch(json!({"files": key}))).await), "file_secret_missing");
+    ask(&patch(json!({"files": key, "secrets": {"KEY": "hunter2"}}))).await.unwrap();
+    let shown = platform.client.component("default", WEB).await.unwrap();
+    let files: Vec<_> = shown.spec.files.iter().map(|it| (it.path.as_str(), it.content.as_deref())).collect();
+    assert_eq!(files, [("/etc/a", Some("2")), ("/etc/key", None)]);
+    assert!(!format!("{shown:?}").contains("hunter2"));
+    assert_eq!(code(ask(&patch(json!({"secrets": {"KEY": null}}))).await), "file_secret_missing", "it is in use");
+    for (wrong, expected) in [
+        (json!({"/b": {"path": "/a", "content": "x"}}), "patch_invalid"),
+        (json!({"/etc/hosts": {"path": "/etc/hosts", "content": "x"}}), "file_path_invalid"),
+        (json!({"/etc/a/b": {"path": "/etc/a/b", "content": "x"}}), "file_path_taken"),
+        (json!({"/b": {"path": "/b", "content": "x".repeat(1 << 20)}}), "files_too_large"),
+    ] {
+        assert_eq!(code(ask(&patch(json!({"files": wrong}))).await), expected);
+    }
+    platform.client.rollback("default", WEB, Some(2)).await.unwrap();
+    assert_eq!(platform.component(WEB).await.spec.files[0].content.as_deref(), Some("1"));
+    ask(&patch(json!({"files": {"/etc/a": null}}))).await.unwrap();
+    assert!(platform.component(WEB).await.spec.files.is_empty());
+    assert_eq!(platform.client.revisions("default", WEB).await.unwrap()[0].cause, "file unset");
+}
+
+#[tokio::test]
 async fn routes_are_added_changed_and_belong_to_one_component() {
     let platform = Platform::start().await;
     platform.deploy(("other", "web"), SpecPatch::default()).await.unwrap();

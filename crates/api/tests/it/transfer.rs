@@ -10,6 +10,7 @@ use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::component::{Component, Power, Revision};
 use arco_model::secret::SecretVersion;
 use arco_model::spec::VolumeSpec;
+use arco_model::spec::files::FileSpec;
 use arco_store::blob::{SharedBlobs, content_path};
 use arco_store::images::{Image, Images, LAYER_GZIP_TYPE};
 use arco_store::sql::{Query, RouteRow};
@@ -22,7 +23,11 @@ fn key(digit: &str) -> Option<SecretText> {
     Some(SecretText(format!("archive {}", digit.repeat(64))))
 }
 
-/// A platform with `shop/web`: an image, a secret, a variable, a route with a password.
+fn file() -> FileSpec {
+    FileSpec { path: "/etc/a".to_owned(), content: Some("a=1".to_owned()), secret: None, mode: None }
+}
+
+/// A platform with `shop/web`: an image, a secret, a variable, a configuration file, a route with a password.
 async fn with_shop() -> Platform {
     with_shop_of(SECRET).await
 }
@@ -32,6 +37,7 @@ async fn with_shop_of(secret: &str) -> Platform {
     let patch = SpecPatch {
         env: [("LEVEL".to_owned(), Some("2".to_owned()))].into(),
         secrets: [("TOKEN".to_owned(), Some(SecretText(secret.to_owned())))].into(),
+        files: [("/etc/a".to_owned(), Some(file()))].into(),
         ..SpecPatch::default()
     };
     let component = platform.running(WEB, patch).await;
@@ -145,6 +151,8 @@ async fn an_application_arrives_whole_and_once() {
     }
     assert_eq!(into.metadata.list::<Revision>(&Query::default()).await.unwrap().items.len(), 1);
     assert_eq!(into.metadata.list::<RouteRow>(&Query::default()).await.unwrap().items.len(), 1);
+
+    assert_eq!(into.component(WEB).await.spec.files, [file()]);
 
     // What was changed here is not changed back.
     let patch = SpecPatch { env: [("LEVEL".to_owned(), Some("3".to_owned()))].into(), ..SpecPatch::default() };

@@ -39,7 +39,7 @@ pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure
         ClusterCommand::Image(command) => image::run(command, ui).await,
         ClusterCommand::Manifest(args) => manifest::run(args, ui),
         ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
-        ClusterCommand::LocalVolume(command) => local_volume::run(command),
+        ClusterCommand::LocalVolume(command) => local_volume::run(command).await,
         ClusterCommand::NodeLogs(args) => node_logs::run(args).await,
     }
 }

@@ -82,6 +82,7 @@ mod tests {
                 "ports": [{"port": 80, "protocol": "http", "outer": true}],
                 "env": {"A": "1"}, "secrets": ["B"], "build_env": {"C": "1"},
                 "volumes": [{"name": "v", "path": "/v", "size_mb": 1, "kind": "shared", "class": "fast"}],
+                "files": [{"path": "/etc/a", "content": "b", "secret": "B", "mode": "0400"}],
                 "bind": ["store=STORE"], "command": "run", "probe": {"kind": "http", "path": "/", "port": 80},
                 "rollout": {"start_deadline_ms": 1, "min_ready_ms": 1, "drain_ms": 1, "stop_grace_ms": 1, "max_surge": 1},
                 "scheduling": {
@@ -115,6 +116,7 @@ mod tests {
         assert_eq!(keys(&schema["$defs"]["resources"]["properties"]), keys(&component["resources"]));
         assert_eq!(keys(&schema["$defs"]["port"]["properties"]), keys(&component["ports"][0]));
         assert_eq!(keys(&schema["$defs"]["volume"]["properties"]), keys(&component["volumes"][0]));
+        assert_eq!(keys(&schema["$defs"]["file"]["properties"]), keys(&component["files"][0]));
         assert_eq!(keys(&schema["$defs"]["stream"]["properties"]), keys(&component["streams"][0]));
         let load = &schema["$defs"]["autoscaling"]["properties"];
         assert_eq!(keys(load), keys(&component["autoscaling"]));

@@ -48,7 +48,7 @@ pub(crate) struct DeployArgs {
     dir: String,
     #[command(flatten)]
     spec: SpecFlags,
-    /// Build without caches
+    /// Run every step of the build again, with empty caches
     #[arg(long)]
     no_cache: bool,
     #[command(flatten)]

@@ -78,7 +78,7 @@ pub(crate) struct SetArgs {
     #[command(flatten)]
     which: Which,
     /// Take a part away: methods, headers, cookies, query, sticky, balance, retry, circuit,
-    /// health_check, mirror, rewrite, redirect, answer, maintenance,
+    /// health_check, upstream_tls, mirror, rewrite, redirect, answer, maintenance,
     /// request_headers, response_headers, cors, allow, deny, rate_limits, basic_auth, forward_auth, max_body_bytes, buffer, timeouts, tls
     #[arg(long, value_name = "PART")]
     unset: Vec<String>,

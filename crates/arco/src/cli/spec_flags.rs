@@ -1,6 +1,7 @@
 //! Flags that say what is asked of a component, as a change of its spec.
 
 use super::failure::Failure;
+use super::file;
 use super::reference::Reference;
 use super::secret;
 use super::ui::Ui;
@@ -43,6 +44,9 @@ pub(crate) struct SpecFlags {
     /// A volume; CLASS is one of `arco volume classes`
     #[arg(long, value_name = "NAME:/PATH[:SIZE_MB[:CLASS]]", value_parser = volume)]
     pub(crate) volume: Vec<VolumeSpec>,
+    /// A configuration file of the instances, with what FILE holds
+    #[arg(long, value_name = "/PATH=@FILE")]
+    pub(crate) file: Vec<String>,
     /// A component that it calls; gives it ALIAS_HOST, ALIAS_PORT and ALIAS_URL
     #[arg(long, value_name = "APP/COMPONENT[=ALIAS]")]
     pub(crate) bind: Vec<String>,
@@ -80,6 +84,7 @@ impl SpecFlags {
             ports: (!self.port.is_empty()).then(|| self.port.clone()),
             command: self.command.clone().map(|it| Some(Command::Shell(it))),
             secrets: secret::read(&self.secret, ui)?,
+            files: file::read(&self.file)?,
             ..SpecPatch::default()
         };
         patch.env.extend(self.env.iter().map(|(key, value)| (key.clone(), Some(value.clone()))));

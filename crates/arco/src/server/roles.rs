@@ -33,6 +33,7 @@ use arco_mq::outbox::Relay;
 use arco_node::wire::ANY_SERVER;
 use arco_orchestrator::SharedOrchestrator;
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
+use arco_store::blob::builds_path;
 use arco_store::clock;
 use arco_store::images::Images;
 use arco_store::leader::KvLock;
@@ -172,6 +173,7 @@ pub(crate) async fn start(
             data_dir: data_dir.clone(),
             cache_dir: config.server.cache_dir.clone(),
             makes_stacks: nix::unistd::geteuid().is_root(),
+            confined: config.orchestrator.driver == OrchestratorDriver::Local || config.kubernetes.user_namespaces,
             metadata: stores.metadata.clone(),
             images: stores.images.clone(),
             orchestrator: instances.orchestrator()?,
@@ -432,6 +434,9 @@ fn clean_up_after(
             let repository = format!("{}/{}", component.tenant, shown);
             if let Err(error) = arco_registry::garbage::forget_repository(&images, &repository).await {
                 tracing::warn!(component = shown, %error, "the images of a deleted component stay until they are collected");
+            }
+            if let Err(error) = images.blobs().delete_below(&builds_path(&id)).await {
+                tracing::warn!(component = shown, %error, "what builds of a deleted component left stays");
             }
             match tokio::fs::remove_dir_all(caches.join(id.as_str())).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -127,6 +127,52 @@ fn an_application_with_one_component_means_that_one() {
 }
 
 #[test]
+fn a_token_of_the_registry_is_all_that_stands_on_standard_output() {
+    let api = FakeApi::start();
+    let ended = api.run(&["registry", "token", "new/web"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "a.token\n"), "{ended:?}");
+    assert!(ended.stderr.contains("default/new/web") && !ended.stderr.contains("a.token"), "{ended:?}");
+    assert_eq!(api.calls(), ["GET /v1/registry/token?repository=default%2Fnew%2Fweb"], "it need not be there yet");
+    let ended = api.run(&["--tenant", "team-b", "registry", "token", "one", "-o", "json"]);
+    assert_eq!(ended.json(), json!({"repository": "team-b/one/web1", "token": "a.token"}), "{ended:?}");
+    assert_eq!(api.run(&["registry", "token", "e403/web"]).code, 4);
+}
+
+#[test]
+fn a_configuration_file_is_set_from_a_file_or_a_secret() {
+    let api = FakeApi::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("app.conf");
+    std::fs::write(&file, "a=1\n").unwrap();
+    let from = file.to_str().unwrap();
+    let ended = api.run(&["file", "set", "one", "/etc/app.conf", "--from", from]);
+    assert!(ended.code == 0 && ended.stdout.contains("changed"), "{ended:?}");
+    assert_eq!(api.bodies(), [json!({"files": {"/etc/app.conf": {"path": "/etc/app.conf", "content": "a=1\n"}}})]);
+    let ended = api.run(&["file", "set", "one", "/etc/key", "--secret", "KEY", "--mode", "400"]);
+    let key = json!({"files": {"/etc/key": {"path": "/etc/key", "secret": "KEY", "mode": "0400"}}});
+    assert!(ended.code == 0 && api.bodies() == [key], "{ended:?}");
+    let ended = api.run(&["file", "list", "one"]);
+    assert!(ended.stdout.contains("/etc/there") && ended.stdout.contains("0444") && ended.stdout.contains("2 bytes"));
+    assert_eq!(api.run(&["file", "list", "one", "-o", "json"]).json()["items"][0]["content"], "hi");
+    let ended = api.run(&["file", "unset", "one", "/etc/there"]);
+    assert!(ended.code == 0 && api.bodies() == [json!({"files": {"/etc/there": null}})], "{ended:?}");
+    let ended = api.run(&["file", "unset", "one", "/etc/none"]);
+    assert!(ended.code == 5 && ended.stderr.contains("`/etc/none`") && api.bodies().is_empty(), "{ended:?}");
+    for wrong in [
+        &["file", "set", "one", "/etc/a"][..],
+        &["file", "set", "one", "/etc/a", "--from", from, "--secret", "KEY"],
+        &["file", "set", "one", "/etc/a", "--from", from, "--mode", "9"],
+        &["file", "set", "one", "/etc/a", "--from", "/no/such/file"],
+    ] {
+        assert_eq!(api.run(wrong).code, 2, "{wrong:?}");
+    }
+    let flag = format!("/etc/app.conf=@{from}");
+    let ended = api.run(&["deploy", "image:a", "--app", "good", "--component", "web", "--file", &flag]);
+    let body = api.bodies().remove(0);
+    assert_eq!((ended.code, &body["patch"]["files"]["/etc/app.conf"]["content"]), (0, &json!("a=1\n")), "{body}");
+}
+
+#[test]
 fn status_keeps_its_fields() {
     let api = FakeApi::start();
     let document = api.run(&["status", "one/web", "-o", "json"]).json();

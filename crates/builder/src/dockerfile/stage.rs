@@ -10,7 +10,7 @@ use crate::runner::StepRun;
 use crate::{blocking, storage};
 use arco_model::artifact::{Digest, ImageConfig, ImageRef, Layer};
 use arco_model::error::{ErrorKind, Problem};
-use arco_model::plan::{HostMount, LayerExport, OneShotNetwork};
+use arco_model::plan::{CacheFolder, LayerExport, OneShotNetwork};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
@@ -196,7 +196,7 @@ impl Build<'_> {
         for (name, value) in &stage.args {
             env.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        let mounts = self.mounts(stage, instruction)?;
+        let caches = self.caches(stage, instruction)?;
         let key = Key::new("run")
             .with(&stage.chain)
             .all(argv.iter().map(String::as_str))
@@ -223,16 +223,16 @@ impl Build<'_> {
                 };
                 step.export = Some(LayerExport {
                     include: Vec::new(),
-                    exclude: mounts.iter().map(|it| it.path.clone()).collect(),
+                    exclude: caches.iter().map(|it| it.path.clone()).collect(),
                 });
-                step.mounts = mounts;
+                step.caches = caches;
                 let done = self.runner.run(step).await.map_err(|fault| {
                     let mut problem = fault.problem;
                     problem.message = format!("Dockerfile line {}: {}", instruction.line, problem.message);
                     problem
                 })?;
                 let layer = done.layer.ok_or_else(|| Problem::internal("keep what RUN made"))?;
-                self.runner.cache.put(&key, &layer).await;
+                self.runner.cache.put(&key, &layer, &self.runner.inner.images).await;
                 layer
             }
         };
@@ -242,8 +242,8 @@ impl Build<'_> {
     }
 
     /// `--mount=type=cache,target=…` becomes a kept folder; other kinds are refused rather than ignored.
-    fn mounts(&self, stage: &Stage, instruction: &Instruction) -> Result<Vec<HostMount>, Problem> {
-        let mut mounts = Vec::new();
+    fn caches(&self, stage: &Stage, instruction: &Instruction) -> Result<Vec<CacheFolder>, Problem> {
+        let mut caches = Vec::new();
         for (_, value) in instruction.flags.iter().filter(|it| it.0 == "mount") {
             let field = |names: &[&str]| {
                 value
@@ -257,9 +257,8 @@ impl Build<'_> {
                     let target = clean_path(&stage.absolute(&self.expand(stage, &target)));
                     let id = field(&["id"]).unwrap_or_else(|| target.clone());
                     let name = format!("run-{}", &Digest::of(id.as_bytes()).hex()[..16]);
-                    let host_path =
-                        self.runner.cache.folder(&name).map_err(|it| storage("make a cache folder")(&it))?;
-                    mounts.push(HostMount { host_path, path: target, writable: true });
+                    let folder = self.runner.cache.folder(&name, &target);
+                    caches.push(folder.map_err(|it| storage("make a cache folder")(&it))?);
                 }
                 Some("tmpfs") => {}
                 other => {
@@ -270,7 +269,7 @@ impl Build<'_> {
                 }
             }
         }
-        Ok(mounts)
+        Ok(caches)
     }
 
     async fn copy(&self, stage: &mut Stage, instruction: &Instruction) -> Result<(), Problem> {

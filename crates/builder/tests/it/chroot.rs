@@ -167,6 +167,9 @@ impl Orchestrator for Chroot {
         for mount in &workload.mounts {
             command.arg(&mount.host_path).arg(&mount.path);
         }
+        for cache in &workload.caches {
+            command.arg(&cache.host_path).arg(&cache.path);
+        }
         command.arg("--").args(&workload.argv).env_clear().envs(&workload.env);
         if !workload.env.contains_key("PATH") {
             command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");

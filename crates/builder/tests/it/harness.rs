@@ -2,7 +2,7 @@
 
 use crate::chroot::Chroot;
 use arco_builder::{Builder, BuilderDeps};
-use arco_config::BuilderConfig;
+use arco_config::{BuilderConfig, WithoutUserNamespace};
 use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use arco_model::artifact::Digest;
 use arco_model::component::{Component, Revision};
@@ -59,6 +59,16 @@ impl Harness {
     }
 
     pub(crate) async fn start_with(cache_dir: PathBuf, makes_stacks: bool) -> Self {
+        Self::start_as(cache_dir, makes_stacks, true, BuilderConfig::default()).await
+    }
+
+    /// A builder whose steps have no user namespace.
+    pub(crate) async fn start_unconfined(otherwise: WithoutUserNamespace) -> Self {
+        let config = BuilderConfig { without_user_namespace: otherwise, ..BuilderConfig::default() };
+        Self::start_as(cache(), true, false, config).await
+    }
+
+    async fn start_as(cache_dir: PathBuf, makes_stacks: bool, confined: bool, config: BuilderConfig) -> Self {
         let folder = tempfile::Builder::new().prefix("arco-builder-").tempdir().unwrap();
         let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
         let blobs: SharedBlobs = Arc::new(DiskBlobs::open(folder.path().join("blobs")).unwrap());
@@ -82,10 +92,11 @@ impl Harness {
         });
         let queue = Queue::new(Arc::new(MemoryKv::default()));
         let deps = BuilderDeps {
-            config: BuilderConfig { concurrency: 2, ..BuilderConfig::default() },
+            config: BuilderConfig { concurrency: 2, ..config },
             data_dir: folder.path().join("data"),
             cache_dir,
             makes_stacks,
+            confined,
             metadata: metadata.clone(),
             images: images.clone(),
             orchestrator: orchestrator.clone(),

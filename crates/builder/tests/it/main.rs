@@ -12,3 +12,4 @@ mod dockerfile;
 mod harness;
 mod role;
 mod stacks;
+mod unconfined;

@@ -1,6 +1,7 @@
 //! Which header fields end here and which are added. Pure.
 //!
-//! Nothing that a client says about addresses, protocol or host of other hops is believed.
+//! Nothing that a client says about addresses, protocol or host of other hops is believed; what trusted proxies say about
+//! them is read before (`forwarded`).
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use std::net::IpAddr;
@@ -108,7 +109,7 @@ pub(super) struct Origin<'a> {
     pub(super) chain: Option<&'a str>,
     /// `http` or `https`.
     pub(super) scheme: &'static str,
-    /// Host as the client wrote it.
+    /// Host as the client wrote it, or a trusted proxy says.
     pub(super) host: &'a str,
     /// Used when the request has no id yet.
     pub(super) fresh_id: u128,
@@ -147,23 +148,6 @@ pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade:
     let keeps_id = headers.get(X_REQUEST_ID).is_some_and(|it| is_request_id(it.as_bytes()));
     if !keeps_id && let Ok(id) = HeaderValue::from_str(&format!("{:032x}", origin.fresh_id)) {
         headers.insert(X_REQUEST_ID, id);
-    }
-}
-
-/// What a trusted proxy at `peer` said about the way so far, with the proxy itself.
-pub(super) fn chain(headers: &HeaderMap, peer: IpAddr) -> String {
-    let lines = headers.get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok());
-    let mut chain: Vec<String> = lines.map(str::to_owned).collect();
-    chain.push(peer.to_canonical().to_string());
-    chain.join(", ")
-}
-
-/// The scheme that a trusted proxy was asked by.
-pub(super) fn scheme_before(headers: &HeaderMap) -> Option<&'static str> {
-    match headers.get("x-forwarded-proto")?.as_bytes() {
-        b"https" => Some("https"),
-        b"http" => Some("http"),
-        _ => None,
     }
 }
 

@@ -4,13 +4,14 @@ use super::body::RequestBody;
 use super::forward::Failure;
 use super::pool::Pooled;
 use super::room;
-use crate::upstream::Transport;
+use crate::upstream::{Transport, UpstreamTls};
 use arco_daemon::{OnExit, Supervisor};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -76,6 +77,14 @@ pub(super) async fn connect(
     address: SocketAddr,
     limit: Duration,
 ) -> Result<Sender, Failure> {
+    let tls = match &transport.tls {
+        None => None,
+        Some(UpstreamTls { config: Ok(config), name }) => Some((config, name)),
+        Some(UpstreamTls { config: Err(error), .. }) => {
+            tracing::warn!(%address, %error, "an endpoint is not asked: no certificate of it would do");
+            return Err(Failure::Broken);
+        }
+    };
     let connecting = async {
         let stream = match TcpStream::connect(address).await {
             Ok(stream) => stream,
@@ -87,9 +96,9 @@ pub(super) async fn connect(
         };
         // Without it small answers wait for acknowledgements; a socket that refuses it still works.
         let _ = stream.set_nodelay(true);
-        let Some(tls) = &transport.tls else { return speak(supervisor, transport.http2, stream, address).await };
-        let connector = tokio_rustls::TlsConnector::from(tls.config.clone());
-        match connector.connect(tls.name.clone(), stream).await {
+        let Some((config, name)) = tls else { return speak(supervisor, transport.http2, stream, address).await };
+        let name = name.clone().unwrap_or_else(|| address.ip().into());
+        match tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
             Ok(stream) => speak(supervisor, transport.http2, stream, address).await,
             Err(error) => {
                 tracing::warn!(%address, %error, "an endpoint's TLS handshake failed");

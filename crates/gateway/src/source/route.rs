@@ -1,11 +1,12 @@
 //! Rules from a route as it is written ([`arco_model::route`]): the one way, from the file and from the store.
 
-use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey};
+use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey, hash};
 use crate::protect::{Protection, RateKey, RateLimit, Users};
 use crate::snapshot::{
     Action, Answer, Conditions, Cors, ForwardAuth, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite,
     Pattern, Policy, Redirect, Retry, Rewrite, Rule, StickyCookie, Test, Timeouts,
 };
+use crate::upstream::Transport;
 use arco_model::route::{self, FieldMatch, Route, RouteTimeouts};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::collections::HashMap;
@@ -177,16 +178,18 @@ pub(super) struct EndpointRules<'a> {
     pub(super) balance: Option<&'a route::Balance>,
     pub(super) circuit: Option<&'a route::Circuit>,
     pub(super) check: Option<&'a route::HealthCheck>,
+    pub(super) tls: Option<&'a route::UpstreamTls>,
 }
 
 impl<'a> EndpointRules<'a> {
     pub(super) fn of<T>(route: &'a Route<T>) -> Self {
         let balance = route.balance.as_ref().filter(|it| !matches!(it, route::Balance::RoundRobin));
-        Self { balance, circuit: route.circuit.as_ref(), check: route.health_check.as_ref() }
+        let (circuit, check) = (route.circuit.as_ref(), route.health_check.as_ref());
+        Self { balance, circuit, check, tls: route.upstream_tls.as_ref() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.balance.is_none() && self.circuit.is_none() && self.check.is_none()
+        self.balance.is_none() && self.circuit.is_none() && self.check.is_none() && self.tls.is_none()
     }
 }
 
@@ -202,6 +205,9 @@ pub(super) fn upstream_name<T: Display>(target: &T, rules: EndpointRules<'_>) ->
     if let Some(check) = rules.check {
         name.push_str(&format!(" check {}", serde_json::json!(check)));
     }
+    if let Some(tls) = rules.tls {
+        name.push_str(&format!(" tls {} {:016x}", tls.name, hash(tls.ca.as_bytes(), 0)));
+    }
     name
 }
 
@@ -212,6 +218,18 @@ pub(super) fn ejection(written: &route::Circuit) -> Option<Ejection> {
         base: Duration::from_millis(written.base_ms),
         slow_return: Duration::from_millis(written.slow_return_ms),
     })
+}
+
+/// How the endpoints of a port are spoken to, which by itself is `http2`, and `over_tls` or not.
+pub(super) fn transport(asked: Option<&route::UpstreamTls>, over_tls: bool, http2: bool) -> Transport {
+    match asked {
+        None if over_tls => Transport::of_anybody(http2),
+        None => Transport::plain(http2),
+        Some(tls) => {
+            let of_nobody = |why| Transport::of_nobody(format!("`upstream_tls` of `{}`: {why}", tls.name), http2);
+            Transport::of(&tls.name, tls.ca.as_bytes(), http2).unwrap_or_else(of_nobody)
+        }
+    }
 }
 
 /// How endpoints are checked.

@@ -5,9 +5,9 @@ use super::route::{EndpointRules, Kept, Prepared, upstream_name};
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Table, Timeouts};
-use crate::upstream::{Endpoint, EndpointState, Transport, Upstream, UpstreamSettings};
+use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::route::{Balance, Circuit, HealthCheck, UpstreamTarget};
+use arco_model::route::{Balance, Circuit, HealthCheck, UpstreamTarget, UpstreamTls};
 use arco_model::traffic::{
     CLUSTER_HOSTS, CLUSTER_STREAMS, CLUSTER_UPSTREAMS, HOSTS, HostEntry, HostTls, STREAMS, StreamEntry, UPSTREAMS,
     UpstreamEntry,
@@ -40,11 +40,13 @@ struct Need {
     balance: Option<Balance>,
     circuit: Option<Circuit>,
     check: Option<HealthCheck>,
+    tls: Option<UpstreamTls>,
 }
 
 impl Need {
     fn rules(&self) -> EndpointRules<'_> {
-        EndpointRules { balance: self.balance.as_ref(), circuit: self.circuit.as_ref(), check: self.check.as_ref() }
+        let (balance, circuit, check) = (self.balance.as_ref(), self.circuit.as_ref(), self.check.as_ref());
+        EndpointRules { balance, circuit, check, tls: self.tls.as_ref() }
     }
 }
 
@@ -332,6 +334,7 @@ impl StoreSource {
             balance: rules.balance.cloned(),
             circuit: rules.circuit.cloned(),
             check: rules.check.cloned(),
+            tls: rules.tls.cloned(),
         });
         self.needs.insert(name, Arc::clone(&need));
         need
@@ -382,10 +385,9 @@ impl StoreSource {
             let state = Arc::clone(self.instances.get(&it.instance)?);
             Some(Endpoint { address: SocketAddr::from((it.address, it.port.unwrap_or(port))), state, weight: 1 })
         });
-        let http2 = entry.http2_ports.contains(&port);
-        let transport = Transport { id: u64::from(http2), http2, tls: None };
+        let (over_tls, http2) = (entry.tls_ports.contains(&port), entry.http2_ports.contains(&port));
         let settings = Arc::new(UpstreamSettings {
-            transport,
+            transport: super::route::transport(rules.tls, over_tls, http2),
             balance: super::route::balance(rules.balance),
             ejection: rules.circuit.and_then(super::route::ejection),
             max_open: rules.circuit.and_then(|it| it.max_open).map(|it| it as usize),
@@ -468,6 +470,7 @@ mod tests {
             state: UpstreamState::Up,
             endpoints: Vec::new(),
             http2_ports: Vec::new(),
+            tls_ports: Vec::new(),
         };
         set(view, format!("{UPSTREAMS}{component}"), serde_json::to_vec(&entry).unwrap());
     }

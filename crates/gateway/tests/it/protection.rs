@@ -90,6 +90,29 @@ async fn a_trusted_proxy_is_believed() {
     {
         assert!(seen.contains(part), "{part} in {seen}");
     }
+    // Routed by `Host`; who answers learns the host that the proxy was asked for.
+    let request = "GET / HTTP/1.1\r\nHost: a.test\r\n\
+         Forwarded: for=6.6.6.6;host=evil.test, for=\"1.2.3.4:99\";proto=https;host=shop.test\r\n\r\n";
+    let seen = wire.ask(request).await.text();
+    for part in [
+        "host: a.test\r\n",
+        "x-forwarded-for: 1.2.3.4, 127.0.0.1\r\n",
+        "x-real-ip: 1.2.3.4\r\n",
+        "x-forwarded-proto: https\r\n",
+        "x-forwarded-host: shop.test\r\n",
+    ] {
+        assert!(seen.contains(part), "{part} in {seen}");
+    }
+    assert!(!seen.contains("\r\nforwarded:"), "{seen}");
+    let request = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Host: shop.test:8443\r\n\r\n";
+    let seen = wire.ask(request).await.text();
+    assert!(seen.contains("x-forwarded-host: shop.test:8443\r\n"), "{seen}");
+    // Nobody else is.
+    let strangers = Gateway::start(&yaml.replace("127.0.0.0/8", "10.0.0.0/8")).await;
+    let mut wire = Wire::connect(strangers.web()).await;
+    let request = "GET / HTTP/1.1\r\nHost: a.test\r\nForwarded: for=1.2.3.4;host=shop.test\r\nX-Forwarded-Host: shop.test\r\n\r\n";
+    let seen = wire.ask(request).await.text();
+    assert!(seen.contains("x-forwarded-host: a.test\r\n") && !seen.contains("1.2.3.4"), "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,6 +96,7 @@ async fn put_endpoints(store: &Arc<Store>, ready: &[u8], draining: &[u8], state:
         state,
         endpoints: endpoints.collect(),
         http2_ports: Vec::new(),
+        tls_ports: Vec::new(),
     };
     put(store, format!("{UPSTREAMS}{}", component()), &entry).await
 }

@@ -43,6 +43,7 @@ async fn component_at(store: &Arc<Store>, number: u8) -> u64 {
             draining: false,
         }],
         http2_ports: Vec::new(),
+        tls_ports: Vec::new(),
     };
     put(store, format!("{UPSTREAMS}{}", component(number.into())), &entry).await
 }
@@ -367,6 +368,7 @@ async fn with_a_bad_instance(store: &Arc<Store>, number: u64, port: u16, bad: fn
         state: UpstreamState::Up,
         endpoints,
         http2_ports: Vec::new(),
+        tls_ports: Vec::new(),
     };
     put(store, format!("{UPSTREAMS}{}", component(number)), &entry).await;
 }

@@ -26,6 +26,7 @@ fn ready(number: u64, address: Ipv4Addr) -> UpstreamEntry {
         state: UpstreamState::Up,
         endpoints: vec![Endpoint { instance: InstanceId::from_parts(8, number), address, port: None, draining: false }],
         http2_ports: Vec::new(),
+        tls_ports: Vec::new(),
     }
 }
 

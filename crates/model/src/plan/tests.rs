@@ -47,6 +47,32 @@ fn variables_come_in_order_of_strength() {
 }
 
 #[test]
+fn files_hold_texts_or_name_the_variable_of_their_secret() {
+    let component = component();
+    let mut revision = revision(&component);
+    revision.spec.secrets.insert("KEY".into(), 2);
+    let file = |it: serde_json::Value| serde_json::from_value::<FileSpec>(it).unwrap();
+    revision.spec.files = vec![
+        file(serde_json::json!({"path": "/etc/app.conf", "content": "a=1"})),
+        file(serde_json::json!({"path": "/etc/key.pem", "secret": "KEY", "mode": "0400"})),
+    ];
+    let secrets = [("KEY".to_owned(), "hunter2".to_owned())].into();
+    let context = PlanContext { secrets, ..PlanContext::default() };
+    let template = build(&component, &revision, &context).template;
+    let found: Vec<_> =
+        template.files.iter().map(|it| (it.path.as_str(), it.mode.bits(), it.text(&template.env))).collect();
+    assert_eq!(found, [("/etc/app.conf", 0o444, Some("a=1")), ("/etc/key.pem", 0o400, Some("hunter2"))]);
+    assert!(!serde_json::to_string(&template.files).unwrap().contains("hunter2"), "its value stands in one place");
+    assert_eq!(template.files[1].text(&BTreeMap::new()), None);
+    let before = template.fingerprint();
+    revision.spec.files[0].content = Some("a=2".into());
+    assert_ne!(build(&component, &revision, &context).template.fingerprint(), before, "instances are replaced");
+    revision.spec.files.clear();
+    let none = serde_json::to_value(build(&component, &revision, &context).template).unwrap();
+    assert!(none.get("files").is_none(), "fingerprints of what has none stay");
+}
+
+#[test]
 fn a_binding_that_is_not_ready_holds_back_only_the_first_start() {
     let component = component();
     let revision = revision(&component);

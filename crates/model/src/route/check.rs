@@ -93,6 +93,7 @@ impl<T> Route<T> {
             || self.retry.is_some()
             || self.circuit.is_some()
             || self.health_check.is_some()
+            || self.upstream_tls.is_some()
             || self.rewrite.is_some()
             || self.maintenance.is_some()
             || !self.request_headers.is_empty()
@@ -195,6 +196,7 @@ impl<T> Route<T> {
         self.retry.as_ref().map_or(Ok(()), super::Retry::check)?;
         self.circuit.as_ref().map_or(Ok(()), super::Circuit::check)?;
         self.health_check.as_ref().map_or(Ok(()), super::HealthCheck::check)?;
+        self.upstream_tls.as_ref().map_or(Ok(()), super::UpstreamTls::check)?;
         self.rate_limits.iter().try_for_each(RateLimit::check)?;
         if let Some(it) = &self.basic_auth {
             if it.realm.contains(['"', '\\']) || !it.realm.bytes().all(|it| (32..127).contains(&it)) {

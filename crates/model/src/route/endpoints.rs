@@ -1,5 +1,5 @@
 //! What a route says about the instances behind it: when a request is sent to another one, when one is left out, how
-//! they are asked whether they are well.
+//! they are asked whether they are well, and who they must prove to be.
 //!
 //! Whether a request may be sent twice at all is not a route's to say: the gateway does it only where that is safe.
 
@@ -150,6 +150,29 @@ impl HealthCheck {
         }
         if self.host.as_deref().is_some_and(|it| it.is_empty() || !it.bytes().all(|it| (b'!'..127).contains(&it))) {
             return Err("the check's `host` is malformed".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Who instances must prove to be, over TLS.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// Host or address that their certificate must be for; they are asked by it (SNI).
+    pub name: String,
+    /// Authorities, of one of which it must come (PEM).
+    pub ca: String,
+}
+
+impl UpstreamTls {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.name.contains('*') || super::check_host(&self.name).is_err() {
+            return Err(format!("`upstream_tls.name` is one host or address, not `{}`", self.name.escape_debug()));
+        }
+        if !self.ca.contains("-----BEGIN CERTIFICATE-----") {
+            let why = "`upstream_tls.ca` holds no `BEGIN CERTIFICATE`: give certificates of authorities as PEM";
+            return Err(why.to_owned());
         }
         Ok(())
     }

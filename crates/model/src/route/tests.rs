@@ -32,6 +32,7 @@ fn what_a_route_may_say() {
         r#"{"balance": {"hash": {"header": "x-user"}}}"#,
         r#"{"balance": {"sticky": {"cookie": "at"}}}"#,
         r#"{"tls": {"certificate": "passthrough"}}"#,
+        r#"{"upstream_tls": {"name": "10.0.0.1", "ca": "-----BEGIN CERTIFICATE-----"}}"#,
     ] {
         route(good).unwrap_or_else(|it| panic!("{good}: {it}"));
     }
@@ -70,6 +71,9 @@ fn what_a_route_may_say() {
         (r#"{"timeouts": {"response_ms": 0}}"#, "86400000"),
         (r#"{"timeouts": {"idle_ms": 5}}"#, "idle_ms"),
         (r#"{"tls": {"client_ca": "x"}}"#, "BEGIN CERTIFICATE"),
+        (r#"{"upstream_tls": {"name": "a.test", "ca": "x"}}"#, "`upstream_tls.ca` holds no"),
+        (r#"{"upstream_tls": {"name": "*.a.test", "ca": "-----BEGIN CERTIFICATE-----"}}"#, "one host or address"),
+        (r#"{"upstream_tls": {"name": "a.test"}}"#, "missing field `ca`"),
         (r#"{"allow": ["10.0.0.1/33"]}"#, "invalid IP address"),
         (r#"{"colour": 1}"#, "colour"),
         (r#"{"forward_auth": {"to": "shop/auth", "path": "x"}}"#, "begin with /"),
@@ -79,6 +83,10 @@ fn what_a_route_may_say() {
         (r#"{"balance": {"hash": {"header": "a b"}}}"#, "cannot be hashed"),
         (r#"{"balance": {"sticky": {"cookie": "a b"}}}"#, "name for a cookie"),
         (r#"{"tls": {"certificate": "passthrough", "redirect": true}}"#, "not read"),
+        (
+            r#"{"tls": {"certificate": "passthrough"}, "upstream_tls": {"name": "a", "ca": "-----BEGIN CERTIFICATE-----"}}"#,
+            "not read",
+        ),
         (r#"{"tls": {"certificate": "passthrough"}, "paths": [{"prefix": "/a"}]}"#, "not read"),
         (r#"{"tls": {"certificate": "passthrough"}, "targets": [{"to": "a/b"}, {"to": "a/c"}]}"#, "one of `targets`"),
     ] {

@@ -41,6 +41,10 @@ fn each_broken_rule_has_its_code() {
         ("volume_path_invalid", |it| it.volumes.push(volume("/proc"))),
         ("volume_path_invalid", |it| it.volumes.push(volume("/"))),
         ("volume_duplicate", |it| it.volumes = vec![volume("/a"), volume("/a")]),
+        ("file_path_taken", |it| {
+            it.volumes.push(volume("/a"));
+            it.files.push(FileSpec { path: "/a".into(), content: Some(String::new()), secret: None, mode: None });
+        }),
         ("schedule_missing", |it| it.kind = ComponentKind::Cron),
         ("schedule_unused", |it| it.schedule = Some("* * * * *".into())),
         ("schedule_invalid", |it| {
@@ -116,6 +120,7 @@ fn what_is_not_asked_of_a_cluster_is_not_written() {
     let mut spec = spec();
     let written = serde_json::to_value(&spec).unwrap();
     assert!(written.get("scheduling").is_none() && written.get("overlay").is_none());
+    assert!(written.get("files").is_none(), "fingerprints of what has none stay");
     assert!(spec.of_clusters().is_empty());
     spec.scheduling.priority_class = Some("high".into());
     spec.overlay = Some(serde_json::json!({}));

@@ -28,6 +28,7 @@ fn instance(phase: InstancePhase) -> InstanceFacts {
         last_exit: None,
         listens_on: Vec::new(),
         fault: None,
+        node_silent: false,
     }
 }
 
@@ -174,6 +175,57 @@ fn every_trouble_has_a_reason_and_an_advice() {
     ] {
         let report = check(&it, one(instance), &context(), Status::Abnormal, reason);
         assert!(report.advice.contains(advice), "{report:?}");
+    }
+}
+
+#[test]
+fn a_silent_node_is_told_until_nothing_waits_for_it() {
+    let on_silent = |phase| InstanceFacts {
+        fault: Some("its node `n1` does not answer".into()),
+        node_silent: true,
+        node: "n1".into(),
+        ..instance(phase)
+    };
+    let ready = || instance(InstancePhase::Ready);
+    let stateless = component(ComponentKind::Stateless, 2);
+    let stateful = component(ComponentKind::Stateful, 2);
+    let job = component(ComponentKind::Job, 1);
+    let (unready, stopping) = (|| on_silent(InstancePhase::Unready), || on_silent(InstancePhase::Stopping));
+    let starting = || instance(InstancePhase::Starting);
+    let moving = |list| seen(RolloutFacts::Progressing, list);
+    for (of, observed, status, reason) in [
+        (&stateless, moving(vec![ready(), unready()]), Status::Degraded, "1 of 2 instances are ready: its node `n1`"),
+        (&stateless, moving(vec![unready(), unready()]), Status::Abnormal, "its node `n1` does not answer"),
+        (&stateless, moving(vec![ready(), stopping(), starting()]), Status::Degraded, "its node `n1`"),
+        (&stateless, seen(RolloutFacts::Done, vec![ready(), stopping(), ready()]), Status::Running, ""),
+        (&stateful, moving(vec![ready(), unready()]), Status::Degraded, "its node `n1`"),
+        (&stateful, moving(vec![ready(), stopping()]), Status::Degraded, "its node `n1`"),
+        (&stateful, moving(vec![stopping()]), Status::Abnormal, "its node `n1`"),
+        (&job, moving(vec![unready()]), Status::Abnormal, "its node `n1`"),
+        (&job, moving(vec![stopping()]), Status::Abnormal, "its node `n1`"),
+    ] {
+        let report = check(of, observed, &context(), status, reason);
+        let wanted = match (status, of.spec.kind) {
+            (Status::Running, _) => "",
+            (_, ComponentKind::Stateless) => "other nodes take its instances by themselves",
+            _ => "it is not started elsewhere",
+        };
+        assert!(report.advice.contains(wanted) && (wanted.is_empty() || report.advice.contains("delete node n1")));
+    }
+    // What an earlier revision left there does not make a change look ill.
+    let left = InstanceFacts { revision: RevisionId::from_parts(9, 9), ..stopping() };
+    check(&stateless, moving(vec![ready(), left.clone(), starting()]), &context(), Status::Upgrading, "1 of 2");
+    let of_two =
+        moving(vec![left, InstanceFacts { fault: Some("no image".into()), ..instance(InstancePhase::Pending) }]);
+    check(&stateless, of_two, &context(), Status::Abnormal, "no image");
+    let mut off = component(ComponentKind::Stateless, 2);
+    for (power, reason) in [
+        (Power::Off, "its instances are ending: its node `n1`"),
+        (Power::Deleting { keep_volumes: false }, "it is being deleted: its node `n1`"),
+    ] {
+        off.power = power;
+        let report = check(&off, moving(vec![stopping()]), &context(), Status::Stopping, reason);
+        assert!(report.advice.starts_with("start the node again"), "{report:?}");
     }
 }
 

@@ -52,6 +52,17 @@ pub enum RestartPolicy {
     BackOff,
 }
 
+/// A file that is made for a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerFile {
+    /// Absolute path inside.
+    pub path: String,
+    /// What is in it.
+    pub content: String,
+    /// Permission bits.
+    pub mode: u32,
+}
+
 /// How a container is made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -78,6 +89,9 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// Folders and files of the host.
     pub mounts: Vec<HostMount>,
+    /// Files made for it on tmpfs: read-only, and its user's own.
+    #[serde(default)]
+    pub files: Vec<ContainerFile>,
     /// A network namespace (a bound file); `None`: a fresh one with nothing but loopback.
     pub netns: Option<PathBuf>,
     /// Host name inside.

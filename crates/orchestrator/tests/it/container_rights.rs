@@ -2,7 +2,8 @@
 
 use crate::host_root::{in_time, place, put_layer};
 use arco_model::plan::HostMount;
-use arco_orchestrator::local::container::RestartPolicy;
+use arco_orchestrator::local::container::{ContainerFile, RestartPolicy};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,6 +37,46 @@ async fn users_are_found_by_name_and_working_folders_are_made() {
     assert!(lines[0].starts_with("uid=1000(web) gid=1000(web)") && lines[0].contains("2000(extra)"), "{lines:?}");
     assert!(lines[1].starts_with("/home/web /usr/local/sbin"), "{lines:?}");
     assert_eq!(lines[2..], ["/srv/new/folder", "out"]);
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_files_are_the_users_own_and_read_only() {
+    let Some(place) = place().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let file = |path: &str, content: &str, mode| ContainerFile { path: path.into(), content: content.into(), mode };
+    let files = vec![
+        file("/etc/app/app.conf", "a=1\n", 0o444),
+        file("/srv/key.pem", "hunter2\n", 0o400),
+        file("/srv/hook", "#!/bin/sh\necho hooked\n", 0o555),
+        file("/data/deep/in.conf", "within\n", 0o444),
+        file("/etc/big", &format!("{}end\n", "x".repeat(3 << 20)), 0o444),
+    ];
+    let data = HostMount { host_path: folder.path().to_owned(), path: "/data".to_owned(), writable: true };
+    let mut spec = place.spec(
+        "cat /etc/app/app.conf /srv/key.pem /data/deep/in.conf && stat -c '%a %u' /srv/key.pem && /srv/hook && tail -c 4 /etc/big",
+    );
+    (spec.user, spec.files, spec.mounts) = ("web".to_owned(), files.clone(), vec![data]);
+    let (lines, _) = place.run(spec).await;
+    assert_eq!(lines, ["a=1", "hunter2", "within", "400 1000", "hooked", "end"]);
+    let kept = std::fs::metadata(folder.path().join("deep/in.conf")).unwrap();
+    assert_eq!(kept.len(), 0, "what is put into a volume is not kept there");
+
+    // Not even root writes or removes them.
+    let mut spec = place.spec("echo x > /etc/app/app.conf; rm -f /srv/key.pem; cat /etc/app/app.conf /srv/key.pem");
+    spec.files = files;
+    let (lines, _) = place.run(spec).await;
+    let text = lines.join("\n");
+    for said in ["Read-only file system", "a=1", "hunter2"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+
+    // Where the image has a folder, it is said.
+    let mut spec = place.spec("true");
+    spec.files = vec![file("/etc", "x", 0o444)];
+    let refused = place.containers.create(spec).await.unwrap_err().to_string();
+    assert!(refused.contains("/etc") && refused.contains("a folder already"), "{refused}");
     place.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! The suite that every driver must pass, on the fake.
 
-pub(crate) use arco_orchestrator::contract::{contract, one_shot, plan, reached, ready, until};
+pub(crate) use arco_orchestrator::contract::{caches, contract, one_shot, plan, reached, ready, until};
 use arco_orchestrator::fake::FakeOrchestrator;
 
 #[tokio::test]

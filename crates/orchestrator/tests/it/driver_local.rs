@@ -1,11 +1,11 @@
 //! The local driver with real containers, each test in a network namespace that stands for the machine.
 
-use crate::driver_contract::{contract, one_shot, plan, reached, ready, until};
+use crate::driver_contract::{caches, contract, one_shot, plan, reached, ready, until};
 use crate::host_root::{in_time, put_layer};
 use arco_config::{Egress, NetworkConfig};
 use arco_model::artifact::{ImageConfig, ImageRef};
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
-use arco_model::plan::{LayerExport, OneShotNetwork, WorkloadPlan};
+use arco_model::plan::{FileContent, InstanceFile, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::VolumeFacts;
@@ -121,6 +121,47 @@ fn the_local_driver_keeps_the_contract() {
     on_a_machine(|place| async move {
         let driver = place.driver().await;
         contract(driver, place.plan(&SERVE)).await;
+    });
+}
+
+#[test]
+fn configuration_files_are_in_instances_and_in_runs() {
+    on_a_machine(|place| async move {
+        let driver = place.driver().await;
+        let mut plan = place.plan(&SERVE);
+        let file = |path: &str, content| InstanceFile { path: path.to_owned(), mode: "0400".parse().unwrap(), content };
+        plan.template.files = vec![
+            file("/etc/app/app.conf", FileContent::Text("a=1\n".to_owned())),
+            file("/srv/colour", FileContent::Variable("COLOUR".to_owned())),
+        ];
+        driver.apply(&plan).await.unwrap();
+        let found = reached(driver.as_ref(), &plan).await;
+        let id = ready(&found).pop_first().unwrap();
+        let words = ["cat", "/etc/app/app.conf", "/srv/colour"];
+        let request = ExecRequest { argv: words.map(str::to_owned).to_vec(), terminal: None };
+        let mut session = driver.exec(&id, request).await.unwrap();
+        let mut text = String::new();
+        session.stdout.read_to_string(&mut text).await.unwrap();
+        assert_eq!((session.exit.await, text.as_str()), (Ok(0), "a=1\nblue"));
+
+        let once = OneShot { files: plan.template.files.clone(), ..one_shot(&plan, &words) };
+        let (output, mut lines) = mpsc::channel(16);
+        let (_cancel, cancelled) = oneshot::channel();
+        let result = driver.run(&once, output, cancelled).await.unwrap();
+        let mut texts = Vec::new();
+        while let Some(line) = lines.recv().await {
+            texts.push(line.text);
+        }
+        assert_eq!((result.exit.status, texts), (0, vec!["a=1".to_owned(), "red".to_owned()]));
+
+        // A secret that is not there is said, and nothing of the instance is left.
+        plan.template.files[1].content = FileContent::Variable("NONE".to_owned());
+        driver.apply(&plan).await.unwrap();
+        let faults = |it: &Observed| {
+            it.instances.iter().any(|it| it.fault.as_ref().is_some_and(|it| it.contains("/srv/colour")))
+        };
+        until(driver.as_ref(), &plan.component, "the fault names the file", faults).await;
+        driver.shutdown(true).await.unwrap();
     });
 }
 
@@ -389,6 +430,17 @@ fn one_shots_end_by_themselves_by_time_and_by_cancel() {
         )
         .await;
         assert_eq!(result.exit.status, 0);
+        driver.shutdown(false).await.unwrap();
+    });
+}
+
+#[test]
+fn caches_of_one_shots_are_kept() {
+    on_a_machine(|place| async move {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let driver = place.driver().await;
+        caches(driver.as_ref(), &place.plan(&SERVE), folder.path()).await;
         driver.shutdown(false).await.unwrap();
     });
 }

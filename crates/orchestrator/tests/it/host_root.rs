@@ -106,6 +106,7 @@ impl Place {
             stop_signal: String::new(),
             resources: Resources { cpu_milli: 0, memory_mb: 64, disk_mb: 32, pids: 64 },
             mounts: Vec::new(),
+            files: Vec::new(),
             netns: None,
             hostname: "box".to_owned(),
             resolv_conf: Some("nameserver 10.0.0.1\n".to_owned()),

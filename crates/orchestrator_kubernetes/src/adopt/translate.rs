@@ -3,6 +3,7 @@
 //! What must hold: what the platform would refuse of a component is left out and named, so that one variable or one path of
 //! a workload does not keep all of them away.
 
+mod files;
 mod lost;
 #[cfg(test)]
 mod tests;
@@ -327,6 +328,7 @@ fn volumes(
     manifest: &mut ComponentManifest,
     lost: &mut Vec<String>,
 ) {
+    let mut texts = Vec::new();
     for mount in pod.containers[0].volume_mounts.iter().flatten() {
         let (name, path) = (&mount.name, mount.mount_path.trim_end_matches('/'));
         let of_place = of.claims.iter().find(|it| it.metadata.name.as_ref() == Some(name));
@@ -347,8 +349,19 @@ fn volumes(
             }
             let limit = it.size_limit.as_ref().and_then(thousandths).map(|it| (it / 1000).div_ceil(1 << 20));
             (VolumeKind::Memory, limit.and_then(|it| u32::try_from(it).ok()).unwrap_or(64).max(1), None)
+        } else if let Some(secret) = volume.and_then(|it| it.secret.as_ref()).and_then(|it| it.secret_name.as_ref()) {
+            lost.push(format!(
+                "files of `Secret/{secret}` at {path}: set secrets (`arco secret set`), and files with them (`arco file set`)"
+            ));
+            continue;
         } else {
-            lost.push(format!("what is mounted at {path}: bring it with the image, or by a variable"));
+            let map = volume.and_then(|it| it.config_map.as_ref());
+            match map.and_then(|it| files::mounted(mount, it, objects, lost)) {
+                Some(found) => texts.extend(found),
+                None => lost.push(format!(
+                    "what is mounted at {path}: bring it with the image, as files (`arco file set`), or by a variable"
+                )),
+            }
             continue;
         };
         let again = manifest.volumes.iter().any(|it| it.name.as_str() == name);
@@ -362,4 +375,6 @@ fn volumes(
             _ => lost.push(format!("volume `{name}` at {path}: add one (`arco volume add`), and copy the content")),
         }
     }
+    // A volume that is there comes before a file in its place.
+    files::take_over(texts, manifest, lost);
 }

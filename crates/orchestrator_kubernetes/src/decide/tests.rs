@@ -34,8 +34,9 @@ fn seen(pods: &[(&str, &str, u32, bool)], workloads: &[(Kind, &str, u32)]) -> Co
 }
 
 fn leaving(pods: &[(&str, bool)]) -> BTreeMap<String, Leaving> {
-    let of =
-        |(name, released): &(&str, bool)| (format!("uid-{name}"), Leaving { since: Some(NOW), released: *released });
+    let of = |(name, released): &(&str, bool)| {
+        (format!("uid-{name}"), Leaving { since: Some(NOW), released: *released, overdue: false })
+    };
     pods.iter().map(of).collect()
 }
 
@@ -95,6 +96,78 @@ fn a_change_is_done_only_when_the_old_are_gone() {
     }
     let it = decided(&one, &cluster, &leaving(&[]));
     assert_eq!((it.progress, it.delete.len()), (Some(Progress::Moving), 0));
+}
+
+/// What the cluster says of a pod whose node is silent: first nothing more than that, then that it was told to end.
+fn silent(cluster: &mut ComponentSeen, name: &str, deleting: bool) {
+    if let Some((_, it)) = cluster.pods.get_mut(name) {
+        (it.ready, it.lost, it.deleting) = (false, true, deleting);
+        it.gone_by = deleting.then_some(NOW);
+    }
+}
+
+#[test]
+fn what_a_silent_node_keeps_is_not_waited_for() {
+    let two = desired(Stateless, 2);
+    let of = |pods: &[(&str, &str, u32, bool)], workloads: &[(Kind, &str, u32)], deleting: bool| {
+        let mut cluster = seen(pods, workloads);
+        silent(&mut cluster, "a", deleting);
+        decided(&two, &cluster, &leaving(&[]))
+    };
+    let (a, b, c) = (("a", "new", 0, true), ("b", "new", 0, true), ("c", "new", 0, true));
+    let now = of(&[a, b], &[(D, "new", 2)], false);
+    assert_eq!((pods(&now), &now.progress), (vec![("new", 2)], &Some(Progress::Moving)), "it may come back");
+    let evicted = of(&[a, b, ("c", "new", 0, false)], &[(D, "new", 2)], true);
+    assert_eq!((pods(&evicted), &evicted.progress), (vec![("new", 2)], &Some(Progress::Moving)), "another one starts");
+    let replaced = of(&[a, b, c], &[(D, "new", 2)], true);
+    assert_eq!((pods(&replaced), &replaced.progress), (vec![("new", 2)], &Some(Progress::Done)));
+
+    assert_eq!(replaced.wake_at, None, "nothing more is to happen");
+
+    // A change goes past one that is lost, and leaves nothing of the old template behind.
+    let old = ("a", "old", 0, true);
+    let lost = of(&[old, b, c], &[(D, "old", 1), (D, "new", 2)], false);
+    assert_eq!((pods(&lost), lost.drain.len()), (vec![("new", 2), ("old", 0)], 0), "nobody waits for it to drain");
+    let gone = of(&[old, b, c], &[(D, "old", 0), (D, "new", 2)], true);
+    assert_eq!((&gone.progress, gone.delete.as_slice()), (&Some(Progress::Done), [(D, "w-old".to_owned())].as_slice()));
+}
+
+#[test]
+fn a_pod_whose_end_is_never_confirmed_is_waited_for_a_while() {
+    let one = desired(Stateless, 1);
+    let mut cluster = seen(&[("a", "new", 0, false), ("b", "new", 0, true)], &[(D, "new", 1)]);
+    if let Some((_, it)) = cluster.pods.get_mut("a") {
+        (it.deleting, it.gone_by) = (true, Some(NOW));
+    }
+    let waits = decided(&one, &cluster, &leaving(&[]));
+    assert_eq!((&waits.progress, waits.wake_at), (&Some(Progress::Moving), Some(NOW.plus_ms(60_000))));
+    let overdue = BTreeMap::from([("uid-a".to_owned(), Leaving { overdue: true, ..Leaving::default() })]);
+    assert_eq!(decided(&one, &cluster, &overdue).progress, Some(Progress::Done));
+}
+
+#[test]
+fn an_instance_on_a_silent_node_fails_no_change_however_long_it_is_silent() {
+    for kind in [Stateless, Stateful] {
+        let two = desired(kind, 2);
+        let workload = if kind == Stateful { (S, "", 2) } else { (D, "new", 2) };
+        let mut cluster = seen(&[("a", "new", 0, true), ("b", "new", 1, true)], &[workload]);
+        silent(&mut cluster, "a", false);
+        // Another process takes over: it does not know what was reached before.
+        let now = NOW.plus_ms(3_600_000);
+        let it = Situation { desired: &two, seen: &cluster, leaving: &leaving(&[]), completed: false, now };
+        assert_eq!(decide(&it).progress, Some(Progress::Moving), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_place_on_a_silent_node_waits_and_one_that_is_not_asked_for_keeps_nothing_open() {
+    let pods_now = [("p-0", "new", 0, true), ("p-1", "new", 1, true)];
+    let mut cluster = seen(&pods_now, &[(S, "", 2)]);
+    silent(&mut cluster, "p-1", true);
+    let two = decided(&desired(Stateful, 2), &cluster, &leaving(&[]));
+    assert_eq!((pods(&two), &two.progress, two.delete_pods.len()), (vec![("new", 2)], &Some(Progress::Moving), 0));
+    let one = decided(&desired(Stateful, 1), &cluster, &leaving(&[]));
+    assert_eq!((pods(&one), &one.progress), (vec![("new", 1)], &Some(Progress::Done)));
 }
 
 #[test]

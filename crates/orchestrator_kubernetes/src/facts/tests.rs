@@ -64,11 +64,9 @@ fn container_states_become_phases_exits_and_faults() {
                 { "type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:01:00Z" },
                 { "type": "ContainersReady", "status": "True", "lastTransitionTime": "2026-01-01T00:00:05Z" },
             ] }),
-            Starting,
+            Unready,
             None,
-            Some(
-                "its node `n1` does not answer: start it again, or remove it (`kubectl delete node n1`), and other nodes take its instances",
-            ),
+            Some("its node `n1` does not answer"),
         ),
         (
             "starting",
@@ -157,7 +155,7 @@ fn a_pod_that_was_ready_is_unready_and_one_that_leaves_drains() {
     let mut it = pod("a", container(json!({ "running": { "startedAt": "2026-01-01T00:00:02Z" } }), json!({}), 0));
     it.was_ready = true;
     assert_eq!(instance(&it, Leaving::default(), false).phase, InstancePhase::Unready);
-    let since = Leaving { since: Some(Timestamp(1)), released: true };
+    let since = Leaving { since: Some(Timestamp(1)), released: true, overdue: false };
     let member = member(&it, since, false);
     assert_eq!(
         (member.phase, member.drain_since, member.released),
@@ -167,6 +165,51 @@ fn a_pod_that_was_ready_is_unready_and_one_that_leaves_drains() {
     assert_eq!(instance(&it, since, false).phase, InstancePhase::Stopping);
     it.over = Some((String::new(), String::new()));
     assert_eq!(instance(&it, since, false).phase, InstancePhase::Stopping, "until it is gone");
+}
+
+#[test]
+fn only_a_silent_node_is_told_to_be_silent() {
+    let silent = json!({ "conditions": [
+        { "type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:01:00Z" },
+        { "type": "ContainersReady", "status": "True", "lastTransitionTime": "2026-01-01T00:00:05Z" },
+    ] });
+    let mut it = pod("a", silent);
+    for job in [false, true] {
+        let facts = instance(&it, Leaving::default(), job);
+        assert_eq!((facts.phase, facts.node_silent), (InstancePhase::Unready, true), "its program may be at its end");
+        let member = member(&it, Leaving::default(), job);
+        assert_eq!(member.phase, InstancePhase::Pending, "nothing is known of it: it neither serves nor fails");
+    }
+
+    // Told to end, which nobody confirms.
+    (it.deleting, it.gone_by) = (true, Some(Timestamp(1_000)));
+    let facts = instance(&it, Leaving::default(), false);
+    assert_eq!((facts.phase, facts.fault.as_deref()), (InstancePhase::Stopping, Some("its node `n1` does not answer")));
+    it.lost = false;
+    let facts = instance(&it, Leaving::default(), false);
+    assert_eq!((facts.fault, facts.node_silent), (None, false), "it has time to end");
+    assert_eq!(overdue_at(&it), Some(Timestamp(61_000)));
+    let facts = instance(&it, Leaving { overdue: true, ..Leaving::default() }, false);
+    assert!(facts.node_silent && facts.fault.unwrap().contains("does not say that it has ended"));
+}
+
+#[test]
+fn a_pod_that_waits_for_a_gate_is_on_a_node_that_answers() {
+    let of = |gate: &str| {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": "a", "uid": "u" },
+            "spec": { "nodeName": "n1", "containers": [], "readinessGates": [{ "conditionType": "example.com/listed" }] },
+            "status": { "phase": "Running", "conditions": [
+                { "type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:05Z" },
+                { "type": "ContainersReady", "status": "True", "lastTransitionTime": "2026-01-01T00:00:05Z" },
+                { "type": "example.com/listed", "status": gate },
+            ] },
+        }))
+        .unwrap();
+        let Record::Pod(pod) = pod.record() else { unreachable!("a pod is a pod") };
+        pod.lost
+    };
+    assert_eq!((of("False"), of("True")), (false, true));
 }
 
 #[test]

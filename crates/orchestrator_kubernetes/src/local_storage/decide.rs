@@ -5,7 +5,7 @@
 //! nothing, so that a leader goes on where another one died; a folder is removed only when its volume is released, or
 //! when no volume was ever made of it; what is in the way is told, of the claim or the volume that it concerns.
 
-use super::world::{Claim, Pod, State, Task, Volume, World};
+use super::world::{Claim, PREFIX, Pod, State, Task, Volume, World};
 use arco_model::time::Timestamp;
 use std::collections::BTreeMap;
 
@@ -71,7 +71,7 @@ pub(super) struct Decision {
 
 /// Decides.
 pub(super) fn decide(world: &World, now: Timestamp) -> Decision {
-    let mut busy = BTreeMap::new();
+    let mut busy: BTreeMap<&str, usize> = BTreeMap::new();
     for it in world.pods.values().filter(|it| matches!(it.state, State::Begun(_)) && !it.deleting) {
         *busy.entry(it.node.as_str()).or_default() += 1;
     }
@@ -273,7 +273,7 @@ impl<'a> Decider<'a> {
         if volume.is_some() {
             return self.end(name.to_owned(), pod);
         }
-        let claim = world.claims.values().find(|it| it.volume() == pod.volume);
+        let claim = pod.volume.strip_prefix(PREFIX).and_then(|uid| world.claims.get(uid));
         // Of one that is bound the volume is there, and is seen in a moment.
         if claim.is_some_and(|it| it.bound || !it.deleting && it.node == pod.node) {
             return;

@@ -25,6 +25,9 @@ pub(super) const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Value of [`names::ROLE`] of the pods.
 pub(super) const ROLE: &str = "volume-folder";
 
+/// What the name of a volume begins with; the uid of its claim follows.
+pub(super) const PREFIX: &str = "pvc-";
+
 /// Everything.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct World {
@@ -58,7 +61,7 @@ pub(super) struct Claim {
 impl Claim {
     /// Name of the volume that is made for it: the same in every process, and never of another claim.
     pub(super) fn volume(&self) -> String {
-        format!("pvc-{}", self.uid)
+        format!("{PREFIX}{}", self.uid)
     }
 }
 
@@ -189,7 +192,7 @@ pub(super) fn volume(it: &api::PersistentVolume) -> (String, Option<Volume>) {
 /// The folder that a volume's folder lies in, if that one is called as the volume is.
 fn above(path: &str, name: &str) -> Option<String> {
     let path = Path::new(path);
-    let fits = name.starts_with("pvc-") && path.is_absolute() && path.file_name().is_some_and(|it| it == name);
+    let fits = name.starts_with(PREFIX) && path.is_absolute() && path.file_name().is_some_and(|it| it == name);
     path.parent().filter(|_| fits).and_then(Path::to_str).map(str::to_owned)
 }
 

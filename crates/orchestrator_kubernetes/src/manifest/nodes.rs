@@ -1,12 +1,14 @@
 //! What runs on nodes, opt-in: one DaemonSet lets containerd find and trust our registry, another one reads the output of
-//! instances; and the pods that make and remove volumes, which the leading controller starts (`local_storage`).
+//! instances; on one node a third one makes the folder of the server's own volume; and the pods that make and remove other
+//! volumes, which the leading controller starts (`local_storage`).
 //!
 //! All need a folder of the node, which only the `privileged` standard allows; so they have a namespace of their own, and
-//! the servers stay in one that allows nothing. What must hold: a pod sees that one folder and nothing else of the node, has
-//! no account in the cluster and, of the DaemonSets, no capability; only the one that trusts the registry may write.
+//! the servers stay in one that allows nothing. What must hold: a pod sees that one folder and nothing else of the node, but
+//! for containerd's settings, which the one that trusts the registry reads; it has no account in the cluster and, of the
+//! DaemonSets, no capability; the one that reads output may not write.
 
 use super::Installation;
-use super::objects::{REGISTRY_PORT, labels, selector};
+use super::objects::{REGISTRY_PORT, TOLD_BY_LOG, labels, selector};
 use super::parts::PEERS_PORT;
 use crate::local_storage::PROVISIONER;
 use serde_json::{Value, json};
@@ -16,6 +18,12 @@ use std::path::Path;
 pub(super) const LOGS: &str = "node-logs";
 /// Name of that secret.
 pub(crate) const CREDENTIALS: &str = "arco-node";
+/// The DaemonSet that makes the folder of the one server's volume, and its label.
+const SERVER_VOLUME: &str = "server-volume";
+/// The claim that the one server's stateful set makes.
+const SERVER_CLAIM: &str = "state-arco-0";
+/// What volumes call a node (Kubernetes' own label).
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// The namespace.
 pub(super) fn namespace(it: &Installation) -> String {
@@ -27,6 +35,7 @@ pub(super) fn all(it: &Installation) -> Vec<Value> {
     let mut sets = Vec::new();
     sets.extend(it.containerd_hosts.as_ref().map(|folder| trust(it, folder)));
     sets.extend(it.node_logs.as_ref().map(|folder| logs(it, folder)));
+    sets.extend(of_server(it).map(|folder| server_folder(it, folder)));
     if sets.is_empty() && it.local_storage.is_none() {
         return sets;
     }
@@ -51,17 +60,78 @@ fn class(it: &Installation) -> Value {
     })
 }
 
+/// Where the volume of one server lies, if that is to be a folder of a node.
+fn of_server(it: &Installation) -> Option<&Path> {
+    it.local_storage.as_deref().filter(|_| it.replicas.is_none() && !it.server_node.is_empty())
+}
+
+/// Name of the volume of one server, and of its folder.
+fn server_volume_name(it: &Installation) -> String {
+    format!("{}-state", it.namespace)
+}
+
+/// The volume of one server, bound to its claim. Its content stays when the platform is uninstalled.
+pub(super) fn server_volume(it: &Installation) -> Option<Value> {
+    let (folder, name) = (of_server(it)?, server_volume_name(it));
+    let here = json!({ "key": HOSTNAME, "operator": "In", "values": [it.server_node] });
+    Some(json!({
+        "apiVersion": "v1", "kind": "PersistentVolume",
+        "metadata": { "name": name, "labels": labels("server") },
+        "spec": {
+            "capacity": { "storage": format!("{}Gi", it.volume_gb) },
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "claimRef": {
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": it.namespace, "name": SERVER_CLAIM,
+            },
+            "local": { "path": folder.join(&name) },
+            "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [here] }] } },
+        },
+    }))
+}
+
+/// Makes the folder of that volume on its node.
+fn server_folder(it: &Installation, folder: &Path) -> Value {
+    let container = json!({
+        "name": SERVER_VOLUME, "image": it.image,
+        "args": ["cluster", "local-volume", "make", "--stay", "--folder", "/volumes", server_volume_name(it)],
+        "volumeMounts": [{ "name": "volumes", "mountPath": "/volumes" }],
+        "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } },
+    });
+    let volumes = json!([{ "name": "volumes", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }]);
+    let mut set = set(it, &format!("arco-{SERVER_VOLUME}"), SERVER_VOLUME, container, volumes);
+    set["spec"]["template"]["spec"]["nodeSelector"] = json!({ (HOSTNAME): it.server_node });
+    set
+}
+
 /// One `hosts.toml` below containerd's folder of hosts.
 fn trust(it: &Installation, folder: &Path) -> Value {
     let service = format!("arco-registry.{}.svc:{REGISTRY_PORT}", it.namespace);
+    let settings = settings(folder);
     let container = json!({
         "name": "trust-registry", "image": it.image,
-        "args": ["cluster", "trust-registry", "--name", it.registry_host(), "--service", service, "--folder", "/hosts"],
-        "volumeMounts": [{ "name": "hosts", "mountPath": "/hosts" }],
+        "args": [
+            "cluster", "trust-registry", "--name", it.registry_host(), "--service", service, "--folder", "/hosts",
+            "--node-folder", folder, "--settings", "/settings", "--node-settings", settings,
+        ],
+        "volumeMounts": [
+            { "name": "hosts", "mountPath": "/hosts" },
+            { "name": "settings", "mountPath": "/settings", "readOnly": true },
+        ],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } },
     });
-    let volumes = json!([{ "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }]);
+    let volumes = json!([
+        { "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } },
+        { "name": "settings", "hostPath": { "path": settings, "type": "DirectoryOrCreate" } },
+    ]);
     set(it, "arco-trust-registry", "nodes", container, volumes)
+}
+
+/// Where containerd's settings are: the folder `containerd` that the folder of hosts is in, as with k3s, else the usual one;
+/// never another, which could hold what is not containerd's.
+fn settings(hosts: &Path) -> &Path {
+    hosts.ancestors().skip(1).find(|it| it.ends_with("containerd")).unwrap_or(Path::new("/etc/containerd"))
 }
 
 /// The output of instances, read by whom the files belong to.
@@ -88,6 +158,7 @@ fn logs(it: &Installation, folder: &Path) -> Value {
 }
 
 fn set(it: &Installation, name: &str, part: &str, mut container: Value, volumes: Value) -> Value {
+    container["terminationMessagePolicy"] = TOLD_BY_LOG.into();
     container["securityContext"] = json!({
         "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },

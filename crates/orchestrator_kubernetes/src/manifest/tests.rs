@@ -21,6 +21,7 @@ fn plain() -> Installation {
         node_logs: None,
         storage_class: String::new(),
         local_storage: None,
+        server_node: String::new(),
         volume_gb: 20,
         namespace_prefix: "arco-".into(),
         route_class: String::new(),
@@ -110,10 +111,10 @@ fn rights_have_no_wildcard_and_reach_no_further_than_the_table() {
 
 #[test]
 fn every_pod_is_as_confined_as_it_can_be() {
-    for it in [plain(), shared(), spread()] {
+    for it in [plain(), shared(), spread(), local(), on_a_node()] {
         let documents = manifest(&it);
         let all = pods(&documents);
-        let servers = if it.replicas.is_some() { 5 } else { 1 };
+        let servers = if it.replicas.is_some() { 5 } else { 1 } + usize::from(!it.server_node.is_empty());
         assert_eq!(all.len(), servers + [&it.containerd_hosts, &it.node_logs].into_iter().flatten().count());
         for pod in all {
             assert_eq!(pod["automountServiceAccountToken"], false);
@@ -126,6 +127,7 @@ fn every_pod_is_as_confined_as_it_can_be() {
                 assert_eq!(confined["readOnlyRootFilesystem"], true);
                 assert_eq!(confined["capabilities"]["drop"][0], "ALL");
                 assert!(confined["privileged"].is_null());
+                assert_eq!(container["terminationMessagePolicy"], "FallbackToLogsOnError", "why it ended is seen");
                 assert!(!container["resources"]["limits"]["memory"].is_null());
             }
         }
@@ -134,6 +136,25 @@ fn every_pod_is_as_confined_as_it_can_be() {
             assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
             assert!(pod["volumes"].as_array().unwrap().iter().all(|it| it["hostPath"].is_null()));
         }
+    }
+}
+
+#[test]
+fn containerds_settings_are_read_and_nothing_else_of_the_node() {
+    for (hosts, settings) in [
+        ("/etc/containerd/certs.d", "/etc/containerd"),
+        ("/var/lib/rancher/k3s/agent/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent/etc/containerd"),
+        ("/srv/hosts", "/etc/containerd"),
+        ("/hosts", "/etc/containerd"),
+        ("/containerd", "/etc/containerd"),
+    ] {
+        let documents = manifest(&Installation { containerd_hosts: Some(hosts.into()), ..plain() });
+        let pod = &of_kind(&documents, "DaemonSet")[0]["spec"]["template"]["spec"];
+        let paths: Vec<&Value> = pod["volumes"].as_array().unwrap().iter().map(|it| &it["hostPath"]["path"]).collect();
+        assert_eq!(paths, [hosts, settings], "{hosts}");
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+        let writable: Vec<&Value> = mounts.iter().filter(|it| it["readOnly"] != true).map(|it| &it["name"]).collect();
+        assert_eq!(writable, ["hosts"], "{hosts}");
     }
 }
 
@@ -281,6 +302,45 @@ fn local_storage_has_a_class_rights_a_namespace_and_settings() {
     assert_eq!((beside.storage_class.as_str(), beside.local_storage_class.as_str()), ("fast", "arco-local"));
 }
 
+/// One server whose own volume is a folder, too.
+fn on_a_node() -> Installation {
+    Installation { local_storage: Some("/disk/volumes".into()), server_node: "n1".into(), ..plain() }
+}
+
+#[test]
+fn one_server_has_its_own_volume_on_its_node_before_it_can_make_others() {
+    let documents = manifest(&on_a_node());
+    let volume = of_kind(&documents, "PersistentVolume")[0];
+    let claim = &of_kind(&documents, "StatefulSet")[0]["spec"]["volumeClaimTemplates"][0];
+    let wanted = json!({
+        "capacity": claim["spec"]["resources"]["requests"],
+        "accessModes": claim["spec"]["accessModes"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "storageClassName": "",
+        "claimRef": {
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "arco-system", "name": "state-arco-0",
+        },
+        "local": { "path": "/disk/volumes/arco-system-state" },
+        "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
+            { "key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"] },
+        ]}]}},
+    });
+    assert_eq!(volume["spec"], wanted);
+    assert_eq!(claim["spec"]["storageClassName"], "", "made by nobody, bound to that one");
+    let sets = of_kind(&documents, "DaemonSet");
+    let makes = sets.iter().find(|it| name(it) == "arco-server-volume").unwrap();
+    let pod = &makes["spec"]["template"]["spec"];
+    assert_eq!(pod["nodeSelector"], json!({ "kubernetes.io/hostname": "n1" }));
+    assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/disk/volumes");
+    let args = json!(["cluster", "local-volume", "make", "--stay", "--folder", "/volumes", "arco-system-state"]);
+    assert_eq!(pod["containers"][0]["args"], args);
+    for (other, sets) in [(local(), 0), (Installation { server_node: String::new(), ..on_a_node() }, 1)] {
+        let documents = manifest(&other);
+        let found = (of_kind(&documents, "PersistentVolume").len(), of_kind(&documents, "DaemonSet").len());
+        assert_eq!(found, (0, sets));
+    }
+}
+
 #[test]
 fn the_whole_installation_with_parts() {
     insta::assert_json_snapshot!(manifest(&spread()));
@@ -349,7 +409,7 @@ fn the_service_of_the_gateway_has_the_ports_that_people_see() {
 
 #[test]
 fn documents_lie_in_a_namespace_that_came_before_and_are_there_once() {
-    for it in [plain(), shared(), spread(), local()] {
+    for it in [plain(), shared(), spread(), local(), on_a_node()] {
         let mut namespaces = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for document in manifest(&it) {

@@ -104,6 +104,7 @@ fn nodes_are_counted_when_they_take_pods() {
         (vec![node("True", false, true), node("Unknown", false, true)], &config, Weight::Good, "1 of 2"),
         (vec![node("True", false, false)], &config, Weight::Bad, "user namespace"),
         (vec![node("True", false, false)], &no_namespaces, Weight::Good, "1 of 1"),
+        (vec![node("True", false, true)], &no_namespaces, Weight::Warning, "asks for none"),
         (vec![node("True", true, true), node("False", false, true)], &config, Weight::Bad, "none of 2"),
         (vec![], &config, Weight::Bad, "none of 0"),
     ] {

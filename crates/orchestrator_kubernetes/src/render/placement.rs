@@ -10,6 +10,9 @@ use arco_model::spec::scheduling::{
 };
 use serde_json::{Map, Value, json};
 
+/// Taints of a node that does not answer, or says that it is not well.
+const SILENT: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
 /// Everything that a plan asks.
 pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &KubernetesConfig) -> Result<(), String> {
     let it = &plan.template.scheduling;
@@ -24,6 +27,17 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
         let [required, preferred] = rules;
         if let Some(rules) = during_scheduling(required.into(), preferred) {
             spec["affinity"][field] = rules;
+        }
+    }
+    // What must not run twice stays where it is, as long as Kubernetes itself leaves it there.
+    if plan.kind == ComponentKind::Stateless {
+        let mut all: Vec<Value> = it.tolerations.iter().map(toleration).collect();
+        let own = SILENT.iter().filter(|key| !it.tolerations.iter().any(|it| tolerates(it, key)));
+        all.extend(own.map(|key| {
+            json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": config.lost_node_s })
+        }));
+        if !all.is_empty() {
+            spec["tolerations"] = all.into();
         }
     }
     let own = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str() } });
@@ -153,6 +167,13 @@ fn expression(it: &NodeAffinity) -> Value {
         expression["values"] = json!(it.values);
     }
     expression
+}
+
+/// Whether a toleration says how long an instance stays on a node with this taint.
+fn tolerates(it: &Toleration, taint: &str) -> bool {
+    it.effect.is_none_or(|it| it == TaintEffect::NoExecute)
+        && it.key.as_deref().is_none_or(|it| it == taint)
+        && it.value.as_deref().is_none_or(str::is_empty)
 }
 
 fn toleration(it: &Toleration) -> Value {

@@ -1,6 +1,6 @@
 //! Pods: what runs, how confined, how asked whether it is ready.
 
-use super::{Kind, Object, Surroundings, overlay, placement};
+use super::{Kind, Object, Surroundings, files, overlay, placement};
 use crate::names;
 use arco_config::KubernetesConfig;
 use arco_model::artifact::{ImageConfig, ImageRef};
@@ -59,12 +59,14 @@ pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result
     Ok(pod)
 }
 
-/// The template with its key, and its variables from a Secret.
-pub(super) fn keyed(mut pod: Value, key: &str, secret: &str, variables: bool) -> Value {
+/// The template with its key, its variables from a Secret, and its configuration files from objects of that name.
+pub(super) fn keyed(mut pod: Value, key: &str, name: &str, plan: &WorkloadPlan, image: &ImageConfig) -> Value {
+    let it = &plan.template;
     pod["metadata"]["labels"][names::KEY] = key.into();
-    if variables {
-        variables_of(&mut pod["spec"], secret);
+    if !it.env.is_empty() {
+        variables_of(&mut pod["spec"], name);
     }
+    files::mount(&mut pod["spec"], &it.files, name, is_root(&it.user, image));
     pod
 }
 
@@ -226,6 +228,12 @@ fn user(asked: &str, image: &ImageConfig) -> Result<Option<(u32, u32)>, String> 
     }
 }
 
+/// Whether a program runs as root, as far as the image says.
+fn is_root(asked: &str, image: &ImageConfig) -> bool {
+    let user = if asked.is_empty() { image.user.as_str() } else { asked };
+    matches!(user.split(':').next().unwrap_or_default(), "" | "0" | "root")
+}
+
 /// The pod of a one-shot workload. `argv` is what really runs in it; the image is one that nodes can pull; `claims` are
 /// the claims of the component by the name of the volume.
 pub(crate) fn one_shot(
@@ -280,6 +288,7 @@ pub(crate) fn one_shot(
     let labels = pod["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     let (annotations, mut spec) = (pod["metadata"]["annotations"].take(), pod["spec"].take());
     variables_of(&mut spec, &names::one_shot(&work.id));
+    files::mount(&mut spec, &work.files, &names::one_shot(&work.id), is_root(&work.user, around.image));
     let mut object = Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec }));
     object.body["metadata"]["annotations"] = annotations;
     Ok(object)

@@ -39,6 +39,7 @@ pub(crate) fn plan() -> WorkloadPlan {
             ],
             probe: Some(Probe::Http { path: "/healthz".to_owned(), port: None }),
             volumes: vec![volume("cache", VolumeKind::Memory), volume("files", VolumeKind::Shared)],
+            files: Vec::new(),
             restarts_asked: 0,
             scheduling: Scheduling::default(),
             overlay: None,

@@ -3,6 +3,7 @@
 //! What must hold: an annotation that guards something and is not understood closes the Ingress; any other that is not
 //! understood is named and left out.
 
+use super::backend::Speech;
 use super::object::Words;
 use arco_model::route::{
     Balance, FieldMatch, HashBy, PathMatch, RegexRewrite, Rewrite, Route, RouteTimeouts, Sticky, UpstreamTarget,
@@ -32,8 +33,8 @@ pub(super) struct Wishes {
     pub(super) app_root: Option<String>,
     /// Plain HTTP is answered by a redirect: always, never, or where there is a certificate.
     pub(super) redirect: Option<bool>,
-    /// Backends speak HTTP/2.
-    pub(super) http2: bool,
+    /// What backends speak.
+    pub(super) speech: Speech,
     /// A port of the gateway that leads to the backend without HTTP.
     pub(super) stream: Option<u16>,
     /// Why it is not served at all.
@@ -111,9 +112,15 @@ fn read(wishes: &mut Wishes, name: &str, text: &str) -> Result<bool, String> {
         "force-ssl-redirect" => wishes.redirect = if yes()? { Some(true) } else { wishes.redirect },
         "backend-protocol" => match text {
             "HTTP" => {}
-            "GRPC" | "H2C" => wishes.http2 = true,
+            "GRPC" | "H2C" => wishes.speech = Speech::H2C,
+            "HTTPS" => wishes.speech = Speech { http2: false, tls: true },
+            "GRPCS" => wishes.speech = Speech { http2: true, tls: true },
             other => wishes.closed = Some(format!("`backend-protocol`: backends cannot be called by `{other}`")),
         },
+        "proxy-ssl-verify" if on()? => {
+            wishes.closed = Some("`proxy-ssl-verify`: certificates of backends are not verified here".to_owned());
+        }
+        "proxy-ssl-verify" => {}
         "lb-type" => {
             rule.balance = match text {
                 "round-robin" | "" => None,

@@ -29,6 +29,30 @@ pub(super) enum Port<'a> {
     Named(&'a str),
 }
 
+/// What a port speaks beyond HTTP/1.1 in the clear.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Speech {
+    /// HTTP/2.
+    pub(super) http2: bool,
+    /// TLS, with any certificate.
+    pub(super) tls: bool,
+}
+
+impl Speech {
+    /// HTTP/2 without TLS.
+    pub(super) const H2C: Self = Self { http2: true, tls: false };
+
+    /// As a service says it (`appProtocol`); `None` when that says nothing.
+    fn of(app_protocol: &str) -> Option<Self> {
+        match app_protocol {
+            "kubernetes.io/h2c" | "h2c" | "grpc" => Some(Self::H2C),
+            "https" | "kubernetes.io/wss" | "tls" => Some(Self { http2: false, tls: true }),
+            "grpcs" => Some(Self { http2: true, tls: true }),
+            _ => None,
+        }
+    }
+}
+
 /// The upstreams that routes named.
 pub(super) struct Backends<'a> {
     world: &'a World,
@@ -45,7 +69,7 @@ impl<'a> Backends<'a> {
         &mut self,
         from: (&str, &str),
         to: &ObjectRef,
-        http2: bool,
+        speech: Speech,
     ) -> Result<UpstreamTarget, Unresolved> {
         let (kind, namespace) = from;
         let (to_group, to_kind) = (to.group.as_deref().unwrap_or_default(), to.kind.as_deref().unwrap_or("Service"));
@@ -66,11 +90,11 @@ impl<'a> Backends<'a> {
                 format!("the reference to the service `{name}` needs a port"),
             ));
         };
-        self.port(&name, Port::Number(port), http2)
+        self.port(&name, Port::Number(port), speech)
     }
 
-    /// A port of a service. `http2`: it speaks HTTP/2 without TLS, whatever the service says.
-    pub(super) fn port(&mut self, name: &Name, port: Port<'_>, http2: bool) -> Result<UpstreamTarget, Unresolved> {
+    /// A port of a service, and what it speaks when the service does not say.
+    pub(super) fn port(&mut self, name: &Name, port: Port<'_>, speech: Speech) -> Result<UpstreamTarget, Unresolved> {
         let missing = |what: String| Unresolved::new("BackendNotFound", what);
         let service = self.world.services.get(name).ok_or_else(|| missing(format!("there is no service `{name}`")))?;
         if service.spec.r#type == "ExternalName" {
@@ -91,16 +115,11 @@ impl<'a> Backends<'a> {
             };
             missing(format!("the service `{name}` has no port {shown}"))
         })?;
-        let http2 = match found.app_protocol.as_str() {
-            "kubernetes.io/h2c" | "h2c" | "grpc" => true,
-            "https" | "kubernetes.io/wss" | "grpcs" | "tls" => {
-                let message = format!("port {} of the service `{name}` wants TLS (`appProtocol`)", found.port);
-                return Err(Unresolved::new("UnsupportedProtocol", message));
-            }
-            _ => http2,
-        };
+        let said = Speech::of(&found.app_protocol);
+        // Either of both can ask for what the other leaves open; nothing takes TLS away.
+        let speech = said.map_or(speech, |it| Speech { http2: it.http2 || speech.http2, tls: it.tls || speech.tls });
         let reference = format!("{name}:{}", found.port);
-        let (high, low) = hashed(&format!("{reference} {http2}"));
+        let (high, low) = hashed(&format!("{reference} {}{}", speech.http2, if speech.tls { " tls" } else { "" }));
         let target = UpstreamTarget { component: ComponentId::from_parts(high, low), port: found.port };
         if !self.upstreams.contains_key(&target.component) {
             let entry = UpstreamEntry {
@@ -108,7 +127,8 @@ impl<'a> Backends<'a> {
                 reference,
                 state: UpstreamState::Up,
                 endpoints: self.endpoints(name, &found.name),
-                http2_ports: if http2 { vec![found.port] } else { Vec::new() },
+                http2_ports: speech.http2.then_some(found.port).into_iter().collect(),
+                tls_ports: speech.tls.then_some(found.port).into_iter().collect(),
             };
             self.upstreams.insert(target.component.clone(), entry);
         }

@@ -2,7 +2,7 @@
 //!
 //! What must hold: a filter that is not understood is never skipped; the rule is refused.
 
-use super::backend::{Backends, Unresolved};
+use super::backend::{Backends, Speech, Unresolved};
 use super::object::{CorsFilter, Filter, Headers, MirrorFilter, NewPath};
 use arco_model::route::{Cors, HeaderEdits, Mirror, Redirect, Rewrite, Route, UpstreamTarget};
 
@@ -66,7 +66,7 @@ fn one(
             if rule.mirror.is_some() {
                 return unsupported("can be there once");
             }
-            let to = backends.referred(from, &it.backend_ref.object(), false).map_err(Fault::Unresolved)?;
+            let to = backends.referred(from, &it.backend_ref.object(), Speech::default()).map_err(Fault::Unresolved)?;
             rule.mirror = Some(Mirror { to, percent: percent(it) });
         }
         "CORS" => {

@@ -3,7 +3,7 @@
 //! What must hold: what cannot be served answers 500, as the Gateway API wants it, and is told; it never falls through to
 //! another rule.
 
-use super::backend::{Backends, Unresolved};
+use super::backend::{Backends, Speech, Unresolved};
 use super::filter::{Fault, apply};
 use super::kind::Kind;
 use super::object::{
@@ -89,12 +89,13 @@ fn rule(
         }
         return Ok(Route { rewrite: None, balance: None, mirror: None, ..rule });
     }
+    let speech = if kind == Kind::GrpcRoute { Speech::H2C } else { Speech::default() };
     for it in &written.backend_refs {
         if !it.filters.is_empty() {
             let what = format!("filters of the backend `{}` alone are not understood", it.name);
             return Err(Fault::Unsupported(what));
         }
-        match backends.referred(from, &it.object(), kind == Kind::GrpcRoute) {
+        match backends.referred(from, &it.object(), speech) {
             Ok(to) => rule.targets.push(Target { to, weight: it.weight.unwrap_or(1) }),
             Err(why) => drop(unresolved.get_or_insert(why)),
         }

@@ -1,7 +1,7 @@
 //! Ingresses of our class as rules of hosts. Pure.
 
 use super::annotations::{Wishes, path, wishes};
-use super::backend::{Backends, Port};
+use super::backend::{Backends, Port, Speech};
 use super::kind::Kind;
 use super::object::{IngressBackend, IngressSpec};
 use super::status::{Status, changed};
@@ -96,7 +96,7 @@ impl Place<'_, '_> {
         let mut rule = self.wishes.rule.clone();
         let found = match &self.wishes.closed {
             Some(_) => Err(None), // told once for all of it
-            None => target(self.name, backend, self.backends, self.wishes.http2).map_err(Some),
+            None => target(self.name, backend, self.backends, self.wishes.speech).map_err(Some),
         };
         match found {
             Ok(to) => {
@@ -153,14 +153,14 @@ fn target(
     name: &Name,
     backend: &IngressBackend,
     backends: &mut Backends<'_>,
-    http2: bool,
+    speech: Speech,
 ) -> Result<UpstreamTarget, String> {
     let service = backend.service.as_ref().ok_or("its backend is no service")?;
     let port = match service.port.number {
         0 => Port::Named(&service.port.name),
         number => Port::Number(number),
     };
-    backends.port(&Name::new(&name.namespace, &service.name), port, http2).map_err(|it| it.message)
+    backends.port(&Name::new(&name.namespace, &service.name), port, speech).map_err(|it| it.message)
 }
 
 /// A port of the gateway that leads to the first backend.
@@ -179,7 +179,7 @@ fn stream(
     }
     let first = spec.rules.iter().flat_map(|it| &it.http.paths).map(|it| &it.backend).next();
     let backend = first.or(spec.default_backend.as_ref()).ok_or("`l4-port`: there is no backend")?;
-    let target = target(name, backend, backends, false)?;
+    let target = target(name, backend, backends, Speech::default())?;
     draft.stream(age, port, target).map_err(|other| format!("`l4-port`: {port} is taken by `{other}`"))
 }
 

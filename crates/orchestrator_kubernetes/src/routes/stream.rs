@@ -1,6 +1,6 @@
 //! TLSRoutes and TCPRoutes: connections that are passed on unread. Pure.
 
-use super::backend::{Backends, Unresolved};
+use super::backend::{Backends, Speech, Unresolved};
 use super::kind::Kind;
 use super::object::RouteSpec;
 use arco_model::route::UpstreamTarget;
@@ -19,5 +19,5 @@ pub(super) fn target(
     let [backend] = wanted.as_slice() else {
         return Err(format!("connections of a {} go to one backend; shares need an HTTPRoute", kind.word()));
     };
-    Ok(backends.referred((kind.word(), namespace), &backend.object(), false))
+    Ok(backends.referred((kind.word(), namespace), &backend.object(), Speech::default()))
 }

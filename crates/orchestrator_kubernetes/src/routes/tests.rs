@@ -163,6 +163,43 @@ fn an_ingress_is_served_with_what_its_annotations_ask_for() {
 }
 
 #[test]
+fn backends_are_asked_over_tls_where_ingress_or_service_say_so() {
+    for (annotation, app_protocol, http2, tls) in [
+        ("HTTP", "", false, false),
+        ("HTTPS", "", false, true),
+        ("GRPC", "", true, false),
+        ("GRPCS", "", true, true),
+        ("HTTP", "https", false, true),
+        ("HTTP", "kubernetes.io/wss", false, true),
+        ("HTTP", "grpcs", true, true),
+        ("GRPC", "https", true, true),
+        ("HTTPS", "http", false, true),
+    ] {
+        let ingress = json!({
+            "kind": "Ingress",
+            "metadata": {
+                "name": "i",
+                "annotations": {
+                    "nginx.ingress.kubernetes.io/backend-protocol": annotation,
+                    "nginx.ingress.kubernetes.io/proxy-ssl-verify": "off",
+                },
+            },
+            "spec": {
+                "ingressClassName": "arco",
+                "defaultBackend": { "service": { "name": "web", "port": { "number": 443 } } },
+            },
+        });
+        let web = service("web", json!([{ "name": "web", "port": 443, "appProtocol": app_protocol }]));
+        let it = told(&[web, ingress]);
+        assert_eq!(it.problems.len(), 0, "{:?}", it.problems);
+        let ports = |asked: bool| if asked { vec![443] } else { Vec::new() };
+        let spoken: Vec<_> =
+            it.table.upstreams.values().map(|it| (it.http2_ports.clone(), it.tls_ports.clone())).collect();
+        assert_eq!(spoken, [(ports(http2), ports(tls))], "{annotation} {app_protocol}");
+    }
+}
+
+#[test]
 fn annotations_rewrite_share_and_close() {
     let paths = json!([{ "path": "/a(/|$)(.*)", "pathType": "ImplementationSpecific", "backend": { "service": { "name": "web", "port": { "number": 80 } } } }]);
     let ingress = |name: &str, annotations: Value| {
@@ -190,7 +227,8 @@ fn annotations_rewrite_share_and_close() {
     for (annotations, part) in [
         (json!({ "auth-url": "http://x" }), "open to everybody"),
         (json!({ "whitelist-source-range": "everybody" }), "not served"),
-        (json!({ "backend-protocol": "HTTPS" }), "cannot be called by `HTTPS`"),
+        (json!({ "backend-protocol": "FCGI" }), "cannot be called by `FCGI`"),
+        (json!({ "backend-protocol": "HTTPS", "proxy-ssl-verify": "on" }), "are not verified here"),
     ] {
         let (rules, problems) = rule(annotations.clone());
         let closed = rules.iter().all(|it| it.answer.as_ref().is_some_and(|it| it.status == 503));

@@ -1,8 +1,10 @@
 //! A one-shot inside a pod that waits: folders are copied in, the program runs, what it wrote is copied out.
 //!
 //! What of the image must be there: `/bin/sh`, `tar`, and for an export GNU `find`; the platform's own stacks have them.
-//! What must hold: only what changed after the folders were copied in can be part of the layer; folders that may be
-//! written (caches) begin empty, because nothing of the host is in a cluster.
+//! What must hold: only what changed after the folders were copied in can be part of the layer. Caches are not of the host:
+//! [`caches`] has them.
+
+mod caches;
 
 use super::layer::{self, Change};
 use super::until;
@@ -46,13 +48,14 @@ pub(super) fn as_root(mut pod: Object) -> Object {
     pod
 }
 
-/// Runs the workload in the pod, which runs.
+/// Runs the workload in the pod, which runs, until `deadline`, when the caller ends it.
 pub(super) async fn run(
     inner: &Inner,
     namespace: &str,
     pod: &str,
     work: &OneShot,
     output: mpsc::Sender<OutputLine>,
+    deadline: tokio::time::Instant,
     changed: &mut broadcast::Receiver<arco_model::id::ComponentId>,
 ) -> Result<OneShotResult, Error> {
     let at = Pod { inner, namespace, name: pod };
@@ -62,11 +65,9 @@ pub(super) async fn run(
             at.copy_in(&mount.host_path, &mount.path).await?;
         }
     }
-    let before = match &work.export {
-        Some(export) => Some(at.begin(work, export).await?),
-        None => None,
-    };
-    let status = at.program(work, output).await?;
+    let caches = at.restore(work, &output).await?;
+    let before = at.begin(work).await?;
+    let status = at.program(work, &output).await?;
     let mut exit = ExitFacts { status, at: clock::now(), ..ExitFacts::default() };
     exit.signal = (129..=192).contains(&status).then(|| status - 128);
     if status == KILLED {
@@ -77,10 +78,13 @@ pub(super) async fn run(
         });
         exit.out_of_memory = matches!(tokio::time::timeout(TELLING, ended).await, Ok(Ok(true)));
     }
-    let layer = match (&work.export, before) {
-        (Some(export), Some(before)) if status == 0 => Some(at.export(work, export, before).await?),
+    let layer = match &work.export {
+        Some(export) if status == 0 => Some(at.export(work, export, before).await?),
         _ => None,
     };
+    if status == 0 {
+        at.keep(work, &caches, deadline, &output).await;
+    }
     Ok(OneShotResult { exit, timed_out: false, layer })
 }
 
@@ -151,10 +155,16 @@ impl Pod<'_> {
         }
     }
 
-    /// Every path before the program runs, and a mark to compare times with.
-    async fn begin(&self, work: &OneShot, export: &LayerExport) -> Result<BTreeSet<Vec<u8>>, Error> {
+    /// Every path that could be part of a layer before the program runs, and a mark to compare times with.
+    async fn begin(&self, work: &OneShot) -> Result<BTreeSet<Vec<u8>>, Error> {
+        if work.export.is_none() && work.caches.is_empty() {
+            return Ok(BTreeSet::new());
+        }
         self.done("prepare", &["mkdir", "-p", OURS], Vec::new()).await?;
-        let before = self.find(work, export, &[]).await?;
+        let before = match &work.export {
+            Some(export) => self.find(work, export, &[]).await?,
+            None => BTreeSet::new(),
+        };
         self.done("set a mark", &["touch", &format!("{OURS}/mark")], Vec::new()).await?;
         Ok(before)
     }
@@ -163,8 +173,10 @@ impl Pod<'_> {
     async fn find(&self, work: &OneShot, export: &LayerExport, only: &[&str]) -> Result<BTreeSet<Vec<u8>>, Error> {
         let mut argv: Vec<&str> = vec!["find", "/", "-xdev", "("];
         let mounts = work.mounts.iter().map(|it| it.path.as_str());
+        let caches = work.caches.iter().map(|it| it.path.as_str());
         let volumes = work.volumes.iter().map(|it| it.path.as_str());
-        let excluded = NEVER.into_iter().chain(export.exclude.iter().map(String::as_str)).chain(mounts).chain(volumes);
+        let excluded = NEVER.into_iter().chain(export.exclude.iter().map(String::as_str));
+        let excluded = excluded.chain(mounts).chain(caches).chain(volumes);
         for (number, path) in excluded.enumerate() {
             if number > 0 {
                 argv.push("-o");
@@ -188,7 +200,7 @@ impl Pod<'_> {
     }
 
     /// Runs the workload's program; its exit status comes after its last line.
-    async fn program(&self, work: &OneShot, output: mpsc::Sender<OutputLine>) -> Result<i32, Error> {
+    async fn program(&self, work: &OneShot, output: &mpsc::Sender<OutputLine>) -> Result<i32, Error> {
         let mut argv = Vec::new();
         if !work.user.is_empty() && work.user != "root" && work.user != "0" {
             let (user, group) = work.user.split_once(':').unwrap_or((&work.user, ""));
@@ -199,7 +211,7 @@ impl Pod<'_> {
         argv.extend(work.argv.iter().cloned());
         let ExecSession { stdin, stdout, stderr, exit, .. } = self.start(argv).await?;
         drop(stdin);
-        tokio::join!(hand_on(stdout, false, &output), hand_on(stderr, true, &output));
+        tokio::join!(hand_on(stdout, false, output), hand_on(stderr, true, output));
         exit.await.map_err(|_| Error::failed("run a one-shot workload", "the connection to its pod broke"))
     }
 

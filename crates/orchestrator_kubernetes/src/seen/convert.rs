@@ -184,6 +184,7 @@ impl Recorded for Pod {
             place: place.into_iter().flatten().next().unwrap_or_default(),
             created,
             deleting: meta.deletion_timestamp.is_some(),
+            gone_by: meta.deletion_timestamp.as_ref().map(stamp),
             draining_since: word(&meta.annotations, names::DRAINING_SINCE).parse().ok().map(Timestamp),
             node: self.spec.as_ref().and_then(|it| it.node_name.clone()).unwrap_or_default(),
             address: None,
@@ -217,8 +218,8 @@ impl Recorded for Pod {
                 _ => {}
             }
         }
-        // A node says both; of one that is silent the cluster itself takes back the first.
-        pod.lost = containers_ready && !pod.ready && pod.ready_changed.is_some();
+        // A node says both; of one that is silent the cluster itself takes back the first. A closed gate does that, too.
+        pod.lost = containers_ready && !pod.ready && pod.ready_changed.is_some() && !is_gated(self);
         if let Some(it) = status.container_statuses.iter().flatten().find(|it| it.name == names::CONTAINER) {
             pod.restarts = u32::try_from(it.restart_count).unwrap_or_default();
             pod.program = it.state.as_ref().map(program).unwrap_or_default();
@@ -230,6 +231,16 @@ impl Recorded for Pod {
         }
         Record::Pod(Box::new(pod))
     }
+}
+
+/// Whether a condition that the pod waits for before it is ready does not hold.
+fn is_gated(pod: &Pod) -> bool {
+    let mut gates = pod.spec.iter().flat_map(|it| it.readiness_gates.iter().flatten());
+    let holds = |what: &str| {
+        let mut conditions = pod.status.iter().flat_map(|it| it.conditions.iter().flatten());
+        conditions.any(|it| it.type_ == what && it.status == "True")
+    };
+    gates.any(|it| !holds(&it.condition_type))
 }
 
 fn program(state: &ContainerState) -> Program {

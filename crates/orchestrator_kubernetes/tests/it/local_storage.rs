@@ -8,9 +8,9 @@ mod control_plane {
     use arco_orchestrator::contract::{in_time, plan, reached, until};
     use arco_orchestrator::{Orchestrator as _, Removal};
     use futures_util::FutureExt as _;
-    use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
+    use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
     use k8s_openapi::api::storage::v1::StorageClass;
-    use kube::api::{Api, DeleteParams, ListParams, PostParams};
+    use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
     use serde_json::{Value, json};
     use std::time::{Duration, Instant};
 
@@ -55,6 +55,7 @@ mod control_plane {
 
     async fn cleared(place: &Place, config: &KubernetesConfig) {
         let (client, now) = (&place.client, DeleteParams::default());
+        let _ = Api::<Node>::all(client.clone()).delete(&node_of(config), &now).await;
         let _ = Api::<StorageClass>::all(client.clone()).delete(&config.local_storage_class, &now).await;
         let _ = Api::<Namespace>::all(client.clone()).delete(&config.local_storage_namespace, &now).await;
         let platform = config.namespace_prefix.trim_end_matches('-');
@@ -106,19 +107,68 @@ mod control_plane {
         driver.shutdown(false).await.unwrap();
     }
 
-    /// A claim by hand, of a namespace that is not the platform's, whose node is gone; and one that is deleted before its
-    /// folder became a volume.
-    async fn in_the_way(place: &Place, config: &KubernetesConfig) {
-        let driver = place.another(config.clone(), None).await;
-        let claims = Api::<PersistentVolumeClaim>::namespaced(place.client.clone(), &config.local_storage_namespace);
+    /// A claim by hand, of a namespace that is not a tenant's, for which a node is chosen; and the name of its volume.
+    async fn claimed(place: &Place, config: &KubernetesConfig, node: &str) -> (Api<PersistentVolumeClaim>, String) {
         let asked: Value = json!({
-            "metadata": { "name": "by-hand", "annotations": { "volume.kubernetes.io/selected-node": "gone" } },
+            "metadata": { "name": "by-hand", "annotations": { "volume.kubernetes.io/selected-node": node } },
             "spec": {
                 "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Mi" } },
                 "storageClassName": config.local_storage_class,
             },
         });
-        claims.create(&PostParams::default(), &serde_json::from_value(asked).unwrap()).await.unwrap();
+        let claims = Api::<PersistentVolumeClaim>::namespaced(place.client.clone(), &config.local_storage_namespace);
+        let made = claims.create(&PostParams::default(), &serde_json::from_value(asked).unwrap()).await.unwrap();
+        (claims, format!("pvc-{}", made.metadata.uid.unwrap()))
+    }
+
+    /// A node of its own, closed for pods of other tests: on it nothing runs.
+    fn node_of(config: &KubernetesConfig) -> String {
+        format!("{}node", config.namespace_prefix)
+    }
+
+    /// Each process ends when it has begun something; what ends well meanwhile is what the next one goes on with.
+    async fn taken_over(place: &Place, config: &KubernetesConfig) {
+        let name = node_of(config);
+        let nodes = Api::<Node>::all(place.client.clone());
+        let labels = json!({ "kubernetes.io/hostname": "the-host" });
+        let node = json!({ "metadata": { "name": name, "labels": labels }, "spec": { "unschedulable": true } });
+        nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+        let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+        nodes.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready)).await.unwrap();
+        let work = Api::<Pod>::namespaced(place.client.clone(), &config.local_storage_namespace);
+        let volumes = Api::<PersistentVolume>::all(place.client.clone());
+        let (claims, volume) = claimed(place, config, &name).await;
+        let [make, remove] = ["make", "remove"].map(|it| format!("{it}-{volume}"));
+
+        let first = place.another(config.clone(), None).await;
+        holds("a pod is to make the folder", async || work.get_opt(&make).await.unwrap().is_some()).await;
+        first.shutdown(false).await.unwrap();
+        let done = Patch::Merge(json!({ "status": { "phase": "Succeeded" } }));
+        work.patch_status(&make, &PatchParams::default(), &done).await.unwrap();
+        assert!(volumes.get_opt(&volume).await.unwrap().is_none());
+
+        let second = place.another(config.clone(), None).await;
+        holds("the next one makes the volume", async || volumes.get_opt(&volume).await.unwrap().is_some()).await;
+        let made = serde_json::to_value(volumes.get(&volume).await.unwrap().spec.unwrap().node_affinity).unwrap();
+        let term = &made["required"]["nodeSelectorTerms"][0]["matchExpressions"][0];
+        assert_eq!(term["values"], json!(["the-host"]), "what volumes call the node");
+        holds("and ends the pod", async || work.get_opt(&make).await.unwrap().is_none()).await;
+        claims.delete("by-hand", &DeleteParams::default()).await.unwrap();
+        holds("a pod is to remove the folder", async || work.get_opt(&remove).await.unwrap().is_some()).await;
+        second.shutdown(false).await.unwrap();
+        work.patch_status(&remove, &PatchParams::default(), &done).await.unwrap();
+        assert!(volumes.get_opt(&volume).await.unwrap().is_some(), "it goes after its folder");
+
+        let third = place.another(config.clone(), None).await;
+        holds("the volume goes", async || volumes.get_opt(&volume).await.unwrap().is_none()).await;
+        holds("with the pod", async || work.get_opt(&remove).await.unwrap().is_none()).await;
+        third.shutdown(false).await.unwrap();
+    }
+
+    /// The scheduler is asked again for a claim whose node is gone.
+    async fn in_the_way(place: &Place, config: &KubernetesConfig) {
+        let driver = place.another(config.clone(), None).await;
+        let (claims, _) = claimed(place, config, "gone").await;
         let chosen_anew = async || {
             let annotations = claims.get("by-hand").await.unwrap().metadata.annotations.unwrap_or_default();
             !annotations.contains_key("volume.kubernetes.io/selected-node")
@@ -148,7 +198,12 @@ mod control_plane {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_claim_gets_a_folder_of_its_node_and_leaves_nothing() {
-        with_local_storage(provided).await;
+        Box::pin(with_local_storage(provided)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_next_leader_goes_on_where_one_ended() {
+        with_local_storage(taken_over).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

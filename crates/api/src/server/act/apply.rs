@@ -109,6 +109,7 @@ fn spec(
     spec.env.clone_from(&manifest.env);
     spec.build.env.clone_from(&manifest.build_env);
     spec.volumes.clone_from(&manifest.volumes);
+    spec.files.clone_from(&manifest.files);
     spec.command.clone_from(&manifest.command);
     spec.probe.clone_from(&manifest.probe);
     spec.rollout = manifest.rollout.unwrap_or_default();
@@ -180,7 +181,10 @@ fn to_json(spec: &ComponentSpec) -> Value {
     serde_json::to_value(spec).unwrap_or_default()
 }
 
-/// Objects by path of their fields; lists stay whole. What is empty counts as absent.
+/// Field of a spec with the configuration files.
+const FILES: &str = "files";
+
+/// Objects by path of their fields; lists stay whole, but files, each of which is named. What is empty counts as absent.
 fn flatten(path: String, value: Value, into: &mut BTreeMap<String, Value>) {
     match value {
         Value::Object(fields) => {
@@ -190,6 +194,12 @@ fn flatten(path: String, value: Value, into: &mut BTreeMap<String, Value>) {
         }
         Value::Null => {}
         Value::Array(items) if items.is_empty() => {}
+        Value::Array(files) if path == FILES => {
+            for file in files {
+                let at = file["path"].as_str().unwrap_or_default();
+                into.insert(format!("{path}.{at}"), file);
+            }
+        }
         other => drop(into.insert(path, other)),
     }
 }
@@ -198,6 +208,7 @@ fn flatten(path: String, value: Value, into: &mut BTreeMap<String, Value>) {
 mod tests {
     use super::*;
     use arco_model::source::Source;
+    use arco_model::spec::files::FileSpec;
 
     #[test]
     fn bindings_are_read_with_their_defaults() {
@@ -224,10 +235,20 @@ mod tests {
         let mut after = before.clone();
         after.env.insert("A".into(), "1".into());
         after.replicas = 3;
+        let file = |content: &str| -> FileSpec {
+            serde_json::from_value(serde_json::json!({"path": "/etc/a", "content": content})).unwrap()
+        };
+        after.files = vec![file("x")];
         let changes = difference(&name, &before, &after);
         let fields: Vec<_> =
             changes.iter().map(|it| (it.field.as_str(), it.before.clone(), it.after.clone())).collect();
-        assert_eq!(fields, [("env.A", Value::Null, Value::from("1")), ("replicas", Value::from(1), Value::from(3))]);
+        let whole = serde_json::json!({"path": "/etc/a", "content": "x"});
+        let expected = [
+            ("env.A", Value::Null, Value::from("1")),
+            ("files./etc/a", Value::Null, whole),
+            ("replicas", Value::from(1), Value::from(3)),
+        ];
+        assert_eq!(fields, expected);
         assert_eq!(difference(&name, &after, &after), []);
     }
 }

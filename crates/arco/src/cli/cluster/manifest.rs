@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 /// Examples of the help.
 pub(super) const EXAMPLES: &str = "Examples:
-  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 | kubectl apply -f -
-  arco cluster manifest … | kubectl delete -f -        (tenants' namespaces stay: delete applications before)
+  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 --trust-registry >arco.yaml
+  kubectl apply --server-side -f arco.yaml
+  kubectl delete -f arco.yaml        (delete applications before; tenants' namespaces stay: docs/guides/cluster.md)
 
   arco cluster manifest … --high-availability --replicas builder=3 --metadata postgres://… --coordination etcd://… --blobs s3://… \\
     --store-secret arco-stores --credentials metadata-password,secret.key,…     (pods of its own for each role)
@@ -93,10 +94,20 @@ pub(crate) struct ManifestArgs {
     /// Let the leading controller make volumes of this folder of the nodes, for clusters without a storage class
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "/var/lib/arco/volumes")]
     local_storage: Option<PathBuf>,
+    /// Keep the one server's own volume in that folder of this node (its label kubernetes.io/hostname)
+    #[arg(
+        long,
+        value_name = "NODE",
+        requires = "local_storage",
+        conflicts_with = "high_availability",
+        default_value = ""
+    )]
+    server_node: String,
     /// Serve the cluster's Ingress and Gateway API objects of this class
     #[arg(long, value_name = "NAME", default_value = "")]
     route_class: String,
-    /// Run instances and builds without a user namespace, for nodes that cannot give one (before containerd 2.0)
+    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); builds that run steps
+    /// are then refused, unless `builder.without_user_namespace` in the settings allows them
     #[arg(long)]
     no_user_namespaces: bool,
     /// Size of the server's own volume, in GiB
@@ -182,10 +193,11 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
             "give an absolute path, as /var/lib/arco/volumes",
         );
     }
-    if args.local_storage.is_some() && args.storage_class.is_empty() && !args.high_availability {
+    let made_by_nobody = args.storage_class.is_empty() && args.server_node.is_empty() && !args.high_availability;
+    if args.local_storage.is_some() && made_by_nobody {
         return wrong(
             "one server keeps its state on a volume, which cannot be one that it makes itself once it runs".to_owned(),
-            "name a class for it by `--storage-class`, or give each role pods of its own by `--high-availability`: their controller has no volume",
+            "name a node for it by `--server-node` (`kubectl get nodes -L kubernetes.io/hostname`), or a class by `--storage-class`",
         );
     }
     if args.registry_node_port != 0 && !(30000..=32767).contains(&args.registry_node_port) {
@@ -240,6 +252,7 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
         node_logs: args.node_logs.clone(),
         storage_class: args.storage_class.clone(),
         local_storage: args.local_storage.clone(),
+        server_node: args.server_node.clone(),
         volume_gb: args.volume_gb,
         namespace_prefix: args.namespace_prefix.clone(),
         route_class: args.route_class.clone(),
@@ -396,10 +409,13 @@ mod tests {
         let local = ask(&[&stores, &key, &["--local-storage"]]).unwrap().local_storage;
         assert_eq!(local, Some(PathBuf::from("/var/lib/arco/volumes")));
         assert!(
-            given(&["--local-storage"]).unwrap_err().contains("--storage-class"),
+            given(&["--local-storage"]).unwrap_err().contains("--server-node"),
             "who makes the server's own volume?"
         );
         assert!(given(&["--local-storage", "--storage-class", "fast"]).is_ok());
+        assert_eq!(given(&["--local-storage", "--server-node", "n1"]).unwrap().server_node, "n1");
+        assert!(given(&["--server-node", "n1"]).unwrap_err().contains("--local-storage"));
+        assert!(ask(&[&stores, &key, &["--local-storage", "--server-node", "n1"]]).is_err(), "no server is the one");
         for folder in ["volumes", "/"] {
             assert!(given(&["--local-storage", folder]).unwrap_err().contains("a folder of the nodes"), "{folder}");
         }

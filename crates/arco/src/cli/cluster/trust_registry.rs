@@ -2,9 +2,13 @@
 //! by the name that images carry. Run by a DaemonSet; removes the file when it is told to end.
 //!
 //! What must hold: only that one file is touched. Nodes do not know the cluster's names, so the file has the address of the
-//! service, which is asked for again: a service that was made anew has another.
+//! service, which is asked for again: a service that was made anew has another. Whether containerd reads the file at all is
+//! looked up in its settings ([`settings`]) and said in the log, where `arco doctor --cluster` reads it.
+
+mod settings;
 
 use super::Failure;
+use arco_orchestrator_kubernetes::preflight::{Weight, judge_hosts};
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +30,15 @@ pub(crate) struct TrustArgs {
     /// containerd's folder of hosts, as it is mounted here
     #[arg(long, value_name = "FOLDER")]
     folder: PathBuf,
+    /// The same folder, as the node calls it
+    #[arg(long, value_name = "FOLDER")]
+    node_folder: PathBuf,
+    /// The folder of containerd's `config.toml`, as it is mounted here
+    #[arg(long, value_name = "FOLDER")]
+    settings: PathBuf,
+    /// The same folder, as the node calls it
+    #[arg(long, value_name = "FOLDER")]
+    node_settings: PathBuf,
 }
 
 /// Runs until it is told to end.
@@ -36,8 +49,15 @@ pub(super) async fn run(args: &TrustArgs) -> Result<(), Failure> {
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(local)?;
     let folder = args.folder.join(&args.name);
-    let mut written = None;
+    let (mut written, mut told) = (None, None);
     loop {
+        let setting = settings::look(&args.settings, &args.node_settings, &args.node_folder);
+        if told.as_ref() != Some(&setting) {
+            let judged = judge_hosts(&setting, None);
+            let todo = if judged.weight == Weight::Good { String::new() } else { format!("; {}", judged.advice) };
+            eprintln!("{}{todo}\n{}", judged.found, setting.line());
+            told = Some(setting);
+        }
         match tokio::net::lookup_host(&args.service).await.map(|mut it| it.next()) {
             Ok(Some(address)) if written != Some(address) => {
                 write(&folder, address).map_err(|it| {

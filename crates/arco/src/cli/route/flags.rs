@@ -9,7 +9,7 @@ use arco_api::wire::RouteRequest;
 use arco_model::route::{
     Answer, Balance, BasicAuth, Buffer, ComponentTarget, Cors, FieldMatch, ForwardAuth, HeaderEdits, Maintenance,
     Mirror, PathMatch, RateKey, RateLimit, Redirect, RegexRewrite, RouteTimeouts, RouteTls, Sticky, Target,
-    TargetError,
+    TargetError, UpstreamTls,
 };
 use clap::Args;
 use ipnet::IpNet;
@@ -127,7 +127,7 @@ pub(crate) struct RouteFlags {
     /// instance then
     #[arg(long, value_name = "request|response|both", value_parser = buffer, help_heading = "Protection")]
     buffer: Option<Buffer>,
-    /// Longest wait for a response, and between two pieces of it
+    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     timeout: Option<u64>,
     /// Longest time for a request with all of its response
@@ -152,6 +152,13 @@ pub(crate) struct RouteFlags {
     /// Clients must show a certificate of one of the authorities in this file (PEM)
     #[arg(long, value_name = "@FILE", help_heading = "TLS")]
     client_ca: Option<String>,
+    /// Instances are asked over TLS, and must show a certificate of one of the authorities in this file (PEM) for
+    /// --upstream-name; without it a port of protocol https may show any
+    #[arg(long, value_name = "@FILE", help_heading = "TLS")]
+    upstream_ca: Option<String>,
+    /// Name that the certificate of instances must be for
+    #[arg(long, value_name = "NAME", help_heading = "TLS")]
+    upstream_name: Option<String>,
 }
 
 impl RouteFlags {
@@ -236,12 +243,24 @@ impl RouteFlags {
         tls.redirect |= self.redirect_https;
         tls.hsts_max_age_s = self.hsts.or(tls.hsts_max_age_s);
         if let Some(path) = &self.client_ca {
-            let path = path.strip_prefix('@').unwrap_or(path);
-            let text = std::fs::read_to_string(path).map_err(|it| {
-                Failure::usage("file_unreadable", format!("the file `{path}` cannot be read: {it}"), "check its path")
-            })?;
-            tls.client_ca = Some(text);
+            tls.client_ca = Some(text_of(path)?);
         }
+        self.apply_upstream_tls(route)
+    }
+
+    fn apply_upstream_tls(&self, route: &mut RouteRequest) -> Result<(), Failure> {
+        if self.upstream_ca.is_none() && self.upstream_name.is_none() {
+            return Ok(());
+        }
+        let before = route.upstream_tls.take();
+        let ca = self.upstream_ca.as_deref().map(text_of).transpose()?;
+        let ca = ca.or_else(|| before.as_ref().map(|it| it.ca.clone()));
+        let name = self.upstream_name.clone().or_else(|| before.map(|it| it.name));
+        let (Some(name), Some(ca)) = (name, ca) else {
+            let message = "whose certificate instances must show takes a name and an authority";
+            return Err(Failure::usage("route_invalid", message, "give both --upstream-name and --upstream-ca"));
+        };
+        route.upstream_tls = Some(UpstreamTls { name, ca });
         Ok(())
     }
 
@@ -279,8 +298,16 @@ impl RouteFlags {
     }
 }
 
+/// The text of a file, as `@FILE` or `FILE`.
+fn text_of(path: &str) -> Result<String, Failure> {
+    let path = path.strip_prefix('@').unwrap_or(path);
+    std::fs::read_to_string(path).map_err(|it| {
+        Failure::usage("file_unreadable", format!("the file `{path}` cannot be read: {it}"), "check its path")
+    })
+}
+
 /// Parts of a route that can be left out.
-const PARTS: [&str; 29] = [
+const PARTS: [&str; 30] = [
     "paths",
     "methods",
     "headers",
@@ -293,6 +320,7 @@ const PARTS: [&str; 29] = [
     "retry",
     "circuit",
     "health_check",
+    "upstream_tls",
     "mirror",
     "rewrite",
     "redirect",

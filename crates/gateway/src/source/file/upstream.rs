@@ -2,16 +2,13 @@
 
 use super::super::route::{check, sticky};
 use super::{TimeoutsFile, check_timeouts};
-use crate::balance::{Balance, Ejection, HashKey, hash};
-use crate::upstream::{Transport, UpstreamSettings, UpstreamTls};
+use crate::balance::{Balance, Ejection, HashKey};
+use crate::upstream::{Transport, UpstreamSettings};
 use arco_model::route::{HealthCheck, Sticky};
 use http::HeaderName;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, Deserialize)]
@@ -149,27 +146,10 @@ impl UpstreamFile {
 
     fn transport(&self, folder: &Path) -> Result<Transport, String> {
         let http2 = self.protocol == UpstreamProtocol::Http2;
-        let Some(tls) = &self.tls else { return Ok(Transport { id: u64::from(http2), http2, tls: None }) };
+        let Some(tls) = &self.tls else { return Ok(Transport::plain(http2)) };
         let path = folder.join(&tls.ca_file);
         let fail = |cause: String| format!("cannot use the certificates in {}: {cause}", path.display());
         let pem = std::fs::read(&path).map_err(|it| fail(it.to_string()))?;
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|it| fail(it.to_string()))?;
-            roots.add(certificate).map_err(|it| fail(it.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(fail("there is none".to_owned()));
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|it| fail(it.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        let name = ServerName::try_from(tls.name.clone()).map_err(|_| format!("`{}` is not a name", tls.name))?;
-        let id = hash(&pem, hash(tls.name.as_bytes(), 2 + u64::from(http2))) | 2;
-        Ok(Transport { id, http2, tls: Some(UpstreamTls { config: Arc::new(config), name }) })
+        Transport::of(&tls.name, &pem, http2).map_err(fail)
     }
 }

@@ -200,7 +200,7 @@ impl Inner {
         }
     }
 
-    /// What the shim of a container is told, as it was written.
+    /// What the shim of a container is told; the contents of its files are gone once they are in it.
     pub(super) fn read_spec(&self, id: &InstanceId) -> Option<ShimSpec> {
         serde_json::from_slice(&std::fs::read(self.run_directory(id).join(protocol::SPEC_FILE)).ok()?).ok()
     }

@@ -209,6 +209,7 @@ impl Task {
             last_exit: None,
             listens_on: Vec::new(),
             fault: None,
+            node_silent: false,
         };
         let now = clock::now();
         let mut it = Instance::new(facts, now);
@@ -548,6 +549,7 @@ impl Task {
             last_exit: None,
             listens_on: Vec::new(),
             fault: None,
+            node_silent: false,
         };
         let mut it = Instance::new(facts, clock::now());
         (it.preparing, it.earlier_runs, it.grace_ms) = (true, earlier_runs, plan.rollout.stop_grace_ms);

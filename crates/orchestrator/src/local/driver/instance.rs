@@ -2,12 +2,12 @@
 
 use super::Inner;
 use crate::Error;
-use crate::local::container::{ContainerSpec, RestartPolicy};
+use crate::local::container::{ContainerFile, ContainerSpec, RestartPolicy};
 use crate::local::network::Attachment;
 use crate::local::network::rules::InstanceRole;
 use arco_model::id::InstanceId;
 use arco_model::name::{ApplicationName, TenantName};
-use arco_model::plan::WorkloadPlan;
+use arco_model::plan::{InstanceFile, WorkloadPlan};
 use arco_store::images::Image;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -38,6 +38,16 @@ pub(super) fn resolv_conf(servers: &[Ipv4Addr], place: Option<(&TenantName, &App
 pub(super) fn hosts(address: Option<Ipv4Addr>, hostname: &str) -> String {
     let own = address.unwrap_or(Ipv4Addr::LOCALHOST);
     format!("127.0.0.1\tlocalhost\n{own}\t{hostname}\n")
+}
+
+/// Configuration files with what is in them.
+pub(super) fn files(files: &[InstanceFile], env: &BTreeMap<String, String>) -> Result<Vec<ContainerFile>, Error> {
+    let made = |it: &InstanceFile| -> Result<ContainerFile, Error> {
+        let missing = || format!("the secret of the file `{}` is not set: set it (`arco secret set`)", it.path);
+        let content = it.text(env).ok_or_else(|| Error::Refused(missing()))?.to_owned();
+        Ok(ContainerFile { path: it.path.clone(), content, mode: it.mode.bits() })
+    };
+    files.iter().map(made).collect()
 }
 
 /// Fills in from the image's configuration what the caller left open.
@@ -76,6 +86,7 @@ pub(super) fn blank(id: InstanceId) -> ContainerSpec {
         stop_signal: String::new(),
         resources: arco_model::spec::Resources::default(),
         mounts: Vec::new(),
+        files: Vec::new(),
         netns: None,
         hostname: String::new(),
         resolv_conf: None,
@@ -139,6 +150,7 @@ async fn make(inner: &Inner, order: &Order) -> Result<Option<Ipv4Addr>, Error> {
     ];
     let mut env = it.env.clone();
     env.insert("ARCO_INSTANCE".to_owned(), id.to_string());
+    let files = files(&it.files, &env)?;
     let mut spec = ContainerSpec {
         component: Some(component.clone()),
         layers: image.layers.clone(),
@@ -150,6 +162,7 @@ async fn make(inner: &Inner, order: &Order) -> Result<Option<Ipv4Addr>, Error> {
         stop_signal: it.stop_signal.clone(),
         resources: it.resources,
         mounts,
+        files,
         netns: Some(netns),
         resolv_conf: Some(resolv_conf(&[inner.gateway], Some((&plan.tenant, &plan.application)))),
         hosts: Some(hosts(address, &hostname)),

@@ -11,7 +11,7 @@ use crate::local::shim::INIT_PATH;
 use crate::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
 use arco_model::id::InstanceId;
 use arco_model::observed::ExitFacts;
-use arco_model::plan::{OneShot, OneShotNetwork};
+use arco_model::plan::{HostMount, OneShot, OneShotNetwork};
 use futures_util::FutureExt;
 use futures_util::future::FusedFuture;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -185,6 +185,11 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
     let image = image.map_err(|error| Error::failed(format!("read the image {}", workload.image.repository), error))?;
     let attached = attached.map_err(|error| Error::failed("connect the workload", error))?;
     let mut mounts = workload.mounts.clone();
+    mounts.extend(workload.caches.iter().map(|it| HostMount {
+        host_path: it.host_path.clone(),
+        path: it.path.clone(),
+        writable: true,
+    }));
     mounts.extend(volumes?);
     let name_servers = match role {
         None => Vec::new(),
@@ -199,6 +204,7 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
     let kind = if role == Some(InstanceRole::Run) { "run" } else { "build" };
     let labels =
         [("kind", kind.to_owned()), ("component", component.to_string()), ("tenant", workload.tenant.to_string())];
+    let files = instance::files(&workload.files, &workload.env)?;
     let mut spec = ContainerSpec {
         layers,
         disk_mb: workload.resources.disk_mb,
@@ -208,6 +214,7 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
         user: workload.user.clone(),
         resources: workload.resources,
         mounts,
+        files,
         netns: Some(attached.netns),
         hostname: hostname.to_owned(),
         resolv_conf: Some(instance::resolv_conf(&name_servers, place)),

@@ -8,15 +8,19 @@ use super::mounts::{
     self, Bind, attach_loop, bind, borrow, make_inside, mount, open_directory, open_inside, step, unmount,
 };
 use super::protocol::{ID_RANGE, ShimSpec};
+use super::user;
 use crate::local::cgroup::Cgroup;
+use crate::local::container::ContainerFile;
 use arco_model::plan::HostMount;
 use nix::mount::MsFlags;
 use rustix::fs::OFlags;
 use std::fs::{self, File};
-use std::io::{Error, Result};
+use std::io::{Error, Result, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+
+const MIB: usize = 1 << 20;
 
 /// Where the static init appears inside.
 pub(in crate::local) const INIT_PATH: &str = "/.arco/init";
@@ -41,8 +45,9 @@ impl RootFs {
     /// Mounts everything. On an error the mount namespace must be given up.
     pub(super) fn mount(spec: &ShimSpec, cgroup: &Cgroup) -> Result<Self> {
         let base = spec.run_root.join("m");
-        mount("arco", &base, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=755,size=4m")?;
-        for folder in ["l", "disk", "root", "s", "f"] {
+        let options = format!("mode=755,size={}", 4 * MIB + room_for(&spec.container.files));
+        mount("arco", &base, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, &options)?;
+        for folder in ["l", "disk", "root", "s", "f", "c"] {
             step("make", &base.join(folder), fs::create_dir(base.join(folder)))?;
         }
         let loop_device = mount_disk(spec, &base)?;
@@ -121,12 +126,20 @@ impl RootFs {
             mount("sysfs", &sys, "sysfs", flags, "")?;
             self.bind_cgroups(cgroup)?;
         }
+        let files = self.write_files(spec, owner, &root)?;
         // What lies within another one comes after it, or would be hidden below it.
-        let mut mounts: Vec<&HostMount> = container.mounts.iter().collect();
+        let mut mounts: Vec<&HostMount> = container.mounts.iter().chain(&files).collect();
         mounts.sort_by_key(|it| Path::new(&it.path).components().count());
         for (at, it) in mounts.iter().enumerate() {
             let folder = step("look at", &it.host_path, fs::metadata(&it.host_path))?.is_dir();
             make_room_within(&mounts[..at], &root, &it.path, folder)?;
+            let ours = it.host_path.starts_with(&self.base);
+            if ours && open_inside(borrow(&root), Path::new(&it.path), OFlags::PATH | OFlags::DIRECTORY).is_ok() {
+                let why = "there is a folder already: give the file another path";
+                return Err(Error::other(format!("failed to put the configuration file {}: {why}", it.path)));
+            }
+            // Files of ours have the owner on disk whom they are to have.
+            let namespace = namespace.filter(|_| !ours);
             let how = Bind { user_namespace: namespace.map(borrow), read_only: !it.writable, set_id: false };
             let plain = Bind { user_namespace: None, ..how };
             // A file system without id mapping (tmpfs before Linux 6.3) is bound as it is.
@@ -137,6 +150,28 @@ impl RootFs {
         }
         let working_dir = if container.working_dir.is_empty() { "/" } else { &container.working_dir };
         make_inside(borrow(&root), Path::new(working_dir), true, owner).map(drop)
+    }
+
+    /// Writes the configuration files for the container's user, to be bound.
+    fn write_files(&self, spec: &ShimSpec, owner: u32, root: &OwnedFd) -> Result<Vec<HostMount>> {
+        let files = &spec.container.files;
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let user = user::resolve(borrow(root), &spec.container.user)?;
+        let mut made = Vec::new();
+        for (number, file) in files.iter().enumerate() {
+            let host_path = self.base.join("c").join(number.to_string());
+            let mut options = File::options();
+            let new = options.write(true).create_new(true).mode(0o600).open(&host_path);
+            step("write", &host_path, new.and_then(|mut it| it.write_all(file.content.as_bytes())))?;
+            let (uid, gid) = (owner.saturating_add(user.uid), owner.saturating_add(user.gid));
+            step("set the owner of", &host_path, chown(&host_path, Some(uid), Some(gid)))?;
+            let mode = fs::Permissions::from_mode(file.mode & 0o777);
+            step("set the mode of", &host_path, fs::set_permissions(&host_path, mode))?;
+            made.push(HostMount { host_path, path: file.path.clone(), writable: false });
+        }
+        Ok(made)
     }
 
     /// Programs size their heaps and thread pools by what they find here.
@@ -189,6 +224,12 @@ impl RootFs {
             mounts.lines().filter_map(mount_point).filter(|it| it.starts_with(&self.base)).collect();
         points.iter().rev().for_each(|it| unmount(it));
     }
+}
+
+/// Bytes of a tmpfs that files need: whole pages, and a little for each itself.
+fn room_for(files: &[ContainerFile]) -> usize {
+    const PAGE: usize = 4096;
+    files.iter().map(|it| (it.content.len().div_ceil(PAGE) + 1) * PAGE).sum()
 }
 
 /// Makes what a mount within another one is bound onto.

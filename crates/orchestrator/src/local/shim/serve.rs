@@ -90,7 +90,7 @@ struct Shim {
 impl Shim {
     fn start(directory: &Path) -> Result<Self> {
         let path = directory.join(SPEC_FILE);
-        let spec: ShimSpec = serde_json::from_slice(&step("read", &path, std::fs::read(&path))?)?;
+        let mut spec: ShimSpec = serde_json::from_slice(&step("read", &path, std::fs::read(&path))?)?;
         // Said at once, so that a later server finds a shim whose own server died meanwhile.
         let early = ShimState { shim_pid: std::process::id() as i32, ..ShimState::default() };
         write_private(&directory.join(STATE_FILE), &serde_json::to_vec(&early)?)?;
@@ -125,6 +125,13 @@ impl Shim {
                 return Err(error);
             }
         };
+        if !spec.container.files.is_empty() {
+            // They are written, once for all runs of the program: their contents are in nobody's way any more.
+            spec.container.files.clear();
+            if let Ok(bytes) = serde_json::to_vec(&spec) {
+                let _ = write_private(&path, &bytes); // as it was, it only takes more memory
+            }
+        }
         let state = ShimState {
             phase: ContainerPhase::Running,
             shim_pid: std::process::id() as i32,

@@ -2,6 +2,7 @@
 
 use super::*;
 use arco_model::source::Source;
+use arco_model::spec::files::FileSpec;
 use arco_model::spec::{ComponentSpec, validate};
 use serde_json::{Value, json};
 
@@ -25,6 +26,7 @@ fn is_taken(it: &Adopted) -> bool {
     (spec.kind, spec.replicas, spec.ports, spec.env) = (of.kind, of.replicas.unwrap(), of.ports, of.env);
     (spec.resources, spec.volumes, spec.probe, spec.command) =
         (of.resources.unwrap(), of.volumes, of.probe, of.command);
+    spec.files = of.files;
     spec.scheduling = of.scheduling.unwrap_or_default();
     validate(&spec).is_ok()
 }
@@ -80,6 +82,7 @@ fn workloads_become_components_and_what_is_lost_is_named() {
     let claim = json!({ "metadata": { "name": "files-claim" }, "spec": {
         "storageClassName": "nfs", "resources": { "requests": { "storage": "500M" } },
     }});
+    let settings = json!({ "metadata": { "name": "settings" }, "data": { "app.conf": "a=1\n" } });
     let service = json!({ "metadata": { "name": "web" }, "spec": {
         "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": "http" }],
     }});
@@ -98,6 +101,7 @@ fn workloads_become_components_and_what_is_lost_is_named() {
         services: vec![serde_json::from_value(service).unwrap(), serde_json::from_value(outside).unwrap()],
         ingresses: vec![serde_json::from_value(ingress).unwrap()],
         claims: vec![serde_json::from_value(claim).unwrap()],
+        config_maps: vec![serde_json::from_value(settings).unwrap()],
         autoscalers: vec![serde_json::from_value(autoscaler).unwrap()],
         others: vec!["DaemonSet/agent".to_owned()],
     };
@@ -132,11 +136,12 @@ fn workloads_become_components_and_what_is_lost_is_named() {
     let files = ("files".to_owned(), "/files".to_owned(), 477, VolumeKind::Shared, Some("nfs".to_owned()));
     let fast = ("fast".to_owned(), "/fast".to_owned(), 32, VolumeKind::Memory, None);
     assert_eq!(volumes(web), [files, fast]);
+    let texts: Vec<_> = web.files.iter().map(|it| (it.path.as_str(), it.content.as_deref())).collect();
+    assert_eq!(texts, [("/etc/app/app.conf", Some("a=1\n"))]);
     let lost = [
         "variable `KEY`",
         "`ConfigMap/more`",
         "content of volume `files`",
-        "mounted at /etc/app",
         "container `proxy`",
         "init containers",
         "service account",
@@ -209,6 +214,49 @@ fn volumes_are_had_once_and_where_they_can_be() {
     assert_eq!(web.component.volumes.iter().map(|it| it.path.as_str()).collect::<Vec<_>>(), ["/a"]);
     for path in ["/again", "/part", "/proc/b"] {
         assert!(web.lost.iter().any(|it| it.contains(path)), "{path}: {:?}", web.lost);
+    }
+}
+
+/// Keys, chosen ones, single ones; what is no text or has no place is said, and Secrets are not read.
+#[test]
+fn mounted_config_maps_are_files() {
+    let map = json!({ "metadata": { "name": "settings" },
+        "data": { "a": "1", "b": "2" }, "binaryData": { "c": "AAEC" } });
+    let chosen = json!({ "name": "chosen", "configMap": { "name": "settings", "defaultMode": 256,
+        "items": [{ "key": "a", "path": "deep/a.conf" }, { "key": "b", "path": "b", "mode": 0o555 }] } });
+    let volumes = json!([
+        { "name": "whole", "configMap": { "name": "settings" } }, chosen,
+        { "name": "none", "configMap": { "name": "none" } }, { "name": "tls", "secret": { "secretName": "tls" } },
+    ]);
+    let of = |mounts: Value| {
+        let mut objects = deployment("web", json!({ "name": "web", "image": "web", "volumeMounts": mounts }));
+        objects.config_maps = vec![serde_json::from_value(map.clone()).unwrap()];
+        let pod = objects.deployments[0].spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+        pod.volumes = serde_json::from_value(volumes.clone()).unwrap();
+        let mut found = found(&objects);
+        let web = found.components.remove(&"web".parse::<ComponentName>().unwrap()).unwrap();
+        assert!(is_taken(&web), "{web:#?}");
+        let file = |it: &FileSpec| {
+            let mode = it.mode.map(|it| format!(" {it}")).unwrap_or_default();
+            format!("{}={}{mode}", it.path, it.content.as_deref().unwrap_or_default())
+        };
+        (web.component.files.iter().map(file).collect::<Vec<_>>().join(", "), web.lost.join("\n"))
+    };
+    for (mount, files, lost) in [
+        (
+            json!({ "name": "whole", "mountPath": "/etc/app/" }),
+            "/etc/app/a=1, /etc/app/b=2",
+            "/etc/app/c: it is not text",
+        ),
+        (json!({ "name": "whole", "mountPath": "/etc/one", "subPath": "a" }), "/etc/one=1", ""),
+        (json!({ "name": "chosen", "mountPath": "/x" }), "/x/deep/a.conf=1 0400, /x/b=2 0555", ""),
+        (json!({ "name": "chosen", "mountPath": "/x", "subPath": "deep" }), "/x/a.conf=1 0400", ""),
+        (json!({ "name": "whole", "mountPath": "/etc/hosts", "subPath": "a" }), "", "the file /etc/hosts: "),
+        (json!({ "name": "none", "mountPath": "/x" }), "", "mounted at /x"),
+        (json!({ "name": "tls", "mountPath": "/tls" }), "", "`Secret/tls` at /tls"),
+    ] {
+        let found = of(json!([mount]));
+        assert!(found.0 == files && found.1.contains(lost), "{mount}: {found:?}");
     }
 }
 

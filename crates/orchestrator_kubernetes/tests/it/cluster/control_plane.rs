@@ -1,13 +1,15 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
+mod calls;
+
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
-use arco_model::plan::WorkloadPlan;
+use arco_model::plan::{FileContent, InstanceFile, OneShot, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::{AccessMode, VolumeFacts};
-use arco_orchestrator::contract::{plan, reached, ready, until};
+use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
 use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
 use arco_orchestrator_kubernetes::adopt;
 use arco_store::clock;
@@ -23,6 +25,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
 
 async fn on_fake_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
     if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
@@ -47,7 +50,7 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
             }
         )*};
     }
-    add!(Deployment StatefulSet Job Service Secret PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
+    add!(Deployment StatefulSet Job Service Secret ConfigMap PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
     // Its status moves by itself, and it counts no generations.
     let autoscalers: Api<HorizontalPodAutoscaler> = place.api();
     for it in autoscalers.list_metadata(&wanted).await.unwrap() {
@@ -62,14 +65,14 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
 }
 
 /// Everything of ours that belongs to components.
-async fn of_components(place: &Place) -> Vec<String> {
+pub(crate) async fn of_components(place: &Place) -> Vec<String> {
     let tenant = ["arco-closed", "arco-build", "arco-registry"];
     let found = versions(place).await.into_keys();
     found.filter(|it| !tenant.iter().any(|tenant| it.ends_with(tenant))).collect()
 }
 
 /// Lets go of everything that drains until the plan is reached.
-async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
+pub(crate) async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
     let fingerprint = plan.fingerprint();
     loop {
         let found = until(driver, &plan.component, "something drains or the plan is reached", |it| {
@@ -174,6 +177,76 @@ async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> 
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_files_come_and_go_with_their_template() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        let id = asked.component.clone();
+        let file = |path: &str, mode: &str, content| InstanceFile {
+            path: path.to_owned(),
+            mode: mode.parse().unwrap(),
+            content,
+        };
+        asked.template.files = vec![
+            file("/etc/app/app.conf", "0444", FileContent::Text("a=1\n".to_owned())),
+            file("/etc/app/key.pem", "0400", FileContent::Variable("COLOUR".to_owned())),
+        ];
+        driver.apply(&asked).await.unwrap();
+        let first = reached(driver, &asked).await;
+        let maps: Api<ConfigMap> = place.api();
+        let ours = ListParams::default().labels("app.kubernetes.io/managed-by=arco");
+        let found = maps.list(&ours).await.unwrap().items;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].data.as_ref().unwrap()["file-0"], "a=1\n");
+        let pods: Api<Pod> = place.api();
+        let instances = ListParams::default().labels("arco.internal/role=instance");
+        let pod = pods.list(&instances).await.unwrap().items.remove(0).spec.unwrap();
+        let paths: Vec<_> = pod.containers[0].volume_mounts.iter().flatten().map(|it| it.mount_path.as_str()).collect();
+        assert_eq!(paths, ["/etc/app/app.conf", "/etc/app/key.pem"]);
+        let projected = pod.volumes.unwrap().into_iter().find_map(|it| it.projected).unwrap();
+        let sources = projected.sources.unwrap();
+        assert_eq!(sources[0].config_map.as_ref().unwrap().name, found[0].metadata.name.clone().unwrap());
+        assert_eq!(sources[1].secret.as_ref().unwrap().items.as_ref().unwrap()[0].key, "COLOUR");
+
+        let before = versions(&place).await;
+        let again = place.restarted().await;
+        again.apply(&asked).await.unwrap();
+        reached(again.as_ref(), &asked).await;
+        assert_eq!(versions(&place).await, before, "nothing is sent when nothing changed, also by another process");
+        again.shutdown(false).await.unwrap();
+
+        // Another text: other instances, and the old one goes with the last of the old.
+        asked.template.files[0].content = FileContent::Text("a=2\n".to_owned());
+        driver.apply(&asked).await.unwrap();
+        let second = let_go(driver, &asked).await;
+        assert!(ready(&second).is_disjoint(&ready(&first)));
+        let maps_of = |it: &[String]| it.iter().filter(|it| it.starts_with("ConfigMap/")).count();
+        until_objects(&place, "the old files go", |it| maps_of(it) == 1).await;
+        assert_eq!(maps.list(&ours).await.unwrap().items[0].data.as_ref().unwrap()["file-0"], "a=2\n");
+
+        // A run of its own has the files too, and leaves none behind.
+        let work = OneShot { files: asked.template.files.clone(), ..one_shot(&asked, &["serve"]) };
+        let made = format!("ConfigMap/run-{}", work.id);
+        let (output, _lines) = mpsc::channel(64);
+        let (cancel, cancelled) = oneshot::channel();
+        let runner = place.driver.clone();
+        let running = tokio::spawn(async move { runner.run(&work, output, cancelled).await });
+        until_objects(&place, "the run has no files", |it| it.contains(&made)).await;
+        drop(cancel);
+        let _ = running.await.unwrap(); // whether it had begun is not asked here
+        until_objects(&place, "the run leaves files", |it| !it.contains(&made)).await;
+
+        asked.template.files.clear();
+        driver.apply(&asked).await.unwrap();
+        let_go(driver, &asked).await;
+        until_objects(&place, "without files there is no object", |it| maps_of(it) == 0).await;
+        driver.remove(&id, &Removal::Everything).await.unwrap();
+        assert_eq!(of_components(&place).await, Vec::<String>::new());
+    })
+    .await;
+}
+
 fn volume(size_mb: u32) -> VolumeSpec {
     let (name, path) = ("data".parse().unwrap(), "/data".to_owned());
     VolumeSpec { name, path, size_mb, kind: VolumeKind::Local, class: None }
@@ -270,8 +343,19 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         let places: Vec<u32> = first.instances.iter().map(|it| it.place).collect();
         assert_eq!((places, ready(&first).len()), (vec![0, 1], 2));
 
+        // From the highest place on: the lower one is as it was until the higher one serves again.
         asked.template.env.insert("COLOUR".to_owned(), "green".to_owned());
         driver.apply(&asked).await.unwrap();
+        let at = |it: &Observed, place: u32| it.instances.iter().find(|it| it.place == place).cloned().unwrap();
+        let drains = |it: &Observed, place: u32| {
+            it.instances.iter().any(|it| it.place == place && it.phase == InstancePhase::Draining)
+        };
+        let higher = until(driver, &id, "the higher place drains", |it| drains(it, 1)).await;
+        assert_eq!((at(&higher, 0).id, at(&higher, 0).phase), (at(&first, 0).id, InstancePhase::Ready));
+        driver.release(&at(&higher, 1).id).await.unwrap();
+        let lower = until(driver, &id, "the lower place drains", |it| drains(it, 0)).await;
+        let new = at(&lower, 1);
+        assert_eq!((new.phase, new.template), (InstancePhase::Ready, asked.template.fingerprint()));
         let green = let_go(driver, &asked).await;
         assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
 

@@ -7,13 +7,15 @@ use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
 use arco_model::name::TenantName;
 use arco_model::observed::{InstanceFacts, InstancePhase, Observed};
-use arco_model::plan::{HostMount, LayerExport, OneShot, OneShotNetwork, WorkloadPlan};
+use arco_model::plan::{
+    CacheFolder, FileContent, HostMount, InstanceFile, LayerExport, OneShot, OneShotNetwork, WorkloadPlan,
+};
 use arco_model::spec::autoscaling::Autoscaling;
-use arco_orchestrator::contract::{contract, in_time, one_shot, plan, reached, until};
+use arco_orchestrator::contract::{caches, contract, in_time, one_shot, plan, reached, until};
 use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
 use arco_orchestrator_kubernetes::{KeptLines, PullCredentials};
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
-use arco_store::blob::{MemoryBlobs, content_path};
+use arco_store::blob::{BUILD_FOLDERS, MemoryBlobs, builds_path, content_path};
 use arco_store::clock;
 use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
 use arco_store::sql::MemoryMetadata;
@@ -200,6 +202,37 @@ async fn a_one_shot_tells_its_output_and_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_files_are_read_by_whoever_runs_and_never_written() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        let file = |path: &str, mode: &str, content| InstanceFile {
+            path: path.to_owned(),
+            mode: mode.parse().unwrap(),
+            content,
+        };
+        let line = "cat /etc/app/app.conf /etc/app/key; echo; echo x > /etc/app/app.conf || echo refused; id -u";
+        for user in ["", "1000:1000"] {
+            let mut work = one_shot(&asked, &["sh", "-c", line]);
+            work.user = user.to_owned();
+            work.files = vec![
+                file("/etc/app/app.conf", "0444", FileContent::Text("a=1\n".to_owned())),
+                file("/etc/app/key", "0400", FileContent::Variable("COLOUR".to_owned())),
+            ];
+            let (result, lines) = run(&place, &work).await;
+            let id = if user.is_empty() { "0" } else { "1000" };
+            assert_eq!(result.exit.status, 0, "{lines:?}");
+            for wanted in ["a=1", "red", "refused", id] {
+                assert!(lines.iter().any(|it| it == wanted), "{wanted}: {lines:?}");
+            }
+        }
+        let maps = place.api::<k8s_openapi::api::core::v1::ConfigMap>();
+        let one_shots = kube::api::ListParams::default().labels("arco.internal/role=one-shot");
+        assert!(maps.list(&one_shots).await.unwrap().items.is_empty(), "its end is told when nothing is left");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_one_off_instance_is_talked_with_and_leaves_nothing() {
     on_a_node(|place| async move {
         let asked = plan(place.image.clone(), &SERVE);
@@ -243,6 +276,11 @@ async fn a_login_of_a_registry_that_is_gone_is_made_anew() {
     .await;
 }
 
+/// A cache that is only in the blob store: of this machine's disk a driver of a cluster uses nothing.
+fn cache(path: &str) -> CacheFolder {
+    CacheFolder { name: "packages".to_owned(), path: path.to_owned(), host_path: "/nowhere".into() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
     on_a_node(|place| async move {
@@ -252,12 +290,11 @@ async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
         let script = "mkdir /out; cat /source/input > /out/answer; echo done >&2; rm /bin/id; echo cached > /cache/x";
         let mut step = OneShot { export: Some(LayerExport::default()), ..one_shot(&asked, &["sh", "-c", script]) };
         step.network = OneShotNetwork::None;
-        step.mounts = vec![
-            HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false },
-            HostMount { host_path: folder.path().to_owned(), path: "/cache".to_owned(), writable: true },
-        ];
+        step.mounts =
+            vec![HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false }];
+        step.caches = vec![cache("/cache")];
         let (result, lines) = run(&place, &step).await;
-        assert_eq!((result.exit.status, lines), (0, vec!["done".to_owned()]), "{result:?}");
+        assert_eq!((result.exit.status, lines[0].as_str()), (0, "done"), "{result:?} {lines:?}");
         let made = result.layer.unwrap();
         let bytes = place.images.blobs().get_bytes(&content_path(&made.blob.digest), 1 << 20).await.unwrap();
         let tar = zstd::decode_all(bytes.as_ref()).unwrap();
@@ -277,6 +314,49 @@ async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
         next.extra_layers = vec![made];
         let (result, lines) = run(&place, &next).await;
         assert_eq!((result.exit.status, lines), (0, vec!["42".to_owned()]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caches_of_build_steps_are_kept_in_the_blob_store() {
+    on_a_node(|place| async move {
+        let asked = plan(place.image.clone(), &SERVE);
+        caches(place.driver.as_ref(), &asked, Path::new("/nowhere")).await;
+
+        let other = WorkloadPlan { component: clock::fresh(), ..asked.clone() };
+        let step = |plan: &WorkloadPlan, script: &str, cache_mb: u32| {
+            let mut step = one_shot(plan, &["sh", "-c", script]);
+            (step.network, step.cache_mb) = (OneShotNetwork::None, cache_mb);
+            step.timeout_ms = 60_000;
+            step.caches = vec![cache("/cache")];
+            step
+        };
+        // What the suite left is read, what a step that failed wrote is not, and nobody else sees any of it.
+        let (result, lines) = run(&place, &step(&asked, "cat /cache/two; echo c > /cache/three; exit 5", 64)).await;
+        assert_eq!((result.exit.status, lines.len(), lines[1].as_str()), (5, 2, "b"), "{lines:?}");
+        assert!(lines[0].starts_with("cache: ") && lines[0].ends_with(" restored"), "{lines:?}");
+        let (result, _) = run(&place, &step(&asked, "test ! -e /cache/three", 64)).await;
+        assert_eq!(result.exit.status, 0);
+        let (result, lines) = run(&place, &step(&other, "test ! -e /cache/two", 64)).await;
+        assert_eq!((result.exit.status, lines), (0, Vec::new()));
+
+        // One that grows too large is told, and the next build begins without it.
+        let large = "dd if=/dev/urandom of=/cache/large bs=1M count=2 2> /dev/null";
+        let (result, lines) = run(&place, &step(&asked, large, 1)).await;
+        assert_eq!(result.exit.status, 0, "{lines:?}");
+        assert!(lines.iter().any(|it| it.contains("more than the 1 MB of `builder.cache_mb`")), "{lines:?}");
+        let (result, lines) = run(&place, &step(&asked, "test ! -e /cache/two", 64)).await;
+        assert_eq!((result.exit.status, lines), (0, Vec::new()));
+
+        // One that is broken costs the time of an empty one.
+        let path = format!("{}{BUILD_FOLDERS}packages.tar.zst", builds_path(&asked.component));
+        place.images.blobs().put_bytes(&path, "no archive".into()).await.unwrap();
+        let (result, lines) = run(&place, &step(&asked, "echo d > /cache/four", 64)).await;
+        assert_eq!(result.exit.status, 0);
+        assert!(lines[0].contains("is not restored and begins empty"), "{lines:?}");
+        let (result, lines) = run(&place, &step(&asked, "cat /cache/four", 64)).await;
+        assert_eq!((result.exit.status, lines[1].as_str()), (0, "d"));
     })
     .await;
 }

@@ -6,7 +6,7 @@ use crate::sql::{Batch, Entity, Metadata, Query, SeaOrmMetadata, SharedMetadata,
 use arco_model::application::Application;
 use arco_model::name::ApplicationName;
 use arco_testkit::servers;
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, TransactionTrait as _};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, TransactionTrait as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,15 @@ impl Fresh {
         let mut url = url::Url::parse(&server).unwrap();
         url.set_path(&name);
         Some(Self { url: url.into(), admin, name })
+    }
+
+    /// Another database in the same server, made with `how`.
+    async fn beside(&self, how: &str) -> Result<Self, DbErr> {
+        let name = format!("arco_test_{:016x}", crate::clock::random());
+        self.admin.execute_unprepared(&format!("CREATE DATABASE {name} {how}")).await?;
+        let mut url = url::Url::parse(&self.url).unwrap();
+        url.set_path(&name);
+        Ok(Self { url: url.into(), admin: self.admin.clone(), name })
     }
 
     async fn open(&self) -> Arc<SeaOrmMetadata> {
@@ -182,10 +191,10 @@ async fn a_look_tries_everything_and_leaves_nothing(fresh: &Fresh) {
     };
     let rows = raw.query_all_raw(sea_orm::Statement::from_string(raw.get_database_backend(), tables));
     assert!(rows.await.unwrap().is_empty(), "its own table is removed, ours were not made");
-    // A user who may not make tables is told so. (The user of the MySQL test server may not grant anything.)
     if raw.get_database_backend() == DbBackend::MySql {
-        return;
+        return a_look_names_what_a_user_of_mysql_may_not(fresh, &raw).await;
     }
+    // A user who may not make tables is told so.
     let reader = format!("reader_{}", &fresh.name[10..20]);
     for sql in [format!("CREATE USER {reader} PASSWORD 'r'"), "REVOKE CREATE ON SCHEMA public FROM PUBLIC".to_owned()] {
         raw.execute_unprepared(&sql).await.unwrap();
@@ -195,6 +204,77 @@ async fn a_look_tries_everything_and_leaves_nothing(fresh: &Fresh) {
     let refused = SeaOrmMetadata::look(url.as_str(), Some("r")).await;
     raw.execute_unprepared(&format!("DROP USER {reader}")).await.unwrap();
     assert!(matches!(&refused, Err(SqlError::Unavailable { step: "create a table", .. })), "{refused:?}");
+}
+
+/// Each right that the documents name is missed by the statement that needs it.
+async fn a_look_names_what_a_user_of_mysql_may_not(fresh: &Fresh, raw: &DatabaseConnection) {
+    let user = format!("looks_{}", &fresh.name[10..20]);
+    if let Err(error) = raw.execute_unprepared(&format!("CREATE USER '{user}' IDENTIFIED BY 'r'")).await {
+        assert!(std::env::var_os("ARCO_TEST_MYSQL_URL").is_some(), "{error}");
+        eprintln!("SKIPPED: the user of ARCO_TEST_MYSQL_URL may not make users: {error}");
+        return;
+    }
+    let mut url = url::Url::parse(&fresh.url).unwrap();
+    url.set_username(&user).unwrap();
+    let mut found = Vec::new();
+    for (rights, step) in [
+        ("SELECT", Some("create a table")),
+        ("INSERT, UPDATE, DELETE, CREATE, DROP", Some("create an index")),
+        ("INDEX", Some("alter a table")),
+        ("ALTER", None),
+    ] {
+        let granted = raw.execute_unprepared(&format!("GRANT {rights} ON {}.* TO '{user}'", fresh.name)).await;
+        let looked = SeaOrmMetadata::look(url.as_str(), Some("r")).await;
+        found.push((rights, step, granted, looked));
+    }
+    raw.execute_unprepared(&format!("DROP USER '{user}'")).await.unwrap();
+    for (rights, step, granted, looked) in found {
+        granted.unwrap();
+        match step {
+            Some(step) => assert!(
+                matches!(&looked, Err(SqlError::Unavailable { step: at, .. }) if *at == step),
+                "{rights}: {looked:?}"
+            ),
+            None => assert!(looked.is_ok(), "{rights}: {looked:?}"),
+        }
+    }
+}
+
+async fn a_look_names_the_character_set(fresh: &Fresh) {
+    let usual = SeaOrmMetadata::look(&fresh.url, None).await.unwrap();
+    let databases: &[(&str, Result<&str, &str>)] = if fresh.admin.get_database_backend() == DbBackend::MySql {
+        &[
+            ("CHARACTER SET utf8mb4", Ok("utf8mb4")),
+            ("CHARACTER SET latin1", Ok("latin1 (the platform's tables are made with utf8mb4)")),
+        ]
+    } else {
+        &[
+            ("ENCODING 'UTF8' TEMPLATE template0", Ok("UTF8")),
+            ("ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'", Err("SQL_ASCII")),
+            ("ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'", Err("LATIN1")),
+        ]
+    };
+    for (how, wanted) in databases {
+        let made = match fresh.beside(how).await {
+            Ok(made) => made,
+            Err(error) => {
+                // CockroachDB and YugabyteDB have one character set only.
+                let other = ["CockroachDB", "-YB-"].iter().any(|it| usual.version.contains(it));
+                assert!(other, "{how}: {error}");
+                eprintln!("SKIPPED: {} makes no database with {how}", usual.version);
+                continue;
+            }
+        };
+        let looked = SeaOrmMetadata::look(&made.url, None).await;
+        made.remove().await;
+        match (wanted, &looked) {
+            (Ok(wanted), Ok(looked)) => assert_eq!(looked.charset, *wanted, "{how}"),
+            (Err(named), Err(SqlError::Unavailable { step: "keep every text", cause })) => {
+                assert!(cause.contains(named) && cause.contains("ENCODING 'UTF8'"), "{how}: {cause}");
+            }
+            _ => panic!("{how}: {looked:?}"),
+        }
+    }
 }
 
 macro_rules! remote {
@@ -217,6 +297,7 @@ macro_rules! remote {
             a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
             writers_in_each_others_way_all_come_through
             a_look_tries_everything_and_leaves_nothing
+            a_look_names_the_character_set
         }
     )*};
 }

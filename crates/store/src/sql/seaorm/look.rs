@@ -14,7 +14,7 @@ const TEXT: &str = "arco 🚀";
 pub struct Looked {
     /// Product and version.
     pub version: String,
-    /// Character set of the database.
+    /// Character set of the database, and what it means where it is not the usual one.
     pub charset: String,
 }
 
@@ -43,7 +43,7 @@ async fn tried(db: &DatabaseConnection) -> Result<Looked, SqlError> {
         Ok::<_, SqlError>(answer.unwrap_or_default())
     };
     let version = format!("{product} {}", ask("version()", "say its version").await?).trim().to_owned();
-    let charset = ask(charset, "say its character set").await?;
+    let charset = judged(db.get_database_backend(), ask(charset, "say its character set").await?)?;
     let table = Alias::new(format!("arco_preflight_{}", std::process::id()));
     let outcome = statements(db, &table, &charset).await;
     let dropped =
@@ -51,6 +51,20 @@ async fn tried(db: &DatabaseConnection) -> Result<Looked, SqlError> {
     outcome?;
     dropped?;
     Ok(Looked { version, charset })
+}
+
+/// What a character set means. Tables of ours on MySQL have one of their own; on PostgreSQL they have the database's.
+fn judged(backend: DbBackend, charset: String) -> Result<String, SqlError> {
+    let mysql = backend == DbBackend::MySql;
+    if charset.eq_ignore_ascii_case(if mysql { "utf8mb4" } else { "UTF8" }) {
+        return Ok(charset);
+    }
+    if mysql {
+        return Ok(format!("{charset} (the platform's tables are made with utf8mb4)"));
+    }
+    let cause =
+        format!("its character set is {charset}: make the database anew with ENCODING 'UTF8' TEMPLATE template0");
+    Err(SqlError::Unavailable { step: "keep every text", cause })
 }
 
 /// Each statement once.
@@ -88,4 +102,24 @@ async fn statements(db: &DatabaseConnection, table: &Alias, charset: &str) -> Re
     delete.from_table(table.clone()).and_where(Expr::col(id).eq(1i64));
     db.execute(&delete).await.map_err(unavailable("delete a row"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn character_sets() {
+        for (backend, charset, wanted) in [
+            (DbBackend::MySql, "utf8mb4", Some("utf8mb4")),
+            (DbBackend::MySql, "latin1", Some("latin1 (the platform's tables are made with utf8mb4)")),
+            (DbBackend::Postgres, "UTF8", Some("UTF8")),
+            (DbBackend::Postgres, "utf8", Some("utf8")),
+            (DbBackend::Postgres, "SQL_ASCII", None),
+            (DbBackend::Postgres, "", None),
+        ] {
+            let found = judged(backend, charset.to_owned());
+            assert_eq!(found.as_deref().ok(), wanted, "{charset}: {found:?}");
+        }
+    }
 }
