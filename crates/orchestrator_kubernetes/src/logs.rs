@@ -43,8 +43,9 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Most lines that are handed over together.
 const BATCH: usize = 256;
 
-/// How far back lines of an instance are fetched of which none is kept, before this process began to read.
-const REACH_MS: u64 = 3_600_000;
+/// How far back lines of an instance are fetched of which none is kept, before this process began to read: longer than the
+/// platform is away. What is older was kept, and went because of its age, so it is not fetched again.
+const REACH_MS: u64 = 7 * 24 * 3_600_000;
 /// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
 const OVERLAP: usize = 256;
 /// How long another process that stopped may take until its last lines are kept.
