@@ -180,5 +180,9 @@ fn the_access_log_is_rotated_though_its_writer_cannot_open_it() {
         std::fs::read_to_string(&log).ok()?.contains("\"/four\"").then_some(())
     });
     assert!(!std::fs::read_to_string(&old).unwrap().contains("/four"));
+    let console = platform.address("console").unwrap();
+    let metrics = arco_testkit::get(console, "console", "/metrics/gateway").unwrap();
+    assert_eq!(metrics.status, 200, "{metrics:?}");
+    assert!(metrics.body.contains("\narco_gateway_access_log_dropped_total 0\n"), "{}", metrics.body);
     assert!(platform.stop(), "the server stops by itself");
 }
