@@ -166,6 +166,36 @@ async fn a_tunnel_has_its_line_when_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_has_its_line() {
+    let arrived = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&arrived);
+    let address = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            wire.message().await;
+            tell.notify_one();
+            // It never answers.
+            wire.rest().await;
+        }
+    })
+    .await;
+    let yaml = file(&[address]) + ADMIN + "access_log: {destination: a.log}\n";
+    let gateway = Gateway::start(&yaml).await;
+    for request in ["/ordinary HTTP/1.1", "/general HTTP/1.0"] {
+        let mut wire = Wire::connect(gateway.web()).await;
+        wire.send(format!("GET {request}\r\nHost: a.test\r\n\r\n")).await;
+        tokio::time::timeout(PATIENCE, arrived.notified()).await.unwrap();
+    }
+    let by_path = lines(&gateway.folder.path().join("a.log"), 2).await;
+    for path in ["/ordinary", "/general"] {
+        let found = ["status", "received_bytes", "sent_bytes"].map(|it| by_path[path][it].as_u64().unwrap());
+        assert_eq!(found, [499, 0, 0], "{}", by_path[path]);
+    }
+    let open = async || metric(gateway.admin.unwrap(), "open_requests{host=\"a.test\"}").await;
+    eventually("no open request", || async { open().await == Some(0.0) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http2_has_its_lines_and_handshakes_are_counted() {
     let change = |yaml: String| yaml + ADMIN + "access_log: {destination: a.log, query: true}\n";
     let (gateway, client) = gateway_by(echo().await, change).await;
