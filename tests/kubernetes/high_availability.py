@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The installation with pods for each role, on a real node, as docs/guides/cluster.md says it: what is killed and deleted costs nothing.
 
-  cluster.py run --node -- high_availability.py ARCO
+  cluster.py run --node --kubectl -- high_availability.py ARCO
 
 Etcd, PostgreSQL and an S3 server run on this machine, where pods reach them. While an application is asked without a pause and others are
 deployed and scaled, the leading controller is killed and a pod of each role deleted. What must hold: no request is lost, every operation

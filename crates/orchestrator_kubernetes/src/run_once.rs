@@ -352,7 +352,8 @@ async fn forward(
         other => other?,
     };
     let mut lines = std::pin::pin!(lines::of(stream.compat()));
-    while let Some(text) = lines.next().await {
+    while let Some(line) = lines.next().await {
+        let text = line.map_err(|it| kube::Error::Service(it.into()))?;
         let _ = output.send(OutputLine { stderr: false, text }).await; // nobody listens: read on to the end
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What the driver makes of an API server that fails: it goes on where it was, and does nothing twice.
 
+mod slow;
+
 mod control_plane {
     use crate::cluster::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
     use crate::faulty::{Fault, Faulty};
@@ -17,9 +19,9 @@ mod control_plane {
     use std::time::{Duration, Instant};
     use tokio::sync::{mpsc, oneshot};
 
-    const PATIENCE: Duration = Duration::from_secs(120);
+    pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-    async fn on_a_faulty_server<F: Future<Output = ()>>(
+    pub(super) async fn on_a_faulty_server<F: Future<Output = ()>>(
         test: impl FnOnce(Arc<Place>, Arc<KubernetesOrchestrator>, Faulty) -> F,
     ) {
         if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
@@ -42,7 +44,7 @@ mod control_plane {
     }
 
     /// Waits until requests met the fault.
-    async fn met(faulty: &Faulty, count: u64) {
+    pub(super) async fn met(faulty: &Faulty, count: u64) {
         let deadline = Instant::now() + PATIENCE;
         while faulty.failed() < count {
             assert!(Instant::now() < deadline, "{} requests failed, wanted {count}", faulty.failed());
@@ -50,13 +52,13 @@ mod control_plane {
         }
     }
 
-    async fn pods(place: &Place) -> Vec<Pod> {
+    pub(super) async fn pods(place: &Place) -> Vec<Pod> {
         let api: Api<Pod> = place.api();
         let found = api.list(&ListParams::default().labels("arco.internal/role=instance")).await.unwrap();
         found.items.into_iter().filter(|it| it.metadata.deletion_timestamp.is_none()).collect()
     }
 
-    async fn as_asked(
+    pub(super) async fn as_asked(
         place: &Place,
         driver: &KubernetesOrchestrator,
         asked: &arco_model::plan::WorkloadPlan,

@@ -7,3 +7,4 @@ mod faulty;
 mod installation;
 mod leader;
 mod local_storage;
+mod several_nodes;
