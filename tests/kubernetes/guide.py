@@ -9,16 +9,13 @@ to read the registry's `hosts.toml`; what is deployed answers, and runs on throu
 """
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import threading
-import tomllib
 from pathlib import Path
 
 from builds import HERE, KUBECONFIG, NAMESPACE, NODE, ROOT, answers, free_port, gateway_ports, kubectl, say, trial, until
@@ -52,10 +49,10 @@ def placeholders(registry, api, own):
         "registry.example.com/platform/arco:": f"127.0.0.1:{registry}/{IMAGE}:",
         "arco doctor --cluster": "arco doctor --cluster --config doctor.toml",
         " --trust-registry >": " --trust-registry --no-user-namespaces --gateway node-port --volume-gb 5 --settings settings.toml >",
-        "--address 127.0.0.1:8443": f"--address 127.0.0.1:{api}",
-        "service/arco-api 8443": f"service/arco-api {api}:8443",
-        "service/arco-registry 5000": f"service/arco-registry {own}:5000",
-        "docker://127.0.0.1:5000/": f"docker://127.0.0.1:{own}/",
+        "127.0.0.1:18443": f"127.0.0.1:{api}",
+        " 18443:8443": f" {api}:8443",
+        " 15000:5000": f" {own}:5000",
+        "127.0.0.1:15000": f"127.0.0.1:{own}",
         "skopeo copy ": "skopeo copy --insecure-policy ",
     }
 
@@ -106,22 +103,10 @@ class Shell:
         self.bash.wait()
 
 
-def registry_token(context, address, repository):
-    """A credential for a repository, asked of the API with a context."""
-    has, pem = tomllib.loads(context.read_text()), context.with_suffix(".pem")
-    pem.touch(0o600)
-    pem.write_text(has["certificate"] + has["key"])
-    tls = ssl.create_default_context(cadata=has["ca"])
-    tls.load_cert_chain(pem)
-    with contextlib.closing(http.client.HTTPSConnection(address, context=tls, timeout=10)) as c:
-        c.request("GET", f"/v1/registry/token?repository={repository}")
-        return json.loads(c.getresponse().read())["token"]
-
-
 def registry_of_the_guide(machine, folder):
     """Its port, with a login in `token.txt`; the node finds it by the same name, with that login."""
     server = json.loads((machine.data / "server.json").read_text())
-    port, token = server["registry"].rsplit(":", 1)[1], registry_token(machine.data / "admin.toml", server["api"], IMAGE)
+    port, token = server["registry"].rsplit(":", 1)[1], machine.good("registry", "token", IMAGE.removeprefix("default/"))["token"]
     (folder / "token.txt").write_text(token)
     place = HOSTS / f"127.0.0.1:{port}"
     place.mkdir(parents=True)
@@ -196,7 +181,7 @@ def everything_answers():
 def nothing_is_left():
     names = kubectl("get", "namespaces,clusterroles,clusterrolebindings,customresourcedefinitions", "-o", "name").split()
     left = [it for it in names if NAMESPACE in it or (it.startswith("customresourcedefinition") and it.endswith("arco.internal"))]
-    left += kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name").split()
+    left += kubectl("get", "namespaces", "-l", "app.kubernetes.io/managed-by=arco", "-o", "name").split()
     left += [str(it) for it in HOSTS.iterdir() if it.name.startswith("arco-registry.")]
     if left:
         raise SystemExit(f"left over: {left}")
@@ -207,7 +192,9 @@ def main():
         folder = folder_of_the_reader(arco, work)
         machine = ends.enter_context(Machine(arco, work, registry="0.0.0.0:0"))
         registry, api, own = registry_of_the_guide(machine, folder), free_port(), free_port()
-        environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NO_COLOR": "1"}
+        logins = folder / "logins.json"
+        logins.write_text("{}")
+        environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NO_COLOR": "1", "REGISTRY_AUTH_FILE": str(logins)}
         shell = ends.enter_context(Shell(folder, environment))
         table, told = placeholders(registry, api, own), commands()
         if unused := [it for it in table if not any(it in command for _, command in told)]:
@@ -218,8 +205,6 @@ def main():
         for line, command in told:
             for said, meant in table.items():
                 command = command.replace(said, meant)
-            if "skopeo copy" in command:
-                (folder / "token").write_text(registry_token(folder / "context.toml", f"127.0.0.1:{api}", "default/demo/web"))
             status, output = shell.run(command)
             if status:
                 raise SystemExit(f"{GUIDE}:{line}: `{command}`: exit {status}\n{output}")

@@ -5,6 +5,7 @@
 //! functions; only [`preflight`] and [`pull`] act.
 
 mod hosts;
+mod networks;
 mod pull;
 
 pub use hosts::{HostsSetting, judge_hosts};
@@ -117,6 +118,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     findings.push(usage(client).await);
     findings.push(storage(client, config).await);
     findings.push(nodes(&cluster, config).await);
+    findings.extend(networks::networks(client, config).await);
     findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),

@@ -125,7 +125,12 @@ fn trust(it: &Installation, folder: &Path) -> Value {
         { "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } },
         { "name": "settings", "hostPath": { "path": settings, "type": "DirectoryOrCreate" } },
     ]);
-    set(it, "arco-trust-registry", "nodes", container, volumes)
+    let mut set = set(it, "arco-trust-registry", "nodes", container, volumes);
+    // The new pod takes the file over before the old one leaves, which removes it only while it is its own.
+    set["spec"]["minReadySeconds"] = 5.into();
+    set["spec"]["updateStrategy"] =
+        json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": 0 } });
+    set
 }
 
 /// Where containerd's settings are: the folder `containerd` that the folder of hosts is in, as with k3s, else the usual one;

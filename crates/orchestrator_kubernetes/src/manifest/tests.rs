@@ -155,6 +155,8 @@ fn containerds_settings_are_read_and_nothing_else_of_the_node() {
         let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
         let writable: Vec<&Value> = mounts.iter().filter(|it| it["readOnly"] != true).map(|it| &it["name"]).collect();
         assert_eq!(writable, ["hosts"], "{hosts}");
+        let update = &of_kind(&documents, "DaemonSet")[0]["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!(update["maxUnavailable"], 0, "who comes takes the file over from whom leaves");
     }
 }
 
