@@ -63,7 +63,7 @@ pub struct KubernetesConfig {
     /// Where the platform's DNS answers inside the cluster; absent means that names of bound components are written into
     /// the instances' `/etc/hosts`.
     pub dns_address: Option<Ipv4Addr>,
-    /// Whether instances and builds get a user namespace (containerd 2.0, Linux 6.3).
+    /// Whether instances and builds get a user namespace (Kubernetes 1.33, containerd 2.0, Linux 6.3).
     pub user_namespaces: bool,
     /// How much of its limits an instance is promised, in percent.
     pub request_percent: u32,

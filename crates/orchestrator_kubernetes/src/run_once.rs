@@ -317,6 +317,7 @@ fn pod(
         image: config,
         hosts: &hosts,
         pull_secret: inner.shared.tenants.have_credentials(),
+        features: inner.features,
     };
     let argv = if in_session { session::waiting() } else { work.argv.clone() };
     let rendered = if in_session {

@@ -376,7 +376,7 @@ fn any_node_may_go_and_pods_leave_one_by_one() {
             assert_eq!(container[probe][kind]["port"], "console", "{}", name(it));
         }
         // Told to stop once nothing comes any more, with time for what is open.
-        let leaving = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
+        let leaving: u64 = container["lifecycle"]["preStop"]["exec"]["command"][3].as_str().unwrap().parse().unwrap();
         let drain = arco_config::ServerConfig::default().shutdown_timeout_ms / 1000;
         assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > leaving + drain);
         let ports: Vec<_> = container["ports"].as_array().unwrap().iter().map(|it| it["name"].clone()).collect();
