@@ -3,7 +3,7 @@
 //! Order: stores → logs → orchestrator → jobs → data plane → roles. Stopping is the reverse, except that stores need no
 //! stop: what was answered as done is on disk.
 
-use super::ask_gateway::{self, PeerGateway};
+use super::ask_gateway::{self, Gateways};
 use super::data_plane::{self, Running};
 use super::files::{self, Addresses};
 use super::instances::Instances;
@@ -217,11 +217,7 @@ pub(crate) async fn start(
         });
         let (http, https) = (data_plane.clone(), data_plane.clone());
         let (of_http, of_https) = (peers.clone(), peers.clone());
-        let gateway = match (&data_plane, &peers) {
-            (Some(here), _) => Some(Arc::new(here.clone()) as Arc<dyn AskGateway>),
-            (None, Some(peers)) => Some(Arc::new(PeerGateway::new(peers.clone())) as Arc<dyn AskGateway>),
-            (None, None) => None,
-        };
+        let gateways = Gateways::new(data_plane.clone(), peers.clone());
         let role = arco_api::server::build(ApiDeps {
             config: config.clone(),
             metadata: stores.metadata.clone(),
@@ -237,7 +233,7 @@ pub(crate) async fn start(
             eventlog: keeping.router.clone(),
             gateway_http: Arc::new(move || first_gateway(http.as_ref(), of_http.as_ref()).map(|it| it.0)),
             gateway_https: Arc::new(move || first_gateway(https.as_ref(), of_https.as_ref()).map(|it| it.1)),
-            gateway,
+            gateway: gateways.map(|it| Arc::new(it) as Arc<dyn AskGateway>),
             pki: Some(pki.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
