@@ -3,11 +3,12 @@
 use super::Shared;
 use crate::behave::good;
 use crate::streams::{DOCKERFILE, PROGRAM, pool, said};
-use arco_model::traffic::STATUS_PREFIX;
+use arco_model::traffic::{DataPlaneSettings, SETTINGS, STATUS_PREFIX};
 use arco_store::kv::{EtcdKv, SharedKv};
 use arco_testkit::{Platform, get, is_root, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 /// The coordination store of the servers, as an operator sees it.
@@ -29,6 +30,12 @@ impl Store {
         let listed = self.runtime.block_on(self.kv.list(STATUS_PREFIX)).unwrap();
         let key = |it: Vec<u8>| String::from_utf8(it).unwrap().split_off(STATUS_PREFIX.len());
         listed.items.into_iter().map(|it| key(it.key)).collect()
+    }
+
+    /// Where names are asked for.
+    fn dns(&self) -> Option<SocketAddrV4> {
+        let found = self.runtime.block_on(self.kv.get(SETTINGS)).unwrap()?;
+        serde_json::from_slice::<DataPlaneSettings>(&found.value).unwrap().dns_listen
     }
 }
 
@@ -57,8 +64,11 @@ fn gateways_of_one_machine_are_one_platform() {
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{port}-{port}")),
     ];
     let mut here = shared.server(&roles, &ports);
-    let mut there = shared.server(&["gateway", "console"], &ports);
     let store = Store::of(&shared);
+    let dns = store.dns();
+    assert!(dns.is_some());
+    let mut there = shared.server(&["gateway", "console"], &ports);
+    assert_eq!(store.dns(), dns, "instances ask the controller's machine, whoever came last");
 
     // Whoever ends an instance waits for both.
     let both = BTreeSet::from([name(&here), name(&there)]);
@@ -87,6 +97,9 @@ fn gateways_of_one_machine_are_one_platform() {
     let shown = here.arco(&["route", "list", "calm/db"]).stdout;
     assert!(shown.contains("calm/db:9000, but not at "), "{shown}");
     assert_eq!(until("an answer of the port", 60, || said(port, "a").ok()), "db a");
+
+    let ask = ["exec", "calm/db", "--", "getent", "hosts", "site.calm.default.arco.internal"];
+    until("names inside resolve", 60, || (here.arco(&ask).status == 0).then_some(()));
 
     // One that leaves is waited for no more.
     let left = BTreeSet::from([name(&here)]);
