@@ -58,7 +58,7 @@ pub struct DataPlaneArgs {
     pub journal: PathBuf,
     /// Listeners and limits.
     pub config: GatewayConfig,
-    /// Name of this machine's gateway among others: letters, digits and `-`.
+    /// A name that no other gateway of these stores has, and that it keeps over starts.
     pub id: String,
     /// See [`Status::build`].
     pub build: String,

@@ -4,7 +4,7 @@
 //! addresses, look who holds a busy one) it does before.
 
 use super::link::{self, Link};
-use crate::server::DataPlaneArgs;
+use crate::server::{DataPlaneArgs, shared};
 use anyhow::Context as _;
 use arco_daemon::confine::{confine, forbid};
 use arco_daemon::handover::{Sockets, Start};
@@ -98,6 +98,8 @@ fn worker(data_dir: &Path) -> anyhow::Result<ExitCode> {
 fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()> {
     let mut folder = link::folder(data_dir);
     let link = Link::read(&folder)?;
+    // A machine may have several, and machines may have one name; what is confined below cannot read it.
+    let id = shared::name_of_server(data_dir)?;
     telemetry::init(&link.log, telemetry::LogFormat::Text)?;
     tls::install_provider();
     let _ = nix::sys::prctl::set_name(c"arco-gateway");
@@ -124,7 +126,7 @@ fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()>
             keys: Arc::new(keys),
             journal: link::journal(&folder),
             config: link.gateway.clone(),
-            id: host_name(),
+            id,
             build,
             settings: link.settings(),
         };
@@ -167,11 +169,4 @@ async fn follow_link(kv: &SwapKv, folder: &Path, token: CancellationToken) {
             ),
         }
     }
-}
-
-/// This gateway's name among others.
-fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok()).unwrap_or_default();
-    let name: String = name.chars().filter(|it| it.is_ascii_alphanumeric() || *it == '-').collect();
-    if name.is_empty() { "gateway".to_owned() } else { name }
 }
