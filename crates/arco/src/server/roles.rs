@@ -262,7 +262,7 @@ pub(crate) async fn start(
             data_dir: data_dir.display().to_string(),
         };
         health.role("console").ready();
-        let router = console::router(page, metrics);
+        let router = console::router(page, metrics, data_plane.clone());
         supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
     }
     if let (Some(peers), Some(listener)) = (peers, listeners.peers) {

@@ -28,6 +28,8 @@ pub(super) struct Recording {
     /// `None` while it is for no route.
     route: Option<Arc<RouteMetrics>>,
     began: Instant,
+    /// `None`: it is over when this is dropped.
+    took: Option<Duration>,
     /// 0 while it is not answered.
     status: u16,
     received: u64,
@@ -41,7 +43,7 @@ pub(super) struct Recording {
 impl Recording {
     /// Of a request whose head is here since `began`.
     pub(super) fn new(began: Instant, draft: Option<Box<Draft>>) -> Self {
-        Self { route: None, began, status: 0, received: 0, sent: 0, watch: None, draft }
+        Self { route: None, began, took: None, status: 0, received: 0, sent: 0, watch: None, draft }
     }
 
     /// Of a request that is answered by these routes.
@@ -101,6 +103,11 @@ impl Recording {
         self.status = status;
     }
 
+    /// It is over and took so long.
+    pub(super) fn took(&mut self, took: Duration) {
+        self.took = Some(took);
+    }
+
     /// So many bytes more of both bodies have passed.
     pub(super) fn passed(&mut self, received: u64, sent: u64) {
         self.received += received;
@@ -113,7 +120,7 @@ impl Drop for Recording {
         if self.route.is_none() && self.draft.is_none() {
             return;
         }
-        let took = self.began.elapsed();
+        let took = self.took.unwrap_or_else(|| self.began.elapsed());
         let received = self.received + self.watch.as_ref().map_or(0, |it| it.received());
         if let Some(route) = &self.route {
             route.over(took, received, self.sent);

@@ -64,11 +64,13 @@ struct Answer {
 struct Counted<'a> {
     metrics: &'a UpstreamMetrics,
     began: Instant,
+    /// Once it is over.
+    took: Option<Duration>,
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.metrics.finished(self.began.elapsed());
+        self.metrics.finished(self.took.unwrap_or_else(|| self.began.elapsed()));
         self.metrics.open.dec();
     }
 }
@@ -329,11 +331,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     ) -> End {
         let metrics = &plan.upstream.metrics;
         metrics.open.inc();
-        let counted = Counted { metrics, began };
+        let mut counted = Counted { metrics, began, took: None };
         let mut since = None;
         let whole = poll_fn(|cx| self.poll_relay(cx, plan, &mut up, &mut answer, &mut since, began)).await;
+        let took = began.elapsed();
+        counted.took = Some(took);
         drop(counted);
         recording.passed(up.passed(), answer.down.passed());
+        recording.took(took);
         if !whole {
             return End::Close;
         }
