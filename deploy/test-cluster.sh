@@ -22,7 +22,10 @@ else
   # One after the other: the nodes are those of all tests.
   tests/kubernetes/cluster.py run --fake-nodes 3 -- cargo test --locked --workspace --test it -- several_nodes:: --test-threads=1
   step "tests on a real node"
-  tests/kubernetes/cluster.py run --node -- cargo test --locked --workspace --test it -- real_node::
+  # A node whose kubelet does not answer serves no other test: that one comes after them.
+  tests/kubernetes/cluster.py run --node -- sh -ec '
+    cargo test --locked --workspace --test it -- real_node::
+    cargo test --locked --workspace --test it -- silent_kubelet::'
   step "the installation with pods for each role: what is killed and deleted costs nothing"
   tests/kubernetes/cluster.py run --node --kubectl -- tests/kubernetes/high_availability.py target/debug/arco
   step "a server inside the cluster builds from source"

@@ -104,7 +104,7 @@ def install(arco, work, *more):
     done(arco, "cluster", "image", "save", work / "arco.tar")
     done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
     (work / "arco.tar").unlink()
-    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
+    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)

@@ -245,6 +245,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         env: [("COLOUR".to_owned(), "red".to_owned())].into(),
         working_dir: String::new(),
         user: String::new(),
+        unprivileged: false,
         resources: plan.template.resources,
         timeout_ms: 30_000,
         network: OneShotNetwork::Build,

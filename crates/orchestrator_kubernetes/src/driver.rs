@@ -6,6 +6,7 @@
 
 use crate::cluster::{Cluster, failed};
 use crate::component::{Component, Leads, Shared};
+use crate::features::{Features, USER_NAMESPACES};
 use crate::local_storage::LocalStorage;
 use crate::logs::{KeptLines, Logs};
 use crate::render::{self, Kind, Rendered, Surroundings};
@@ -73,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) server: String,
     pub(crate) nodes: usage::Nodes,
     pub(crate) local_storage: LocalStorage,
+    /// What the cluster has, by its version when this process began.
+    pub(crate) features: Features,
     /// Why components cannot be scaled by load here.
     pub(crate) by_load: Result<(), String>,
     pub(crate) tracker: TaskTracker,
@@ -233,13 +236,22 @@ impl KubernetesOrchestrator {
         }
         let local_storage = LocalStorage::new(&config)?;
         let cluster = Cluster::connect(&config).await?;
+        let version = cluster.client.apiserver_version().await;
+        let version = version.map_err(|it| failed("ask the cluster for its version", &it))?;
+        let features = Features::of(&version.major, &version.minor);
+        if config.user_namespaces && !features.user_namespaces {
+            return Err(Error::Refused(format!(
+                "Kubernetes {} gives instances no user namespace (1.{USER_NAMESPACES} and newer do): upgrade the cluster, or set `kubernetes.user_namespaces = false`",
+                version.git_version
+            )));
+        }
         if config.user_namespaces {
             let selector: Vec<_> = config.node_selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let unable = cluster.nodes_without_user_namespaces(&selector.join(",")).await;
             let unable = unable.map_err(|it| failed("ask the cluster for its nodes", &it))?;
             if !unable.is_empty() {
                 return Err(Error::Refused(format!(
-                    "nodes {} cannot give instances a user namespace: update their container runtime (containerd 2.0), choose other nodes by `kubernetes.node_selector`, or set `kubernetes.user_namespaces = false`",
+                    "nodes {} cannot give instances a user namespace: update their container runtime (containerd 2.0), choose other nodes by `kubernetes.node_selector`, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`)",
                     unable.join(", ")
                 )));
             }
@@ -265,6 +277,7 @@ impl KubernetesOrchestrator {
             server: server.unwrap_or_default().to_owned(),
             nodes: usage::Nodes::default(),
             local_storage,
+            features,
             by_load,
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -375,6 +388,7 @@ impl Orchestrator for KubernetesOrchestrator {
                 image: &image.config,
                 hosts: &hosts,
                 pull_secret: inner.shared.tenants.have_credentials(),
+                features: inner.features,
             };
             render::component(plan, &around)
         });

@@ -13,6 +13,7 @@ mod decide;
 mod driver;
 mod exec;
 mod facts;
+mod features;
 mod forward;
 mod lease;
 mod lines;

@@ -5,12 +5,14 @@
 //! functions; only [`preflight`] and [`pull`] act.
 
 mod hosts;
+mod networks;
 mod pull;
 
 pub use hosts::{HostsSetting, judge_hosts};
 
 use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
 use crate::cluster::{Cluster, words};
+use crate::features::{Features, NEWEST, OLDEST, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
 use crate::local_storage::PROVISIONER;
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
@@ -22,9 +24,6 @@ use kube::api::{Api, ListParams, PostParams};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-/// Oldest and newest minor version of Kubernetes 1 that we know.
-const OLDEST: u32 = 33;
-const NEWEST: u32 = 36;
 /// Questions to the API server at the same time.
 const AT_ONCE: usize = 8;
 /// A clock that differs more is worth a word, in seconds.
@@ -104,7 +103,9 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
             return vec![Finding::bad("cluster", found, unreachable)];
         }
     };
+    let features = Features::of(&version.major, &version.minor);
     let mut findings = vec![judge_version(&version.major, &version.minor, &version.git_version)];
+    findings.extend(judge_features(features, config));
     findings.extend(clock(client).await);
     match served(client).await {
         Ok(served) => findings.extend([judge_groups(&served), judge_metrics(&served)]),
@@ -116,7 +117,8 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     findings.push(permissions(client, config).await);
     findings.push(usage(client).await);
     findings.push(storage(client, config).await);
-    findings.push(nodes(&cluster, config).await);
+    findings.push(nodes(&cluster, config, features).await);
+    findings.extend(networks::networks(client, config).await);
     findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),
@@ -130,20 +132,53 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
 }
 
 fn judge_version(major: &str, minor: &str, shown: &str) -> Finding {
-    // Providers write `28+`.
-    let number = |it: &str| it.trim_end_matches(|it: char| !it.is_ascii_digit()).parse::<u32>().unwrap_or_default();
     let check = "version";
-    match (number(major), number(minor)) {
-        (1, minor) if (OLDEST..=NEWEST).contains(&minor) => Finding::good(check, format!("Kubernetes {shown}")),
-        (1, minor) if minor < OLDEST => {
-            Finding::bad(check, format!("Kubernetes {shown}"), format!("upgrade the cluster to 1.{OLDEST} or newer"))
+    match minor_version(major, minor) {
+        Some(NEWEST) => Finding::good(check, format!("Kubernetes {shown}")),
+        Some(OLDEST..NEWEST) => {
+            let found = format!("Kubernetes {shown}; its APIs are known, but only 1.{NEWEST} is tested");
+            Finding::good(check, found)
         }
+        Some(0..OLDEST) => Finding::bad(
+            check,
+            format!("Kubernetes {shown} is older than 1.{OLDEST}, whose APIs the platform uses"),
+            format!("upgrade the cluster to 1.{OLDEST} or newer"),
+        ),
         _ => Finding::warning(
             check,
             format!("Kubernetes {shown} is newer than 1.{NEWEST}, the last that was tested"),
             "try on a cluster that may break, or wait for a newer version of the platform",
         ),
     }
+}
+
+/// What the cluster's version lacks, each by its own name, with what is done instead.
+fn judge_features(has: Features, config: &KubernetesConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !has.user_namespaces {
+        let found = format!("Kubernetes before 1.{USER_NAMESPACES} gives pods none (`hostUsers`)");
+        findings.push(if config.user_namespaces {
+            let advice = "upgrade the cluster, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`): root of a pod is then root of its node, and builds refuse steps";
+            Finding::bad("user namespaces", found, advice)
+        } else {
+            let advice = "upgrade the cluster, then leave `--no-user-namespaces` out of `arco cluster manifest`";
+            Finding::warning(
+                "user namespaces",
+                format!("{found}: root of a pod is root of its node, and builds refuse steps"),
+                advice,
+            )
+        });
+    }
+    if !has.places_of_jobs {
+        findings.push(Finding::warning(
+            "jobs",
+            format!(
+                "Kubernetes before 1.{PLACES_OF_JOBS} counts failures of a job as a whole (no `backoffLimitPerIndex`): an instance that fails again and again ends the others"
+            ),
+            "upgrade the cluster, or give such jobs one instance each",
+        ));
+    }
+    findings
 }
 
 /// The difference between the API server's clock (its `Date`, to a second) and ours.
@@ -357,16 +392,16 @@ fn able(class: &StorageClass) -> String {
 }
 
 /// The nodes that instances may run on.
-async fn nodes(cluster: &Cluster, config: &KubernetesConfig) -> Finding {
+async fn nodes(cluster: &Cluster, config: &KubernetesConfig, features: Features) -> Finding {
     let selector: Vec<String> = config.node_selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let listed = ListParams::default().labels(&selector.join(","));
     match Api::<Node>::all(cluster.client.clone()).list(&listed).await {
-        Ok(nodes) => judge_nodes(&nodes.items, config),
+        Ok(nodes) => judge_nodes(&nodes.items, config, features),
         Err(error) => Finding::bad("nodes", words(&error), "let this account list nodes"),
     }
 }
 
-fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
+fn judge_nodes(nodes: &[Node], config: &KubernetesConfig, features: Features) -> Finding {
     let ready: Vec<&Node> = nodes.iter().filter(|it| is_usable(it)).collect();
     let chosen = if config.node_selector.is_empty() { "" } else { " that `kubernetes.node_selector` chooses" };
     if ready.is_empty() {
@@ -378,11 +413,14 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
         handlers.filter_map(|it| it.features.as_ref()).any(|it| it.user_namespaces == Some(true))
     });
     let shown = format!("{} of {}{chosen} are ready", ready.len(), nodes.len());
+    if !features.user_namespaces {
+        return Finding::good("nodes", shown); // whatever their runtime can: see `judge_features`
+    }
     if config.user_namespaces && !confined {
         return Finding::bad(
             "nodes",
             format!("{shown}; not all give pods a user namespace"),
-            "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
+            "containerd 2.0 and Linux 6.3 have them; else install with `arco cluster manifest --no-user-namespaces` (`kubernetes.user_namespaces = false`)",
         );
     }
     if !config.user_namespaces && confined {
@@ -391,7 +429,7 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig) -> Finding {
             format!(
                 "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
             ),
-            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and Dockerfiles may have RUN",
         );
     }
     Finding::good("nodes", shown)

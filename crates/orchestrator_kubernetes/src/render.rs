@@ -17,6 +17,7 @@ pub(crate) use files::config_map;
 pub(crate) use pod::one_shot;
 pub(crate) use tenant::{held_credential, node_credentials, pull_secret, tenant};
 
+use crate::features::Features;
 use crate::names;
 use arco_config::KubernetesConfig;
 use arco_model::artifact::{Digest, ImageConfig};
@@ -132,6 +133,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) hosts: &'a BTreeMap<String, Ipv4Addr>,
     /// Whether a pull credential lies in the namespace.
     pub(crate) pull_secret: bool,
+    /// What the cluster has.
+    pub(crate) features: Features,
 }
 
 /// All objects of a plan.
@@ -203,14 +206,14 @@ pub(crate) fn component(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Resul
     others.extend(network::disruption_budget(plan, &namespace, &base, &labels));
     others.extend(autoscaling::autoscaler(plan, &namespace, &base, &labels));
     let scale = autoscaling::scale(plan, &namespace, &base, &labels);
-    let workload = workload(plan, around.config, &namespace, &base, &key, &labels, pod);
+    let workload = workload(plan, around, &namespace, &base, &key, &labels, pod);
     let claims = volumes::claims(plan, around.config, &namespace, &labels);
     Ok(Rendered { namespace, key, others, claims, scale, kind: plan.kind, base, workload })
 }
 
 fn workload(
     plan: &WorkloadPlan,
-    config: &KubernetesConfig,
+    around: &Surroundings<'_>,
     namespace: &str,
     base: &str,
     key: &str,
@@ -233,7 +236,7 @@ fn workload(
             Object::new(Kind::Deployment, namespace, &format!("{base}-{key}"), own, rest)
         }
         ComponentKind::Stateful => {
-            let templates = volumes::templates(plan, config, labels);
+            let templates = volumes::templates(plan, around.config, labels);
             let fixed = digest(&templates);
             let selector = json!({ "matchLabels": { (names::COMPONENT): component, (names::ROLE): "instance" } });
             let rest = json!({ "spec": {
@@ -253,16 +256,16 @@ fn workload(
         }
         ComponentKind::Job | ComponentKind::Cron => {
             own.insert(names::KEY.to_owned(), key.into());
-            let rest = json!({ "spec": {
-                "completionMode": "Indexed",
-                "backoffLimitPerIndex": JOB_RETRIES,
-                "maxFailedIndexes": plan.replicas,
-                "podReplacementPolicy": "Failed",
-                "parallelism": 0,
-                "completions": 0,
-                "template": pod,
-            }});
-            Object::new(Kind::Job, namespace, &format!("{base}-{key}"), own, rest)
+            let mut spec = json!({ "completionMode": "Indexed", "parallelism": 0, "completions": 0, "template": pod });
+            if around.features.places_of_jobs {
+                spec["backoffLimitPerIndex"] = JOB_RETRIES.into();
+                spec["maxFailedIndexes"] = plan.replicas.into();
+                spec["podReplacementPolicy"] = "Failed".into();
+            } else {
+                // All places share one count: it ends the job, with the places that still run.
+                spec["backoffLimit"] = (JOB_RETRIES * plan.replicas.max(1)).into();
+            }
+            Object::new(Kind::Job, namespace, &format!("{base}-{key}"), own, json!({ "spec": spec }))
         }
     }
 }

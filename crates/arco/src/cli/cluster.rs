@@ -9,6 +9,7 @@ mod trust_registry;
 use super::failure::Failure;
 use super::ui::Ui;
 use clap::Subcommand;
+use std::time::Duration;
 
 /// What to do for a cluster.
 #[derive(Debug, Subcommand)]
@@ -31,6 +32,13 @@ pub(crate) enum ClusterCommand {
     /// Read the output of the platform's pods on this node (run by the manifest's DaemonSet)
     #[command(hide = true)]
     NodeLogs(node_logs::NodeLogsArgs),
+    /// Wait, while the cluster hears that this pod leaves (run by pods of the manifest before they end)
+    #[command(hide = true)]
+    Linger {
+        /// How long
+        #[arg(value_name = "SECONDS")]
+        seconds: u64,
+    },
 }
 
 /// Runs.
@@ -41,5 +49,9 @@ pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure
         ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
         ClusterCommand::LocalVolume(command) => local_volume::run(command).await,
         ClusterCommand::NodeLogs(args) => node_logs::run(args).await,
+        ClusterCommand::Linger { seconds } => {
+            tokio::time::sleep(Duration::from_secs(*seconds)).await;
+            Ok(())
+        }
     }
 }

@@ -261,7 +261,7 @@ pub(crate) async fn start(
             data_dir: data_dir.display().to_string(),
         };
         health.role("console").ready();
-        let router = console::router(page, metrics);
+        let router = console::router(page, metrics, data_plane.clone());
         supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
     }
     if let (Some(peers), Some(listener)) = (peers, listeners.peers) {
@@ -273,7 +273,8 @@ pub(crate) async fn start(
             asked = asked.merge(ask_gateway::for_peers(here.clone()));
         }
         if config.server.has(Role::Api) && !config.kubernetes.node_namespace.is_empty() {
-            asked = asked.merge(node_logs::for_nodes(instances.clone(), Kept::new(&keeping), logs.clone()));
+            let kept = Kept::new(&keeping);
+            asked = asked.merge(node_logs::for_nodes(instances.clone(), kept, logs.clone(), &stores.secrets)?);
         }
         let bound = listener.local_addr()?;
         let address = advertised(&config.server.peer_address, bound)?;

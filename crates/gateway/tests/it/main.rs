@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
+mod access_log;
 mod buffering;
 mod differential;
 mod drivers;

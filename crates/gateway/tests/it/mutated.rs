@@ -138,7 +138,8 @@ fn whatever_is_changed_in_a_request_harms_itself_alone() {
             let sent = String::from_utf8_lossy(&bytes).into_owned();
             let answers = String::from_utf8_lossy(&answers).into_owned();
             prop_assert!(answers.is_empty() || answers.starts_with("HTTP/1.1 "), "{sent:?}: {answers:?}");
-            for head in std::mem::take(&mut *heads.lock().unwrap()) {
+            let seen = std::mem::take(&mut *heads.lock().unwrap());
+            for head in seen {
                 prop_assert!(is_ambiguous(&head).is_none(), "{:?}: {sent:?} became {head:?}", is_ambiguous(&head));
             }
         }

@@ -83,9 +83,11 @@ where
         let _ = tokio::time::timeout(Duration::from_millis(100), response.into_body().collect()).await;
         Some(status)
     };
+    tokio::pin!(exchange);
     tokio::select! {
-        status = exchange => status,
-        _ = connection => None,
+        status = &mut exchange => status,
+        // The answer may have come with the end.
+        _ = connection => exchange.await,
     }
 }
 

@@ -143,7 +143,9 @@ fn workload(it: &Installation, part: &Part, replicas: u32, settings: &str) -> Va
         { "name": "POD_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
         { "name": "ARCO_SERVER__PEER_ADDRESS", "value": format!("$(POD_ADDRESS):{PEERS_PORT}") },
     ]);
-    container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": LEAVING_S } } });
+    // `preStop.sleep` came with 1.30, and our image has no other program.
+    let leave = json!(["/usr/bin/arco", "cluster", "linger", LEAVING_S.to_string()]);
+    container["lifecycle"] = json!({ "preStop": { "exec": { "command": leave } } });
     let mut spec = json!({
         "replicas": replicas, "selector": { "matchLabels": selector(part.name) }, "template": template,
     });

@@ -26,8 +26,9 @@ fn node(ready: &str, closed: bool, confined: bool) -> Node {
 #[test]
 fn versions() {
     for (major, minor, wanted) in [
-        ("1", "32", Weight::Bad),
-        ("1", "33+", Weight::Good),
+        ("1", "27", Weight::Bad),
+        ("1", "28+", Weight::Good),
+        ("1", "33", Weight::Good),
         ("1", "36", Weight::Good),
         ("1", "37", Weight::Warning),
         ("2", "0", Weight::Warning),
@@ -35,6 +36,27 @@ fn versions() {
     ] {
         assert_eq!(judge_version(major, minor, "v").weight, wanted, "{major}.{minor}");
     }
+}
+
+#[test]
+fn what_a_version_lacks_is_named() {
+    let with = KubernetesConfig::default();
+    let without = KubernetesConfig { user_namespaces: false, ..KubernetesConfig::default() };
+    for (minor, config, wanted) in [
+        ("28", &with, vec![("user namespaces", Weight::Bad), ("jobs", Weight::Warning)]),
+        ("28", &without, vec![("user namespaces", Weight::Warning), ("jobs", Weight::Warning)]),
+        ("32", &with, vec![("user namespaces", Weight::Bad)]),
+        ("33", &with, vec![]),
+        ("36", &without, vec![]),
+    ] {
+        let found = judge_features(Features::of("1", minor), config);
+        let said: Vec<_> = found.iter().map(|it| (it.check, it.weight)).collect();
+        assert_eq!(said, wanted, "{minor}: {found:?}");
+        assert!(found.iter().all(|it| !it.advice.is_empty()), "{found:?}");
+    }
+    // What nodes say of themselves does not count where the cluster would drop the field.
+    let old = judge_nodes(&[node("True", false, true)], &without, Features::of("1", "32"));
+    assert_eq!(old.weight, Weight::Good, "{old:?}");
 }
 
 #[test]
@@ -108,7 +130,7 @@ fn nodes_are_counted_when_they_take_pods() {
         (vec![node("True", true, true), node("False", false, true)], &config, Weight::Bad, "none of 2"),
         (vec![], &config, Weight::Bad, "none of 0"),
     ] {
-        let found = judge_nodes(&nodes, config);
+        let found = judge_nodes(&nodes, config, Features::of("1", "36"));
         assert!(found.weight == weight && found.found.contains(part), "{found:?}");
     }
 }

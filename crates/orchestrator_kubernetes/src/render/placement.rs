@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 /// Taints of a node that does not answer, or says that it is not well.
 const SILENT: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
+/// Stands for the key of the pod itself; no key is written so.
+const OWN_KEY: &str = "own";
+
 /// Everything that a plan asks.
 pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &KubernetesConfig) -> Result<(), String> {
     let it = &plan.template.scheduling;
@@ -41,6 +44,8 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
         }
     }
     let own = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str() } });
+    // Old instances on their way out do not count.
+    let alike = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::KEY): OWN_KEY } });
     if !it.topology_spread.is_empty() {
         let constraint = |it: &arco_model::spec::scheduling::TopologySpread| {
             json!({
@@ -50,9 +55,7 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
                     WhenUnsatisfiable::ScheduleAnyway => "ScheduleAnyway",
                     WhenUnsatisfiable::DoNotSchedule => "DoNotSchedule",
                 },
-                "labelSelector": own,
-                // Old instances on their way out do not count.
-                "matchLabelKeys": [names::KEY],
+                "labelSelector": alike,
             })
         };
         spec["topologySpreadConstraints"] = it.topology_spread.iter().map(constraint).collect();
@@ -140,17 +143,42 @@ fn during_scheduling(required: Value, preferred: Vec<Value>) -> Option<Value> {
 
 fn beside(it: &ComponentAffinity, plan: &WorkloadPlan) -> Value {
     let application = it.component.application.as_ref().unwrap_or(&plan.application);
-    let selector = json!({ "matchLabels": {
+    let mut labels = json!({
         (names::APPLICATION): application.as_str(),
         (names::NAME): it.component.component.as_str(),
         (names::ROLE): "instance",
-    }});
-    let mut term = json!({ "labelSelector": selector, "topologyKey": it.topology.label() });
+    });
     if *application == plan.application && it.component.component == plan.name {
         // Old instances on their way out must not keep the new ones from their node.
-        term["matchLabelKeys"] = json!([names::KEY]);
+        labels[names::KEY] = OWN_KEY.into();
     }
-    term
+    json!({ "labelSelector": { "matchLabels": labels }, "topologyKey": it.topology.label() })
+}
+
+/// Puts the key where rules of a pod speak of pods of the same key. It is known only when the pod is: it stands for the pod.
+/// (`matchLabelKeys` says the same, in newer clusters only.)
+pub(super) fn keyed(spec: &mut Value, key: &str) {
+    for field in ["affinity", "topologySpreadConstraints"] {
+        if let Some(rules) = spec.get_mut(field) {
+            put_key(rules, key);
+        }
+    }
+}
+
+fn put_key(rules: &mut Value, key: &str) {
+    match rules {
+        Value::Object(fields) => {
+            for (name, it) in fields {
+                if name == names::KEY && it.as_str() == Some(OWN_KEY) {
+                    *it = key.into();
+                } else {
+                    put_key(it, key);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|it| put_key(it, key)),
+        _ => {}
+    }
 }
 
 fn expression(it: &NodeAffinity) -> Value {

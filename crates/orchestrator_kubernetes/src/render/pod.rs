@@ -63,6 +63,7 @@ pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result
 pub(super) fn keyed(mut pod: Value, key: &str, name: &str, plan: &WorkloadPlan, image: &ImageConfig) -> Value {
     let it = &plan.template;
     pod["metadata"]["labels"][names::KEY] = key.into();
+    placement::keyed(&mut pod["spec"], key);
     if !it.env.is_empty() {
         variables_of(&mut pod["spec"], name);
     }

@@ -62,7 +62,16 @@ pub(crate) fn config() -> KubernetesConfig {
 pub(crate) fn rendered(plan: &WorkloadPlan) -> Rendered {
     let hosts = [("db.shop.acme.arco.internal".to_owned(), Ipv4Addr::new(10, 96, 0, 9))].into();
     let (config, image) = (config(), ImageConfig::default());
-    component(plan, &Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: true }).unwrap()
+    component(plan, &around(&config, &image, &hosts)).unwrap()
+}
+
+/// On the newest cluster, with a pull credential.
+pub(crate) fn around<'a>(
+    config: &'a KubernetesConfig,
+    image: &'a ImageConfig,
+    hosts: &'a BTreeMap<String, Ipv4Addr>,
+) -> Surroundings<'a> {
+    Surroundings { config, image, hosts, pull_secret: true, features: Features::of("1", "36") }
 }
 
 fn all(it: &Rendered, replicas: u32) -> Vec<Value> {
@@ -155,6 +164,23 @@ fn a_job() {
     let objects = all(&rendered(&plan), 2);
     checked(&objects);
     insta::assert_json_snapshot!(objects);
+
+    // An older cluster counts failures of the job as a whole; its pods are the same.
+    let (config, image, hosts) = (config(), ImageConfig::default(), BTreeMap::new());
+    let of = |minor: &str| {
+        let around = Surroundings { features: Features::of("1", minor), ..around(&config, &image, &hosts) };
+        let rendered = component(&plan, &around).unwrap();
+        (rendered.key.clone(), rendered.workload(2).body["spec"].clone())
+    };
+    let (old, new) = (of("28"), of("29"));
+    assert_eq!((&old.0, &old.1["template"]), (&new.0, &new.1["template"]), "an upgrade of the cluster repeats no job");
+    let fields = |it: &Value| {
+        let names =
+            ["backoffLimit", "backoffLimitPerIndex", "completionMode", "maxFailedIndexes", "podReplacementPolicy"];
+        names.map(|name| it[name].clone())
+    };
+    assert_eq!(fields(&old.1), [json!(4), json!(null), json!("Indexed"), json!(null), json!(null)]);
+    assert_eq!(fields(&new.1), [json!(null), json!(2), json!("Indexed"), json!(2), json!("Failed")]);
 }
 
 #[test]
@@ -171,7 +197,7 @@ fn a_tenant() {
 fn a_one_shot() {
     let plan = plan();
     let (config, image, hosts) = (config(), ImageConfig::default(), BTreeMap::new());
-    let around = Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: true };
+    let around = around(&config, &image, &hosts);
     let mut work = OneShot::of_template(
         arco_model::id::InstanceId::from_parts(1_700_000_000_000, 1),
         plan.tenant.clone(),
@@ -222,14 +248,16 @@ fn a_component_that_says_where_it_runs() {
     config.node_selector = [("pool".to_owned(), "apps".to_owned())].into();
     let (image, hosts) = (ImageConfig::default(), BTreeMap::new());
     let ask = |plan: &WorkloadPlan, config: &KubernetesConfig| {
-        component(plan, &Surroundings { config, image: &image, hosts: &hosts, pull_secret: false })
+        component(plan, &Surroundings { pull_secret: false, ..around(config, &image, &hosts) })
     };
     let refused = ask(&plan, &config).unwrap_err();
     assert!(refused.contains("`high`") && refused.contains("`kubernetes.priority_classes`"), "{refused}");
     config.priority_classes = vec!["high".to_owned()];
-    let pod = ask(&plan, &config).unwrap().workload(1).body["spec"]["template"].clone();
+    let placed = ask(&plan, &config).unwrap();
+    let pod = placed.workload(1).body["spec"]["template"].clone();
     known::<core::PodTemplateSpec>(&pod);
-    let mut spec = pod["spec"].clone();
+    assert_eq!(pod["metadata"]["labels"][names::KEY], placed.key.as_str());
+    let mut spec: Value = serde_json::from_str(&pod["spec"].to_string().replace(&placed.key, "KEY")).unwrap();
     spec.as_object_mut().unwrap().retain(|name, _| {
         ["affinity", "nodeSelector", "priorityClassName", "tolerations", "topologySpreadConstraints"]
             .contains(&name.as_str())
@@ -285,7 +313,7 @@ fn a_user_by_name_is_refused_unless_it_is_the_images_own() {
     let (config, hosts) = (config(), BTreeMap::new());
     let ask = |user: &str| {
         let image = ImageConfig { user: user.to_owned(), ..ImageConfig::default() };
-        component(&plan, &Surroundings { config: &config, image: &image, hosts: &hosts, pull_secret: false }).map(drop)
+        component(&plan, &Surroundings { pull_secret: false, ..around(&config, &image, &hosts) }).map(drop)
     };
     assert!(ask("node").is_ok());
     assert!(ask("").unwrap_err().contains("by number"));

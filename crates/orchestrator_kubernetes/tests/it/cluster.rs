@@ -3,4 +3,4 @@
 
 pub(crate) mod control_plane;
 pub(crate) mod place;
-mod real_node;
+pub(crate) mod real_node;

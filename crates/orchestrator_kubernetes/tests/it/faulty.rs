@@ -1,4 +1,5 @@
-//! An API server that fails as asked: a proxy before the real one.
+//! An API server that fails as asked: a proxy before the real one. What instances say it answers itself: on fake nodes nothing
+//! runs.
 
 use axum::Router;
 use axum::body::Body;
@@ -6,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
+use k8s_openapi::jiff;
 use kube::config::Kubeconfig;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What goes wrong.
@@ -36,6 +39,8 @@ pub(crate) enum Fault {
     Rejecting,
     /// Pods cannot be deleted (500).
     Undeletable,
+    /// Who asks what instances say hears nothing: connections end without a word.
+    Mute,
 }
 
 struct Inner {
@@ -44,6 +49,8 @@ struct Inner {
     /// Requests that the present fault is about.
     met: AtomicU64,
     failed: AtomicU64,
+    /// What every instance says, with its times.
+    output: watch::Sender<Vec<String>>,
     /// When each write failed last, by method and path; and the longest time between two tries of one.
     tries: Mutex<(BTreeMap<String, Instant>, Duration)>,
 }
@@ -79,6 +86,7 @@ impl Faulty {
             fault,
             met: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            output: watch::Sender::new(Vec::new()),
             tries: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -114,6 +122,11 @@ impl Faulty {
         self.inner.tries.lock().unwrap().1
     }
 
+    /// Every instance says this now.
+    pub(crate) fn say(&self, text: &str) {
+        self.inner.output.send_modify(|it| it.push(format!("{} {text}\n", jiff::Timestamp::now())));
+    }
+
     /// How many requests met the present fault.
     pub(crate) fn failed(&self) -> u64 {
         self.inner.failed.load(Ordering::SeqCst)
@@ -132,6 +145,19 @@ fn refusal(code: StatusCode, reason: &str, message: &str) -> Response {
     response
 }
 
+fn asks_for_output(request: &Request) -> bool {
+    request.uri().path().contains("/pods/") && request.uri().path().ends_with("/log")
+}
+
+/// What instances said and say, until the stream is cut.
+fn output(inner: &Inner, cut: CancellationToken) -> Response {
+    let said = futures_util::stream::unfold((inner.output.subscribe(), 0), |(mut output, told)| async move {
+        let all = output.wait_for(|it| it.len() > told).await.ok()?.clone();
+        Some((Ok::<_, std::io::Error>(all[told..].concat()), (output, all.len())))
+    });
+    Body::from_stream(said.take_until(cut.cancelled_owned())).into_response()
+}
+
 /// Whether a fault is about a request.
 fn concerns(fault: Fault, request: &Request) -> bool {
     let writes = request.method() != Method::GET;
@@ -143,6 +169,7 @@ fn concerns(fault: Fault, request: &Request) -> bool {
         Fault::Gone => request.uri().query().is_some_and(|it| it.contains("watch=true")),
         Fault::Rejecting => writes && request.uri().path().contains("/deployments"),
         Fault::Undeletable => request.method() == Method::DELETE && request.uri().path().contains("/pods/"),
+        Fault::Mute => asks_for_output(request),
     }
 }
 
@@ -151,7 +178,7 @@ fn failure(fault: Fault, number: u64) -> Option<Response> {
     Some(match fault {
         Fault::None => return None,
         Fault::Overloaded | Fault::Conflicts if number % 2 == 1 => return None,
-        Fault::Down => {
+        Fault::Down | Fault::Mute => {
             let cut = Err::<String, _>(std::io::Error::other("cut off on purpose"));
             Body::from_stream(futures_util::stream::iter([cut])).into_response()
         }
@@ -173,6 +200,9 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     {
         inner.note(&request);
         return response;
+    }
+    if asks_for_output(&request) {
+        return output(&inner, cut);
     }
     let (mut parts, body) = request.into_parts();
     for name in [header::HOST, header::AUTHORIZATION, header::ACCEPT_ENCODING, header::CONTENT_LENGTH] {

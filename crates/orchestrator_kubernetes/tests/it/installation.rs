@@ -117,9 +117,11 @@ async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
     let folder = tempfile::tempdir().unwrap();
     let platform = account(client, admin, &it.namespace, "arco").await;
     let findings = look(&platform, folder.path(), it).await;
-    for check in ["version", "clock", "APIs", "permissions", "nodes"] {
+    for check in ["version", "clock", "APIs", "permissions"] {
         assert_eq!(weight(&findings, check), Weight::Good, "{findings:?}");
     }
+    // Nodes of another cluster may be able to give user namespaces, which these settings do not ask for.
+    assert_ne!(weight(&findings, "nodes"), Weight::Bad, "{findings:?}");
     let nobody = account(client, admin, &it.namespace, "default").await;
     let findings = look(&nobody, folder.path(), it).await;
     assert_eq!(weight(&findings, "permissions"), Weight::Bad);

@@ -8,3 +8,4 @@ mod installation;
 mod leader;
 mod local_storage;
 mod several_nodes;
+mod silent_kubelet;

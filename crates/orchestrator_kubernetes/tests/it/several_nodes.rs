@@ -15,7 +15,7 @@ use arco_model::source::Source;
 use arco_model::spec::scheduling::Scheduling;
 use arco_model::spec::{ComponentKind, ComponentSpec};
 use arco_model::status::{self, Status, StatusContext, StatusReport};
-use arco_orchestrator::contract::{in_time, plan, reached, ready, until, until_within};
+use arco_orchestrator::contract::{in_time, one_shot, plan, reached, ready, until, until_within};
 use arco_orchestrator::{Orchestrator as _, Removal};
 use arco_store::clock;
 use futures_util::FutureExt as _;
@@ -27,6 +27,7 @@ use serde_json::json;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
 
 /// The label by which a fake node is told how to behave.
 const TOLD: &str = "kubetest/pods";
@@ -311,6 +312,46 @@ async fn components_that_do_not_want_each_other_run_apart_and_one_without_room_w
             driver.remove(&asked.component, &Removal::Everything).await.unwrap();
         }
         assert_eq!(of_components(&place).await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_on_a_silent_node_ends_when_the_cluster_gives_it_up() {
+    on_three_nodes(|place, nodes| async move {
+        // It runs as long as nobody says that it has ended.
+        for node in &nodes.names {
+            nodes.tell(node, "manual").await;
+        }
+        let asked = plan(place.image.clone(), &["serve"]);
+        let mut work = one_shot(&asked, &["work"]);
+        let taint = "node.kubernetes.io/unreachable";
+        let soon = json!({ "key": taint, "operator": "exists", "effect": "no_execute", "toleration_seconds": 5 });
+        work.scheduling = serde_json::from_value(json!({ "tolerations": [soon] })).unwrap();
+        work.timeout_ms = in_time(PATIENCE).as_millis() as u64;
+        let (sink, _lines) = mpsc::channel(16);
+        let (_keep, cancelled) = oneshot::channel();
+        let driver = place.driver.clone();
+        let running = tokio::spawn(async move { driver.run(&work, sink, cancelled).await });
+
+        let pods: Api<Pod> = place.api();
+        let its = async || {
+            let found = pods.list(&ListParams::default().labels("arco.internal/role=one-shot")).await.unwrap().items;
+            found.into_iter().find_map(|it| Some((it.metadata.name?, it.spec?.node_name?)))
+        };
+        eventually("it has a node", async || its().await.is_some()).await;
+        let (name, node) = its().await.unwrap();
+        let began = "2026-01-01T00:00:00Z";
+        let holds = |what: &str| json!({ "type": what, "status": "True", "lastTransitionTime": began });
+        let container = json!({ "name": "app", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+            "state": { "running": { "startedAt": began } } });
+        let status = json!({ "status": { "phase": "Running", "startTime": began, "containerStatuses": [container],
+            "conditions": [holds("PodScheduled"), holds("Initialized"), holds("ContainersReady"), holds("Ready")] } });
+        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+
+        nodes.tell(&node, "silent").await;
+        let why = running.await.unwrap().unwrap_err().to_string();
+        assert!(why.contains(&format!("its node `{node}` does not answer")), "{why}");
     })
     .await;
 }

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use arco_daemon::confine::{confine, forbid};
 use arco_daemon::handover::{Sockets, Start};
 use arco_daemon::{CancellationToken, OnExit, Supervisor, telemetry, tls};
+use arco_gateway::access_log;
 use arco_gateway::data_plane::Listeners;
 use arco_gateway::process::{self, HoldArgs, Process};
 use arco_mesh::dns::Dns;
@@ -46,12 +47,20 @@ fn hold(data_dir: &Path, resumed: bool) -> anyhow::Result<ExitCode> {
     telemetry::init(&link.log, telemetry::LogFormat::Text)?;
     let _ = nix::sys::prctl::set_name(c"arco-holder");
     let (workers, renewed, folder) = (data_dir.to_owned(), data_dir.to_owned(), link::folder(data_dir));
+    let logged = folder.clone();
     let status = process::hold(HoldArgs {
         data_dir: data_dir.to_owned(),
         resumed,
         worker: Box::new(move |executable| command(executable, &workers, "--worker")),
         renewed: Box::new(move |executable| command(executable, &renewed, "--resumed")),
         next: Box::new(move || Link::read(&folder).map(|it| it.executable).map_err(std::io::Error::other)),
+        access_log: Box::new(move || {
+            let link = Link::read(&logged).inspect_err(|it| tracing::error!("{it:#}")).ok()?;
+            let config = link.gateway.access_log;
+            let opened = access_log::open(&config)?;
+            let destination = config.destination;
+            opened.inspect_err(|error| tracing::error!(destination, %error, "the access log cannot be opened")).ok()
+        }),
     })?;
     Ok(ExitCode::from(status))
 }

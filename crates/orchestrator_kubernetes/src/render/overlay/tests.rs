@@ -1,7 +1,7 @@
 //! Overlays, from tables: what is merged, and what is refused by which name.
 
-use super::super::tests::{config, plan};
-use super::super::{Surroundings, component};
+use super::super::component;
+use super::super::tests::{around, config, plan};
 use super::*;
 use arco_model::artifact::ImageConfig;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ fn pod(overlay: Value, config: &KubernetesConfig) -> Result<Value, String> {
     let mut plan = plan();
     plan.template.overlay = Some(overlay);
     let (image, hosts) = (ImageConfig::default(), BTreeMap::new());
-    let rendered = component(&plan, &Surroundings { config, image: &image, hosts: &hosts, pull_secret: true })?;
+    let rendered = component(&plan, &around(config, &image, &hosts))?;
     Ok(rendered.workload(1).body["spec"]["template"].clone())
 }
 

@@ -463,7 +463,9 @@ async fn a_component_runs_where_it_asks_with_what_its_overlay_adds() {
         assert_eq!(spec.topology_spread_constraints.as_ref().map(Vec::len), Some(2));
         let apart = spec.affinity.as_ref().unwrap().pod_anti_affinity.as_ref().unwrap();
         let apart = &apart.required_during_scheduling_ignored_during_execution.as_ref().unwrap()[0];
-        assert_eq!(apart.match_label_keys.as_deref(), Some(&["arco.internal/key".to_owned()][..]), "{apart:?}");
+        let alike = apart.label_selector.as_ref().and_then(|it| it.match_labels.as_ref());
+        let key = found[0].metadata.labels.as_ref().and_then(|it| it.get("arco.internal/key"));
+        assert!(key.is_some() && alike.and_then(|it| it.get("arco.internal/key")) == key, "{apart:?}");
 
         // What the overlay must not set is refused, with its path, and nothing is changed.
         let deployments = |all: &[String]| all.iter().filter(|it| it.starts_with("Deployment/")).count();
