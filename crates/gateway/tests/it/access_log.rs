@@ -196,6 +196,20 @@ async fn a_client_that_leaves_has_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asked_a_proxy_is_known_whatever_is_answered() {
+    let yaml = file(&[echo().await]) + "trusted_proxies: [127.0.0.0/8]\naccess_log: {destination: a.log}\n";
+    let gateway = Gateway::start(&yaml).await;
+    for (host, path, status) in [("a.test", "/here", 200), ("nobody.test", "/nowhere", 404)] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n");
+        assert_eq!(Wire::connect(gateway.web()).await.ask(&request).await.status(), status);
+    }
+    let by_path = lines(&gateway.folder.path().join("a.log"), 2).await;
+    for path in ["/here", "/nowhere"] {
+        assert_eq!(by_path[path]["client"], "192.0.2.7", "{}", by_path[path]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http2_has_its_lines_and_handshakes_are_counted() {
     let change = |yaml: String| yaml + ADMIN + "access_log: {destination: a.log, query: true}\n";
     let (gateway, client) = gateway_by(echo().await, change).await;
