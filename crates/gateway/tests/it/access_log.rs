@@ -264,6 +264,41 @@ async fn http2_has_its_lines_and_handshakes_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_at_the_end_has_its_line() {
+    let arrived = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&arrived);
+    let address = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            wire.message().await;
+            tell.notify_one();
+            // It never answers.
+            wire.rest().await;
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    std::fs::write(&path, file(&[address]) + "access_log: {destination: a.log}\n").unwrap();
+    let supervisor = Supervisor::new();
+    let gateway = Alone::build(&supervisor, &path).await.unwrap();
+    let (shared, web) = (gateway.shared(), gateway.addresses()["web"]);
+    let mut wires = Vec::new();
+    for request in ["/ordinary HTTP/1.1", "/general HTTP/1.0"] {
+        let mut wire = Wire::connect(web).await;
+        wire.send(format!("GET {request}\r\nHost: a.test\r\n\r\n")).await;
+        tokio::time::timeout(PATIENCE, arrived.notified()).await.unwrap();
+        wires.push(wire);
+    }
+    assert!(supervisor.shutdown(PATIENCE).await);
+    shared.access_log.flush(PATIENCE).await;
+    let by_path = lines(&folder.path().join("a.log"), 2).await;
+    for path in ["/ordinary", "/general"] {
+        assert_eq!(by_path[path]["status"], 499, "{}", by_path[path]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_are_there_whatever_the_sample_is() {
     let yaml = file(&[echo().await])
         .replace("upstreams: [", "upstreams: [{name: dead, endpoints: [\"127.0.0.1:1\"]}, ")
