@@ -176,8 +176,10 @@ struct Orders {
     flushed: Vec<oneshot::Sender<()>>,
 }
 
-/// What one core has for the writer.
+/// What one core has for the writer. On cache lines of its own (the processor fetches them in pairs): the next lane is
+/// another core's.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 struct Lane {
     /// Requests that asked whether they are in the sample.
     turn: AtomicU64,
