@@ -17,7 +17,7 @@ else
   tests/kubernetes/check.py
   # A pod of a test must not land on a node of the other kind.
   step "tests on fake nodes"
-  tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation::
+  tests/kubernetes/cluster.py run --fake-nodes 1 --gateway-api -- cargo test --locked --workspace --test it -- control_plane:: installation::
   step "tests on a real node"
   tests/kubernetes/cluster.py run --node -- cargo test --locked --workspace --test it -- real_node::
   step "the installation with pods for each role: what is killed and deleted costs nothing"
