@@ -1,6 +1,7 @@
 //! What a cluster asks of a whole platform, on a real API server (`ARCO_TEST_KUBECONFIG`; `tests/kubernetes/cluster.py run`
-//! makes one): an Ingress here, the Gateway API below.
+//! makes one): an Ingress here, the Gateway API and adoption below.
 
+mod adopt;
 mod gateway_api;
 
 use crate::behave::EXECUTABLE;
