@@ -54,9 +54,9 @@ test-faults: packages ## kill -9 of the server at random moments, for longer (AR
 	ARCO_FAULT_ROUNDS=20 cargo test --locked -p arco --test it -- --include-ignored faults --nocapture
 
 test-faults-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
-test-faults-cluster: packages ## kill -9 of a random role for ten minutes, on etcd, PostgreSQL and a control plane (ARCO_FAULT_SECONDS, ARCO_SEED; Go, kubectl)
+test-faults-cluster: packages ## kill -9 of a random role for ten minutes, on etcd, PostgreSQL and a control plane (ARCO_FAULT_SECONDS, ARCO_SEED; Go)
 	cargo build --locked -p arco
-	ARCO_FAULT_SECONDS=$${ARCO_FAULT_SECONDS:-600} tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked -p arco --test it -- --ignored several::killed --nocapture
+	ARCO_FAULT_SECONDS=$${ARCO_FAULT_SECONDS:-600} tests/kubernetes/cluster.py run --fake-nodes 1 --kubectl -- cargo test --locked -p arco --test it -- --ignored several::killed --nocapture
 
 bench: build ## Start, memory, deploy and request figures, against peers where they are installed (PARTS="start idle …")
 	python3 bench/run.py --arco target/release/arco $(PARTS)

@@ -4,7 +4,8 @@
 Run as root: python3 bench/shows.py [--arco PATH] [--hosts N] [--changes N]
 It starts a server of its own (own data dir, free ports) with a component and N hosts, lets wrk ask it on 64 connections and a client ask it over
 TLS, and meanwhile changes one route after the other, changes 1,000 at once, kills the control plane and starts it again, renews a certificate, and
-lets the data plane be replaced by a new one. How long each took to be in effect, and the 99th percentile before and during the changes, it prints.
+lets the data plane be replaced by a new one; at the end, without load, it kills the gateway's worker three times. How long each took to be in
+effect, and the 99th percentile before and during the changes, it prints.
 """
 import argparse, contextlib, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time, tomllib
 
@@ -91,6 +92,11 @@ class Platform:
         text = answer.read()
         if answer.status >= 300:
             raise SystemExit(f"adding routes: {answer.status} {text[:500]}")
+
+    def workers(self):
+        """Process ids of the data plane's workers."""
+        holder = (self.data / "run/data-plane.pid").read_text().split()[0]
+        return [int(it) for it in pathlib.Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
 
     def stop(self):
         with contextlib.suppress(SystemExit):
@@ -237,6 +243,19 @@ def main(platform):
     client.join(30)
     say("requests meanwhile", f"{requests:,}", f"p99 {during:.1f} ms")
     say("requests over TLS in all that time", f"{client.answers:,}")
+
+    # With the worker its open connections go: this is about those that come.
+    times = []
+    for _ in range(3):
+        time.sleep(11)  # one that dies sooner than 10 s after it began is started again later and later
+        killed = platform.workers()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        times.append(until(lambda: ask(http_port, "h0.shows.example")[0] == 200, 60)[1])
+        until(lambda: platform.workers() and not set(platform.workers()) & set(killed), 60)
+    say("gateway's worker killed: a new connection answered after", f"{statistics.median(times):.1f} ms", f"longest of {len(times)}: {max(times):.1f} ms")
+    if max(times) > 1000:
+        failures.append(f"gateway killed: a new connection was answered after {max(times):.0f} ms, not within a second")
 
 
 for tool in ("wrk", "openssl"):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A server inside the cluster builds from source, as docs/guides/cluster.md says it: manifest, base stack, folders, answers.
 
-  cluster.py run --node --internet -- builds.py ARCO [EXAMPLE…]
+  cluster.py run --node --internet --kubectl -- builds.py ARCO [EXAMPLE…]
 
 The base stack comes from this machine; the server, which is a user without rights in its pod, makes every toolchain on it by pods. What must hold:
 without the base the deploy says which stack is missing and how to mend it; each example is built, deployed and answers through the gateway as
@@ -104,7 +104,7 @@ def install(arco, work, *more):
     done(arco, "cluster", "image", "save", work / "arco.tar")
     done(HERE / "cluster.py", "load", KUBECONFIG, work / "arco.tar")
     (work / "arco.tar").unlink()
-    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
+    (work / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
     manifest = done(arco, "cluster", "manifest", "--domain", "apps.test", "--gateway", "node-port", "--trust-registry", "--no-user-namespaces",
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)

@@ -13,6 +13,7 @@ All processes of a cluster live in a PID namespace whose first process is `super
 kernel ends the rest and drops their mounts. `down` then removes the network namespace, control groups and the folder. Any number of clusters
 can run beside each other. A control plane alone listens on loopback, on a free port; a real node has a network of its own, 10.250.N.0/30,
 and pods in 10.251.N.0/24, which this machine can reach. Pods see the outside world only with --internet (forwarding is then switched on).
+With --kubectl the COMMAND of `run` finds a kubectl of the cluster's version, whatever is installed.
 With --metrics the real node's figures are served by metrics-server, which runs in a pod and is built the first time that somebody asks for it.
 With --gateway-api the Gateway API's own definitions are installed (its kinds, nobody who serves them).
 """
@@ -48,6 +49,7 @@ VERSION = "1.36.3"
 READY_WITHIN_S = 300
 PAUSE, BUSYBOX = "kubetest.local/pause:1", "kubetest.local/busybox:1"
 METRICS = HERE / "metrics"
+KUBECTL = HERE.parent.parent / "bench" / "kubectl"
 
 
 class Failure(Exception):
@@ -67,6 +69,12 @@ def metrics_server() -> Path:
     return built("metrics-server", [it for it in sources() if METRICS in it.parents], ((METRICS, ".", "metrics-server"),)) / "metrics-server"
 
 
+def kubectl() -> Path:
+    """The folder with `kubectl` of the cluster's version."""
+    files = [KUBECTL / it for it in ("go.mod", "go.sum", "main.go")]
+    return built("kubectl", files, ((KUBECTL, ".", "kubectl"),))
+
+
 def sources() -> list[Path]:
     return sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
 
@@ -75,7 +83,7 @@ def built(what: str, files: list[Path], packages) -> Path:
     """The folder with a program of each package, built when the content of `files` has changed since."""
     digest = hashlib.sha256()
     for it in files:
-        digest.update(f"{it.relative_to(HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
+        digest.update(f"{os.path.relpath(it, HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
     folder = CACHE / f"{what}-{digest.hexdigest()[:16]}"
     names = [name for _, _, name in packages]
     if (folder / names[-1]).exists():
@@ -393,7 +401,8 @@ def up(options, keeper=None) -> Path:
         if not network:
             reserved.bind((address, 0))
         port = 6443 if network else reserved.getsockname()[1]
-        plan = parts.Plan(folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, not options.no_workloads)
+        plan = parts.Plan(
+            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads)
         state = {"network": network, "cgroup": folder.name if network else None}
         certificates.make(folder / "pki", address, plan.node)
         for name in ("admin", "controller-manager", "scheduler") + (("kubelet", "proxy") if network else ()):
@@ -476,13 +485,17 @@ def sweep():
 
 
 def run(options, words) -> int:
+    path = os.environ.get("PATH", os.defpath)
+    if options.kubectl:
+        path = f"{kubectl()}:{path}"
     keeper = os.pipe()
     kubeconfig = up(options, keeper)
     os.close(keeper[0])
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-        return subprocess.run(words, env={**os.environ, "KUBECONFIG": str(kubeconfig), "ARCO_TEST_KUBECONFIG": str(kubeconfig)}).returncode
+        environment = {**os.environ, "PATH": path, "KUBECONFIG": str(kubeconfig), "ARCO_TEST_KUBECONFIG": str(kubeconfig)}
+        return subprocess.run(words, env=environment).returncode
     finally:
         end(kubeconfig.parent)
 
@@ -505,6 +518,7 @@ def main() -> int:
         it.add_argument("--no-workloads", action="store_true", help="nobody makes pods of Deployments: what a client alone takes can be measured")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
+            it.add_argument("--kubectl", action="store_true", help="COMMAND finds kubectl of the cluster's version in PATH (built the first time)")
             it.add_argument("words", nargs="+", metavar="COMMAND")
     commands.add_parser("down").add_argument("kubeconfig")
     for name, rest in (("load", "images"), ("enter", "words")):

@@ -3,7 +3,8 @@ package main
 // A node that is only an object: its Ready condition and lease are kept fresh, and its pods are said to run (or to have succeeded, when
 // they are not to be restarted), and to write nothing: whoever follows their output waits until they are gone. Deleted pods are confirmed.
 // The node's label `kubetest/pods` says how far this goes and may be changed
-// while it runs: `ready` (default), or `manual`: the test itself writes the status of pods; only deletions are confirmed.
+// while it runs: `ready` (default); `manual`: the test itself writes the status of pods, only deletions are confirmed; or `silent`: the node
+// says nothing, as one that has no power, until the label is another one. A node that was deleted is silent until somebody makes it again.
 
 import (
 	"context"
@@ -27,7 +28,14 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-const podsLabel = "kubetest/pods"
+const (
+	podsLabel = "kubetest/pods"
+	manual    = "manual"
+	silent    = "silent"
+)
+
+// How often a node says that it lives: a test cluster with several fake nodes takes one for lost after 20 seconds (parts.py).
+const beat = 2 * time.Second
 
 // connect makes a client that is never slowed by its own rate limit.
 func connect(kubeconfig string) (*kubernetes.Clientset, error) {
@@ -51,26 +59,54 @@ func fakeNode(ctx context.Context, kubeconfig, name string, opens door) error {
 	if err != nil {
 		return err
 	}
-	if err := register(ctx, client, name, listener.Addr().(*net.TCPAddr)); err != nil {
+	at := listener.Addr().(*net.TCPAddr)
+	if err := register(ctx, client, name, at); err != nil {
 		return fmt.Errorf("registering node %s: %w", name, err)
 	}
-	go heartbeat(ctx, client, name)
-
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
 	onNode := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", name))
 	pods, podLoop := cache.NewInformerWithOptions(cache.InformerOptions{ListerWatcher: onNode, ObjectType: &core.Pod{}, Handler: enqueue(queue)})
 	itself := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "", fields.OneTermEqualSelector("metadata.name", name))
+	changed := make(chan struct{}, 1)
 	nodes, nodeLoop := cache.NewInformerWithOptions(cache.InformerOptions{ListerWatcher: itself, ObjectType: &core.Node{},
 		Handler: cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
 			if before.(*core.Node).Labels[podsLabel] != after.(*core.Node).Labels[podsLabel] {
 				for _, key := range pods.ListKeys() {
 					queue.Add(key)
 				}
+				select {
+				case changed <- struct{}{}:
+				default: // it is told already
+				}
 			}
 		}}})
+	itsObject := func() *core.Node {
+		if it, found, _ := nodes.GetByKey(name); found {
+			return it.(*core.Node)
+		}
+		return nil
+	}
+	isTold := func() string {
+		if it := itsObject(); it != nil {
+			return it.Labels[podsLabel]
+		}
+		return silent
+	}
 	go nodeLoop.Run(ctx.Done())
 	go podLoop.Run(ctx.Done())
 	cache.WaitForCacheSync(ctx.Done(), podLoop.HasSynced, nodeLoop.HasSynced)
+	go func() {
+		for ctx.Err() == nil {
+			if it := itsObject(); it != nil && it.Labels[podsLabel] != silent {
+				live(ctx, client, it, at)
+			}
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			case <-time.After(beat):
+			}
+		}
+	}()
 	go func() {
 		handler := http.NewServeMux()
 		handler.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", silence(pods))
@@ -84,12 +120,9 @@ func fakeNode(ctx context.Context, kubeconfig, name string, opens door) error {
 				if stopped {
 					return
 				}
-				manual := false
-				if it, found, _ := nodes.GetByKey(name); found {
-					manual = it.(*core.Node).Labels[podsLabel] == "manual"
-				}
-				if it, found, _ := pods.GetByKey(key); found {
-					if err := settle(ctx, client, it.(*core.Pod), manual); err != nil && !errors.IsNotFound(err) && !errors.IsConflict(err) {
+				told := isTold()
+				if it, found, _ := pods.GetByKey(key); found && told != silent {
+					if err := settle(ctx, client, it.(*core.Pod), told == manual); err != nil && !errors.IsNotFound(err) && !errors.IsConflict(err) {
 						log.Printf("pod %s: %v", key, err)
 						queue.AddRateLimited(key)
 					} else {
@@ -143,43 +176,53 @@ func register(ctx context.Context, client *kubernetes.Clientset, name string, at
 	if err != nil {
 		return err
 	}
+	node.Status = well(name, at)
+	_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
+	return err
+}
+
+// well is the status of a node that is ready.
+func well(name string, at *net.TCPAddr) core.NodeStatus {
 	room := core.ResourceList{
 		core.ResourceCPU: resource.MustParse("1000"), core.ResourceMemory: resource.MustParse("4Ti"),
 		core.ResourcePods: resource.MustParse("20000"), core.ResourceEphemeralStorage: resource.MustParse("4Ti"),
 	}
-	node.Status = core.NodeStatus{
+	return core.NodeStatus{
 		Capacity: room, Allocatable: room,
 		Addresses:       []core.NodeAddress{{Type: core.NodeInternalIP, Address: at.IP.String()}, {Type: core.NodeHostName, Address: name}},
 		DaemonEndpoints: core.NodeDaemonEndpoints{KubeletEndpoint: core.DaemonEndpoint{Port: int32(at.Port)}},
 		NodeInfo:        core.NodeSystemInfo{KubeletVersion: "v1.36.0-fake", OperatingSystem: "linux", Architecture: "amd64"},
 		Conditions:      []core.NodeCondition{{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now()}},
 	}
-	_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
-	return err
 }
 
-// heartbeat renews the node's lease, as a kubelet does; without it the node would be lost after 50 seconds.
-func heartbeat(ctx context.Context, client *kubernetes.Clientset, name string) {
+// live says that the node is there, as a kubelet does: it renews its lease, without which the node would be lost after a while, and says again
+// that it is ready when the cluster had given it up, or when somebody made it anew.
+func live(ctx context.Context, client *kubernetes.Clientset, node *core.Node, at *net.TCPAddr) {
 	leases := client.CoordinationV1().Leases(core.NamespaceNodeLease)
-	for ctx.Err() == nil {
-		now := meta.NewMicroTime(time.Now())
-		lease, err := leases.Get(ctx, name, meta.GetOptions{})
-		if errors.IsNotFound(err) {
-			duration := int32(40)
-			lease = &coordination.Lease{ObjectMeta: meta.ObjectMeta{Name: name},
-				Spec: coordination.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: &duration, RenewTime: &now}}
-			_, err = leases.Create(ctx, lease, meta.CreateOptions{})
-		} else if err == nil {
-			lease.Spec.RenewTime = &now
-			_, err = leases.Update(ctx, lease, meta.UpdateOptions{})
+	name, now := node.Name, meta.NewMicroTime(time.Now())
+	lease, err := leases.Get(ctx, name, meta.GetOptions{})
+	if errors.IsNotFound(err) {
+		duration := int32(40)
+		lease = &coordination.Lease{ObjectMeta: meta.ObjectMeta{Name: name},
+			Spec: coordination.LeaseSpec{HolderIdentity: &name, LeaseDurationSeconds: &duration, RenewTime: &now}}
+		_, err = leases.Create(ctx, lease, meta.CreateOptions{})
+	} else if err == nil {
+		lease.Spec.RenewTime = &now
+		_, err = leases.Update(ctx, lease, meta.UpdateOptions{})
+	}
+	if err != nil {
+		log.Printf("lease of %s: %v", name, err)
+	}
+	for _, it := range node.Status.Conditions {
+		if it.Type == core.NodeReady && it.Status == core.ConditionTrue {
+			return
 		}
-		if err != nil {
-			log.Printf("lease of %s: %v", name, err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(10 * time.Second):
-		}
+	}
+	next := node.DeepCopy()
+	next.Status = well(name, at)
+	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, next, meta.UpdateOptions{}); err != nil && !errors.IsConflict(err) {
+		log.Printf("status of %s: %v", name, err)
 	}
 }
 

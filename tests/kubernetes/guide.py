@@ -5,20 +5,18 @@
 
 A server of one machine is the registry that the guide calls registry.example.com. What a reader has to put in the place of something is in
 `placeholders`, all of it. What must hold: each command succeeds; nodes pull the platform's image, and one that is not there is refused; containerd is seen
-to read the registry's `hosts.toml`; what is deployed answers, and runs on through the upgrade; the uninstallation leaves nothing.
+to read the registry's `hosts.toml`; why a server does not start is seen at its pod; what is deployed answers, and runs on through the upgrade; the
+uninstallation leaves nothing.
 """
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import threading
-import tomllib
 from pathlib import Path
 
 from builds import HERE, KUBECONFIG, NAMESPACE, NODE, ROOT, answers, free_port, gateway_ports, kubectl, say, trial, until
@@ -52,10 +50,10 @@ def placeholders(registry, api, own):
         "registry.example.com/platform/arco:": f"127.0.0.1:{registry}/{IMAGE}:",
         "arco doctor --cluster": "arco doctor --cluster --config doctor.toml",
         " --trust-registry >": " --trust-registry --no-user-namespaces --gateway node-port --volume-gb 5 --settings settings.toml >",
-        "--address 127.0.0.1:8443": f"--address 127.0.0.1:{api}",
-        "service/arco-api 8443": f"service/arco-api {api}:8443",
-        "service/arco-registry 5000": f"service/arco-registry {own}:5000",
-        "docker://127.0.0.1:5000/": f"docker://127.0.0.1:{own}/",
+        "127.0.0.1:18443": f"127.0.0.1:{api}",
+        " 18443:8443": f" {api}:8443",
+        " 15000:5000": f" {own}:5000",
+        "127.0.0.1:15000": f"127.0.0.1:{own}",
         "skopeo copy ": "skopeo copy --insecure-policy ",
     }
 
@@ -106,22 +104,10 @@ class Shell:
         self.bash.wait()
 
 
-def registry_token(context, address, repository):
-    """A credential for a repository, asked of the API with a context."""
-    has, pem = tomllib.loads(context.read_text()), context.with_suffix(".pem")
-    pem.touch(0o600)
-    pem.write_text(has["certificate"] + has["key"])
-    tls = ssl.create_default_context(cadata=has["ca"])
-    tls.load_cert_chain(pem)
-    with contextlib.closing(http.client.HTTPSConnection(address, context=tls, timeout=10)) as c:
-        c.request("GET", f"/v1/registry/token?repository={repository}")
-        return json.loads(c.getresponse().read())["token"]
-
-
 def registry_of_the_guide(machine, folder):
     """Its port, with a login in `token.txt`; the node finds it by the same name, with that login."""
     server = json.loads((machine.data / "server.json").read_text())
-    port, token = server["registry"].rsplit(":", 1)[1], registry_token(machine.data / "admin.toml", server["api"], IMAGE)
+    port, token = server["registry"].rsplit(":", 1)[1], machine.good("registry", "token", IMAGE.removeprefix("default/"))["token"]
     (folder / "token.txt").write_text(token)
     place = HOSTS / f"127.0.0.1:{port}"
     place.mkdir(parents=True)
@@ -140,7 +126,7 @@ def folder_of_the_reader(arco, work):
                                     f'exec {HERE}/cluster.py enter {KUBECONFIG} -- {shutil.which("ctr")} "${{words[@]}}"\n')
     (folder / "bin/ctr").chmod(0o755)
     (folder / "doctor.toml").write_text("[kubernetes]\nuser_namespaces = false\n")
-    (folder / "settings.toml").write_text('[builder]\nmemory_mb = 2048\nwithout_user_namespace = "allow"\n')
+    (folder / "settings.toml").write_text('[builder]\nmemory_mb = 2048\n')
     (folder / "index.html").write_text("<h1>from an image</h1>\n")
     image_tar(folder / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": folder / "index.html"},
               ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"], busybox=True)
@@ -166,6 +152,25 @@ def an_image_that_is_not_there_is_refused(arco, folder, registry):
         until("the pods of the preflight are gone", lambda: not kubectl("-n", "default", "get", "pods", "-l", "app.kubernetes.io/component=preflight", "-o", "name"), 60)
         say(f"{left.split()} went")
     say(f"an image that is not there: {it['found']}")
+
+
+def a_server_that_is_refused_something_says_why(shell, command):
+    """Without the flag that these nodes need, the reason is where the guide says; true when it was so."""
+    handlers = [it["status"].get("runtimeHandlers", []) for it in json.loads(kubectl("get", "nodes", "-o", "json"))["items"]]
+    if all(any(it.get("features", {}).get("userNamespaces") for it in of_node) for of_node in handlers):
+        say("SKIPPED: nodes give user namespaces, so the server is refused nothing")
+        return False
+    for it in (command.replace(" --no-user-namespaces", "").replace(">arco.yaml", ">refused.yaml"), "kubectl apply --server-side -f refused.yaml"):
+        status, output = shell.run(it)
+        if status:
+            raise SystemExit(f"`{it}`: exit {status}\n{output}")
+
+    def told():
+        pod = json.loads(kubectl("-n", NAMESPACE, "get", "pod", "arco-0", "-o", "json", "--ignore-not-found") or "{}")
+        states = [it.get(when, {}).get("terminated", {}) for it in pod.get("status", {}).get("containerStatuses", []) for when in ("state", "lastState")]
+        return next((it["message"] for it in states if "--no-user-namespaces" in it.get("message", "")), None)
+    say(f"a pod's last words: {until('the pod says why it does not start', told, 120).strip()[-200:]}")
+    return True
 
 
 def containerd_reads_our_hosts(arco, folder):
@@ -196,7 +201,7 @@ def everything_answers():
 def nothing_is_left():
     names = kubectl("get", "namespaces,clusterroles,clusterrolebindings,customresourcedefinitions", "-o", "name").split()
     left = [it for it in names if NAMESPACE in it or (it.startswith("customresourcedefinition") and it.endswith("arco.internal"))]
-    left += kubectl("-n", "arco-default", "get", "deployments,services,secrets,pods", "-l", "arco.internal/component", "-o", "name").split()
+    left += kubectl("get", "namespaces", "-l", "app.kubernetes.io/managed-by=arco", "-o", "name").split()
     left += [str(it) for it in HOSTS.iterdir() if it.name.startswith("arco-registry.")]
     if left:
         raise SystemExit(f"left over: {left}")
@@ -207,25 +212,30 @@ def main():
         folder = folder_of_the_reader(arco, work)
         machine = ends.enter_context(Machine(arco, work, registry="0.0.0.0:0"))
         registry, api, own = registry_of_the_guide(machine, folder), free_port(), free_port()
-        environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NO_COLOR": "1"}
+        logins = folder / "logins.json"
+        logins.write_text("{}")
+        environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "NO_COLOR": "1", "REGISTRY_AUTH_FILE": str(logins)}
         shell = ends.enter_context(Shell(folder, environment))
         table, told = placeholders(registry, api, own), commands()
         if unused := [it for it in table if not any(it in command for _, command in told)]:
             raise SystemExit(f"{GUIDE} does not say {unused}")
         if len(told) < 25:
             raise SystemExit(f"{GUIDE} has {len(told)} commands in blocks marked `sh`")
-        before = None
+        before, refused = None, None
         for line, command in told:
             for said, meant in table.items():
                 command = command.replace(said, meant)
-            if "skopeo copy" in command:
-                (folder / "token").write_text(registry_token(folder / "context.toml", f"127.0.0.1:{api}", "default/demo/web"))
+            if refused is None and "arco cluster manifest" in command:
+                refused = a_server_that_is_refused_something_says_why(shell, command)
             status, output = shell.run(command)
             if status:
                 raise SystemExit(f"{GUIDE}:{line}: `{command}`: exit {status}\n{output}")
             say(f"line {line}: {command.splitlines()[0][:120]}")
             if "doctor" in command and "--image" in command:
                 an_image_that_is_not_there_is_refused(arco, folder, registry)
+            elif refused and "kubectl apply" in command:
+                kubectl("-n", NAMESPACE, "delete", "pod", "arco-0")  # as the guide says of one that was never ready
+                refused = False
             elif "rollout status" in command and before is None:
                 containerd_reads_our_hosts(arco, folder)
             elif "arco deploy image:" in command:

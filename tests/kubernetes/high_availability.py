@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The installation with pods for each role, on a real node, as docs/guides/cluster.md says it: what is killed and deleted costs nothing.
 
-  cluster.py run --node -- high_availability.py ARCO
+  cluster.py run --node --kubectl -- high_availability.py ARCO
 
 Etcd, PostgreSQL and an S3 server run on this machine, where pods reach them. While an application is asked without a pause and others are
 deployed and scaled, the leading controller is killed and a pod of each role deleted. What must hold: no request is lost, every operation
@@ -17,13 +17,11 @@ import os
 import secrets
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import tomllib
 from pathlib import Path
 
 from images import image_tar
@@ -249,7 +247,7 @@ def push(platform, work):
     (work / "index.html").write_text("<h1>shared</h1>\n")
     (work / "serve").write_text(f"#!/bin/sh\necho oops >&2\necho {LONG}\n(n=0; while :; do echo line $n; n=$((n+1)); sleep 0.2; done) &\nexec busybox httpd -f -p 8080 -h /www\n")
     image_tar(work / "web.tar", "web:1", {"bin/busybox": Path("/bin/busybox"), "www/index.html": work / "index.html", "bin/serve": work / "serve"}, ["/bin/serve"], busybox=True)
-    token = registry_token(platform)
+    token = platform.arco("registry", "token", "demo/web")["token"]
     registry = Forward("arco-registry", 5000)
     registry.open()
     try:
@@ -257,19 +255,6 @@ def push(platform, work):
              f"docker://127.0.0.1:{registry.local}/default/demo/web:1")
     finally:
         registry.end()
-
-
-def registry_token(platform):
-    context = tomllib.loads(platform.context.read_text())
-    pem = platform.context.with_suffix(".pem")
-    pem.touch(0o600)
-    pem.write_text(context["certificate"] + context["key"])
-    tls = ssl.create_default_context(cadata=context["ca"])
-    tls.load_cert_chain(pem)
-    platform.api.open()
-    with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", platform.api.local, context=tls, timeout=10)) as c:
-        c.request("GET", "/v1/registry/token?repository=default/demo/web")
-        return json.loads(c.getresponse().read())["token"]
 
 
 def truth(platform, names, replicas):

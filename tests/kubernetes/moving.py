@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From one machine to the cluster, as docs/guides/moving.md says it: several applications at once, in full.
 
-  cluster.py run --node -- moving.py ARCO
+  cluster.py run --node --kubectl -- moving.py ARCO
 
 A server of one machine runs an application of two components with a volume, a binding, a host with a certificate, a route with a password and one
 that leads elsewhere, and an application with a secret and TCP and UDP ports. One archive takes both into a platform installed on the cluster, which

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Scaling by load on real figures, as docs/guides/scaling.md says it: metrics-server measures, the cluster's own autoscaler decides.
 
-  cluster.py run --node --metrics -- scaling.py ARCO
+  cluster.py run --node --metrics --kubectl -- scaling.py ARCO
 
 An application spends CPU on each request. What must hold: under load one instance becomes three, without load three become one, `arco status` says
 why each time, no request is lost meanwhile, and without figures the number stays and `arco status` says what is missing.

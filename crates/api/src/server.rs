@@ -49,15 +49,30 @@ pub use routes::openapi;
 /// Gives a token for pulling from and pushing to one repository.
 pub type TokenIssuer = Arc<dyn Fn(&str) -> Result<String, Problem> + Send + Sync>;
 
-/// What the running gateway can be asked.
+/// A port for components that gateways cannot open.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClosedStream {
+    /// What it would speak.
+    pub protocol: StreamProtocol,
+    /// Which port.
+    pub port: u16,
+    /// Why, with the gateway's server where there are several.
+    pub why: String,
+    /// Whether another gateway serves it.
+    pub open_elsewhere: bool,
+}
+
+/// What the running gateways can be asked.
 #[async_trait::async_trait]
 pub trait AskGateway: Send + Sync {
-    /// What passed through these hosts in the last seconds; hosts that it does not know are left out.
+    /// Whether one of them runs on this machine.
+    fn is_here(&self) -> bool;
+    /// What passed through these hosts in the last seconds, at all of them; hosts that none knows are left out.
     async fn rates(&self, hosts: &[String]) -> Result<BTreeMap<String, HostRates>, Problem>;
     /// The way of a request, a line per decision.
     async fn explain(&self, question: &RouteQuestion) -> Result<Vec<String>, Problem>;
-    /// Ports for components that it cannot open, and why.
-    async fn stream_problems(&self) -> Result<Vec<(StreamProtocol, u16, String)>, Problem>;
+    /// Ports for components that one of them cannot open, and why.
+    async fn closed_streams(&self) -> Result<Vec<ClosedStream>, Problem>;
 }
 
 /// What the API works with.

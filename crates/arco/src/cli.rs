@@ -31,6 +31,7 @@ mod operations;
 mod port_forward;
 mod power;
 mod reference;
+mod registry;
 mod revisions;
 mod route;
 mod secret;
@@ -161,6 +162,7 @@ async fn connected(command: Command, session: &Session<'_>) -> Result<ExitCode, 
         Command::Operation(command) => operations::run(&command, session).await?,
         Command::Tenant(command) => tenant::run(&command, session).await?,
         Command::Context(command) => context::run(&command, session).await?,
+        Command::Registry(command) => registry::run(&command, session).await?,
         Command::Stack(command) => stack::run(&command, session).await?,
         Command::Gateway(args) => {
             if let Some(GatewayCommand::Explain(asked)) = &args.command {

@@ -79,7 +79,7 @@ pub(crate) async fn build(
     let mut steps =
         stages.iter().enumerate().filter(|(number, _)| needed.contains(number)).flat_map(|(_, it)| it.iter());
     if let Some(run) = steps.find(|it| it.word == "RUN") {
-        runner.may_run(&format!("Dockerfile line {}: RUN", run.line))?;
+        runner.may_be_root(&format!("Dockerfile line {}: RUN", run.line))?;
     }
     for (number, stage) in stages.iter().enumerate() {
         let name = stage_name(&stage[0]);

@@ -263,9 +263,6 @@ async fn run_steps(
     found: &Detection,
     no_cache: bool,
 ) -> Result<Image, Problem> {
-    if let Some(step) = steps.dependencies.as_ref().or(steps.build.as_ref()) {
-        runner.may_run(&format!("the step \"{}\"", step.title))?;
-    }
     let run = runner.stack(&steps.run_stack).await?;
     let mut layers = run.image.layers.clone();
     if let Serve::Folder { folder } = &steps.serve {
@@ -385,7 +382,8 @@ impl Context<'_> {
             }
         };
         let mut env = env_map(&stack.image.config.env);
-        env.insert("HOME".to_owned(), "/root".to_owned());
+        let unprivileged = runner.no_root();
+        env.insert("HOME".to_owned(), if unprivileged { "/tmp" } else { "/root" }.to_owned());
         env.extend(step.env.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
         // Headers for what node-gyp compiles; npm warns about the setting, so only where it can be needed.
         if stack.reference.repository.starts_with("stack/node-") && stack.reference.repository.ends_with("-compilers") {
@@ -412,6 +410,7 @@ impl Context<'_> {
         run.extra_layers = inputs;
         run.env = env;
         run.working_dir = "/app".to_owned();
+        run.unprivileged = unprivileged;
         run.network = OneShotNetwork::Build;
         for cache in &step.caches {
             let folder = runner.cache.folder(cache.name, cache.path);

@@ -36,6 +36,8 @@ pub(crate) struct StepRun {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) working_dir: String,
     pub(crate) user: String,
+    /// Whether its program is a user without rights.
+    pub(crate) unprivileged: bool,
     pub(crate) network: OneShotNetwork,
     pub(crate) caches: Vec<CacheFolder>,
     pub(crate) export: Option<LayerExport>,
@@ -52,6 +54,7 @@ impl StepRun {
             env: BTreeMap::new(),
             working_dir: "/".to_owned(),
             user: String::new(),
+            unprivileged: false,
             network: OneShotNetwork::None,
             caches: Vec::new(),
             export: None,
@@ -113,10 +116,15 @@ impl Runner<'_> {
         )
     }
 
-    /// Refuses code that people bring where it would run as root of its node. Asked before the first step of a build;
-    /// fetching and the making of stacks run nothing of theirs. `what`: the first step that would.
-    pub(crate) fn may_run(&self, what: &str) -> Result<(), Problem> {
-        refusal(self.inner.confined, self.inner.config.without_user_namespace, what).map_or(Ok(()), Err)
+    /// Whether root of a step would be root of its node, and nobody allowed that.
+    pub(crate) fn no_root(&self) -> bool {
+        !self.inner.confined && self.inner.config.without_user_namespace == WithoutUserNamespace::Refuse
+    }
+
+    /// Refuses code that people bring and that must be root of its container; asked before the first step of a build.
+    /// `what`: the first step that would.
+    pub(crate) fn may_be_root(&self, what: &str) -> Result<(), Problem> {
+        if self.no_root() { Err(unconfined(what)) } else { Ok(()) }
     }
 
     /// A stack, with the progress of making it in the log.
@@ -189,6 +197,7 @@ impl Runner<'_> {
             env,
             working_dir: step.working_dir,
             user: step.user,
+            unprivileged: step.unprivileged,
             resources: Resources {
                 cpu_milli: 0,
                 memory_mb: config.memory_mb,
@@ -335,41 +344,20 @@ fn what_shows(operation: &OperationId, said: bool) -> String {
     }
 }
 
-/// Why steps of people may not run, if so.
-fn refusal(confined: bool, otherwise: WithoutUserNamespace, what: &str) -> Option<Problem> {
-    if confined || otherwise == WithoutUserNamespace::Allow {
-        return None;
-    }
+/// The error of a step that would be root of its node.
+fn unconfined(what: &str) -> Problem {
     let message = format!(
         "{what} would run as root of a node: pods of this platform have no user namespace (`kubernetes.user_namespaces = false`)"
     );
-    let advice = "deploy an image that was built elsewhere, or build it on a platform of one machine and move it (`arco export`); \
-                  whoever operates the platform can give nodes containerd 2.0 and Linux 6.3 and set `kubernetes.user_namespaces = true`, \
-                  or allow it: `builder.without_user_namespace = \"allow\"`";
-    Some(Problem::new(ErrorKind::Failed, "build_unconfined", message, advice))
+    let advice = "build it without a Dockerfile, deploy an image that was built elsewhere, or build it on a platform of one machine and \
+                  move it (`arco export`); whoever operates the platform can give nodes containerd 2.0 and Linux 6.3 and set \
+                  `kubernetes.user_namespaces = true`, or allow it: `builder.without_user_namespace = \"allow\"`";
+    Problem::new(ErrorKind::Failed, "build_unconfined", message, advice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn steps_that_nothing_confines_run_only_where_it_is_allowed() {
-        use WithoutUserNamespace::{Allow, Refuse};
-        for (confined, otherwise, refused) in
-            [(true, Refuse, false), (true, Allow, false), (false, Allow, false), (false, Refuse, true)]
-        {
-            let found = refusal(confined, otherwise, "Dockerfile line 3: RUN");
-            assert_eq!(found.is_some(), refused, "{confined} {otherwise:?}");
-            if let Some(it) = found {
-                assert!(
-                    it.code == "build_unconfined" && it.message.starts_with("Dockerfile line 3: RUN would"),
-                    "{it:?}"
-                );
-                assert!(it.advice.contains("builder.without_user_namespace"), "{it:?}");
-            }
-        }
-    }
 
     #[test]
     fn the_advice_names_the_build_and_lines_only_where_some_are() {

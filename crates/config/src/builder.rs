@@ -62,7 +62,7 @@ pub enum Egress {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WithoutUserNamespace {
-    /// A build that needs such a step is refused before anything of it runs.
+    /// Steps of languages run as a user without rights; a Dockerfile with `RUN` is refused before anything of it runs.
     #[default]
     Refuse,
     /// They run, as root of the node with the capabilities of instances.

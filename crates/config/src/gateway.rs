@@ -1,6 +1,6 @@
 //! Settings of the gateway: `[gateway]`.
 
-use crate::{PortRange, VirtualAddress};
+use crate::{AccessLogConfig, PortRange, VirtualAddress};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -54,6 +54,8 @@ pub struct GatewayConfig {
     pub response_ms: u64,
     /// How long a connection may be idle, in ms.
     pub idle_ms: u64,
+    /// A line for each request that was answered.
+    pub access_log: AccessLogConfig,
     /// An address that this machine shares with other gateway machines, one at a time (needs keepalived).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_address: Option<VirtualAddress>,
@@ -84,6 +86,7 @@ impl Default for GatewayConfig {
             connect_ms: 3_000,
             response_ms: 60_000,
             idle_ms: 60_000,
+            access_log: AccessLogConfig::default(),
             virtual_address: None,
         }
     }

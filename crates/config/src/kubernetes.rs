@@ -51,8 +51,15 @@ pub struct KubernetesConfig {
     pub tenant_quota: BTreeMap<String, String>,
     /// Networks outside the pods from which a gateway calls instances.
     pub gateway_networks: Vec<Ipv4Net>,
-    /// Networks of the cluster's pods and services: instances reach only what they are bound to in them.
+    /// Networks of the cluster's nodes, pods and services: instances reach only what they are bound to in them. By default all
+    /// private networks.
     pub cluster_networks: Vec<Ipv4Net>,
+    /// Namespace of the cluster's DNS servers, which instances and builds may ask.
+    pub dns_namespace: String,
+    /// Port of their pods, beside 53.
+    pub dns_port: u16,
+    /// Where else names may be asked, on port 53: by default the usual address of NodeLocal DNSCache.
+    pub dns_networks: Vec<Ipv4Net>,
     /// Where the platform's DNS answers inside the cluster; absent means that names of bound components are written into
     /// the instances' `/etc/hosts`.
     pub dns_address: Option<Ipv4Addr>,
@@ -105,7 +112,10 @@ impl Default for KubernetesConfig {
             any_overlay: false,
             tenant_quota: none.into_iter().map(|it| (it.to_owned(), "0".to_owned())).collect(),
             gateway_networks: Vec::new(),
-            cluster_networks: Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8).into_iter().collect(),
+            cluster_networks: networks(&["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"]),
+            dns_namespace: "kube-system".to_owned(),
+            dns_port: 53,
+            dns_networks: networks(&["169.254.20.10/32"]),
             dns_address: None,
             user_namespaces: true,
             request_percent: 50,
@@ -121,4 +131,8 @@ impl Default for KubernetesConfig {
             local_storage_image_pull_secret: String::new(),
         }
     }
+}
+
+fn networks(written: &[&str]) -> Vec<Ipv4Net> {
+    written.iter().filter_map(|it| it.parse().ok()).collect()
 }

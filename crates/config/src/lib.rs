@@ -3,6 +3,7 @@
 //! `defaults < file (TOML) < ARCO_SECTION__KEY < flags`. One spelling everywhere; unknown keys are errors. Settings are
 //! static: a change needs a restart. What changes while running lives in the store.
 
+mod access_log;
 mod acme;
 mod builder;
 mod eventlog;
@@ -16,6 +17,7 @@ mod server;
 mod store;
 mod virtual_address;
 
+pub use access_log::{AccessLogConfig, AccessLogErrors, AccessLogFormat};
 pub use acme::{AcmeChallenge, AcmeConfig};
 pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS, WithoutUserNamespace};
 pub use eventlog::EventlogConfig;

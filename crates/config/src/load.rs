@@ -71,6 +71,13 @@ impl Config {
                        its stores, and go on with the others. `arco stop` ends those of a component";
             return Err(ConfigError::Value(why.to_owned()));
         }
+        let log = &self.gateway.access_log;
+        log.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
+        if let Some(file) = log.file().filter(|it| !it.is_absolute()) {
+            // Who serves has another folder than who reads this.
+            let why = format!("[gateway] `access_log.destination`: `{}` is not a whole path", file.display());
+            return Err(ConfigError::Value(why));
+        }
         Ok(())
     }
 }
@@ -132,6 +139,20 @@ mod tests {
         ] {
             let read = from_sources(None, environment(&settings), vec![]);
             assert_eq!(read.is_err_and(|it| it.to_string().contains("server.stop_instances")), refused, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn an_access_log_is_a_whole_path_and_a_share() {
+        for (text, is_read) in [
+            ("{ destination = \"/var/log/a.log\", sample = 1 }", true),
+            ("{ destination = \"stdout\", format = \"combined\", errors = \"sampled\" }", true),
+            ("{ destination = \"a.log\" }", false),
+            ("{ sample = 2.0 }", false),
+            ("{ where = \"stdout\" }", false),
+        ] {
+            let read = from_sources(None, environment(&[("ARCO_GATEWAY__ACCESS_LOG", text)]), vec![]);
+            assert_eq!(read.is_ok(), is_read, "{text}: {:?}", read.err());
         }
     }
 

@@ -450,9 +450,12 @@ fn upstream(component: &Component, revision: Option<&Revision>, observed: &Obser
         Status::Abnormal | Status::BuildFailed => UpstreamState::Abnormal,
         Status::Running | Status::Degraded | Status::Upgrading | Status::Succeeded => UpstreamState::Up,
     };
+    // A node that says nothing may still serve: its instances are asked when there are no others.
+    let only_silent = !observed.instances.iter().any(|it| it.phase == InstancePhase::Ready);
     let endpoint = |it: &arco_model::observed::InstanceFacts| {
         let draining = match it.phase {
             InstancePhase::Ready => false,
+            InstancePhase::Unready if it.node_silent && only_silent => false,
             InstancePhase::Draining => true,
             _ => return None,
         };

@@ -92,7 +92,7 @@ struct Asked {
 
 impl Asked {
     fn parse(words: &Words, headers: &HeaderMap) -> Result<Self, Problem> {
-        const KNOWN: [&str; 8] = ["follow", "since_ms", "until_ms", "tail", "instance", "grep", "limit", "from"];
+        const KNOWN: [&str; 9] = ["follow", "since_ms", "until_ms", "tail", "instance", "own", "grep", "limit", "from"];
         if let Some(unknown) = words.keys().find(|it| !KNOWN.contains(&it.as_str())) {
             return Err(wrong(unknown, "is not known here"));
         }
@@ -100,11 +100,12 @@ impl Asked {
             None => Ok(None),
             Some(text) => text.parse::<u64>().map(Some).map_err(|_| wrong(name, "is not a number")),
         };
-        let follow = match words.get("follow").map(String::as_str) {
-            None | Some("false" | "0") => false,
-            Some("" | "true" | "1") => true,
-            Some(_) => return Err(wrong("follow", "is neither true nor false")),
+        let switch = |name: &'static str| match words.get(name).map(String::as_str) {
+            None | Some("false" | "0") => Ok(false),
+            Some("" | "true" | "1") => Ok(true),
+            Some(_) => Err(wrong(name, "is neither true nor false")),
         };
+        let follow = switch("follow")?;
         let instance = words.get("instance").filter(|it| !it.is_empty()).map(|it| it.parse());
         // A browser that lost its connection says which line it saw last.
         let seen = headers.get("last-event-id").and_then(|it| it.to_str().ok()).and_then(|it| it.parse::<u64>().ok());
@@ -113,6 +114,7 @@ impl Asked {
             since: number("since_ms")?.map(Timestamp),
             until: number("until_ms")?.map(Timestamp),
             instance: instance.transpose().map_err(|_| wrong("instance", "is not an instance id"))?,
+            own: switch("own")?,
             grep: words.get("grep").filter(|it| !it.is_empty()).cloned(),
             tail,
             limit: number("limit")?.unwrap_or(0) as usize,

@@ -33,6 +33,8 @@ pub struct Filter {
     pub until: Option<Timestamp>,
     /// Only of this instance, and what the platform says without naming one.
     pub instance: Option<InstanceId>,
+    /// Nothing that names no instance.
+    pub own: bool,
     /// Only with this text in them, as it is written.
     pub grep: Option<String>,
     /// Only the last so many of the others.
@@ -71,7 +73,10 @@ impl Filter {
 
     fn wants(&self, line: &line::Parsed<'_>) -> bool {
         self.may_hold(line.at, line.at)
-            && self.instance.as_ref().is_none_or(|it| line.instance.is_none_or(|found| found == it.as_str()))
+            && match line.instance {
+                None => !self.own,
+                Some(found) => self.instance.as_ref().is_none_or(|it| found == it.as_str()),
+            }
             && self.grep.as_ref().is_none_or(|it| line.text.contains(it.as_str()))
     }
 }

@@ -2,11 +2,12 @@
 //! changes; a file that is not valid, or asks for an address that cannot be had, is refused and the old one stays. Who
 //! serves it is a driver ([`crate::driver`]).
 
+use crate::access_log::{self, Place};
 use crate::addresses::Addresses;
 use crate::admin::{Admin, serve_tcp};
 use crate::data_plane::{GatewayError, system};
 use crate::driver::{Builtin, Driver, GRACE_OF_HAND_OVER, Nginx};
-use crate::engine::{Protocol, Shared};
+use crate::engine::{Protocol, Shared, threads};
 use crate::metrics::Metrics;
 use crate::snapshot::StickyCookie;
 use crate::source::file::{DriverKind, FileSource};
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How often the file's time and size are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long lines of the access log are waited for when this process ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Where the configurations of programs that work for us are kept, by the gateway's file.
 const RUN: &str = "/run/arco-gateway";
 /// Name of the admin listener among the sockets that are kept; those of the file have names of their own.
@@ -76,7 +79,8 @@ impl Alone {
         // Before it is read: what is written meanwhile is seen later.
         let seen = stamp(path);
         let loaded = source.load()?;
-        let shared = Shared::new(loaded.limits, metrics);
+        let shared = Shared::new(loaded.limits, metrics.clone());
+        access_log::check(&loaded.access_log).map_err(GatewayError::Driver)?;
         if let Some(folder) = &loaded.buffer_folder {
             shared.keep_bodies_in(folder).map_err(|it| {
                 GatewayError::Driver(format!("`buffer_folder`: no file can be made in {}: {it}", folder.display()))
@@ -90,6 +94,8 @@ impl Alone {
             }
             DriverKind::Nginx => Box::new(Nginx::new(&folder(path)?.join("nginx"), addresses.clone())),
         };
+        let logged = shared.access_log.set(&loaded.access_log, Place::Here, threads(loaded.threads), &metrics);
+        logged.map_err(system("start to write its access log"))?;
         let (path, over) = (path.to_owned(), supervisor.token().child_token());
         let buffer_folder = loaded.buffer_folder.clone();
         let (admin, shared_address) = (loaded.admin, loaded.virtual_address.clone());
@@ -147,8 +153,13 @@ impl Alone {
                         tracing::error!("the process that keeps the sockets is gone; what is open is finished");
                         break false;
                     }
+                    // This process opens its files itself.
+                    Order::File => false,
                 },
-                _ = hangup.recv() => true,
+                _ = hangup.recv() => {
+                    self.shared.access_log.reopen();
+                    true
+                }
                 () = addresses.changed() => {
                     self.driver.follow_addresses().await;
                     false
@@ -178,6 +189,7 @@ impl Alone {
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");
         }
+        self.shared.access_log.flush(LAST_LINES).await;
         Ok(())
     }
 
@@ -202,10 +214,18 @@ impl Alone {
             it if it.listeners.is_empty() && !self.driver.listeners().is_empty() => {
                 Err(GatewayError::Driver("it names no `listeners`, and some are open".to_owned()))
             }
-            it => Ok(it),
+            it if self.shared.access_log.is(&it.access_log) => Ok(it),
+            it => access_log::check(&it.access_log).map(|()| it).map_err(GatewayError::Driver),
         });
         let put = match loaded {
-            Ok(loaded) => self.driver.put(loaded).await,
+            Ok(loaded) => {
+                let (access_log, lanes) = (loaded.access_log.clone(), threads(loaded.threads));
+                self.driver.put(loaded).await.and_then(|()| {
+                    let (log, metrics) = (&self.shared.access_log, &self.shared.metrics);
+                    let logged = log.set(&access_log, Place::Here, lanes, metrics);
+                    logged.map_err(system("start to write its access log"))
+                })
+            }
             Err(error) => Err(error),
         };
         match put {

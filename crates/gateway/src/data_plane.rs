@@ -5,6 +5,7 @@
 
 mod acknowledge;
 
+use crate::access_log::{self, Place};
 use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
 use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
@@ -21,6 +22,7 @@ use arco_model::traffic::{GatewayStatus, STATUS_PREFIX, StreamProtocol};
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::{Mark, Mirror};
 use arco_store::secrets::SecretBox;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +32,8 @@ use tokio::sync::{Notify, watch};
 
 /// How long the store may take to forget a gateway that leaves.
 const FORGET: Duration = Duration::from_millis(500);
+/// How long lines of the access log are waited for when this process ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Pause before a port for a component that could not be opened is tried again.
 const STREAM_PAUSE: Duration = Duration::from_secs(2);
 
@@ -74,11 +78,12 @@ pub(crate) fn system(step: &'static str) -> impl Fn(std::io::Error) -> GatewayEr
     move |cause| GatewayError::System { step, cause }
 }
 
-/// Addresses that a gateway listens on, bound before it gives up the right to.
+/// Addresses that a gateway listens on, bound before it gives up the right to; and what else it opens by then.
 #[derive(Debug)]
 pub struct Listeners {
     http: Bound,
     https: Bound,
+    access_log: Option<File>,
     cores: usize,
     sockets: Sockets,
 }
@@ -89,7 +94,12 @@ impl Listeners {
         let cores = threads(0);
         let http = bind_kept(sockets, "http", config.http_listen, cores)?;
         let https = bind_kept(sockets, "https", config.https_listen, cores)?;
-        Ok(Self { http, https, cores, sockets: sockets.clone() })
+        // Requests matter more than their lines: those are dropped and counted until a file is handed over.
+        let access_log = access_log::open(&config.access_log).and_then(|it| {
+            let destination = &config.access_log.destination;
+            it.inspect_err(|error| tracing::error!(destination, %error, "the access log cannot be opened")).ok()
+        });
+        Ok(Self { http, https, access_log, cores, sockets: sockets.clone() })
     }
 }
 
@@ -148,6 +158,9 @@ impl DataPlane {
         limits.max_connections_per_address = Some(config.max_connections_per_address).filter(|it| *it > 0);
         limits.max_buffered_bytes = config.max_buffered_bytes;
         let shared = Shared::new(limits, metrics.clone());
+        let place = Place::Handed(listeners.access_log);
+        let logged = shared.access_log.set(&config.access_log, place, listeners.cores, &metrics);
+        logged.map_err(system("start to write its access log"))?;
         // Before the first connection is accepted.
         if let Some(folder) = bodies
             && let Err(error) = shared.keep_bodies_in(folder)
@@ -280,6 +293,7 @@ impl DataPlane {
         if !whole {
             tracing::warn!("requests were still open when the drain time was over");
         }
+        self.shared.access_log.flush(LAST_LINES).await;
         // The lease ends it anyway; this is only sooner.
         let _ = tokio::time::timeout(FORGET, kv.delete(&key)).await;
     }

@@ -22,6 +22,7 @@ mod http2;
 mod passthrough;
 mod pool;
 mod proxy_protocol;
+mod record;
 mod room;
 mod spool;
 mod tcp;
@@ -30,6 +31,7 @@ mod tls;
 mod transport;
 mod udp;
 
+use crate::access_log::AccessLog;
 use crate::bind::{AddressLock, BindError, Bound, BoundUdp, bind};
 use crate::metrics::{ConnectionGuard, Metrics};
 use crate::protect::{ConnectionCounts, Counting};
@@ -98,6 +100,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Limits; a change holds for new connections.
     pub limits: ArcSwap<Limits>,
+    /// The access log, which may be off.
+    pub access_log: AccessLog,
     buffers: Arc<spool::Place>,
     connections: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
@@ -115,6 +119,7 @@ impl Shared {
             metrics,
             buffers: spool::Place::new(limits.max_buffered_bytes),
             limits: ArcSwap::from_pointee(limits),
+            access_log: AccessLog::default(),
             connections: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),
@@ -181,6 +186,8 @@ enum ListenSocket {
 
 /// What the connections of one core share.
 struct Core {
+    /// From 0.
+    number: usize,
     shared: Arc<Shared>,
     pool: Arc<Pool<Sender>>,
     endpoints: Pool<Endpoint>,
@@ -250,6 +257,7 @@ impl Engine {
             let (high, low) = random.split_at(8);
             let number_of = |half: &[u8]| half.iter().fold(0u64, |sum, it| sum << 8 | u64::from(*it));
             let core = Arc::new(Core {
+                number,
                 shared: Arc::clone(&shared),
                 pool: Arc::default(),
                 endpoints: Pool::default(),
@@ -523,13 +531,17 @@ async fn serve(
             }
             let_go(&stream, &limits);
             let certificates = core.shared.certificates.load_full();
-            let handshake = Box::pin(tokio::time::timeout(patience, tls::accept(certificates, stream))).await;
-            if let Ok(Some((stream, entry))) = handshake {
-                if stream.protocol() == Some(b"h2") {
-                    Box::pin(http2::serve(core, stream, peer, entry)).await;
-                } else {
-                    drop(Box::pin(http1::serve(core, stream, peer, Some(entry), guards)).await);
+            let metrics = core.shared.metrics.clone();
+            let handshake = Box::pin(tokio::time::timeout(patience, tls::accept(certificates, stream, &metrics))).await;
+            match handshake {
+                Ok(Some((stream, secured))) if stream.protocol() == Some(b"h2") => {
+                    Box::pin(http2::serve(core, stream, peer, secured)).await;
                 }
+                Ok(Some((stream, secured))) => {
+                    drop(Box::pin(http1::serve(core, stream, peer, Some(secured), guards)).await);
+                }
+                Ok(None) => {}
+                Err(_) => metrics.handshake_failed("timeout"),
             }
         }
         Protocol::Tcp(upstream) => Box::pin(tcp::serve(core, stream, peer, upstream)).await,

@@ -6,11 +6,13 @@
 //!
 //! Not here: certificates' issuing, DNS (`mesh`), and who decides about routes (the controller).
 
+pub mod access_log;
 pub mod addresses;
 pub mod admin;
 pub mod alone;
 pub mod balance;
 pub mod bind;
+mod calendar;
 pub mod data_plane;
 pub mod driver;
 pub mod engine;

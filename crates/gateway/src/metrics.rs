@@ -2,12 +2,14 @@
 //! request only adds to atomics. At most [`MAX_SERIES`] routes and upstreams have series of their own; the rest count
 //! under `other`.
 
+mod durations;
+
 use crate::virtual_address::Standing;
+pub use durations::Durations;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +20,9 @@ use std::time::Duration;
 /// Most routes, and most upstreams, that are counted on their own.
 pub const MAX_SERIES: usize = 2_000;
 
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// Of routes there are more.
+const ROUTE_BUCKETS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0];
 /// Where the rest is counted.
 const OTHER: &str = "other";
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -27,6 +31,11 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 struct RouteLabels {
     host: String,
     class: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct HostLabels {
+    host: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -44,10 +53,25 @@ struct RefusalLabels {
     status: u16,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct HandshakeLabels {
+    version: &'static str,
+    resumed: bool,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
 /// Counters of one route (host).
 #[derive(Debug)]
 pub struct RouteMetrics {
     classes: [Counter; 5],
+    seconds: Durations,
+    received: Counter,
+    sent: Counter,
+    open: Gauge,
     own: bool,
 }
 
@@ -55,6 +79,24 @@ impl RouteMetrics {
     /// Counts an answer.
     pub fn answered(&self, status: u16) {
         self.classes[usize::from(status / 100).clamp(1, 5) - 1].inc();
+    }
+
+    /// Counts a request as open until [`RouteMetrics::over`].
+    pub fn begun(&self) {
+        self.open.inc();
+    }
+
+    /// Counts the end of a request that had begun: how long it took, and the bytes of its body and of its answer's.
+    pub fn over(&self, took: Duration, received: u64, sent: u64) {
+        self.open.dec();
+        self.seconds.observe(took);
+        // Most requests have no body: nobody else's cache is troubled for nothing.
+        if received > 0 {
+            self.received.inc_by(received);
+        }
+        if sent > 0 {
+            self.sent.inc_by(sent);
+        }
     }
 
     /// Answers since the start, and how many of them were 500 and above.
@@ -72,11 +114,13 @@ impl RouteMetrics {
 #[derive(Debug)]
 pub struct UpstreamMetrics {
     /// Time from the request's arrival to the end of the response.
-    pub seconds: Histogram,
+    pub seconds: Durations,
     /// Attempts that failed before a response.
     pub failures: Counter,
     /// Attempts beyond the first.
     pub retries: Counter,
+    /// How often an endpoint was left out for a while because of its answers.
+    pub ejections: Counter,
     /// Requests that are open.
     pub open: Gauge,
     /// The same times as `seconds`, finer, to be read here.
@@ -86,7 +130,7 @@ pub struct UpstreamMetrics {
 impl UpstreamMetrics {
     /// Counts one finished request.
     pub fn finished(&self, took: Duration) {
-        self.seconds.observe(took.as_secs_f64());
+        self.seconds.observe(took);
         self.times.add(took);
     }
 }
@@ -144,11 +188,20 @@ pub struct Metrics {
 struct Inner {
     registry: Registry,
     requests: Family<RouteLabels, Counter>,
-    seconds: Family<UpstreamLabels, Histogram, fn() -> Histogram>,
+    request_seconds: Family<HostLabels, Durations, fn() -> Durations>,
+    received: Family<HostLabels, Counter>,
+    sent: Family<HostLabels, Counter>,
+    open_requests: Family<HostLabels, Gauge>,
+    seconds: Family<UpstreamLabels, Durations, fn() -> Durations>,
     failures: Family<UpstreamLabels, Counter>,
     retries: Family<UpstreamLabels, Counter>,
+    ejections: Family<UpstreamLabels, Counter>,
     open: Family<UpstreamLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
+    handshakes: Family<HandshakeLabels, Counter>,
+    handshake_failures: Family<ReasonLabels, Counter>,
+    log_lines: Counter,
+    log_dropped: Counter,
     connections: Gauge,
     accepted: Counter,
     revision: Gauge,
@@ -171,15 +224,25 @@ impl Default for Metrics {
 impl Metrics {
     /// Counters at zero.
     pub fn new() -> Self {
-        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let of_upstream: fn() -> Durations = || Durations::new(BUCKETS);
+        let of_route: fn() -> Durations = || Durations::new(ROUTE_BUCKETS);
         let mut registry = Registry::with_prefix("arco_gateway");
         let inner = Inner {
             requests: Family::default(),
-            seconds: Family::new_with_constructor(histogram),
+            request_seconds: Family::new_with_constructor(of_route),
+            received: Family::default(),
+            sent: Family::default(),
+            open_requests: Family::default(),
+            seconds: Family::new_with_constructor(of_upstream),
             failures: Family::default(),
             retries: Family::default(),
+            ejections: Family::default(),
             open: Family::default(),
             refusals: Family::default(),
+            handshakes: Family::default(),
+            handshake_failures: Family::default(),
+            log_lines: Counter::default(),
+            log_dropped: Counter::default(),
             connections: Gauge::default(),
             accepted: Counter::default(),
             revision: Gauge::default(),
@@ -188,11 +251,22 @@ impl Metrics {
             registry: Registry::default(),
         };
         registry.register("requests", "Requests by route and class of the answer", inner.requests.clone());
+        let seconds = "Time from a request's head to the end of its answer, by route";
+        registry.register("request_seconds", seconds, inner.request_seconds.clone());
+        registry.register("received_bytes", "Bytes of requests' bodies by route", inner.received.clone());
+        registry.register("sent_bytes", "Bytes of answers' bodies by route", inner.sent.clone());
+        registry.register("open_requests", "Requests that are open by route", inner.open_requests.clone());
         registry.register("upstream_seconds", "Time from request to the end of the response", inner.seconds.clone());
         registry.register("upstream_failures", "Attempts without a response", inner.failures.clone());
         registry.register("upstream_retries", "Attempts beyond the first", inner.retries.clone());
+        let ejections = "How often an endpoint was left out for a while because of its answers";
+        registry.register("upstream_ejections", ejections, inner.ejections.clone());
         registry.register("upstream_open", "Requests that are open", inner.open.clone());
         registry.register("refused", "Requests refused before routing", inner.refusals.clone());
+        registry.register("tls_handshakes", "Handshakes of clients that succeeded", inner.handshakes.clone());
+        registry.register("tls_failures", "Handshakes of clients that failed", inner.handshake_failures.clone());
+        registry.register("access_log_lines", "Lines of the access log that were written", inner.log_lines.clone());
+        registry.register("access_log_dropped", "Lines of the access log that were dropped", inner.log_dropped.clone());
         registry.register("connections", "Client connections that are open", inner.connections.clone());
         registry.register("accepted", "Client connections accepted", inner.accepted.clone());
         registry.register("revision", "Revision of the routing snapshot", inner.revision.clone());
@@ -206,7 +280,16 @@ impl Metrics {
         let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
         handle(&mut known.routes, host, |host| {
             let counter = |class| self.inner.requests.get_or_create_owned(&RouteLabels { host: host.clone(), class });
-            RouteMetrics { own: host != OTHER, classes: CLASSES.map(counter) }
+            let (own, classes) = (host != OTHER, CLASSES.map(counter));
+            let labels = HostLabels { host };
+            RouteMetrics {
+                classes,
+                seconds: self.inner.request_seconds.get_or_create_owned(&labels),
+                received: self.inner.received.get_or_create_owned(&labels),
+                sent: self.inner.sent.get_or_create_owned(&labels),
+                open: self.inner.open_requests.get_or_create_owned(&labels),
+                own,
+            }
         })
     }
 
@@ -219,6 +302,7 @@ impl Metrics {
                 seconds: self.inner.seconds.get_or_create_owned(&labels),
                 failures: self.inner.failures.get_or_create_owned(&labels),
                 retries: self.inner.retries.get_or_create_owned(&labels),
+                ejections: self.inner.ejections.get_or_create_owned(&labels),
                 open: self.inner.open.get_or_create_owned(&labels),
                 times: Times::default(),
             }
@@ -234,6 +318,11 @@ impl Metrics {
                 for class in CLASSES {
                     self.inner.requests.remove(&RouteLabels { host: host.clone(), class });
                 }
+                let labels = HostLabels { host: host.clone() };
+                self.inner.request_seconds.remove(&labels);
+                self.inner.received.remove(&labels);
+                self.inner.sent.remove(&labels);
+                self.inner.open_requests.remove(&labels);
             }
             alive
         });
@@ -244,6 +333,7 @@ impl Metrics {
                 self.inner.seconds.remove(&labels);
                 self.inner.failures.remove(&labels);
                 self.inner.retries.remove(&labels);
+                self.inner.ejections.remove(&labels);
                 self.inner.open.remove(&labels);
             }
             alive
@@ -255,11 +345,26 @@ impl Metrics {
         self.inner.refusals.get_or_create(&RefusalLabels { status }).inc();
     }
 
+    /// Counts a client's handshake: the version that was agreed on, and whether it goes on with an earlier session.
+    pub fn handshake(&self, version: &'static str, resumed: bool) {
+        self.inner.handshakes.get_or_create(&HandshakeLabels { version, resumed }).inc();
+    }
+
+    /// Counts a client's handshake that failed for one of a few reasons.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.inner.handshake_failures.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
     /// Counts a connection until the guard is dropped.
     pub fn connection(&self) -> ConnectionGuard {
         self.inner.accepted.inc();
         self.inner.connections.inc();
         ConnectionGuard { open: self.inner.connections.clone() }
+    }
+
+    /// Counters of the lines of the access log: those that were written, and those that were dropped.
+    pub fn access_log(&self) -> (Counter, Counter) {
+        (self.inner.log_lines.clone(), self.inner.log_dropped.clone())
     }
 
     /// Says which revision is routed by.
@@ -316,18 +421,33 @@ mod tests {
         let metrics = Metrics::new();
         let (route, upstream) = (metrics.route("a.example.com"), metrics.upstream("demo/web"));
         route.answered(204);
+        route.begun();
+        route.begun();
+        route.over(Duration::from_millis(2), 7, 0);
+        upstream.ejections.inc();
+        metrics.handshake("1.3", true);
         upstream.finished(Duration::from_millis(3));
         let text = metrics.text();
         assert!(text.contains("arco_gateway_requests_total{host=\"a.example.com\",class=\"2xx\"} 1"), "{text}");
+        for line in [
+            "request_seconds_bucket{le=\"0.005\",host=\"a.example.com\"} 1",
+            "received_bytes_total{host=\"a.example.com\"} 7",
+            "sent_bytes_total{host=\"a.example.com\"} 0",
+            "open_requests{host=\"a.example.com\"} 1",
+            "upstream_ejections_total{upstream=\"demo/web\"} 1",
+            "tls_handshakes_total{version=\"1.3\",resumed=\"true\"} 1",
+        ] {
+            assert!(text.contains(&format!("arco_gateway_{line}")), "{line} in {text}");
+        }
         assert!(text.contains("demo/web"));
         drop((route, upstream));
         metrics.prune();
-        assert!(!metrics.text().contains("demo/web"));
+        assert!(!metrics.text().contains("demo/web") && !metrics.text().contains("a.example.com"));
         let many: Vec<_> = (0..MAX_SERIES + 100).map(|it| metrics.route(&format!("h{it}"))).collect();
         many.iter().for_each(|it| it.answered(200));
         let text = metrics.text();
         assert!(text.contains("host=\"other\",class=\"2xx\"} 100"));
-        assert!(text.lines().count() < MAX_SERIES * 5 + 100);
+        assert!(text.lines().count() < MAX_SERIES * 20 + 100);
     }
 
     #[test]

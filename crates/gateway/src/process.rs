@@ -10,6 +10,7 @@
 mod handle;
 mod hold;
 
+use crate::access_log;
 use crate::admin::{Admin, serve_unix};
 use crate::data_plane::{DataPlane, GatewayError, Listeners, system};
 use crate::engine::Shared;
@@ -57,7 +58,7 @@ pub struct DataPlaneArgs {
     pub journal: PathBuf,
     /// Listeners and limits.
     pub config: GatewayConfig,
-    /// Name of this machine's gateway among others: letters, digits and `-`.
+    /// A name that no other gateway of these stores has, and that it keeps over starts.
     pub id: String,
     /// See [`Status::build`].
     pub build: String,
@@ -195,7 +196,8 @@ impl Process {
             mirror.run(followed, token).await;
             Ok(())
         });
-        let orders = follow_orders(self.sockets.clone(), Arc::clone(&self.mirror), self.leave.clone());
+        let (mirror, leave) = (Arc::clone(&self.mirror), self.leave.clone());
+        let orders = follow_orders(self.sockets.clone(), mirror, self.plane.shared(), leave);
         self.supervisor.spawn("orders", OnExit::Continue, orders);
         self.sockets.forget_rest();
         self.sockets.ready(self.plane.drain_timeout());
@@ -211,7 +213,12 @@ impl Process {
 }
 
 /// Does what the holder says; without one, what was asked here.
-async fn follow_orders(sockets: Sockets, mirror: Arc<Mirror>, leave: Leave) -> Result<(), arco_daemon::BoxError> {
+async fn follow_orders(
+    sockets: Sockets,
+    mirror: Arc<Mirror>,
+    shared: Arc<Shared>,
+    leave: Leave,
+) -> Result<(), arco_daemon::BoxError> {
     let mut asked = false;
     loop {
         let order = tokio::select! {
@@ -231,6 +238,11 @@ async fn follow_orders(sockets: Sockets, mirror: Arc<Mirror>, leave: Leave) -> R
         };
         match order {
             Order::Own => mirror.own().await,
+            Order::File => {
+                if let Some(file) = sockets.file(access_log::NAME) {
+                    shared.access_log.hand(file.into());
+                }
+            }
             Order::Drain { successor } => {
                 mirror.release().await;
                 sockets.released();

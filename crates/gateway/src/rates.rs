@@ -8,6 +8,7 @@ use crate::metrics::Times;
 use crate::snapshot::Snapshot;
 use arco_daemon::{BoxError, CancellationToken};
 use arco_model::traffic::HostRates;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +17,38 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_secs(5);
 /// Notes that are kept: the oldest is what is compared with.
 const NOTES: usize = 2;
+
+/// What one gateway saw of a host in the last seconds; what several saw can be added.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostSeen {
+    /// Answered requests per second.
+    pub requests_per_s: f64,
+    /// Of these, answered with 500 or above, per second.
+    pub errors_per_s: f64,
+    /// Requests by how long they took, in the buckets of [`Times`].
+    #[serde(default)]
+    pub times: Vec<u64>,
+}
+
+impl HostSeen {
+    /// Adds what another gateway saw of the same host.
+    pub fn add(&mut self, other: &Self) {
+        self.requests_per_s += other.requests_per_s;
+        self.errors_per_s += other.errors_per_s;
+        self.times.resize(self.times.len().max(other.times.len()).min(Times::BUCKETS), 0);
+        self.times.iter_mut().zip(&other.times).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
+    }
+
+    /// As people are told.
+    pub fn rates(&self) -> HostRates {
+        HostRates {
+            requests_per_s: self.requests_per_s,
+            errors_per_s: self.errors_per_s,
+            p50_ms: Times::quantile_ms(&self.times, 0.5),
+            p99_ms: Times::quantile_ms(&self.times, 0.99),
+        }
+    }
+}
 
 /// Answers and server errors of a host since the start.
 type Answers = (u64, u64);
@@ -70,8 +103,8 @@ impl Rates {
         }
     }
 
-    /// The rates of `hosts`; those without an entry, or without counters of their own, are left out.
-    pub fn of(&self, hosts: &[String]) -> BTreeMap<String, HostRates> {
+    /// What was seen of `hosts`; those without an entry, or without counters of their own, are left out.
+    pub fn of(&self, hosts: &[String]) -> BTreeMap<String, HostSeen> {
         let snapshot = self.shared.snapshot.load();
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = notes.front() else { return BTreeMap::new() };
@@ -80,24 +113,17 @@ impl Rates {
             let host = snapshot.hosts.get(name.as_str()).filter(|it| it.metrics.is_own())?;
             let now = host.metrics.answers();
             let then = before.hosts.get(name.as_str()).copied().unwrap_or_default();
-            let mut counts = vec![0; Times::BUCKETS];
+            let mut times = vec![0; Times::BUCKETS];
             for upstream in host.rules().iter().flat_map(|it| &it.targets) {
                 let Some(found) = snapshot.upstreams.get(&upstream.0) else { continue };
                 let then = before.times.get(&upstream.0);
                 for (at, count) in found.metrics.times.counts().into_iter().enumerate() {
-                    counts[at] += count.saturating_sub(then.map_or(0, |it| it[at]));
+                    times[at] += count.saturating_sub(then.map_or(0, |it| it[at]));
                 }
             }
             let per_s = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-            Some((
-                name.clone(),
-                HostRates {
-                    requests_per_s: per_s(now.0, then.0),
-                    errors_per_s: per_s(now.1, then.1),
-                    p50_ms: Times::quantile_ms(&counts, 0.5),
-                    p99_ms: Times::quantile_ms(&counts, 0.99),
-                },
-            ))
+            let (requests_per_s, errors_per_s) = (per_s(now.0, then.0), per_s(now.1, then.1));
+            Some((name.clone(), HostSeen { requests_per_s, errors_per_s, times }))
         });
         rates.collect()
     }

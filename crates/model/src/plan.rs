@@ -296,6 +296,11 @@ pub struct OneShot {
     pub working_dir: String,
     /// `user[:group]`; empty means root of the user namespace.
     pub user: String,
+    /// Whether its program is a user without rights, whatever `user` says, who owns its working folder, its caches, copies of
+    /// its mounts and what is exported of it; nothing else there acts by its variables. For programs where root of a pod is
+    /// root of the node; the image must be one of the platform.
+    #[serde(default)]
+    pub unprivileged: bool,
     /// Limits; `disk_mb` bounds the writable layer.
     pub resources: Resources,
     /// Ended after this time.
@@ -342,6 +347,7 @@ impl OneShot {
             env: template.env,
             working_dir: template.working_dir,
             user: template.user,
+            unprivileged: false,
             resources: template.resources,
             timeout_ms,
             network: OneShotNetwork::Instance,

@@ -401,7 +401,7 @@ pub struct RouteTimeouts {
     /// Longest connect, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u64>,
-    /// Longest wait for a response and between two pieces of it, in ms.
+    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_ms: Option<u64>,
     /// Longest time for all of a request and its response, in ms.

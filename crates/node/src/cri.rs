@@ -60,7 +60,8 @@ impl Joiner {
             return None;
         }
         let text = std::mem::take(parts);
-        let text = text.strip_suffix(b"\r").unwrap_or(&text);
+        // A piece of a long line may end with any byte.
+        let text = if record.ends { text.strip_suffix(b"\r").unwrap_or(&text) } else { &text[..] };
         let mut text = String::from_utf8_lossy(text).into_owned();
         text.truncate(text.floor_char_boundary(TEXT_MAX));
         // A greater step back is a clock that was set.
@@ -165,6 +166,10 @@ mod tests {
         let part = record(part.as_bytes()).unwrap();
         let lengths: Vec<_> = (0..5).map(|_| joiner.push(part).map_or(0, |it| it.text.len())).collect();
         assert_eq!(lengths, [0, 18 << 10, 0, 18 << 10, 0]);
+
+        let part = format!("2026-01-31T09:05:00.001Z stdout P {}\r", "x".repeat(LINE_MAX - 1));
+        let piece = Joiner::default().push(record(part.as_bytes()).unwrap()).unwrap().text;
+        assert!(piece.len() == LINE_MAX && piece.ends_with("x\r"), "{}", piece.len());
 
         let binary = [b"2026-01-31T09:05:00.001Z stdout F ".to_vec(), vec![0xff; 16 << 10]].concat();
         let text = Joiner::default().push(record(&binary).unwrap()).unwrap().text;

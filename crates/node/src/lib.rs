@@ -83,7 +83,7 @@ struct Followed {
 
 /// Reads and hands over until it is told to stop.
 pub async fn run(source: &Source, keeper: &dyn Keeper, stop: CancellationToken) {
-    let mut node = Node { pods: BTreeMap::new(), next: PathBuf::new(), said: String::new() };
+    let mut node = Node { pods: BTreeMap::new(), next: PathBuf::new(), said: Said::default() };
     // Another process read these until a moment ago, and its last lines may be on their way.
     node.scan(source, LEAVING);
     let mut scanned = Instant::now();
@@ -102,37 +102,54 @@ pub async fn run(source: &Source, keeper: &dyn Keeper, stop: CancellationToken) 
     }
 }
 
+/// What is tried again and again.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Step {
+    Scan,
+    Ask,
+    Keep,
+}
+
+/// Why steps do not work, as it was said last; of those that work, nothing.
+#[derive(Default)]
+struct Said(BTreeMap<Step, String>);
+
+impl Said {
+    /// Takes how a step went; whether that is new.
+    fn is_news(&mut self, step: Step, why: Option<&str>) -> bool {
+        let before = self.0.remove(&step);
+        self.0.extend(why.map(|it| (step, it.to_owned())));
+        before.as_deref() != why
+    }
+}
+
 struct Node {
     /// By their folder.
     pods: BTreeMap<PathBuf, Followed>,
     /// Whose turn it is.
     next: PathBuf,
-    /// What does not work, as it was said last.
-    said: String,
+    said: Said,
 }
 
 impl Node {
-    /// Says of what is tried again and again once why it fails, and when it works again.
-    fn say<T>(&mut self, tried: &Result<T, String>) {
-        let why = tried.as_ref().err().map_or("", String::as_str);
-        if why == self.said {
+    /// Says once why a step fails, and when it works again.
+    fn say<T>(&mut self, step: Step, tried: &Result<T, String>) {
+        let why = tried.as_ref().err().map(String::as_str);
+        if !self.said.is_news(step, why) {
             return;
         }
         match why {
-            "" => tracing::info!("output is handed over again"),
-            _ => tracing::warn!(why, "output is not handed over; it is tried again"),
+            None => tracing::info!(?step, "output is handed over again"),
+            Some(why) => tracing::warn!(?step, why, "output is not handed over; it is tried again"),
         }
-        self.said = why.to_owned();
     }
 
     /// Looks which pods there are; output of new ones is read after so long.
     fn scan(&mut self, source: &Source, after: Duration) {
         let entries = std::fs::read_dir(&source.folder)
             .map_err(|it| format!("the folder `{}` of the pods' output cannot be read: {it}", source.folder.display()));
-        let entries = match entries {
-            Ok(entries) => entries,
-            failed => return self.say(&failed),
-        };
+        self.say(Step::Scan, &entries);
+        let Ok(entries) = entries else { return };
         let mut there = BTreeSet::new();
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -162,13 +179,14 @@ impl Node {
             return;
         }
         let answered = keeper.cursors(&pods).await;
-        self.say(&answered);
+        self.say(Step::Ask, &answered);
         let mut cursors = answered.unwrap_or_default().into_iter();
         for folder in folders {
             let Some(followed) = self.pods.get_mut(&folder) else { continue };
             let pause = followed.ask.map_or(UNKNOWN_FIRST, |it| it.pause);
             match cursors.next() {
-                Some(Cursor::After { at, texts }) => {
+                Some(Cursor::After { at, texts, seal }) => {
+                    followed.pod.seal = seal.or(followed.pod.seal.take());
                     let mut kept = Resume { at, texts };
                     followed.unsure.retain(|it| !kept.holds(it));
                     if followed.reader.is_none() {
@@ -222,7 +240,7 @@ impl Node {
     async fn hand_over(&mut self, keeper: &dyn Keeper, output: Vec<(PathBuf, Output)>) {
         let (folders, output): (Vec<_>, Vec<_>) = output.into_iter().unzip();
         let answered = keeper.keep(&output).await;
-        self.say(&answered);
+        self.say(Step::Keep, &answered);
         let mut kept = answered.unwrap_or_default().into_iter();
         for (folder, output) in folders.iter().zip(output) {
             let kept = kept.next();
@@ -242,7 +260,7 @@ fn pod_of(folder: &str, prefix: &str) -> Option<Pod> {
     let mut words = folder.split('_');
     let (namespace, _name, uid) = (words.next()?, words.next()?, words.next()?);
     let ours = namespace.starts_with(prefix) && !uid.is_empty() && words.next().is_none();
-    ours.then(|| Pod { namespace: namespace.to_owned(), uid: uid.to_owned() })
+    ours.then(|| Pod { namespace: namespace.to_owned(), uid: uid.to_owned(), seal: None })
 }
 
 #[cfg(test)]

@@ -8,11 +8,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wire::Line;
 
+fn seal(pod: &Pod) -> String {
+    format!("seal of {}", pod.uid)
+}
+
 /// Keeps lines in memory.
 #[derive(Default)]
 struct Memory {
     lines: Mutex<HashMap<String, Vec<Line>>>,
-    /// Pods that it knows; `None` means all.
+    /// Pods that it knows; `None` means all. It always knows one by its seal.
     known: Mutex<Option<BTreeSet<String>>>,
     /// How many calls there were. Every third one breaks: before anything is kept, or after.
     calls: AtomicU64,
@@ -26,7 +30,8 @@ impl Memory {
     }
 
     fn knows(&self, pod: &Pod) -> bool {
-        self.known.lock().unwrap().as_ref().is_none_or(|it| it.contains(&pod.uid))
+        let known = self.known.lock().unwrap().as_ref().is_none_or(|it| it.contains(&pod.uid));
+        known || pod.seal == Some(seal(pod))
     }
 
     fn texts(&self, uid: &str) -> Vec<String> {
@@ -48,7 +53,7 @@ impl Keeper for Memory {
             let of = lines.get(&pod.uid).map_or(&[][..], Vec::as_slice);
             let at = of.last().map(|it| it.at).unwrap_or_default();
             let texts = of.iter().filter(|it| it.at == at).map(|it| it.text.clone()).collect();
-            Cursor::After { at, texts }
+            Cursor::After { at, texts, seal: Some(seal(pod)) }
         };
         Ok(pods.iter().map(cursor).collect())
     }
@@ -60,10 +65,16 @@ impl Keeper for Memory {
             return Err("it broke before".to_owned());
         }
         let mut lines = self.lines.lock().unwrap();
+        let mut kept = Vec::new();
         for it in output {
+            if !self.knows(&it.pod) {
+                kept.push(Kept::Unknown);
+                continue;
+            }
             lines.entry(it.pod.uid.clone()).or_default().extend(it.lines.iter().cloned());
+            kept.push(Kept::Yes);
         }
-        if after { Err("it broke after".to_owned()) } else { Ok(vec![Kept::Yes; output.len()]) }
+        if after { Err("it broke after".to_owned()) } else { Ok(kept) }
     }
 }
 
@@ -118,6 +129,27 @@ fn pods_are_told_by_their_folders() {
     }
 }
 
+#[test]
+fn what_fails_is_said_once_whatever_else_works() {
+    let mut said = Said::default();
+    let (scan, ask, keep) = (Step::Scan, Step::Ask, Step::Keep);
+    for (step, why, wanted) in [
+        (ask, None, false),
+        (scan, Some("denied"), true),
+        (ask, None, false),
+        (keep, None, false),
+        (scan, Some("denied"), false),
+        (keep, Some("away"), true),
+        (scan, Some("gone"), true),
+        (keep, Some("away"), false),
+        (scan, None, true),
+        (scan, None, false),
+        (keep, None, true),
+    ] {
+        assert_eq!(said.is_news(step, why), wanted, "{step:?} {why:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn every_line_is_kept_once_whatever_breaks() {
     let (pods, keeper) = (Pods::new(), Memory { breaks: true, ..Memory::default() });
@@ -166,4 +198,20 @@ async fn a_flood_takes_its_turn_and_a_pod_that_goes_is_read_to_its_end() {
     });
     assert_eq!(keeper.texts("one"), lines(0..60_000));
     assert_eq!(keeper.texts("two"), lines(0..9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_went_is_read_to_its_end_by_servers_that_never_saw_it() {
+    let (pods, keeper) = (Pods::new(), Memory { breaks: true, ..Memory::default() });
+    pods.write("arco-a_web_one", 0..5);
+    let (source, stop) = (pods.source(), CancellationToken::new());
+    tokio::join!(run(&source, &keeper, stop.clone()), async {
+        until(|| keeper.texts("one").len() == 5).await;
+        *keeper.known.lock().unwrap() = Some(BTreeSet::new());
+        pods.write("arco-a_web_one", 5..9);
+        std::fs::remove_dir_all(pods.of("arco-a_web_one")).unwrap();
+        until(|| keeper.texts("one").len() == 9).await;
+        stop.cancel();
+    });
+    assert_eq!(keeper.texts("one"), lines(0..9));
 }

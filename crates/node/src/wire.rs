@@ -1,6 +1,7 @@
 //! What a node and the servers of the platform say to each other, as JSON over mutual TLS.
 //!
-//! A node names a pod by its namespace and uid; whose it is, servers know. Not here: who answers.
+//! A node names a pod by its namespace and uid; whose it is, servers know, and seal it for those that come after them. Not
+//! here: who answers.
 
 use arco_model::log::LogOrigin;
 use arco_model::time::Timestamp;
@@ -26,6 +27,9 @@ pub struct Pod {
     pub namespace: String,
     /// What no other pod ever has.
     pub uid: String,
+    /// The last [`Cursor::After::seal`] of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<String>,
 }
 
 /// How far the output of a pod is kept.
@@ -42,6 +46,9 @@ pub enum Cursor {
         at: Timestamp,
         /// Texts of the lines of that millisecond.
         texts: Vec<String>,
+        /// Whose the pod is, as only servers read it: one that began after the pod went knows it by this alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seal: Option<String>,
     },
 }
 

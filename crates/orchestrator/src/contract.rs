@@ -68,6 +68,17 @@ pub async fn until(
     what: &str,
     wanted: impl Fn(&Observed) -> bool,
 ) -> Observed {
+    until_within(Duration::from_secs(30), driver, id, what, wanted).await
+}
+
+/// As [`until`], for what takes longer.
+pub async fn until_within(
+    limit: Duration,
+    driver: &dyn Orchestrator,
+    id: &ComponentId,
+    what: &str,
+    wanted: impl Fn(&Observed) -> bool,
+) -> Observed {
     let mut bell = driver.changes();
     let wait = async {
         loop {
@@ -78,7 +89,7 @@ pub async fn until(
             let _ = bell.recv().await; // a lagged bell is a bell
         }
     };
-    match tokio::time::timeout(in_time(Duration::from_secs(30)), wait).await {
+    match tokio::time::timeout(in_time(limit), wait).await {
         Ok(found) => found,
         Err(_) => panic!("{what}: waited in vain; {:#?}", driver.observe(id).await),
     }
@@ -234,6 +245,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         env: [("COLOUR".to_owned(), "red".to_owned())].into(),
         working_dir: String::new(),
         user: String::new(),
+        unprivileged: false,
         resources: plan.template.resources,
         timeout_ms: 30_000,
         network: OneShotNetwork::Build,

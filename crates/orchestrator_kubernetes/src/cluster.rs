@@ -1,7 +1,8 @@
 //! The connection to the cluster: applying, patching and deleting objects, and what an answer of it means.
 //!
 //! What must hold: everything is applied by server-side apply under our field manager, with unknown fields refused; an
-//! overloaded API server (429, 503, 504) is asked again with growing pauses by the client itself.
+//! overloaded API server (429, 503, 504) is asked again with growing pauses by the client itself; no request waits for
+//! ever ([`limited`]).
 
 use crate::names;
 use crate::render::{Kind, Object};
@@ -11,10 +12,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective,
 };
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Resource};
 use serde_json::Value;
+use std::time::Duration;
+
+/// How long an answer may take, with what the client asks again meanwhile: as long as the API server itself gives it.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// The cluster, as one platform uses it.
 #[derive(Clone)]
@@ -73,6 +79,62 @@ pub(crate) fn failed(step: impl Into<String>, error: &kube::Error) -> Error {
     }
 }
 
+/// What of an answer is waited for no longer than [`ANSWER`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Limit {
+    /// All of it.
+    Whole,
+    /// Its head: what follows lasts as long as somebody listens.
+    Head,
+    /// Nothing: a node sends the head of a log with its first line. Who follows one has a limit of its own.
+    Nothing,
+}
+
+impl Limit {
+    fn of<B>(request: &http::Request<B>) -> Self {
+        let asks = |what: &str| request.uri().query().is_some_and(|it| it.split('&').any(|it| it == what));
+        if asks("follow=true") {
+            Self::Nothing
+        } else if asks("watch=true") || request.headers().contains_key(http::header::UPGRADE) {
+            Self::Head
+        } else {
+            Self::Whole
+        }
+    }
+}
+
+/// A client whose requests end. Where the address of a control plane moves, or a load balancer forgets a connection, nobody
+/// says so to who waits for an answer.
+fn limited(client: Client) -> Client {
+    let (namespace, valid_until) = (client.default_namespace().to_owned(), *client.valid_until());
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let client = client.clone();
+        async move { answer(&client, request).await }
+    });
+    Client::new(service, namespace).with_valid_until(valid_until)
+}
+
+async fn answer(client: &Client, request: http::Request<Body>) -> Result<http::Response<Body>, kube::Error> {
+    let limit = Limit::of(&request);
+    let asked = ask(client, request, limit);
+    if limit == Limit::Nothing {
+        return asked.await;
+    }
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", ANSWER.as_secs());
+        Err(kube::Error::Service(why.into()))
+    })
+}
+
+async fn ask(client: &Client, request: http::Request<Body>, limit: Limit) -> Result<http::Response<Body>, kube::Error> {
+    let response = client.send(request).await?;
+    if limit != Limit::Whole {
+        return Ok(response);
+    }
+    let (head, body) = response.into_parts();
+    Ok(http::Response::from_parts(head, Body::from(body.collect_bytes().await?)))
+}
+
 impl Cluster {
     /// Connects by the settings; asks nothing yet.
     pub(crate) async fn connect(config: &KubernetesConfig) -> Result<Self, Error> {
@@ -94,7 +156,11 @@ impl Cluster {
         };
         let client =
             Client::try_from(found).map_err(|it| Error::failed("prepare the connection to the cluster", it))?;
-        Ok(Self { client, prefix: config.namespace_prefix.clone(), manager: config.field_manager.clone() })
+        Ok(Self {
+            client: limited(client),
+            prefix: config.namespace_prefix.clone(),
+            manager: config.field_manager.clone(),
+        })
     }
 
     /// Objects of a kind, as documents.
@@ -221,7 +287,52 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::StreamExt as _;
+    use futures_util::stream;
     use kube::core::Status;
+    use std::future::pending;
+
+    fn request(path: &str) -> http::Request<Body> {
+        http::Request::builder().uri(path).body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn only_what_lasts_has_no_limit() {
+        for (path, wanted) in [
+            ("/api/v1/pods", Limit::Whole),
+            ("/api/v1/pods?limit=500&continue=watch%3Dtrue", Limit::Whole),
+            ("/api/v1/namespaces/a/pods/b/log?container=app", Limit::Whole),
+            ("/api/v1/pods?&watch=true&timeoutSeconds=290", Limit::Head),
+            ("/api/v1/namespaces/a/pods/b/log?&follow=true&timestamps=true", Limit::Nothing),
+        ] {
+            assert_eq!(Limit::of(&request(path)), wanted, "{path}");
+        }
+        let mut upgraded = request("/api/v1/namespaces/a/pods/b/exec?&stdin=true");
+        upgraded.headers_mut().insert(http::header::UPGRADE, http::HeaderValue::from_static("websocket"));
+        assert_eq!(Limit::of(&upgraded), Limit::Head);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_does_not_come_or_end_is_an_error() {
+        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, kube::Error>>());
+        let silent = limited(Client::new(silent, "default"));
+        let stuck = tower::service_fn(|_: http::Request<Body>| async {
+            let begun = stream::iter([Ok::<_, std::io::Error>("{")]).chain(stream::pending());
+            Ok::<_, kube::Error>(http::Response::new(axum::body::Body::from_stream(begun)))
+        });
+        let stuck = limited(Client::new(stuck, "default"));
+        for (client, path) in
+            [(&silent, "/api/v1/pods"), (&silent, "/api/v1/pods?watch=true"), (&stuck, "/api/v1/pods")]
+        {
+            let error = client.send(request(path)).await.unwrap_err();
+            let text = words(&error);
+            assert!(text.contains("does not answer: no answer within 60 s"), "{path}: {text}");
+            assert_eq!(verdict(&error), Verdict::Later);
+        }
+        for lasting in ["/api/v1/pods?watch=true", "/api/v1/namespaces/a/pods/b/log?follow=true"] {
+            assert!(stuck.send(request(lasting)).await.is_ok(), "{lasting}");
+        }
+    }
 
     #[test]
     fn an_answer_is_final_later_or_nothing_there() {

@@ -251,7 +251,7 @@ impl KubernetesOrchestrator {
             let unable = unable.map_err(|it| failed("ask the cluster for its nodes", &it))?;
             if !unable.is_empty() {
                 return Err(Error::Refused(format!(
-                    "nodes {} cannot give instances a user namespace: update their container runtime (containerd 2.0), choose other nodes by `kubernetes.node_selector`, or set `kubernetes.user_namespaces = false`",
+                    "nodes {} cannot give instances a user namespace: update their container runtime (containerd 2.0), choose other nodes by `kubernetes.node_selector`, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`)",
                     unable.join(", ")
                 )));
             }

@@ -2,9 +2,11 @@
 //!
 //! What must hold: each line comes once: a cursor per pod, by the runtime's own timestamps, which begins after the last
 //! line that is kept ([`KeptLines`]), so that a process goes on where another one was killed; at most [`FOLLOWED`] pods
-//! are followed, so that a large cluster's API server is not held up. Of several processes the leader reads. Nothing of it
-//! where nodes read their files (`kubernetes.node_namespace`). Not here: what a program wrote before it was started again
-//! while nobody read.
+//! are followed, so that a large cluster's API server is not held up, and others take the places of those that end. Of
+//! several processes the leader reads. Nothing of it where nodes read their files (`kubernetes.node_namespace`). Not here:
+//! what a program wrote before it was started again while nobody read.
+
+mod tries;
 
 use crate::driver::Inner;
 use crate::seen::{PodSeen, Program};
@@ -19,22 +21,31 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
 use kube::api::LogParams;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::sync::CancellationToken;
+use tries::{Ended, Tries};
 
 /// Most pods whose output is followed at the same time.
 const FOLLOWED: usize = 500;
-/// After so many connections without a line, one after another, it is given up until the program runs again.
-const FAILURES: u64 = 20;
+/// How often it is said that more are not.
+const SAID: Duration = Duration::from_secs(3600);
+/// Streams that are opened at the same time, so that a leader that begins has the API server for its first looks as well,
+/// and how long the beginning of one may hold up the next: a node sends it with the first line, which may come much later.
+const OPENING: usize = 8;
+const OPENED: Duration = Duration::from_millis(250);
+/// A stream without a line for so long is opened anew: nobody says so when its connection is dead.
+const IDLE: Duration = Duration::from_secs(300);
 /// Most lines that are handed over together.
 const BATCH: usize = 256;
 
-/// How far back lines of an instance are fetched of which none is kept, before this process began to read.
-const REACH_MS: u64 = 3_600_000;
+/// How far back lines of an instance are fetched of which none is kept, before this process began to read: longer than the
+/// platform is away. What is older was kept, and went because of its age, so it is not fetched again.
+const REACH_MS: u64 = 7 * 24 * 3_600_000;
 /// Kept lines that are looked at to find where reading goes on: more than a program writes in one millisecond.
 const OVERLAP: usize = 256;
 /// How long another process that stopped may take until its last lines are kept.
@@ -55,6 +66,7 @@ pub(crate) struct Logs {
     sink: LogSink,
     kept: Option<Arc<dyn KeptLines>>,
     asking: Semaphore,
+    opening: Semaphore,
     /// Other processes may have read before.
     shared: bool,
     state: Mutex<State>,
@@ -67,8 +79,10 @@ struct State {
     began: Timestamp,
     /// Cancelled when another process reads; `None` while one does.
     reads: Option<CancellationToken>,
-    /// It was said that no more are read.
-    full: bool,
+    /// Components with pods for which there was no place.
+    waiting: BTreeSet<ComponentId>,
+    /// When it was said last that there are such.
+    said: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +99,15 @@ impl Logs {
     /// `shared`: other processes read as well, this one when [`Logs::read_here`] says so.
     pub(crate) fn new(sink: LogSink, kept: Option<Arc<dyn KeptLines>>, shared: bool) -> Self {
         let reads = (!shared).then(CancellationToken::new);
-        let state = Mutex::new(State { cursors: BTreeMap::new(), began: clock::now(), reads, full: false });
-        Self { sink, kept, asking: Semaphore::new(ASKING), shared, state }
+        let state = Mutex::new(State {
+            cursors: BTreeMap::new(),
+            began: clock::now(),
+            reads,
+            waiting: BTreeSet::new(),
+            said: None,
+        });
+        let (asking, opening) = (Semaphore::new(ASKING), Semaphore::new(OPENING));
+        Self { sink, kept, asking, opening, shared, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,7 +125,7 @@ impl Logs {
                 ended.cancel();
             }
             state.reads = here.then(CancellationToken::new);
-            (state.cursors, state.began) = (BTreeMap::new(), clock::now());
+            (state.cursors, state.waiting, state.began) = (BTreeMap::new(), BTreeSet::new(), clock::now());
         }
         if here {
             inner.seen().everything().iter().for_each(|it| Self::follow(inner, it));
@@ -119,7 +140,8 @@ impl Logs {
         let pods: Vec<PodSeen> = inner.seen().with(component, |it| it.instances().cloned().collect());
         let logs = &inner.logs;
         let mut state = logs.lock();
-        let State { cursors, began, reads: Some(reads), full } = &mut *state else { return };
+        let State { cursors, began, reads: Some(reads), waiting, said } = &mut *state else { return };
+        waiting.remove(component);
         let mut open = cursors.values().flat_map(BTreeMap::values).filter(|it| it.open).count();
         if pods.is_empty() {
             cursors.remove(component);
@@ -134,17 +156,9 @@ impl Logs {
                 continue;
             }
             if open >= FOLLOWED {
-                if !std::mem::replace(full, true) {
-                    let advice = "let nodes read it (`arco cluster manifest --node-logs`)";
-                    tracing::warn!(
-                        pod = pod.name,
-                        advice,
-                        "its output is not read: {FOLLOWED} others are read already"
-                    );
-                }
+                waiting.insert(component.clone());
                 continue;
             }
-            *full = false;
             // Pods older than this process were followed by an earlier one.
             let earlier = (known.is_none() && pod.created < *began).then_some(*began);
             let last = known.map_or_else(|| instant(pod.created), |it| it.last);
@@ -156,9 +170,31 @@ impl Logs {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = elsewhere.cancelled() => {}
-                    () = read(&inner, &component, &pod, last, earlier) => {}
+                    () = read(&inner, &component, &pod, last, earlier) => Self::go_on(&inner, &component),
                 }
             });
+        }
+        let left_out = waiting.contains(component) && is_due(said, Instant::now());
+        drop(state);
+        if left_out {
+            let runs = |id: &ComponentId| {
+                inner
+                    .seen()
+                    .with(id, |it| it.instances().filter(|it| matches!(it.program, Program::Running(_))).count())
+            };
+            let running: usize = inner.seen().everything().iter().map(runs).sum();
+            let (not_read, advice) =
+                (running.saturating_sub(FOLLOWED).max(1), "let nodes read it (`arco cluster manifest --node-logs`)");
+            tracing::warn!(not_read, advice, "output of instances is not read: {FOLLOWED} others are read already");
+        }
+    }
+
+    /// A pod is not read any more: its program may run again meanwhile, and another pod may wait for the place.
+    fn go_on(inner: &Arc<Inner>, component: &ComponentId) {
+        Self::follow(inner, component);
+        let next = inner.logs.lock().waiting.pop_first();
+        if let Some(next) = next {
+            Self::follow(inner, &next);
         }
     }
 
@@ -167,6 +203,15 @@ impl Logs {
             (it.open, it.last) = (open, last);
         }
     }
+}
+
+/// Whether it is time to say again what was said last then; it counts as said.
+fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
+    let due = said.is_none_or(|it| now.duration_since(it) >= SAID);
+    if due {
+        *said = Some(now);
+    }
+    due
 }
 
 /// The same moment as Kubernetes counts it.
@@ -224,7 +269,8 @@ async fn resume(inner: &Inner, component: &ComponentId, pod: &PodSeen, began: Ti
     Resume::after(&[], began)
 }
 
-/// Reads until the program has ended; a cut connection is made again. `earlier`: until when another process may have read.
+/// Reads until the program has ended and all of it is read; a cut connection is made again. `earlier`: until when another
+/// process may have read.
 async fn read(
     inner: &Inner,
     component: &ComponentId,
@@ -237,40 +283,42 @@ async fn read(
         None => Resume { last, at: pod.created, texts: Vec::new() },
     };
     let mut last = resumed.last;
-    let mut failures = 0;
-    while failures < FAILURES {
-        let before = last;
-        match follow(inner, component, pod, &mut last, &mut resumed).await {
-            Ok(()) if last > before => failures = 0,
-            Ok(()) => failures += 1,
-            Err(error) => {
-                failures += 1;
-                let error = crate::cluster::words(&error);
-                tracing::debug!(pod = pod.name, error, "its output cannot be read now");
-            }
+    let mut tries = Tries::default();
+    loop {
+        let (before, since) = (last, Instant::now());
+        let went = follow(inner, component, pod, &mut last, &mut resumed).await;
+        if let Err(error) = &went {
+            let error = crate::cluster::words(error);
+            tracing::debug!(pod = pod.name, error, "its output cannot be read now");
         }
+        // Nothing when it is gone, or runs anew.
         let runs = inner.seen().with(component, |it| {
             let now = it.pods.get(&pod.name).map(|(_, it)| it);
-            now.is_some_and(|it| {
-                it.uid == pod.uid && it.restarts == pod.restarts && matches!(it.program, Program::Running(_))
-            })
+            let same = now.filter(|it| it.uid == pod.uid && it.restarts == pod.restarts);
+            same.map(|it| matches!(it.program, Program::Running(_)))
         });
-        if !runs {
-            break;
+        match runs {
+            None => break,
+            Some(false) if matches!(went, Ok(true)) => break,
+            Some(_) => {}
         }
-        tokio::time::sleep(Duration::from_secs(failures)).await;
+        let Some(pause) = tries.after(Ended::of(&went, last > before, since.elapsed())) else {
+            tracing::warn!(pod = pod.name, "its output is not read any more: the API server does not find it");
+            break;
+        };
+        tokio::time::sleep(pause).await;
     }
     inner.logs.moved(component, &pod.uid, false, last);
 }
 
-/// Hands over what one connection says; `last` moves with it.
+/// Hands over what one connection says; `last` moves with it. Whether it came to its end, or nothing was said for long.
 async fn follow(
     inner: &Inner,
     component: &ComponentId,
     pod: &PodSeen,
     last: &mut jiff::Timestamp,
     resumed: &mut Resume,
-) -> Result<(), kube::Error> {
+) -> Result<bool, kube::Error> {
     // It counts whole seconds, and would be rounded up: lines up to the cursor come again.
     let since = jiff::Timestamp::from_second(last.as_second()).unwrap_or(*last);
     let how = LogParams {
@@ -280,20 +328,41 @@ async fn follow(
         container: Some(names::CONTAINER.to_owned()),
         ..LogParams::default()
     };
-    let from = inner.cluster().typed::<Pod>(&pod.namespace).log_stream(&pod.name, &how).await?;
+    let pods = inner.cluster().typed::<Pod>(&pod.namespace);
+    let mut opened = Box::pin(pods.log_stream(&pod.name, &how));
+    let turn = inner.logs.opening.acquire().await;
+    let early = tokio::time::timeout(OPENED, opened.as_mut()).await;
+    drop(turn);
+    let from = match early {
+        Ok(opened) => opened?,
+        Err(_) => match tokio::time::timeout(IDLE, opened).await {
+            Ok(opened) => opened?,
+            Err(_) => return Ok(false),
+        },
+    };
     let mut lines = Box::pin(lines::of(from.compat()).ready_chunks(BATCH));
     let mut current = None;
-    while let Some(chunk) = lines.next().await {
-        let mut batch = Vec::with_capacity(chunk.len());
-        for text in chunk {
-            batch.extend(next(text, &pod.id, last, &mut current).filter(|it| !resumed.holds(it)));
+    loop {
+        let chunk = match tokio::time::timeout(IDLE, lines.next()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(true),
+            Err(_) => return Ok(false),
+        };
+        let (mut batch, mut broken) = (Vec::with_capacity(chunk.len()), None);
+        for line in chunk {
+            match line {
+                Ok(text) => batch.extend(next(text, &pod.id, last, &mut current).filter(|it| !resumed.holds(it))),
+                Err(error) => broken = Some(error),
+            }
         }
         if !batch.is_empty() {
             inner.logs.sink.append(LogStream::Component { id: component.clone() }, batch).await;
             inner.logs.moved(component, &pod.uid, true, *last);
         }
+        if let Some(error) = broken {
+            return Err(kube::Error::Service(error.into()));
+        }
     }
-    Ok(())
 }
 
 /// What of a text from the API server is new. A line is time, space, text there; further parts of a long line have no
@@ -318,6 +387,14 @@ fn next(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_output_is_not_read_is_said_once_an_hour() {
+        let (mut said, begin) = (None, Instant::now());
+        let minutes = |it: u64| begin + Duration::from_secs(60 * it);
+        let told: Vec<u64> = (0..=130).filter(|it| is_due(&mut said, minutes(*it))).collect();
+        assert_eq!(told, [0, 60, 120]);
+    }
 
     #[test]
     fn every_part_of_a_new_line_is_taken() {

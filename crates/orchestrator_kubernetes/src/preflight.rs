@@ -5,6 +5,7 @@
 //! functions; only [`preflight`] and [`pull`] act.
 
 mod hosts;
+mod networks;
 mod pull;
 
 pub use hosts::{HostsSetting, judge_hosts};
@@ -117,6 +118,7 @@ pub async fn preflight(config: &KubernetesConfig, trial: Option<&PullTrial>) -> 
     findings.push(usage(client).await);
     findings.push(storage(client, config).await);
     findings.push(nodes(&cluster, config, features).await);
+    findings.extend(networks::networks(client, config).await);
     findings.extend(hosts::hosts(client).await);
     match trial {
         Some(trial) => findings.extend(pull::pull(client, trial).await),
@@ -156,13 +158,13 @@ fn judge_features(has: Features, config: &KubernetesConfig) -> Vec<Finding> {
     if !has.user_namespaces {
         let found = format!("Kubernetes before 1.{USER_NAMESPACES} gives pods none (`hostUsers`)");
         findings.push(if config.user_namespaces {
-            let advice = "upgrade the cluster, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`): root of a pod is then root of its node, and builds refuse steps";
+            let advice = "upgrade the cluster, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`): root of a pod is then root of its node, and Dockerfiles may have no RUN";
             Finding::bad("user namespaces", found, advice)
         } else {
             let advice = "upgrade the cluster, then leave `--no-user-namespaces` out of `arco cluster manifest`";
             Finding::warning(
                 "user namespaces",
-                format!("{found}: root of a pod is root of its node, and builds refuse steps"),
+                format!("{found}: root of a pod is root of its node, and Dockerfiles may have no RUN"),
                 advice,
             )
         });
@@ -418,7 +420,7 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig, features: Features) ->
         return Finding::bad(
             "nodes",
             format!("{shown}; not all give pods a user namespace"),
-            "containerd 2.0 and Linux 6.3 have them; or set `kubernetes.user_namespaces = false`",
+            "containerd 2.0 and Linux 6.3 have them; else install with `arco cluster manifest --no-user-namespaces` (`kubernetes.user_namespaces = false`)",
         );
     }
     if !config.user_namespaces && confined {
@@ -427,7 +429,7 @@ fn judge_nodes(nodes: &[Node], config: &KubernetesConfig, features: Features) ->
             format!(
                 "{shown}; all can give pods a user namespace, and `kubernetes.user_namespaces = false` asks for none"
             ),
-            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and builds may run steps",
+            "leave `--no-user-namespaces` out of `arco cluster manifest`: root of a pod is then nobody on its node, and Dockerfiles may have RUN",
         );
     }
     Finding::good("nodes", shown)

@@ -209,7 +209,8 @@ async fn attempt(
     deadline: tokio::time::Instant,
     started: &mut bool,
 ) -> Result<OneShotResult, Error> {
-    let in_session = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
+    let copies = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
+    let in_session = copies || work.unprivileged;
     let name = names::one_shot(&work.id);
     let mut changed = inner.changed.subscribe();
     begin(inner, namespace, work, in_session, &mut changed).await?;
@@ -259,6 +260,12 @@ async fn until<T>(
                 known = true;
                 if let Some(found) = wanted(&pod) {
                     return Ok(found);
+                }
+                // Given up by the cluster, and nobody will say that it has ended.
+                if pod.deleting
+                    && let Some(why) = facts::fault(&pod, facts::Leaving::default())
+                {
+                    return Err(Error::failed("run a one-shot workload", why));
                 }
             }
             None if known => return Err(Error::failed("run a one-shot workload", "its pod was deleted")),
@@ -327,15 +334,17 @@ fn pod(
     Ok(object)
 }
 
-/// The variables, in a Secret that goes with the pod.
+/// The variables, in a Secret that goes with the pod. Of an unprivileged one its session hands them to the program alone: in
+/// the pod they would also be those of our own programs there, which are root (`PATH`, `LD_PRELOAD`, `TAR_OPTIONS`).
 fn variables(namespace: &str, work: &OneShot, pod: &Object) -> Object {
     let name = names::one_shot(&work.id);
+    let data = if work.unprivileged { json!({}) } else { render::encoded(&work.env) };
     let body = json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": { "name": name, "namespace": namespace, "labels": pod.body["metadata"]["labels"] },
         "type": "Opaque",
-        "data": render::encoded(&work.env),
+        "data": data,
     });
     Object { kind: Kind::Secret, namespace: namespace.to_owned(), name, body }
 }
@@ -353,7 +362,8 @@ async fn forward(
         other => other?,
     };
     let mut lines = std::pin::pin!(lines::of(stream.compat()));
-    while let Some(text) = lines.next().await {
+    while let Some(line) = lines.next().await {
+        let text = line.map_err(|it| kube::Error::Service(it.into()))?;
         let _ = output.send(OutputLine { stderr: false, text }).await; // nobody listens: read on to the end
     }
     Ok(())

@@ -5,9 +5,9 @@ use crate::wire::{
     ApplicationDocument, Applied, ApplyRequest, ApplyResult, CertificateAnswer, CertificateRequest, ChangeTenant,
     ComponentDocument, ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest,
     DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page,
-    RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument, SetHostCertificate,
-    SpecPatch, StorageDocument, StreamDocument, StreamRequest, TenantDocument, UploadReceipt, VolumeClassDocument,
-    VolumeDocument, WhoAmI,
+    RegistryToken, RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument,
+    SetHostCertificate, SpecPatch, StorageDocument, StreamDocument, StreamRequest, TenantDocument, UploadReceipt,
+    VolumeClassDocument, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -28,6 +28,11 @@ impl Client {
     /// Who we are there.
     pub async fn whoami(&self) -> Result<WhoAmI, ClientError> {
         self.get("/v1/whoami").await
+    }
+
+    /// A token for pushing to and pulling from one repository, `<tenant>/<application>/<component>`.
+    pub async fn registry_token(&self, repository: &str) -> Result<RegistryToken, ClientError> {
+        self.get(&format!("/v1/registry/token?repository={}", encode(repository))).await
     }
 
     /// All pages of a list.

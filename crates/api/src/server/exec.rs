@@ -121,6 +121,7 @@ impl Api {
             env,
             working_dir: template.working_dir,
             user: template.user,
+            unprivileged: false,
             resources: template.resources,
             timeout_ms: RUN_MS,
             network: OneShotNetwork::Instance,

@@ -46,6 +46,9 @@ pub struct StreamDocument {
     pub address: Option<IpAddr>,
     /// Where clients connect, as `tcp://web.shop.example.com:10000`.
     pub url: String,
-    /// Why the gateway does not serve it, when that is so.
+    /// Why a gateway does not serve it, when that is so.
     pub problem: String,
+    /// Whether another gateway serves it when one has a `problem`.
+    #[serde(default)]
+    pub open_elsewhere: bool,
 }

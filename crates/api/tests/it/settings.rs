@@ -105,6 +105,7 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
     let [other, short] = platform.component(("other", "web")).await.default_hosts("example.test");
     assert_eq!(code(add(&plain(&other)).await), "host_reserved");
     assert_eq!(code(add(&plain(&short)).await), "host_taken");
+    let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (request, expected) in [
         (plain("a b"), "host_invalid"),
         (at("a.test", "x"), "path_invalid"),
@@ -112,6 +113,8 @@ async fn routes_are_added_changed_and_belong_to_one_component() {
         (route("a.test", json!({"targets": [{"to": "shop/gone"}]})), "not_found"),
         (route("a.test", json!({"redirect": {"status": 302}})), "route_invalid"),
         (route("a.test", json!({"basic_auth": {"users_file": "/etc/passwd"}})), "route_invalid"),
+        (route("a.test", json!({"upstream_tls": {"name": "in.test", "ca": cut}})), "route_invalid"),
+        (route("a.test", json!({"tls": {"client_ca": cut}})), "route_invalid"),
     ] {
         assert_eq!(code(add(&request).await), expected, "{request:?}");
     }

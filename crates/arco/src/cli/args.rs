@@ -4,7 +4,8 @@ use super::reference::Reference;
 use super::ui::Format;
 use super::{
     adopt, apply, bind, certificate, cluster, config, context, credential, delete, deploy, detect, doctor, env, exec,
-    export, file, import, logs, operations, port_forward, power, revisions, route, secret, stack, tenant, volume,
+    export, file, import, logs, operations, port_forward, power, registry, revisions, route, secret, stack, tenant,
+    volume,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -185,6 +186,12 @@ pub(crate) enum Command {
     /// Show the context; make, list and revoke those of other people
     #[command(subcommand, after_help = "Example:\n  arco context create --name ada --role developer --file ada.toml")]
     Context(context::ContextCommand),
+    /// Get a token for pushing images to the platform's registry
+    #[command(
+        subcommand,
+        after_help = "Example:\n  arco registry token demo/web | docker login --username t --password-stdin registry.example.com"
+    )]
+    Registry(registry::RegistryCommand),
     /// Save, load, list and delete the images that sources are built and run on
     #[command(
         subcommand,
@@ -197,7 +204,7 @@ pub(crate) enum Command {
     /// Install the platform on a Kubernetes cluster
     #[command(
         subcommand,
-        after_help = "Example:\n  arco cluster image push registry.example.com/platform/arco:1\n  arco cluster manifest --domain apps.example.com --trust-registry --image registry.example.com/platform/arco:1 | kubectl apply -f -"
+        after_help = "Example:\n  arco cluster image push registry.example.com/platform/arco:1\n  arco cluster manifest --domain apps.example.com --trust-registry --image registry.example.com/platform/arco:1 | kubectl apply --server-side -f -"
     )]
     Cluster(cluster::ClusterCommand),
     /// Print or check the server's configuration

@@ -1,10 +1,13 @@
 //! The console's listener until the web console is there: health, metrics, and one page that says what runs here.
 
+use super::data_plane::Running;
 use arco_daemon::health::{Health, healthz};
-use arco_daemon::metrics::{Metrics, metrics};
+use arco_daemon::metrics::{Metrics, OPEN_METRICS, metrics};
 use axum::Router;
 use axum::extract::State;
-use axum::response::Html;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::get;
 use std::sync::Arc;
 
@@ -20,13 +23,29 @@ pub(crate) struct Page {
     pub(crate) data_dir: String,
 }
 
-/// `/`, `/healthz` and `/metrics`.
-pub(crate) fn router(page: Page, registry: Metrics) -> Router {
+/// `/`, `/healthz` and `/metrics`; where a gateway runs also `/metrics/gateway`.
+pub(crate) fn router(page: Page, registry: Metrics, gateway: Option<Running>) -> Router {
     let health = page.health.clone();
-    Router::new()
+    let router = Router::new()
         .route("/", get(index).with_state(Arc::new(page)))
         .route("/healthz", get(healthz).with_state(health))
-        .route("/metrics", get(metrics).with_state(registry))
+        .route("/metrics", get(metrics).with_state(registry));
+    match gateway {
+        Some(gateway) => router.route("/metrics/gateway", get(of_gateway).with_state(gateway)),
+        None => router,
+    }
+}
+
+/// Counters of the gateway, which is a process of its own.
+async fn of_gateway(State(gateway): State<Running>) -> Response {
+    let handle = gateway.handle();
+    match handle.metrics().await {
+        Some(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        None => {
+            let advice = "the gateway does not answer; `data-plane.log` in the data dir says more\n";
+            (StatusCode::SERVICE_UNAVAILABLE, advice).into_response()
+        }
+    }
 }
 
 fn escape(text: &str) -> String {

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use arco_config::{Config, GatewayConfig};
 use arco_daemon::pki::{Leaf, Pki, Subject};
 use arco_daemon::{BoxError, OnExit, Supervisor};
+use arco_gateway::access_log;
 use arco_gateway::bind::answers;
 use arco_gateway::process::{self as plane, Handle, PATIENCE, build_of};
 use arco_model::traffic::{GATEWAY_KEYS, GATEWAY_PREFIX, RATES_PREFIX, STATUS_PREFIX};
@@ -158,6 +159,7 @@ pub(crate) async fn start(
             Ok((link, leaf))
         }
     };
+    access_log::check(&config.gateway.access_log).map_err(|it| anyhow::anyhow!("[gateway] {it}"))?;
     let (link, leaf) = make(config.gateway.clone())?;
     link.write(&data_dir)?;
     let handle = match plane::adopt(&data_dir).await {

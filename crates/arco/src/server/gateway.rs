@@ -45,6 +45,8 @@ fn keep(args: &GatewayArgs) -> anyhow::Result<ExitCode> {
         next: Box::new(move || Ok(executable.clone())),
         // The worker has said it already.
         failed: Box::new(|_| {}),
+        // Its workers may open them themselves.
+        files: Box::new(Vec::new),
         lock: None,
         sockets: Vec::new(),
     };

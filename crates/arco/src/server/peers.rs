@@ -126,7 +126,7 @@ async fn exchange(
 }
 
 /// A role that nobody runs.
-fn missing(role: Role) -> Problem {
+pub(super) fn missing(role: Role) -> Problem {
     let name = word(role);
     Problem::new(
         ErrorKind::Unavailable,
@@ -138,7 +138,8 @@ fn missing(role: Role) -> Problem {
     )
 }
 
-fn silent(to: &Server, why: &str) -> Problem {
+/// A server that does not answer.
+pub(super) fn silent(to: &Server, why: &str) -> Problem {
     Problem::new(
         ErrorKind::Unavailable,
         "server_silent",

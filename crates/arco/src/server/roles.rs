@@ -3,7 +3,7 @@
 //! Order: stores → logs → orchestrator → jobs → data plane → roles. Stopping is the reverse, except that stores need no
 //! stop: what was answered as done is on disk.
 
-use super::ask_gateway::{self, PeerGateway};
+use super::ask_gateway::{self, Gateways};
 use super::data_plane::{self, Running};
 use super::files::{self, Addresses};
 use super::instances::Instances;
@@ -36,6 +36,7 @@ use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::blob::builds_path;
 use arco_store::clock;
 use arco_store::images::Images;
+use arco_store::kv::{Compare, Operation, SharedKv, Txn};
 use arco_store::leader::KvLock;
 use axum::Router;
 use axum::body::Body;
@@ -122,9 +123,11 @@ pub(crate) async fn start(
 
     let mut addresses = Addresses::default();
     let (mut data_plane, mut shared_address) = (None, None);
+    if config.server.has(Role::Gateway) || config.server.has(Role::Controller) {
+        publish_settings(config, &stores.kv, instances.dns_address()).await?;
+    }
     if config.server.has(Role::Gateway) {
         let store = data_plane::front(config, &pki, stores.kv.clone(), supervisor).await?;
-        publish_settings(config, &stores, instances.dns_address()).await?;
         super::tickets::keep(stores.kv.clone(), &stores.secrets, supervisor)?;
         let running = data_plane::start(config, &pki, store, &stores.secrets, supervisor).await?;
         running.has_its_routes().await;
@@ -217,11 +220,7 @@ pub(crate) async fn start(
         });
         let (http, https) = (data_plane.clone(), data_plane.clone());
         let (of_http, of_https) = (peers.clone(), peers.clone());
-        let gateway = match (&data_plane, &peers) {
-            (Some(here), _) => Some(Arc::new(here.clone()) as Arc<dyn AskGateway>),
-            (None, Some(peers)) => Some(Arc::new(PeerGateway::new(peers.clone())) as Arc<dyn AskGateway>),
-            (None, None) => None,
-        };
+        let gateways = Gateways::new(data_plane.clone(), peers.clone());
         let role = arco_api::server::build(ApiDeps {
             config: config.clone(),
             metadata: stores.metadata.clone(),
@@ -237,7 +236,7 @@ pub(crate) async fn start(
             eventlog: keeping.router.clone(),
             gateway_http: Arc::new(move || first_gateway(http.as_ref(), of_http.as_ref()).map(|it| it.0)),
             gateway_https: Arc::new(move || first_gateway(https.as_ref(), of_https.as_ref()).map(|it| it.1)),
-            gateway,
+            gateway: gateways.map(|it| Arc::new(it) as Arc<dyn AskGateway>),
             pki: Some(pki.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
@@ -262,7 +261,7 @@ pub(crate) async fn start(
             data_dir: data_dir.display().to_string(),
         };
         health.role("console").ready();
-        let router = console::router(page, metrics);
+        let router = console::router(page, metrics, data_plane.clone());
         supervisor.spawn("console", OnExit::Shutdown, listener::serve(listener, None, router, supervisor.clone()));
     }
     if let (Some(peers), Some(listener)) = (peers, listeners.peers) {
@@ -274,7 +273,8 @@ pub(crate) async fn start(
             asked = asked.merge(ask_gateway::for_peers(here.clone()));
         }
         if config.server.has(Role::Api) && !config.kubernetes.node_namespace.is_empty() {
-            asked = asked.merge(node_logs::for_nodes(instances.clone(), Kept::new(&keeping), logs.clone()));
+            let kept = Kept::new(&keeping);
+            asked = asked.merge(node_logs::for_nodes(instances.clone(), kept, logs.clone(), &stores.secrets)?);
         }
         let bound = listener.local_addr()?;
         let address = advertised(&config.server.peer_address, bound)?;
@@ -333,8 +333,8 @@ impl Platform {
     }
 }
 
-/// What DNS needs.
-async fn publish_settings(config: &Config, stores: &Stores, dns: Option<Ipv4Addr>) -> anyhow::Result<()> {
+/// What DNS needs. Instances are on the controller's machine, where they ask: another server says it only where nobody has.
+async fn publish_settings(config: &Config, kv: &SharedKv, dns: Option<Ipv4Addr>) -> anyhow::Result<()> {
     let forwarders = match config.network.forwarders.is_empty() {
         false => config.network.forwarders.clone(),
         true => name_servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
@@ -344,7 +344,13 @@ async fn publish_settings(config: &Config, stores: &Stores, dns: Option<Ipv4Addr
         dns_forwarders: forwarders,
         domain: config.server.domain.clone(),
     };
-    stores.kv.put(SETTINGS, serde_json::to_vec(&settings)?, None).await?;
+    let (key, value) = (SETTINGS.as_bytes().to_vec(), serde_json::to_vec(&settings)?);
+    let compare = match config.server.has(Role::Controller) {
+        true => Vec::new(),
+        false => vec![Compare::Absent(key.clone())],
+    };
+    let success = vec![Operation::Put { key, value, lease: None }];
+    kv.txn(Txn { compare, success, failure: Vec::new() }).await.context("failed to say where DNS listens")?;
     Ok(())
 }
 

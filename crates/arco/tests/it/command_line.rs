@@ -127,6 +127,18 @@ fn an_application_with_one_component_means_that_one() {
 }
 
 #[test]
+fn a_token_of_the_registry_is_all_that_stands_on_standard_output() {
+    let api = FakeApi::start();
+    let ended = api.run(&["registry", "token", "new/web"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "a.token\n"), "{ended:?}");
+    assert!(ended.stderr.contains("default/new/web") && !ended.stderr.contains("a.token"), "{ended:?}");
+    assert_eq!(api.calls(), ["GET /v1/registry/token?repository=default%2Fnew%2Fweb"], "it need not be there yet");
+    let ended = api.run(&["--tenant", "team-b", "registry", "token", "one", "-o", "json"]);
+    assert_eq!(ended.json(), json!({"repository": "team-b/one/web1", "token": "a.token"}), "{ended:?}");
+    assert_eq!(api.run(&["registry", "token", "e403/web"]).code, 4);
+}
+
+#[test]
 fn a_configuration_file_is_set_from_a_file_or_a_secret() {
     let api = FakeApi::start();
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 use crate::behave::{EXECUTABLE, good, source};
 use crate::hand_over::{children, signal};
 use crate::load::Load;
-use arco_testkit::{Platform, is_root, until};
+use arco_testkit::{Options, Platform, is_root, until};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -144,4 +144,45 @@ fn the_data_plane_has_few_rights_and_outlives_whatever_happens() {
     good(&platform, &["delete", "calm", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
     until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));
+}
+
+#[test]
+fn the_access_log_is_rotated_though_its_writer_cannot_open_it() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (log, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+    let setting = format!("{{ destination = \"{}\", sample = 1.0 }}", log.display());
+    let env = vec![("ARCO_GATEWAY__ACCESS_LOG", setting)];
+    let mut platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
+    let asked = |platform: &Platform, path: &str, file: &Path| {
+        assert_eq!(platform.get("nobody.test", path).unwrap().status, 404);
+        until("its line", 60, || std::fs::read_to_string(file).ok()?.contains(&format!("\"{path}\"")).then_some(()));
+    };
+    asked(&platform, "/one", &log);
+    let metadata = log.metadata().unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o777), (0, 0o640), "only root makes it and reads it");
+    std::fs::rename(&log, &old).unwrap();
+    asked(&platform, "/two", &old);
+    // As logrotate is told to.
+    signal("HUP", holder(&platform));
+    until("another file of that name", 60, || log.exists().then_some(()));
+    // The worker gets it by a message: requests until then are in the one before.
+    until("a line in it", 60, || {
+        platform.get("nobody.test", "/three").unwrap();
+        std::fs::read_to_string(&log).ok()?.contains("\"/three\"").then_some(())
+    });
+    // A worker that takes over opens it by itself.
+    signal("KILL", worker(&platform));
+    until("another worker's line", 60, || {
+        platform.get("nobody.test", "/four").ok()?;
+        std::fs::read_to_string(&log).ok()?.contains("\"/four\"").then_some(())
+    });
+    assert!(!std::fs::read_to_string(&old).unwrap().contains("/four"));
+    let console = platform.address("console").unwrap();
+    let metrics = arco_testkit::get(console, "console", "/metrics/gateway").unwrap();
+    assert_eq!(metrics.status, 200, "{metrics:?}");
+    assert!(metrics.body.contains("\narco_gateway_access_log_dropped_total 0\n"), "{}", metrics.body);
+    assert!(platform.stop(), "the server stops by itself");
 }

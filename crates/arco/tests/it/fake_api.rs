@@ -1,7 +1,9 @@
 //! A platform that answers as scripted, with real mutual TLS on a free port, and the command line run against it.
 
 use arco_api::client::Context;
-use arco_api::wire::{ApplicationDocument, ComponentSummary, ErrorBody, OperationDocument, Page};
+use arco_api::wire::{
+    ApplicationDocument, ComponentSummary, ErrorBody, OperationDocument, Page, RegistryToken, RegistryTokenQuery,
+};
 use arco_daemon::listener;
 use arco_daemon::pki::{Pki, Subject};
 use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
@@ -11,7 +13,7 @@ use arco_model::spec::ComponentKind;
 use arco_model::status::Status;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, State, WebSocketUpgrade, ws};
+use axum::extract::{Path, Query, State, WebSocketUpgrade, ws};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
@@ -132,6 +134,7 @@ fn router(seen: Shared) -> Router {
         .route(&format!("{c}/exec"), get(exec))
         .route(&format!("{c}/log"), get(component_log))
         .route(&format!("{c}/{{verb}}"), any(act))
+        .route("/v1/registry/token", get(registry_token))
         .route("/v1/operations/{id}", get(operation))
         .route("/v1/operations/{id}/log", get(operation_log))
         .layer(axum::middleware::from_fn_with_state(seen.clone(), note))
@@ -171,6 +174,13 @@ async fn upload(State(seen): State<Shared>, body: Bytes) -> axum::Json<Value> {
     let digest = arco_model::artifact::Digest::of(&body).to_string();
     seen.lock().unwrap().upload = Some(digest.clone());
     axum::Json(json!({"digest": digest, "size": body.len()}))
+}
+
+async fn registry_token(Query(asked): Query<RegistryTokenQuery>) -> Response {
+    match asked.repository.split('/').nth(1).and_then(scripted) {
+        Some(refused) => refused,
+        None => axum::Json(RegistryToken { repository: asked.repository, token: "a.token".to_owned() }).into_response(),
+    }
 }
 
 async fn applications() -> axum::Json<Page<ApplicationDocument>> {

@@ -16,6 +16,7 @@ mod hand_over;
 mod hostile_builds;
 mod isolation;
 mod load;
+mod machine_addresses;
 mod moving;
 mod neighbour;
 mod one_off;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+mod gateways;
 mod killed;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_arco");

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 const SHARED: &str = "10.99.0.10";
 
-fn run(words: &[&str]) {
+pub(crate) fn run(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -6,9 +6,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-const DOCKERFILE: &str = "FROM debian:12\nCOPY echo.pl /echo.pl\nCMD [\"perl\", \"/echo.pl\"]\n";
+pub(crate) const DOCKERFILE: &str = "FROM debian:12\nCOPY echo.pl /echo.pl\nCMD [\"perl\", \"/echo.pl\"]\n";
 /// Gives back what it gets, with its name, over TCP and UDP.
-const PROGRAM: &str = r#"use strict; use IO::Socket::INET;
+pub(crate) const PROGRAM: &str = r#"use strict; use IO::Socket::INET;
 my $name = $ENV{ARCO_COMPONENT};
 if (!fork) {
   my $socket = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => 9001, Proto => 'udp') or die "udp: $!";
@@ -32,7 +32,7 @@ my $socket = IO::Socket::INET->new(PeerAddr => $gateway, PeerPort => $ARGV[0], T
 syswrite($socket, 'z'); sysread($socket, my $answer, 100) or die "read: $!"; print $answer;
 "#;
 
-fn said(port: u16, word: &str) -> std::io::Result<String> {
+pub(crate) fn said(port: u16, word: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.write_all(word.as_bytes())?;

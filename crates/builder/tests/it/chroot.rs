@@ -34,11 +34,19 @@ pub(crate) struct Chroot {
     changes: broadcast::Sender<ComponentId>,
     /// How many one-shots ran.
     pub(crate) ran: std::sync::atomic::AtomicUsize,
+    /// How many of them asked for a user without rights; here they are root nevertheless.
+    pub(crate) unprivileged: std::sync::atomic::AtomicUsize,
 }
 
 impl Chroot {
     pub(crate) fn new(images: Images, folder: &Path) -> Self {
-        Self { images, layers: folder.join("layers"), changes: broadcast::channel(1).0, ran: Default::default() }
+        Self {
+            images,
+            layers: folder.join("layers"),
+            changes: broadcast::channel(1).0,
+            ran: Default::default(),
+            unprivileged: Default::default(),
+        }
     }
 
     /// A layer as a folder.
@@ -134,6 +142,7 @@ impl Orchestrator for Chroot {
         cancel: oneshot::Receiver<()>,
     ) -> Result<OneShotResult, Error> {
         self.ran.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.unprivileged.fetch_add(usize::from(workload.unprivileged), std::sync::atomic::Ordering::SeqCst);
         let image = self.images.read(&workload.image).await.map_err(|it| Error::failed("read the image", it))?;
         let mut lower = Vec::new();
         for layer in image.layers.iter().chain(&workload.extra_layers).rev() {

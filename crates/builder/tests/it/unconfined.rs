@@ -1,4 +1,5 @@
-//! A builder whose steps have no user namespace: what people bring is refused before anything of it runs; the rest is built.
+//! A builder whose steps have no user namespace: what must be root is refused before anything of it runs, steps of a language
+//! are users without rights, and the rest is built.
 
 use crate::harness::{Harness, can_run, examples};
 use arco_config::WithoutUserNamespace;
@@ -26,7 +27,6 @@ async fn what_would_be_root_of_the_node_is_refused_before_it_runs() {
     for (name, files, part) in [
         ("run", &[("Dockerfile", run), ("a.txt", "a")][..], "Dockerfile line 3: RUN would run as root"),
         ("user", &[("Dockerfile", user)][..], "Dockerfile line 3: RUN would run as root"),
-        ("script", &[("main.py", "print(1)\n")][..], "the step \"install dependencies\" would run as root"),
     ] {
         let source = tempfile::tempdir().unwrap();
         write(source.path(), files);
@@ -45,7 +45,12 @@ async fn what_would_be_root_of_the_node_is_refused_before_it_runs() {
     write(source.path(), &[("Dockerfile", copied), ("a.txt", "a")]);
     harness.built("copied", source.path()).await;
     harness.built("site", &examples().join("static-site")).await;
-    assert_eq!(harness.orchestrator.ran.load(Ordering::SeqCst), 0, "nothing of anybody ran");
+    let counts = || [&harness.orchestrator.ran, &harness.orchestrator.unprivileged].map(|it| it.load(Ordering::SeqCst));
+    assert_eq!(counts(), [0, 0], "nothing of anybody ran");
+    // Steps of a language need no root.
+    harness.built("script", &examples().join("python-flask")).await;
+    let [ran, unprivileged] = counts();
+    assert!(ran > 0 && unprivileged == ran, "{unprivileged} of {ran} steps ran as a user without rights");
     harness.stop().await;
 }
 
@@ -60,6 +65,8 @@ async fn the_operator_can_allow_it() {
     let id = harness.component("allowed", ComponentSpec::new(harness.upload(source.path()).await)).await;
     let operation = harness.deploy(&id).await;
     assert_eq!(operation.status, OperationStatus::RollingOut, "{:?}", operation.problem);
-    assert_eq!(harness.orchestrator.ran.load(Ordering::SeqCst), 1);
+    harness.built("script", &examples().join("python-flask")).await;
+    assert!(harness.orchestrator.ran.load(Ordering::SeqCst) > 1);
+    assert_eq!(harness.orchestrator.unprivileged.load(Ordering::SeqCst), 0, "they are root, as it is allowed");
     harness.stop().await;
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use arco_model::component::RunDefaults;
-use arco_model::id::RowId;
+use arco_model::id::{InstanceId, RevisionId, RowId};
+use arco_model::observed::InstanceFacts;
 use arco_model::route::{Route, Target};
 use arco_model::sample;
 use arco_model::spec::Port;
@@ -78,6 +79,40 @@ impl World {
     async fn names(&self, host: &str) -> Vec<u64> {
         let callees: Vec<_> = self.entry(host).await.unwrap().callees().map(|it| it.component.clone()).collect();
         callees.iter().map(|it| (1..9).find(|n| ComponentId::from_parts(1, *n) == *it).unwrap()).collect()
+    }
+}
+
+#[test]
+fn instances_on_a_silent_node_are_asked_when_there_are_no_others() {
+    let component = sample::component();
+    let of = |number: u64, phase, node_silent| InstanceFacts {
+        id: InstanceId::from_parts(1, number),
+        revision: RevisionId::from_parts(1, 1),
+        template: String::new(),
+        place: 0,
+        phase,
+        address: Some([10, 0, 0, number as u8].into()),
+        node: String::new(),
+        restarts: 0,
+        started_at: None,
+        last_exit: None,
+        listens_on: Vec::new(),
+        fault: None,
+        node_silent,
+    };
+    let (ready, unready) = (of(1, InstancePhase::Ready, false), of(2, InstancePhase::Unready, false));
+    let (silent, gone) = (of(3, InstancePhase::Unready, true), of(4, InstancePhase::Stopping, true));
+    let draining = of(5, InstancePhase::Draining, false);
+    for (instances, asked) in [
+        (vec![&ready, &unready, &silent], vec![(1, false)]),
+        (vec![&unready, &silent, &gone], vec![(3, false)]),
+        (vec![&silent, &draining], vec![(3, false), (5, true)]),
+        (vec![&unready, &gone], vec![]),
+    ] {
+        let observed = Observed { instances: instances.into_iter().cloned().collect(), ..Observed::default() };
+        let entry = upstream(&component, None, &observed, Status::Degraded);
+        let found: Vec<_> = entry.endpoints.iter().map(|it| (it.address.octets()[3], it.draining)).collect();
+        assert_eq!(found, asked);
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Holding {
     pub renewed: Box<dyn Fn(&Path) -> Command>,
     /// The executable that an upgrade starts.
     pub next: Box<dyn Fn() -> io::Result<PathBuf>>,
+    /// Opens files that workers write and cannot open, by their names, when SIGHUP asks for it: others may have them by then.
+    /// Workers open the first ones before they give up the right to.
+    pub files: Box<dyn Fn() -> Vec<(String, OwnedFd)>>,
     /// Told why the first worker, or that of an upgrade, did not start.
     pub failed: Box<dyn Fn(&str)>,
     /// Kept open for ever, such as a lock; workers do not get it.
@@ -88,7 +91,7 @@ struct Loop {
 }
 
 /// Keeps sockets and starts workers on them until everything is stopped; returns the exit status. SIGTERM and SIGINT
-/// stop (a second one at once), SIGUSR2 upgrades, SIGHUP goes to the workers.
+/// stop (a second one at once), SIGUSR2 upgrades, SIGHUP goes to the workers, with their files.
 pub fn hold(holding: Holding) -> Result<u8, HoldError> {
     let mut holding = holding;
     let kept = holding.sockets.drain(..).map(|(name, socket)| (name, (0, vec![socket]))).collect();
@@ -161,6 +164,7 @@ impl Loop {
                     Ok(Signal::SIGTERM | Signal::SIGINT) => events.push(Event::Stop),
                     Ok(Signal::SIGUSR2) => events.push(Event::Upgrade),
                     Ok(Signal::SIGHUP) => {
+                        self.hand_files();
                         // One that starts reads everything anyway, and one that has just died nothing.
                         for (_, child) in self.children.iter().filter(|it| !self.plan.is_starting(*it.0)) {
                             let _ = kill_process(child.pid, rustix::process::Signal::HUP);
@@ -299,6 +303,18 @@ impl Loop {
         let told = self.children.get(&slot).map(|it| send(it.link.as_fd(), message, &[]));
         if let Some(Err(error)) = told {
             tracing::warn!(%error, slot, ?message, "a worker was not told");
+        }
+    }
+
+    /// Opens the files of workers anew. One that starts may have opened what had the name before.
+    fn hand_files(&self) {
+        for (name, file) in (self.holding.files)() {
+            let message = Message::File { name };
+            for (slot, child) in &self.children {
+                if let Err(error) = send(child.link.as_fd(), &message, &[file.as_fd()]) {
+                    tracing::warn!(%error, slot, ?message, "a worker was not told");
+                }
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub enum Order {
     },
     /// The holder is gone: the same as to drain, and nothing is kept any more.
     Alone,
+    /// A file was opened for it: see [`Sockets::file`].
+    File,
 }
 
 /// Sockets that are kept, by name; cheap to clone. Without a holder nothing is kept, and nothing is found.
@@ -42,6 +44,8 @@ pub struct Sockets {
 struct Inner {
     link: Option<OwnedFd>,
     found: Mutex<HashMap<String, (u64, Vec<OwnedFd>)>>,
+    /// Files that were opened for this worker, and that it has not taken.
+    files: Mutex<HashMap<String, OwnedFd>>,
     next_claim: AtomicU64,
     /// This worker leaves: what it closes stays kept.
     let_go: AtomicBool,
@@ -64,7 +68,8 @@ impl Sockets {
     fn new(link: Option<OwnedFd>, found: HashMap<String, (u64, Vec<OwnedFd>)>) -> Self {
         // Claims of different workers differ.
         let next_claim = AtomicU64::new(u64::from(std::process::id()) << 32);
-        Self { inner: Arc::new(Inner { link, found: Mutex::new(found), next_claim, let_go: AtomicBool::new(false) }) }
+        let (found, files, let_go) = (Mutex::new(found), Mutex::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { link, found, files, next_claim, let_go }) }
     }
 
     /// Takes the link to the holder from standard input, and what is kept. Call it first of all, once.
@@ -93,6 +98,11 @@ impl Sockets {
         }
         let (claim, descriptors) = found.remove(name)?;
         Some((descriptors, Claim { inner: Arc::clone(&self.inner), name: name.to_owned(), claim }))
+    }
+
+    /// The file that was opened under this name last, once.
+    pub fn file(&self, name: &str) -> Option<OwnedFd> {
+        self.inner.files.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 
     /// Asks to keep these under `name`, in place of what was there.
@@ -160,6 +170,11 @@ impl Sockets {
                 Ok(Err(_) | Ok(None)) => Order::Alone,
                 Ok(Ok(Some((Message::Own, _)))) => Order::Own,
                 Ok(Ok(Some((Message::Drain { successor }, _)))) => Order::Drain { successor },
+                Ok(Ok(Some((Message::File { name }, descriptors)))) => {
+                    let Some(file) = descriptors.into_iter().next() else { continue };
+                    self.inner.files.lock().unwrap_or_else(PoisonError::into_inner).insert(name, file);
+                    Order::File
+                }
                 Ok(Ok(Some(_))) => continue,
             };
             if matches!(order, Order::Alone | Order::Drain { successor: true }) {

@@ -19,7 +19,7 @@ pub(super) const MAX_DESCRIPTORS: usize = 64;
 /// Longest name of kept sockets in bytes.
 pub(super) const MAX_NAME: usize = 256;
 
-/// What is said. Descriptors travel beside `Kept`, `Keep`, `Worker` and `Lock`.
+/// What is said. Descriptors travel beside `Kept`, `Keep`, `File`, `Worker` and `Lock`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(super) enum Message {
@@ -31,6 +31,8 @@ pub(super) enum Message {
     Own,
     /// To a worker: stop accepting, finish what is open, end.
     Drain { successor: bool },
+    /// To a worker: from now on this is the file of this name.
+    File { name: String },
     /// Of a worker: keep these under this name in place of what was there.
     Keep { name: String, claim: u64 },
     /// Of a worker: close what is kept under this name, if it is still of this claim.

@@ -28,6 +28,9 @@ async fn json_events_and_errors() {
     assert_eq!((status, &body["more"], body["lines"].as_array().unwrap().len()), (StatusCode::OK, &true.into(), 2));
     assert_eq!(body["lines"][1], serde_json::json!({ "at": 1004, "origin": "stdout", "text": "line 4" }));
 
+    let (_, body) = get(&logs, "GET", &format!("{path}?tail=2&own=true"), "*/*").await;
+    assert!(body.contains("\"lines\":[]"), "{body}");
+
     let (_, body) = get(&logs, "GET", &format!("{path}?since_ms=1003"), "text/event-stream").await;
     let names: Vec<_> = body.lines().filter_map(|it| it.strip_prefix("event: ")).collect();
     assert_eq!(names, ["line", "line", "end"], "{body}");
@@ -38,6 +41,7 @@ async fn json_events_and_errors() {
         (format!("{path}?tail=x"), StatusCode::BAD_REQUEST),
         (format!("{path}?no=1"), StatusCode::BAD_REQUEST),
         (format!("{path}?follow=maybe"), StatusCode::BAD_REQUEST),
+        (format!("{path}?own=maybe"), StatusCode::BAD_REQUEST),
         (format!("{path}?instance=../x"), StatusCode::BAD_REQUEST),
         (format!("/streams/other/{id}"), StatusCode::NOT_FOUND),
     ] {

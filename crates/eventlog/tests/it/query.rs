@@ -39,6 +39,17 @@ async fn queries_find_what_their_filter_says() {
             Filter { instance: Some(instance(1)), since: Some(Timestamp(1003)), until: Some(Timestamp(1004)), ..all() },
             vec!["line 3"],
         ),
+        (
+            "what the platform says comes with an instance's lines",
+            Filter { instance: Some(instance(1)), tail: Some(2), ..all() },
+            vec!["line 8", "line 9"],
+        ),
+        (
+            "nothing but one instance's lines",
+            Filter { instance: Some(instance(1)), own: true, tail: Some(2), ..all() },
+            vec!["line 3"],
+        ),
+        ("lines of instances", Filter { own: true, ..all() }, vec!["line 3", "line 4"]),
     ];
     for (what, filter, expected) in table {
         assert_eq!(logs.texts(&stream, filter).await, expected, "{what}");

@@ -6,6 +6,7 @@ use super::ahead::AheadBody;
 use super::guard::InFlight;
 use super::http1::direct::DirectBody;
 use super::pool::Pool;
+use super::record::Recording;
 use super::spool::{Held, SpoolError};
 use super::transport::Sender;
 use crate::metrics::UpstreamMetrics;
@@ -50,6 +51,7 @@ pub(super) struct BodyWatch {
     waits_for_client: AtomicBool,
     born: Instant,
     progress_ms: AtomicU64,
+    received: AtomicU64,
 }
 
 impl BodyWatch {
@@ -60,6 +62,7 @@ impl BodyWatch {
             waits_for_client: AtomicBool::new(false),
             born: Instant::now(),
             progress_ms: AtomicU64::new(0),
+            received: AtomicU64::new(0),
         })
     }
 
@@ -82,6 +85,11 @@ impl BodyWatch {
     /// Whether the next piece is the client's turn: its silence has a limit of its own.
     pub(super) fn waits_for_client(&self) -> bool {
         self.waits_for_client.load(Ordering::Acquire)
+    }
+
+    /// How many bytes of it came from the client.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// When the last piece was handed on.
@@ -277,6 +285,9 @@ impl Body for RequestBody {
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
                 let length = frame.data_ref().map_or(0, |it| it.len() as u64);
+                if let Some(watch) = &self.watch {
+                    watch.received.fetch_add(length, Ordering::Relaxed);
+                }
                 let Some(room) = self.room.checked_sub(length) else {
                     self.ended(3);
                     return Poll::Ready(Some(Err("the request body is larger than this route takes".into())));
@@ -402,6 +413,8 @@ pub(super) struct ResponseBody {
     timer: Option<Pin<Box<Sleep>>>,
     /// When all of it must have passed.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// What is counted and written of its request when this is dropped.
+    recording: Option<Recording>,
     _in_flight: Option<InFlight>,
 }
 
@@ -415,7 +428,8 @@ impl ResponseBody {
     /// A page of ours.
     pub(super) fn own(text: String, in_flight: Option<InFlight>) -> Self {
         let content = Content::Own(Some(Bytes::from(text)).filter(|it| !it.is_empty()));
-        Self { content, exchange: None, silence: None, timer: None, deadline: None, _in_flight: in_flight }
+        let (silence, timer, deadline) = (None, None, None);
+        Self { content, exchange: None, silence, timer, deadline, recording: None, _in_flight: in_flight }
     }
 
     /// Breaks off at `deadline`.
@@ -436,14 +450,26 @@ impl ResponseBody {
         silence: Option<Duration>,
         in_flight: Option<InFlight>,
     ) -> Self {
-        let content = Content::Proxied(incoming);
-        Self { content, exchange: Some(exchange), silence, timer: None, deadline: None, _in_flight: in_flight }
+        let (content, exchange) = (Content::Proxied(incoming), Some(exchange));
+        Self { content, exchange, silence, timer: None, deadline: None, recording: None, _in_flight: in_flight }
     }
 
     /// An endpoint's answer that is taken from it as fast as it comes; who takes it ends the exchange.
     pub(super) fn ahead(incoming: AheadBody, silence: Option<Duration>, in_flight: Option<InFlight>) -> Self {
         let content = Content::Ahead(incoming);
-        Self { content, exchange: None, silence, timer: None, deadline: None, _in_flight: in_flight }
+        Self { content, exchange: None, silence, timer: None, deadline: None, recording: None, _in_flight: in_flight }
+    }
+
+    /// The same; with its end the request ends that `recording` is of.
+    pub(super) fn recorded(mut self, recording: Recording) -> Self {
+        self.recording = Some(recording);
+        self
+    }
+
+    fn passed(&mut self, bytes: usize) {
+        if let Some(recording) = &mut self.recording {
+            recording.passed(0, bytes as u64);
+        }
     }
 }
 
@@ -458,13 +484,18 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Err("the response took longer than its route allows".into())));
         }
         let polled = match &mut self.content {
-            Content::Own(bytes) => return Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
+            Content::Own(bytes) => {
+                let bytes = bytes.take();
+                self.passed(bytes.as_ref().map_or(0, Bytes::len));
+                return Poll::Ready(bytes.map(|it| Ok(Frame::data(it))));
+            }
             Content::Proxied(incoming) => Pin::new(incoming).poll_frame(cx),
             Content::Ahead(incoming) => Pin::new(incoming).poll_frame(cx),
         };
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
+                self.passed(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {

@@ -1,5 +1,6 @@
 //! The `Date` field (RFC 9110 §6.6.1), made once a second.
 
+use crate::calendar::Moment;
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,24 +22,10 @@ pub(super) fn push(out: &mut Vec<u8>) {
 /// Seconds since 1970 as `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn imf_fixdate(seconds: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years that begin in March have their leap day at the end.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12;
-    let year = era * 400 + year_of_era + u64::from(month < 2);
-    let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[month as usize]);
-    format!(
-        "{weekday}, {day:02} {month} {year:04} {:02}:{:02}:{:02} GMT",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60
-    )
+    let moment = Moment::of(seconds);
+    let Moment { year, day, hour, minute, second, .. } = moment;
+    let (weekday, month) = (DAYS[(seconds / 86_400 % 7) as usize], moment.month_name());
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
 }
 
 #[cfg(test)]

@@ -144,6 +144,7 @@ pub(super) async fn send(
                 Err(attempt) => (attempt.failure != Failure::NoRoom).then_some(false),
             };
             if well.is_some_and(|it| open.endpoint().state.ended(it, ejection)) {
+                metrics.ejections.inc();
                 let (name, address) = (&plan.upstream.name, open.endpoint().address);
                 tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
             }

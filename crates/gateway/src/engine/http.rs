@@ -9,8 +9,9 @@ use super::forward::{Failure, Forward, forward};
 use super::gate::{self, Outgoing};
 use super::guard::{Control, Guard, InFlight, UpgradeQuestion};
 use super::headers::{self, Origin};
+use super::record::{Draft, Head, Passed, Recording, Ticket, field, request_id};
 use super::spool::SpoolError;
-use super::tls::CertificateEntry;
+use super::tls::Secured;
 use crate::balance::Balance;
 use crate::forwarded;
 use crate::framing::Refusal;
@@ -36,13 +37,13 @@ const LINGER: Duration = Duration::from_millis(500);
 pub(super) struct Connection {
     pub(super) core: Arc<Core>,
     pub(super) peer: SocketAddr,
-    pub(super) tls: Option<Arc<CertificateEntry>>,
+    pub(super) tls: Option<Secured>,
     pub(super) control: Arc<Control>,
     pub(super) max_uri: usize,
 }
 
 /// Serves one client connection to its end.
-pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Option<Arc<CertificateEntry>>)
+pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Option<Secured>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -126,11 +127,45 @@ pub(super) fn refusal_text(refusal: Refusal) -> String {
 /// Answers one request.
 pub(super) async fn handle(
     connection: &Arc<Connection>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     in_flight: Option<InFlight>,
 ) -> Response<ResponseBody> {
+    let mut recording = Recording::new(Instant::now(), noted(connection, &request));
+    let response = answer(connection, request, in_flight, &mut recording).await;
+    recording.has_status(response.status().as_u16());
+    response.map(|it| it.recorded(recording))
+}
+
+/// What is kept of a request's head for its line in the access log.
+fn noted(connection: &Connection, request: &Request<Incoming>) -> Option<Box<Draft>> {
+    let ticket = Ticket::take(&connection.core)?;
+    let (headers, host) = (request.headers(), host_of(request));
+    Some(ticket.draft(&Head {
+        client: connection.peer.ip().to_canonical(),
+        tls: connection.tls.as_ref().map(|it| it.version),
+        protocol: match request.version() {
+            Version::HTTP_2 => "HTTP/2.0",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        },
+        method: request.method().as_str(),
+        target: request.uri().path_and_query().map_or("/", |it| it.as_str()),
+        host: &host,
+        referer: field(headers, "referer"),
+        user_agent: field(headers, "user-agent"),
+        request_id: request_id(headers),
+    }))
+}
+
+/// The answer to one request, as far as it is known with its head; what else is known goes to `recording`.
+async fn answer(
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+    in_flight: Option<InFlight>,
+    recording: &mut Recording,
+) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(&request).then(|| connection.control.upgrade());
-    let began = Instant::now();
+    let began = recording.began();
     let core = &connection.core;
     let snapshot = core.shared.snapshot.load_full();
     let written_host = host_of(&request);
@@ -150,7 +185,7 @@ pub(super) async fn handle(
         return page(&Page::unknown_host(&written_host), &request, in_flight);
     };
     if let Some(tls) = &connection.tls
-        && !core.shared.certificates.load().same_policy(tls, &host)
+        && !core.shared.certificates.load().same_policy(&tls.entry, &host)
     {
         core.shared.metrics.refused(421);
         return page(&Page::misdirected(&host), &request, in_flight);
@@ -160,6 +195,7 @@ pub(super) async fn handle(
         return page(&Page::unknown_host(&host), &request, in_flight);
     };
     let metrics = &entry.metrics;
+    recording.routed(metrics, &entry.name);
     let Some(rule) = entry.find(&Asked {
         method: request.method(),
         path: &normal_path(request.uri().path()),
@@ -182,6 +218,7 @@ pub(super) async fn handle(
         host: told.and_then(|it| it.host.as_deref()).unwrap_or(&written_host),
         fresh_id: core.fresh_id(),
     };
+    recording.asked_by(origin.client.to_canonical(), origin.fresh_id);
     let policy = rule.policy.as_deref();
     let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers(), origin.scheme));
     if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {
@@ -241,6 +278,7 @@ pub(super) async fn handle(
         return page_for(&Page::bad_path(), accept, in_flight);
     }
     let (mut body, watch) = RequestBody::new(body, timeouts.request_body);
+    recording.watched(watch.as_ref());
     if let Some(max) = policy.and_then(|it| it.protection.max_body_bytes) {
         body.limit(max);
     }
@@ -299,6 +337,7 @@ pub(super) async fn handle(
         }
     };
     metrics.answered(response.status().as_u16());
+    recording.reached(upstream, exchange.open.endpoint().address);
     if let (Balance::Sticky(cookie), false) = (&upstream.settings.balance, sticks(upstream, &sticky_token, &exchange)) {
         let token = exchange.open.endpoint().token();
         cookie.set(&token, scheme == "https").map(|it| response.headers_mut().append(header::SET_COOKIE, it));
@@ -309,7 +348,8 @@ pub(super) async fn handle(
             exchange.end(false);
             return page_for(&Page::bad_gateway(&upstream.reference), accept, in_flight);
         };
-        return switch(connection, question, client_side, response, exchange, in_flight);
+        let recording = std::mem::replace(recording, Recording::new(began, None));
+        return switch(connection, question, client_side, response, exchange, in_flight, recording);
     }
     drop(upgrade);
     let (mut parts, incoming) = response.into_parts();
@@ -364,14 +404,17 @@ fn switch(
     mut response: Response<EndpointBody>,
     exchange: super::body::Exchange,
     in_flight: Option<InFlight>,
+    mut recording: Recording,
 ) -> Response<ResponseBody> {
+    recording.has_status(response.status().as_u16());
     let endpoint_side = hyper::upgrade::on(&mut response);
     question.accept();
     let stop = connection.core.supervisor.token().clone();
     connection.core.supervisor.spawn("tunnel", arco_daemon::OnExit::Continue, async move {
+        let passed = Passed::default();
         let joined = async {
             let (client, endpoint) = tokio::try_join!(client_side, endpoint_side)?;
-            let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+            let (mut client, mut endpoint) = (passed.count(TokioIo::new(client)), TokioIo::new(endpoint));
             tokio::io::copy_bidirectional(&mut client, &mut endpoint).await?;
             Ok::<_, super::body::BodyError>(())
         };
@@ -381,6 +424,8 @@ fn switch(
             },
             () = stop.cancelled() => {}
         }
+        recording.passed(passed.received(), passed.sent());
+        drop(recording);
         // The request counts as open until here, so that a draining endpoint keeps its tunnels.
         exchange.metrics.open.dec();
         exchange.metrics.finished(exchange.began.elapsed());

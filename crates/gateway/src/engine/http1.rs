@@ -13,7 +13,7 @@ mod response;
 
 use super::guard::ClientLimits;
 use super::timer::Timer;
-use super::tls::CertificateEntry;
+use super::tls::Secured;
 use super::{Core, buffers, date, http};
 use crate::framing::Refusal;
 use ::http::Response;
@@ -65,7 +65,7 @@ pub(super) fn serve<S, G>(
     core: Arc<Core>,
     stream: S,
     peer: SocketAddr,
-    tls: Option<Arc<CertificateEntry>>,
+    tls: Option<Secured>,
     guards: G,
 ) -> impl Future<Output = Result<(), BoxError>> + Send + 'static
 where
@@ -90,9 +90,9 @@ where
                     let (core, tls) = (&session.core, tls.as_ref());
                     let exchange =
                         match judge(&bytes, &Client { core, address, written: &written, tls, max_uri, max_head }) {
-                            Judged::Forward(plan) => {
+                            Judged::Forward(plan, recording) => {
                                 let bytes = std::mem::take(&mut bytes);
-                                Some(Box::pin(session.exchange(plan, bytes, Instant::now())))
+                                Some(Box::pin(session.exchange(plan, recording, bytes)))
                             }
                             Judged::Incomplete if bytes.len() <= limits.max_header_bytes => {
                                 patience = limits.request_header;

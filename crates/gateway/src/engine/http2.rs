@@ -12,7 +12,7 @@ mod taking;
 use super::Core;
 use super::body::ResponseBody;
 use super::http::{Connection, handle, limits_of};
-use super::tls::CertificateEntry;
+use super::tls::Secured;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::{Request, Response};
@@ -74,7 +74,7 @@ fn guarded<T>(judge: impl FnOnce() -> Option<T>) -> Option<T> {
 }
 
 /// Serves a client that chose HTTP/2 by ALPN.
-pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Arc<CertificateEntry>)
+pub(super) async fn serve<S>(core: Arc<Core>, stream: S, peer: SocketAddr, tls: Secured)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -3,6 +3,7 @@
 mod stream;
 
 use super::buffers::Span;
+use crate::metrics::Metrics;
 use crate::snapshot::lookup_wildcard;
 use crate::tickets::Tickets;
 use rustls::ServerConfig;
@@ -205,11 +206,33 @@ async fn hello<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, incoming: &mut
     }
 }
 
+/// How the connection of a client is secured.
+#[derive(Clone, Debug)]
+pub(super) struct Secured {
+    /// The certificate that it was made with.
+    pub(super) entry: Arc<CertificateEntry>,
+    /// Version of TLS: `1.2` or `1.3`.
+    pub(super) version: &'static str,
+}
+
+/// Why a handshake failed, by one of a few words.
+fn reason(error: &io::Error) -> &'static str {
+    match error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => "client_certificate",
+        Some(rustls::Error::AlertReceived(_)) => "alert",
+        Some(rustls::Error::PeerIncompatible(_)) => "incompatible",
+        Some(rustls::Error::InvalidMessage(_)) => "not_tls",
+        None if error.kind() != ErrorKind::InvalidData => "closed",
+        _ => "protocol",
+    }
+}
+
 /// Completes the handshake of a client; `None` when it is refused or breaks off.
 pub(super) async fn accept<S>(
     certificates: Arc<Certificates>,
     mut stream: S,
-) -> Option<(Box<TlsStream<S>>, Arc<CertificateEntry>)>
+    metrics: &Metrics,
+) -> Option<(Box<TlsStream<S>>, Secured)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -217,6 +240,7 @@ where
     let accepted = match hello(&mut stream, &mut incoming).await {
         Ok(accepted) => accepted,
         Err(error) => {
+            metrics.handshake_failed(reason(&error));
             tracing::debug!(%error, "a TLS handshake did not begin");
             return None;
         }
@@ -233,6 +257,7 @@ where
         return None;
     }
     let Some(entry) = name.as_deref().and_then(|it| certificates.find(it)).cloned() else {
+        metrics.handshake_failed("unknown_name");
         tracing::debug!(name, "no certificate for this name");
         // As above.
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -241,8 +266,13 @@ where
     };
     match TlsStream::accept(stream, incoming, Arc::clone(&entry.config)).await {
         // On the heap: every connection that might speak TLS has room for what this returns.
-        Ok(stream) => Some((Box::new(stream), entry)),
+        Ok(stream) => {
+            let (version, resumed) = stream.agreed();
+            metrics.handshake(version, resumed);
+            Some((Box::new(stream), Secured { entry, version }))
+        }
         Err(error) => {
+            metrics.handshake_failed(reason(&error));
             tracing::debug!(%error, "a TLS handshake broke off");
             None
         }
@@ -253,6 +283,24 @@ where
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, CustomExtension, KeyPair};
+
+    #[test]
+    fn handshakes_fail_for_few_reasons() {
+        let of_tls = |it: rustls::Error| io::Error::new(ErrorKind::InvalidData, it);
+        for (error, expected) in [
+            (of_tls(rustls::Error::NoCertificatesPresented), "client_certificate"),
+            (of_tls(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)), "client_certificate"),
+            (of_tls(rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA)), "alert"),
+            (of_tls(rustls::PeerIncompatible::NoCipherSuitesInCommon.into()), "incompatible"),
+            (of_tls(rustls::InvalidMessage::InvalidContentType.into()), "not_tls"),
+            (of_tls(rustls::Error::DecryptError), "protocol"),
+            (io::Error::new(ErrorKind::InvalidData, "the client has sent early data"), "protocol"),
+            (ErrorKind::UnexpectedEof.into(), "closed"),
+            (ErrorKind::ConnectionReset.into(), "closed"),
+        ] {
+            assert_eq!(reason(&error), expected, "{error}");
+        }
+    }
 
     #[test]
     fn a_proof_with_its_critical_extension_is_served() {

@@ -3,7 +3,8 @@
 use super::hold::{folder, holder, short};
 use super::{FAILURE, SOCKET, Status};
 use crate::data_plane::{GatewayError, system};
-use arco_model::traffic::{HostRates, RouteQuestion, StreamProtocol};
+use crate::rates::HostSeen;
+use arco_model::traffic::{RouteQuestion, StreamProtocol};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -94,7 +95,7 @@ impl Handle {
     }
 
     /// What passed through `hosts` in the last seconds; those that it does not know are left out.
-    pub async fn rates(&self, hosts: &[String]) -> std::io::Result<BTreeMap<String, HostRates>> {
+    pub async fn rates(&self, hosts: &[String]) -> std::io::Result<BTreeMap<String, HostSeen>> {
         let answer = ask(&self.run, "POST", "/rates", &serde_json::to_string(hosts)?).await?;
         Ok(serde_json::from_str(&answer)?)
     }

@@ -7,7 +7,7 @@ use arco_daemon::handover::{Claim, Holding, Sockets, hold as hold_sockets, resum
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub struct HoldArgs {
     pub renewed: Box<dyn Fn(&Path) -> Command>,
     /// The executable that an upgrade starts; what tells it must be root's.
     pub next: Box<dyn Fn() -> std::io::Result<PathBuf>>,
+    /// Opens the file of the access log for workers, which cannot; `None` without one.
+    pub access_log: Box<dyn Fn() -> Option<File>>,
 }
 
 /// Is the data plane of a data directory, by its workers, until it is stopped; the exit status.
@@ -40,7 +42,10 @@ pub fn hold(args: HoldArgs) -> Result<u8, GatewayError> {
         // The starter reads it.
         let _ = std::fs::write(&failure, why);
     };
+    let access_log = args.access_log;
+    let file = move || access_log().map(|it| (crate::access_log::NAME.to_owned(), OwnedFd::from(it)));
     let mut holding = Holding {
+        files: Box::new(move || file().into_iter().collect()),
         worker: args.worker,
         renewed: args.renewed,
         next: args.next,

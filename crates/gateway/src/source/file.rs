@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
 use crate::tickets::Tickets;
 use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
-use arco_config::VirtualAddress;
+use arco_config::{AccessLogConfig, VirtualAddress};
 use arco_model::route::{Route, check_host};
 use arco_model::traffic::UpstreamState;
 use serde::Deserialize;
@@ -61,6 +61,7 @@ pub(crate) struct File {
     pub(crate) ignore_interfaces: Vec<String>,
     pub(crate) buffer_folder: Option<PathBuf>,
     pub(crate) virtual_address: Option<VirtualAddress>,
+    pub(crate) access_log: AccessLogConfig,
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,6 +188,8 @@ pub struct Loaded {
     pub buffer_folder: Option<PathBuf>,
     /// The address that this machine shares with others.
     pub virtual_address: Option<VirtualAddress>,
+    /// The access log; its file is a path from here.
+    pub access_log: AccessLogConfig,
 }
 
 /// Reads one file again and again; counters and turns live on.
@@ -266,6 +269,10 @@ impl FileSource {
         limits.max_connections = file.limits.max_connections;
         limits.max_connections_per_address = file.limits.max_connections_per_address;
         limits.max_buffered_bytes = file.limits.max_buffered_bytes.unwrap_or(limits.max_buffered_bytes);
+        let mut access_log = file.access_log.clone();
+        if let Some(path) = file.access_log.file() {
+            access_log.destination = folder.join(path).to_string_lossy().into_owned();
+        }
         let (listeners, admin) = (listeners.collect(), file.admin.as_ref().map(|it| it.address));
         Ok(Loaded {
             driver: file.driver,
@@ -279,6 +286,7 @@ impl FileSource {
             threads: file.threads,
             ignore_interfaces: file.ignore_interfaces.clone(),
             virtual_address: file.virtual_address.clone(),
+            access_log,
             written: file,
         })
     }
@@ -369,6 +377,7 @@ struct Parts {
 /// What the types cannot say.
 fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
     let mut parts = Parts { settings: Vec::new(), routes: Vec::new() };
+    file.access_log.check()?;
     let mut upstreams = HashSet::new();
     for it in &file.upstreams {
         if !upstreams.insert(it.name.as_str()) {

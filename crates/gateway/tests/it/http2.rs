@@ -53,7 +53,10 @@ async fn gateway_to(address: SocketAddr) -> (Gateway, Arc<rustls::ClientConfig>)
 }
 
 /// The same with a file that differs.
-async fn gateway_by(address: SocketAddr, change: fn(String) -> String) -> (Gateway, Arc<rustls::ClientConfig>) {
+pub(crate) async fn gateway_by(
+    address: SocketAddr,
+    change: fn(String) -> String,
+) -> (Gateway, Arc<rustls::ClientConfig>) {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
     std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();

@@ -100,7 +100,7 @@ impl Wire {
         Some(Message { head: self.until("\r\n\r\n").await?, body: Vec::new() })
     }
 
-    async fn body_of(&mut self, head: String) -> Option<Message> {
+    pub(crate) async fn body_of(&mut self, head: String) -> Option<Message> {
         let mut message = Message { head, body: Vec::new() };
         let bodiless = matches!(message.status(), 100..200 | 204 | 304);
         if message.header("transfer-encoding").is_some() {

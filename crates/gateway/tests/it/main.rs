@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking.
 
+mod access_log;
 mod buffering;
 mod differential;
 mod drivers;
@@ -10,9 +11,12 @@ mod hostile;
 mod http2;
 mod http2_conformance;
 mod kit;
+mod limits;
 mod log;
+mod mutated;
 mod process;
 mod protection;
+mod proxy_protocol;
 mod retry;
 mod rolling;
 mod routing;

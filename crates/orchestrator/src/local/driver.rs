@@ -330,6 +330,9 @@ impl Orchestrator for LocalOrchestrator {
         output: mpsc::Sender<OutputLine>,
         cancel: oneshot::Receiver<()>,
     ) -> Result<OneShotResult, Error> {
+        if workload.unprivileged {
+            return Err(Error::Unsupported("run a program as a user without rights: here each has a user namespace"));
+        }
         // A task of its own, so that it is cleaned up also when the caller is dropped.
         let task = run_once::run(self.inner.clone(), workload.clone(), output, cancel);
         let task = self.inner.tracker.spawn(task);

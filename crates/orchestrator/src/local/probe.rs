@@ -1,13 +1,16 @@
 //! Asks an instance whether it is ready, and reads from the kernel where its program listens.
 
+mod tls;
+
 use super::container::Containers;
 use crate::ExecRequest;
 use arco_model::id::InstanceId;
-use arco_model::spec::{Port, Probe};
+use arco_model::spec::{Port, Probe, Protocol};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// How long one attempt may take.
@@ -21,7 +24,7 @@ pub(super) async fn ask(
     containers: &Containers,
     id: &InstanceId,
 ) -> bool {
-    let first = ports.iter().find(|it| it.protocol != arco_model::spec::Protocol::Udp).map(|it| it.port);
+    let first = ports.iter().find(|it| it.protocol != Protocol::Udp).map(|it| it.port);
     let attempt = async {
         match probe {
             Probe::Tcp { port } => match port.or(first) {
@@ -29,7 +32,10 @@ pub(super) async fn ask(
                 None => true,
             },
             Probe::Http { path, port } => match port.or(first) {
-                Some(port) => get(address, port, path).await.is_some_and(|it| (200..400).contains(&it)),
+                Some(port) => {
+                    let over_tls = ports.iter().any(|it| it.port == port && it.protocol == Protocol::Https);
+                    get(address, port, path, over_tls).await.is_some_and(|it| (200..400).contains(&it))
+                }
                 None => false,
             },
             Probe::Exec { argv } => {
@@ -53,8 +59,18 @@ pub(super) async fn ask(
 }
 
 /// Status of a GET.
-async fn get(address: Ipv4Addr, port: u16, path: &str) -> Option<u16> {
+async fn get(address: Ipv4Addr, port: u16, path: &str, over_tls: bool) -> Option<u16> {
     let stream = TcpStream::connect((address, port)).await.ok()?;
+    if over_tls {
+        return get_on(tls::begin(stream, address).await?, address, port, path).await;
+    }
+    get_on(stream, address, port, path).await
+}
+
+async fn get_on<S>(stream: S, address: Ipv4Addr, port: u16, path: &str) -> Option<u16>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let request =
@@ -67,9 +83,11 @@ async fn get(address: Ipv4Addr, port: u16, path: &str) -> Option<u16> {
         let _ = tokio::time::timeout(Duration::from_millis(100), response.into_body().collect()).await;
         Some(status)
     };
+    tokio::pin!(exchange);
     tokio::select! {
-        status = exchange => status,
-        _ = connection => None,
+        status = &mut exchange => status,
+        // The answer may have come with the end.
+        _ = connection => exchange.await,
     }
 }
 
@@ -110,6 +128,37 @@ fn parse(table: &str) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn an_instance_that_speaks_tls_is_asked_over_it() {
+        let made = rcgen::generate_simple_self_signed(vec!["inner.test".to_owned()]).unwrap();
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // Whoever does not speak TLS gets an alert.
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+                stream.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await.unwrap();
+                let _ = stream.shutdown().await;
+            }
+        });
+        assert_eq!(get(Ipv4Addr::LOCALHOST, port, "/healthz", true).await, Some(204));
+        assert_eq!(get(Ipv4Addr::LOCALHOST, port, "/healthz", false).await, None);
+    }
 
     #[test]
     fn listening_sockets_are_read_from_the_kernels_tables() {

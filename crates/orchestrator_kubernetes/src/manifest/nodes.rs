@@ -8,7 +8,7 @@
 //! DaemonSets, no capability; the one that reads output may not write.
 
 use super::Installation;
-use super::objects::{REGISTRY_PORT, labels, selector};
+use super::objects::{REGISTRY_PORT, TOLD_BY_LOG, labels, selector};
 use super::parts::PEERS_PORT;
 use crate::local_storage::PROVISIONER;
 use serde_json::{Value, json};
@@ -125,7 +125,12 @@ fn trust(it: &Installation, folder: &Path) -> Value {
         { "name": "hosts", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } },
         { "name": "settings", "hostPath": { "path": settings, "type": "DirectoryOrCreate" } },
     ]);
-    set(it, "arco-trust-registry", "nodes", container, volumes)
+    let mut set = set(it, "arco-trust-registry", "nodes", container, volumes);
+    // The new pod takes the file over before the old one leaves, which removes it only while it is its own.
+    set["spec"]["minReadySeconds"] = 5.into();
+    set["spec"]["updateStrategy"] =
+        json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": 0 } });
+    set
 }
 
 /// Where containerd's settings are: the folder `containerd` that the folder of hosts is in, as with k3s, else the usual one;
@@ -158,6 +163,7 @@ fn logs(it: &Installation, folder: &Path) -> Value {
 }
 
 fn set(it: &Installation, name: &str, part: &str, mut container: Value, volumes: Value) -> Value {
+    container["terminationMessagePolicy"] = TOLD_BY_LOG.into();
     container["securityContext"] = json!({
         "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },

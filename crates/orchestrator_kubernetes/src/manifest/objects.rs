@@ -20,6 +20,8 @@ pub(super) const HTTPS_PORT: u16 = 10443;
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 /// Where the stores' credentials are mounted.
 pub(super) const CREDENTIALS_FOLDER: &str = "/etc/arco/credentials";
+/// Why a program ended stands where people look first: in `kubectl describe pods`, out of the end of its log.
+pub(super) const TOLD_BY_LOG: &str = "FallbackToLogsOnError";
 /// User and group of our image.
 const USER: u32 = 65532;
 
@@ -265,6 +267,7 @@ pub(super) fn pod(it: &Installation, of: &PodOf<'_>) -> Value {
         "readinessProbe": probe(5, 2),
         // Only a process that does not even answer is started anew: an unready one waits for what it needs.
         "livenessProbe": { "tcpSocket": { "port": "console" }, "periodSeconds": 10, "failureThreshold": 6 },
+        "terminationMessagePolicy": TOLD_BY_LOG,
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
         },

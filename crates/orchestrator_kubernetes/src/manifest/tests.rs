@@ -127,6 +127,7 @@ fn every_pod_is_as_confined_as_it_can_be() {
                 assert_eq!(confined["readOnlyRootFilesystem"], true);
                 assert_eq!(confined["capabilities"]["drop"][0], "ALL");
                 assert!(confined["privileged"].is_null());
+                assert_eq!(container["terminationMessagePolicy"], "FallbackToLogsOnError", "why it ended is seen");
                 assert!(!container["resources"]["limits"]["memory"].is_null());
             }
         }
@@ -154,6 +155,8 @@ fn containerds_settings_are_read_and_nothing_else_of_the_node() {
         let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
         let writable: Vec<&Value> = mounts.iter().filter(|it| it["readOnly"] != true).map(|it| &it["name"]).collect();
         assert_eq!(writable, ["hosts"], "{hosts}");
+        let update = &of_kind(&documents, "DaemonSet")[0]["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!(update["maxUnavailable"], 0, "who comes takes the file over from whom leaves");
     }
 }
 

@@ -13,6 +13,7 @@ use kube::api::{Api, ListParams, LogParams};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const CHECK: &str = "trust";
 /// How the line of a pod's log begins.
@@ -21,6 +22,8 @@ const LINE: &str = "settings of containerd: ";
 const PODS: &str = "app.kubernetes.io/name=arco,app.kubernetes.io/component=nodes";
 /// How much of a pod's log is looked at, from its beginning.
 const LOG_BYTES: i64 = 1 << 20;
+/// How long a log may take: its node may not answer.
+const LOG_WITHIN: Duration = Duration::from_secs(15);
 /// Logs that are read at the same time.
 const AT_ONCE: usize = 16;
 /// The folder that containerd reads by itself since 2.2, beside Docker's.
@@ -78,8 +81,12 @@ pub(super) async fn hosts(client: &Client) -> Vec<Finding> {
         let name = pod.metadata.name.unwrap_or_default();
         let node = pod.spec.and_then(|it| it.node_name).unwrap_or_default();
         let logs: Api<Pod> = Api::namespaced(client.clone(), &pod.metadata.namespace.unwrap_or_default());
-        let log = logs.logs(&name, &LogParams { limit_bytes: Some(LOG_BYTES), ..LogParams::default() }).await;
-        (node, log.map(|it| HostsSetting::of_log(&it)).map_err(|it| words(&it)))
+        let params = LogParams { limit_bytes: Some(LOG_BYTES), ..LogParams::default() };
+        let said = match tokio::time::timeout(LOG_WITHIN, logs.logs(&name, &params)).await {
+            Ok(log) => log.map(|it| HostsSetting::of_log(&it)).map_err(|it| words(&it)),
+            Err(_) => Err(format!("the log of `{name}` did not come within {} s", LOG_WITHIN.as_secs())),
+        };
+        (node, said)
     });
     let looked: Vec<_> = looked.buffered(AT_ONCE).collect().await;
     let judged = looked.into_iter().map(|(node, said)| {

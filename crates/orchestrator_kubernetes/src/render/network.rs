@@ -10,6 +10,7 @@ use arco_model::plan::WorkloadPlan;
 use arco_model::spec::{ComponentKind, Port, Protocol};
 use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// What a one-shot may reach: `none`, `build` or `instance`.
 pub(super) const NETWORK: &str = "arco.internal/network";
@@ -99,12 +100,17 @@ pub(super) fn tenant_policies(
     })
 }
 
-/// Names may be asked of the cluster's DNS and of ours.
+/// Names may be asked of the cluster's DNS, of what answers for it on nodes, and of ours. There is always somebody in `to`, and
+/// a port: a rule without them would open everything.
 fn dns(config: &KubernetesConfig) -> Value {
-    let mut to =
-        vec![json!({ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } } })];
-    to.extend(config.dns_address.iter().map(|it| json!({ "ipBlock": { "cidr": format!("{it}/32") } })));
-    json!({ "to": to, "ports": [{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }] })
+    let servers = json!({ "kubernetes.io/metadata.name": config.dns_namespace });
+    let mut to = vec![json!({ "namespaceSelector": { "matchLabels": servers } })];
+    let addresses = config.dns_address.iter().map(|it| Ipv4Net::from(*it));
+    let addresses = config.dns_networks.iter().copied().chain(addresses);
+    to.extend(addresses.map(|it| json!({ "ipBlock": { "cidr": it.to_string() } })));
+    let ports = BTreeSet::from([53, config.dns_port]);
+    let ports = ports.iter().flat_map(|port| ["UDP", "TCP"].map(|it| json!({ "protocol": it, "port": port })));
+    json!({ "to": to, "ports": ports.collect::<Vec<_>>() })
 }
 
 /// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be.
@@ -121,4 +127,26 @@ pub(super) fn disruption_budget(
     let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" } });
     let spec = json!({ "maxUnavailable": 1, "selector": selector });
     Some(Object::new(Kind::DisruptionBudget, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_where_the_settings_say() {
+        let config = KubernetesConfig {
+            dns_namespace: "openshift-dns".to_owned(),
+            dns_port: 5353,
+            dns_networks: Vec::new(),
+            dns_address: Some([10, 96, 0, 11].into()),
+            ..KubernetesConfig::default()
+        };
+        let servers = json!({ "kubernetes.io/metadata.name": "openshift-dns" });
+        let to =
+            json!([{ "namespaceSelector": { "matchLabels": servers } }, { "ipBlock": { "cidr": "10.96.0.11/32" } }]);
+        let port = |protocol: &str, port: u16| json!({ "protocol": protocol, "port": port });
+        let ports = json!([port("UDP", 53), port("TCP", 53), port("UDP", 5353), port("TCP", 5353)]);
+        assert_eq!(dns(&config), json!({ "to": to, "ports": ports }));
+    }
 }

@@ -1,10 +1,12 @@
 //! A one-shot inside a pod that waits: folders are copied in, the program runs, what it wrote is copied out.
 //!
 //! What of the image must be there: `/bin/sh`, `tar`, and for an export GNU `find`; the platform's own stacks have them.
-//! What must hold: only what changed after the folders were copied in can be part of the layer. Caches are not of the host:
-//! [`caches`] has them.
+//! What must hold: only what changed after the folders were copied in can be part of the layer; where the program is
+//! [`unprivileged`], all that is root in the pod are programs of the image, with none of its variables. Caches are not of
+//! the host: [`caches`] has them.
 
 mod caches;
+mod unprivileged;
 
 use super::layer::{self, Change};
 use super::until;
@@ -66,6 +68,9 @@ pub(super) async fn run(
         }
     }
     let caches = at.restore(work, &output).await?;
+    if work.unprivileged {
+        at.hand_over(work).await?;
+    }
     let before = at.begin(work).await?;
     let status = at.program(work, &output).await?;
     let mut exit = ExitFacts { status, at: clock::now(), ..ExitFacts::default() };
@@ -202,7 +207,9 @@ impl Pod<'_> {
     /// Runs the workload's program; its exit status comes after its last line.
     async fn program(&self, work: &OneShot, output: &mpsc::Sender<OutputLine>) -> Result<i32, Error> {
         let mut argv = Vec::new();
-        if !work.user.is_empty() && work.user != "root" && work.user != "0" {
+        if work.unprivileged {
+            argv.extend(unprivileged::program());
+        } else if !work.user.is_empty() && work.user != "root" && work.user != "0" {
             let (user, group) = work.user.split_once(':').unwrap_or((&work.user, ""));
             argv.extend(["setpriv".to_owned(), format!("--reuid={user}")]);
             argv.push(if group.is_empty() { format!("--regid={user}") } else { format!("--regid={group}") });
@@ -229,8 +236,13 @@ impl Pod<'_> {
         let folder = tempfile::tempdir().map_err(|it| Error::failed(step, it))?;
         let file = folder.path().join("written.tar");
         let list: Vec<u8> = written.iter().flat_map(|it| [&it[1..], b"\0"].concat()).collect();
-        let argv = ["tar", "-c", "-f", "-", "-C", "/", "--numeric-owner", "--no-recursion", "--null", "-T", "-"];
-        let session = self.start(argv.map(str::to_owned).to_vec()).await?;
+        let mut argv = vec!["tar", "-c", "-f", "-", "-C", "/", "--numeric-owner"];
+        if work.unprivileged {
+            // As if root had written it, which is who reads it in an instance.
+            argv.extend(["--owner=0", "--group=0"]);
+        }
+        argv.extend(["--no-recursion", "--null", "-T", "-"]);
+        let session = self.start(argv.into_iter().map(str::to_owned).collect()).await?;
         let ExecSession { mut stdin, stdout, stderr, exit, .. } = session;
         let feed = async move {
             let _ = stdin.write_all(&list).await; // the exit status of tar says whether it had enough
@@ -271,7 +283,7 @@ fn too_much(most: u64) -> std::io::Error {
 /// Hands on lines until the end.
 async fn hand_on(from: impl AsyncRead + Unpin, stderr: bool, to: &mpsc::Sender<OutputLine>) {
     let mut lines = std::pin::pin!(lines::of(BufReader::new(from)));
-    while let Some(text) = lines.next().await {
+    while let Some(Ok(text)) = lines.next().await {
         let _ = to.send(OutputLine { stderr, text }).await; // nobody listens: read on to the end
     }
 }

@@ -1,6 +1,6 @@
 //! The driver against a real API server: the one named by `ARCO_TEST_KUBECONFIG` (`tests/kubernetes/cluster.py run` makes
 //! one). Where none is named, the tests say SKIPPED.
 
-mod control_plane;
+pub(crate) mod control_plane;
 pub(crate) mod place;
-mod real_node;
+pub(crate) mod real_node;

@@ -1,5 +1,7 @@
 //! What the driver makes of an API server that fails: it goes on where it was, and does nothing twice.
 
+mod slow;
+
 mod control_plane {
     use crate::cluster::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
     use crate::faulty::{Fault, Faulty};
@@ -9,7 +11,7 @@ mod control_plane {
     use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
     use arco_orchestrator::{Orchestrator, Removal};
     use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
-    use arco_store::logs::LogSink;
+    use arco_store::logs::{LogBatch, LogSink};
     use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
     use kube::api::{Api, DeleteParams, ListParams};
     use std::sync::Arc;
@@ -17,10 +19,24 @@ mod control_plane {
     use std::time::{Duration, Instant};
     use tokio::sync::{mpsc, oneshot};
 
-    const PATIENCE: Duration = Duration::from_secs(120);
+    pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-    async fn on_a_faulty_server<F: Future<Output = ()>>(
+    pub(super) async fn on_a_faulty_server<F: Future<Output = ()>>(
         test: impl FnOnce(Arc<Place>, Arc<KubernetesOrchestrator>, Faulty) -> F,
+    ) {
+        with_output(|place, driver, faulty, output| {
+            let run = Box::pin(test(place, driver, faulty));
+            async move {
+                run.await;
+                drop(output);
+            }
+        })
+        .await;
+    }
+
+    /// The same, with what the driver reads of instances.
+    async fn with_output<F: Future<Output = ()>>(
+        test: impl FnOnce(Arc<Place>, Arc<KubernetesOrchestrator>, Faulty, mpsc::Receiver<LogBatch>) -> F,
     ) {
         if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
             eprintln!("SKIPPED: needs fake nodes, which run nothing (tests/kubernetes/cluster.py run --fake-nodes 1)");
@@ -33,16 +49,16 @@ mod control_plane {
             let config = KubernetesConfig { kubeconfig: faulty.kubeconfig.clone(), ..place.config.clone() };
             let options =
                 KubernetesOptions { config, allowed_networks: Vec::new(), pull_credentials: None, kept_lines: None };
-            let (sink, _lines) = LogSink::channel(64);
+            let (sink, output) = LogSink::channel(64);
             let driver = KubernetesOrchestrator::start(options, place.images.clone(), sink).await.unwrap();
-            test(place, driver.clone(), faulty).await;
+            test(place, driver.clone(), faulty, output).await;
             driver.shutdown(false).await.unwrap();
         })
         .await;
     }
 
     /// Waits until requests met the fault.
-    async fn met(faulty: &Faulty, count: u64) {
+    pub(super) async fn met(faulty: &Faulty, count: u64) {
         let deadline = Instant::now() + PATIENCE;
         while faulty.failed() < count {
             assert!(Instant::now() < deadline, "{} requests failed, wanted {count}", faulty.failed());
@@ -50,13 +66,13 @@ mod control_plane {
         }
     }
 
-    async fn pods(place: &Place) -> Vec<Pod> {
+    pub(super) async fn pods(place: &Place) -> Vec<Pod> {
         let api: Api<Pod> = place.api();
         let found = api.list(&ListParams::default().labels("arco.internal/role=instance")).await.unwrap();
         found.items.into_iter().filter(|it| it.metadata.deletion_timestamp.is_none()).collect()
     }
 
-    async fn as_asked(
+    pub(super) async fn as_asked(
         place: &Place,
         driver: &KubernetesOrchestrator,
         asked: &arco_model::plan::WorkloadPlan,
@@ -187,6 +203,32 @@ mod control_plane {
             faulty.fail(Fault::None);
             leads.store(true, Ordering::SeqCst);
             as_asked(&place, &driver, &asked).await;
+            driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn output_comes_once_also_when_nobody_tells_it_for_a_while() {
+        with_output(|place, driver, faulty, mut output| async move {
+            let asked = plan(place.image.clone(), &["serve"]);
+            driver.apply(&asked).await.unwrap();
+            as_asked(&place, &driver, &asked).await;
+            let mut read: Vec<String> = Vec::new();
+            for (fault, count, text) in
+                [(Fault::None, 0, "one"), (Fault::Mute, 3, "two"), (Fault::Down, 8, "three"), (Fault::None, 0, "four")]
+            {
+                faulty.fail(fault);
+                met(&faulty, count).await;
+                faulty.say(text);
+                faulty.fail(Fault::None);
+                while read.last().is_none_or(|it| it != text) {
+                    let batch = tokio::time::timeout(PATIENCE, output.recv()).await;
+                    let batch = batch.unwrap_or_else(|_| panic!("{text} is not read after {fault:?}: {read:?}"));
+                    read.extend(batch.unwrap().lines.into_iter().map(|it| it.text));
+                }
+            }
+            assert_eq!(read, ["one", "two", "three", "four"]);
             driver.remove(&asked.component, &Removal::Everything).await.unwrap();
         })
         .await;

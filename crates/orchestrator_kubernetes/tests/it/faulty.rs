@@ -1,4 +1,5 @@
-//! An API server that fails as asked: a proxy before the real one.
+//! An API server that fails as asked: a proxy before the real one. What instances say it answers itself: on fake nodes nothing
+//! runs.
 
 use axum::Router;
 use axum::body::Body;
@@ -6,11 +7,15 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
+use k8s_openapi::jiff;
 use kube::config::Kubeconfig;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What goes wrong.
@@ -26,12 +31,16 @@ pub(crate) enum Fault {
     Conflicts,
     /// The credential is not good any more (401).
     Expired,
+    /// Only the credential `second` is good (401).
+    Replaced,
     /// Watches and lists from a revision are too old (410).
     Gone,
     /// A webhook rejects every write of a Deployment.
     Rejecting,
     /// Pods cannot be deleted (500).
     Undeletable,
+    /// Who asks what instances say hears nothing: connections end without a word.
+    Mute,
 }
 
 struct Inner {
@@ -40,6 +49,23 @@ struct Inner {
     /// Requests that the present fault is about.
     met: AtomicU64,
     failed: AtomicU64,
+    /// What every instance says, with its times.
+    output: watch::Sender<Vec<String>>,
+    /// When each write failed last, by method and path; and the longest time between two tries of one.
+    tries: Mutex<(BTreeMap<String, Instant>, Duration)>,
+}
+
+impl Inner {
+    fn note(&self, request: &Request) {
+        self.failed.fetch_add(1, Ordering::SeqCst);
+        if request.method() != Method::GET {
+            let (what, now) = (format!("{} {}", request.method(), request.uri().path()), Instant::now());
+            let mut tries = self.tries.lock().unwrap();
+            if let Some(before) = tries.0.insert(what, now) {
+                tries.1 = tries.1.max(now - before);
+            }
+        }
+    }
 }
 
 /// The proxy; ends with the runtime of its test.
@@ -47,27 +73,38 @@ pub(crate) struct Faulty {
     inner: Arc<Inner>,
     /// Names the proxy as the cluster.
     pub(crate) kubeconfig: PathBuf,
+    /// Holds the credential, `first` at the beginning.
+    pub(crate) token: PathBuf,
 }
 
 impl Faulty {
     /// Before the API server that `client` reaches.
     pub(crate) async fn before(client: kube::Client, folder: &Path) -> Self {
         let fault = Mutex::new((Fault::None, CancellationToken::new()));
-        let inner = Arc::new(Inner { real: client, fault, met: AtomicU64::new(0), failed: AtomicU64::new(0) });
+        let inner = Arc::new(Inner {
+            real: client,
+            fault,
+            met: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            output: watch::Sender::new(Vec::new()),
+            tries: Mutex::default(),
+        });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(pass).with_state(inner.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
+        let token = folder.join("token");
+        std::fs::write(&token, "first").unwrap();
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "it",
             "clusters": [{ "name": "it", "cluster": { "server": format!("http://{address}") } }],
-            "users": [{ "name": "it", "user": { "token": "the proxy has its own" } }],
+            "users": [{ "name": "it", "user": { "tokenFile": token } }], // the proxy has its own
             "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "it" } }],
         });
         let kubeconfig = folder.join("faulty.kubeconfig");
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
         Kubeconfig::read_from(&kubeconfig).unwrap();
-        Self { inner, kubeconfig }
+        Self { inner, kubeconfig, token }
     }
 
     /// From now on this goes wrong; what streams is cut.
@@ -77,6 +114,17 @@ impl Faulty {
         *now = (fault, CancellationToken::new());
         self.inner.met.store(0, Ordering::SeqCst);
         self.inner.failed.store(0, Ordering::SeqCst);
+        *self.inner.tries.lock().unwrap() = Default::default();
+    }
+
+    /// The longest time between two tries of a write that met the present fault.
+    pub(crate) fn longest_pause(&self) -> Duration {
+        self.inner.tries.lock().unwrap().1
+    }
+
+    /// Every instance says this now.
+    pub(crate) fn say(&self, text: &str) {
+        self.inner.output.send_modify(|it| it.push(format!("{} {text}\n", jiff::Timestamp::now())));
     }
 
     /// How many requests met the present fault.
@@ -97,16 +145,31 @@ fn refusal(code: StatusCode, reason: &str, message: &str) -> Response {
     response
 }
 
+fn asks_for_output(request: &Request) -> bool {
+    request.uri().path().contains("/pods/") && request.uri().path().ends_with("/log")
+}
+
+/// What instances said and say, until the stream is cut.
+fn output(inner: &Inner, cut: CancellationToken) -> Response {
+    let said = futures_util::stream::unfold((inner.output.subscribe(), 0), |(mut output, told)| async move {
+        let all = output.wait_for(|it| it.len() > told).await.ok()?.clone();
+        Some((Ok::<_, std::io::Error>(all[told..].concat()), (output, all.len())))
+    });
+    Body::from_stream(said.take_until(cut.cancelled_owned())).into_response()
+}
+
 /// Whether a fault is about a request.
 fn concerns(fault: Fault, request: &Request) -> bool {
     let writes = request.method() != Method::GET;
     match fault {
         Fault::None => false,
         Fault::Down | Fault::Overloaded | Fault::Expired => true,
+        Fault::Replaced => request.headers().get(header::AUTHORIZATION).is_none_or(|it| it != "Bearer second"),
         Fault::Conflicts => writes,
         Fault::Gone => request.uri().query().is_some_and(|it| it.contains("watch=true")),
         Fault::Rejecting => writes && request.uri().path().contains("/deployments"),
         Fault::Undeletable => request.method() == Method::DELETE && request.uri().path().contains("/pods/"),
+        Fault::Mute => asks_for_output(request),
     }
 }
 
@@ -115,13 +178,13 @@ fn failure(fault: Fault, number: u64) -> Option<Response> {
     Some(match fault {
         Fault::None => return None,
         Fault::Overloaded | Fault::Conflicts if number % 2 == 1 => return None,
-        Fault::Down => {
+        Fault::Down | Fault::Mute => {
             let cut = Err::<String, _>(std::io::Error::other("cut off on purpose"));
             Body::from_stream(futures_util::stream::iter([cut])).into_response()
         }
         Fault::Overloaded => refusal(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "come later"),
         Fault::Conflicts => refusal(StatusCode::CONFLICT, "Conflict", "the object has been modified"),
-        Fault::Expired => refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
+        Fault::Expired | Fault::Replaced => refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
         Fault::Undeletable => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "etcdserver: leader changed"),
         Fault::Gone => refusal(StatusCode::GONE, "Expired", "too old resource version"),
         Fault::Rejecting => {
@@ -135,8 +198,11 @@ async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     if concerns(fault, &request)
         && let Some(response) = failure(fault, inner.met.fetch_add(1, Ordering::SeqCst))
     {
-        inner.failed.fetch_add(1, Ordering::SeqCst);
+        inner.note(&request);
         return response;
+    }
+    if asks_for_output(&request) {
+        return output(&inner, cut);
     }
     let (mut parts, body) = request.into_parts();
     for name in [header::HOST, header::AUTHORIZATION, header::ACCEPT_ENCODING, header::CONTENT_LENGTH] {

@@ -49,13 +49,13 @@ fn installation() -> Installation {
     }
 }
 
-async fn connect(file: &Kubeconfig) -> Client {
+pub(crate) async fn connect(file: &Kubeconfig) -> Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = kube::Config::from_custom_kubeconfig(file.clone(), &KubeConfigOptions::default()).await.unwrap();
     Client::try_from(config).unwrap()
 }
 
-async fn apply(client: &Client, document: &Value) {
+pub(crate) async fn apply(client: &Client, document: &Value) {
     let (version, kind) = (document["apiVersion"].as_str().unwrap(), document["kind"].as_str().unwrap());
     let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
     let (resource, _) = discovery::pinned_kind(client, &GroupVersionKind::gvk(group, version, kind)).await.unwrap();
@@ -117,9 +117,11 @@ async fn installed(client: &Client, admin: &Kubeconfig, it: &Installation) {
     let folder = tempfile::tempdir().unwrap();
     let platform = account(client, admin, &it.namespace, "arco").await;
     let findings = look(&platform, folder.path(), it).await;
-    for check in ["version", "clock", "APIs", "permissions", "nodes"] {
+    for check in ["version", "clock", "APIs", "permissions"] {
         assert_eq!(weight(&findings, check), Weight::Good, "{findings:?}");
     }
+    // Nodes of another cluster may be able to give user namespaces, which these settings do not ask for.
+    assert_ne!(weight(&findings, "nodes"), Weight::Bad, "{findings:?}");
     let nobody = account(client, admin, &it.namespace, "default").await;
     let findings = look(&nobody, folder.path(), it).await;
     assert_eq!(weight(&findings, "permissions"), Weight::Bad);
@@ -143,7 +145,7 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) {
 }
 
 /// The same with pods of its own for each role; its stores need not be there.
-fn spread() -> Installation {
+pub(crate) fn spread() -> Installation {
     let shared = |text: &str| text.to_owned();
     Installation {
         local_storage: Some("/var/lib/arco/volumes".into()),
@@ -225,7 +227,7 @@ async fn installed_in_parts(client: &Client, admin: &Kubeconfig, it: &Installati
     }
 }
 
-async fn cleared(client: &Client, it: &Installation) {
+pub(crate) async fn cleared(client: &Client, it: &Installation) {
     let now = DeleteParams::default();
     for name in [it.namespace.clone(), format!("{}-nodes", it.namespace)] {
         let _ = Api::<Namespace>::all(client.clone()).delete(&name, &now).await;

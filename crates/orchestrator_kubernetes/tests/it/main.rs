@@ -7,3 +7,5 @@ mod faulty;
 mod installation;
 mod leader;
 mod local_storage;
+mod several_nodes;
+mod silent_kubelet;

@@ -19,6 +19,8 @@ use arco_model::spec::Port;
 use arco_model::traffic::StreamProtocol;
 use arco_store::clock;
 use arco_store::sql::{Batch, Query, RouteRow, Versioned};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::collections::HashMap;
 
 impl Api {
@@ -131,6 +133,11 @@ impl Api {
             )
         };
         request.check().map_err(invalid)?;
+        let of_instances = request.upstream_tls.as_ref().map(|it| ("upstream_tls.ca", it.ca.as_str()));
+        let of_clients = request.tls.client_ca.as_deref().map(|it| ("tls.client_ca", it));
+        for (part, pem) in of_instances.into_iter().chain(of_clients) {
+            authorities(pem).map_err(|why| invalid(format!("`{part}`: {why}")))?;
+        }
         if request.basic_auth.as_ref().is_some_and(|it| it.users_file.is_some()) {
             return Err(
                 invalid("`basic_auth.users_file` is for the gateway's own file; give `users`".to_owned()).into()
@@ -303,6 +310,16 @@ fn keep_passwords(request: &mut RouteRequest, before: &Route<UpstreamTarget>) {
             hash.clone_from(known);
         }
     }
+}
+
+/// Whether a text (PEM) holds certificates of authorities that a gateway can use; the reason why not.
+fn authorities(pem: &str) -> Result<(), String> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|it| format!("it is no PEM: {it}"))?;
+        roots.add(certificate).map_err(|it| format!("a certificate in it cannot be used: {it}"))?;
+    }
+    if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(()) }
 }
 
 /// One spelling for what means the same.

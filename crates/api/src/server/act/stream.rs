@@ -76,8 +76,8 @@ impl Api {
     /// Ports of the gateway that lead to a component.
     pub(in super::super) async fn streams(&self, component: &Component) -> Result<Vec<StreamDocument>, ApiError> {
         let rows = self.deps.metadata.list::<StreamRow>(&Query::tag(component.id.as_str())).await?.items;
-        let problems = self.stream_problems(!rows.is_empty()).await;
-        let mut items: Vec<_> = rows.iter().map(|it| self.stream_document(component, &it.value, &problems)).collect();
+        let closed = self.closed_streams(!rows.is_empty()).await;
+        let mut items: Vec<_> = rows.iter().map(|it| self.stream_document(component, &it.value, &closed)).collect();
         items.sort_by_key(|it| (it.protocol, it.port));
         Ok(items)
     }
@@ -115,7 +115,7 @@ impl Api {
     ) -> Result<u16, Problem> {
         let config = &self.deps.config.gateway;
         // On the gateway's machine a port that another program has is seen before the gateway fails on it.
-        let here = self.deps.gateway.is_some();
+        let here = self.deps.gateway.as_ref().is_some_and(|it| it.is_here());
         // An address of another machine is that one's to look at.
         let listen = request.address.unwrap_or(config.stream_listen);
         let free = |port: u16| !here || can_bind(request.protocol, listen, port);
@@ -148,24 +148,19 @@ impl Api {
         Ok(asked)
     }
 
-    /// What the gateway says about streams that it cannot serve.
-    async fn stream_problems(&self, any: bool) -> Vec<(StreamProtocol, u16, String)> {
+    /// What the gateways say about streams that they cannot serve.
+    async fn closed_streams(&self, any: bool) -> Vec<ClosedStream> {
         let Some(gateway) = self.deps.gateway.as_ref().filter(|_| any) else { return Vec::new() };
-        gateway.stream_problems().await.unwrap_or_else(|problem| {
+        gateway.closed_streams().await.unwrap_or_else(|problem| {
             tracing::debug!(%problem, "the gateway does not tell how its ports are");
             Vec::new()
         })
     }
 
-    fn stream_document(
-        &self,
-        component: &Component,
-        row: &StreamRow,
-        problems: &[(StreamProtocol, u16, String)],
-    ) -> StreamDocument {
+    fn stream_document(&self, component: &Component, row: &StreamRow, closed: &[ClosedStream]) -> StreamDocument {
         let StreamEntry { protocol, port, target, address } = &row.stream;
         let [host, _] = component.default_hosts(&self.deps.config.server.domain);
-        let problem = problems.iter().find(|it| (it.0, it.1) == (*protocol, *port));
+        let closed = closed.iter().find(|it| (it.protocol, it.port) == (*protocol, *port));
         StreamDocument {
             id: row.id.to_string(),
             application: row.application.to_string(),
@@ -178,7 +173,8 @@ impl Api {
                 Some(address) => format!("{protocol}://{}", SocketAddr::new(*address, *port)),
                 None => format!("{protocol}://{host}:{port}"),
             },
-            problem: problem.map(|it| it.2.clone()).unwrap_or_default(),
+            problem: closed.map(|it| it.why.clone()).unwrap_or_default(),
+            open_elsewhere: closed.is_some_and(|it| it.open_elsewhere),
         }
     }
 }

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 /// Examples of the help.
 pub(super) const EXAMPLES: &str = "Examples:
-  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 | kubectl apply -f -
-  arco cluster manifest … | kubectl delete -f -        (tenants' namespaces stay: delete applications before)
+  arco cluster manifest --domain apps.example.com --image registry.example.com/platform/arco:1 --trust-registry >arco.yaml
+  kubectl apply --server-side -f arco.yaml
+  kubectl delete -f arco.yaml        (delete applications before; tenants' namespaces stay: docs/guides/cluster.md)
 
   arco cluster manifest … --high-availability --replicas builder=3 --metadata postgres://… --coordination etcd://… --blobs s3://… \\
     --store-secret arco-stores --credentials metadata-password,secret.key,…     (pods of its own for each role)
@@ -105,8 +106,8 @@ pub(crate) struct ManifestArgs {
     /// Serve the cluster's Ingress and Gateway API objects of this class
     #[arg(long, value_name = "NAME", default_value = "")]
     route_class: String,
-    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); builds that run steps
-    /// are then refused, unless `builder.without_user_namespace` in the settings allows them
+    /// Run instances without a user namespace, for nodes that cannot give one (before containerd 2.0); Dockerfiles with
+    /// RUN are then refused, unless `builder.without_user_namespace` in the settings allows them
     #[arg(long)]
     no_user_namespaces: bool,
     /// Size of the server's own volume, in GiB

@@ -127,7 +127,7 @@ pub(crate) struct RouteFlags {
     /// instance then
     #[arg(long, value_name = "request|response|both", value_parser = buffer, help_heading = "Protection")]
     buffer: Option<Buffer>,
-    /// Longest wait for a response, and between two pieces of it
+    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     timeout: Option<u64>,
     /// Longest time for a request with all of its response

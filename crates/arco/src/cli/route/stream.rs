@@ -95,7 +95,11 @@ pub(super) async fn list(reference: Option<&Reference>, session: &Session<'_>) -
 
 fn answer(it: &StreamDocument) -> String {
     let leads = format!("{}/{}:{}", it.application, it.component, it.target_port);
-    if it.problem.is_empty() { leads } else { format!("nothing: {}", text::one_line(&it.problem)) }
+    match (it.problem.is_empty(), it.open_elsewhere) {
+        (true, _) => leads,
+        (false, true) => format!("{leads}, but not at {}", text::one_line(&it.problem)),
+        (false, false) => format!("nothing: {}", text::one_line(&it.problem)),
+    }
 }
 
 /// A row of the list of routes.

@@ -4,11 +4,12 @@
 //! addresses, look who holds a busy one) it does before.
 
 use super::link::{self, Link};
-use crate::server::DataPlaneArgs;
+use crate::server::{DataPlaneArgs, shared};
 use anyhow::Context as _;
 use arco_daemon::confine::{confine, forbid};
 use arco_daemon::handover::{Sockets, Start};
 use arco_daemon::{CancellationToken, OnExit, Supervisor, telemetry, tls};
+use arco_gateway::access_log;
 use arco_gateway::data_plane::Listeners;
 use arco_gateway::process::{self, HoldArgs, Process};
 use arco_mesh::dns::Dns;
@@ -46,12 +47,20 @@ fn hold(data_dir: &Path, resumed: bool) -> anyhow::Result<ExitCode> {
     telemetry::init(&link.log, telemetry::LogFormat::Text)?;
     let _ = nix::sys::prctl::set_name(c"arco-holder");
     let (workers, renewed, folder) = (data_dir.to_owned(), data_dir.to_owned(), link::folder(data_dir));
+    let logged = folder.clone();
     let status = process::hold(HoldArgs {
         data_dir: data_dir.to_owned(),
         resumed,
         worker: Box::new(move |executable| command(executable, &workers, "--worker")),
         renewed: Box::new(move |executable| command(executable, &renewed, "--resumed")),
         next: Box::new(move || Link::read(&folder).map(|it| it.executable).map_err(std::io::Error::other)),
+        access_log: Box::new(move || {
+            let link = Link::read(&logged).inspect_err(|it| tracing::error!("{it:#}")).ok()?;
+            let config = link.gateway.access_log;
+            let opened = access_log::open(&config)?;
+            let destination = config.destination;
+            opened.inspect_err(|error| tracing::error!(destination, %error, "the access log cannot be opened")).ok()
+        }),
     })?;
     Ok(ExitCode::from(status))
 }
@@ -89,6 +98,8 @@ fn worker(data_dir: &Path) -> anyhow::Result<ExitCode> {
 fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()> {
     let mut folder = link::folder(data_dir);
     let link = Link::read(&folder)?;
+    // A machine may have several, and machines may have one name; what is confined below cannot read it.
+    let id = shared::name_of_server(data_dir)?;
     telemetry::init(&link.log, telemetry::LogFormat::Text)?;
     tls::install_provider();
     let _ = nix::sys::prctl::set_name(c"arco-gateway");
@@ -115,7 +126,7 @@ fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()>
             keys: Arc::new(keys),
             journal: link::journal(&folder),
             config: link.gateway.clone(),
-            id: host_name(),
+            id,
             build,
             settings: link.settings(),
         };
@@ -158,11 +169,4 @@ async fn follow_link(kv: &SwapKv, folder: &Path, token: CancellationToken) {
             ),
         }
     }
-}
-
-/// This gateway's name among others.
-fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok()).unwrap_or_default();
-    let name: String = name.chars().filter(|it| it.is_ascii_alphanumeric() || *it == '-').collect();
-    if name.is_empty() { "gateway".to_owned() } else { name }
 }

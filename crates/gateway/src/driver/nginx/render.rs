@@ -113,6 +113,9 @@ fn cannot(file: &File) -> Vec<String> {
     if file.limits.max_connections.is_some() || file.limits.max_connections_per_address.is_some() {
         say("limits", "`max_connections` and `max_connections_per_address`");
     }
+    if file.access_log.is_on() {
+        say("access_log", "it has none here");
+    }
     if file.limits.max_buffered_bytes.is_some() {
         say("limits", "`max_buffered_bytes`: it has limits for each body only");
     }

@@ -13,6 +13,7 @@ use crate::balance::Balance;
 use crate::engine::body::BodyEnd;
 use crate::engine::forward::{Failure, MAX_ENDPOINTS, MAX_STALE};
 use crate::engine::http::failure_page;
+use crate::engine::record::Recording;
 use crate::metrics::UpstreamMetrics;
 use crate::upstream::OpenRequest;
 use http::StatusCode;
@@ -63,36 +64,45 @@ struct Answer {
 struct Counted<'a> {
     metrics: &'a UpstreamMetrics,
     began: Instant,
+    /// Once it is over.
+    took: Option<Duration>,
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.metrics.finished(self.began.elapsed());
+        self.metrics.finished(self.took.unwrap_or_else(|| self.began.elapsed()));
         self.metrics.open.dec();
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Answers the request that `plan` is for, whose head and what follows it is in `bytes`.
-    pub(super) async fn exchange(&mut self, mut plan: Plan, bytes: Vec<u8>, began: Instant) -> End {
+    pub(super) async fn exchange(&mut self, mut plan: Plan, mut recording: Recording, bytes: Vec<u8>) -> End {
+        let began = recording.began();
         let mut up = Half::new(bytes);
         let left = std::mem::replace(&mut plan.left, super::half::Left::Length(0));
         up.begin(plan.length, std::mem::take(&mut plan.head), left);
         let answer = match self.ask(&plan, &mut up, began).await {
             Ok(answer) => answer,
-            Err(Fault::Gone) => return End::Close,
-            Err(Fault::Endpoint(failure, _)) => return self.fail(&plan, &up, BodyEnd::Well, failure).await,
-            Err(Fault::Body(end)) => return self.fail(&plan, &up, end, Failure::Broken).await,
+            Err(Fault::Gone) => {
+                recording.passed(up.passed(), 0);
+                return End::Close;
+            }
+            Err(Fault::Endpoint(failure, _)) => return self.fail(&plan, recording, &up, BodyEnd::Well, failure).await,
+            Err(Fault::Body(end)) => return self.fail(&plan, recording, &up, end, Failure::Broken).await,
         };
-        plan.metrics.answered(answer.status.as_u16());
-        self.relay(&plan, up, answer, began).await
+        recording.answered(answer.status.as_u16());
+        recording.reached(&plan.upstream, answer.open.endpoint().address);
+        self.relay(&plan, recording, up, answer, began).await
     }
 
-    async fn fail(&mut self, plan: &Plan, up: &Half, end: BodyEnd, failure: Failure) -> End {
+    async fn fail(&mut self, plan: &Plan, mut recording: Recording, up: &Half, end: BodyEnd, failure: Failure) -> End {
         let page = failure_page(end, failure, &plan.upstream);
-        plan.metrics.answered(page.status.as_u16());
+        recording.answered(page.status.as_u16());
         let close = plan.close || page.status.is_client_error() || !up.is_read() || self.core.keeps_none();
-        let sent = self.page(&page.render(&plan.accept()), plan.is_head, close).await;
+        let page = page.render(&plan.accept());
+        let sent = self.page(&page, plan.is_head, close).await;
+        recording.passed(up.passed(), if sent && !plan.is_head { page.body().len() as u64 } else { 0 });
         match (sent, up.is_read()) {
             (false, _) => End::Close,
             (true, false) => End::Linger,
@@ -121,6 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     Err(_) => (None, true),
                 };
                 if state.is_some_and(|it| it.ended(well, ejection)) {
+                    upstream.metrics.ejections.inc();
                     let name = &upstream.name;
                     tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
                 }
@@ -310,13 +321,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Passes the response on, and what is left of the request.
-    async fn relay(&mut self, plan: &Plan, mut up: Half, mut answer: Answer, began: Instant) -> End {
+    async fn relay(
+        &mut self,
+        plan: &Plan,
+        mut recording: Recording,
+        mut up: Half,
+        mut answer: Answer,
+        began: Instant,
+    ) -> End {
         let metrics = &plan.upstream.metrics;
         metrics.open.inc();
-        let counted = Counted { metrics, began };
+        let mut counted = Counted { metrics, began, took: None };
         let mut since = None;
         let whole = poll_fn(|cx| self.poll_relay(cx, plan, &mut up, &mut answer, &mut since, began)).await;
+        let took = began.elapsed();
+        counted.took = Some(took);
         drop(counted);
+        recording.passed(up.passed(), answer.down.passed());
+        recording.took(took);
         if !whole {
             return End::Close;
         }

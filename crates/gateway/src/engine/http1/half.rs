@@ -46,6 +46,8 @@ pub(super) struct Half {
     body: (usize, usize),
     after: Vec<u8>,
     written: usize,
+    /// How many bytes of the body were taken to be written.
+    taken: u64,
     /// Whether any byte has moved since this was last cleared.
     pub(super) moved: bool,
     /// Whether any byte was ever written.
@@ -68,6 +70,7 @@ impl Half {
             body: (0, 0),
             after: Vec::new(),
             written: 0,
+            taken: 0,
             moved: false,
             began: false,
             reads: false,
@@ -92,6 +95,13 @@ impl Half {
     /// Bytes that nobody has looked at.
     pub(super) fn unseen(&self) -> &[u8] {
         &self.bytes[self.at..]
+    }
+
+    /// How many bytes of the body were written.
+    pub(super) fn passed(&self) -> u64 {
+        let length = self.body.1 - self.body.0;
+        let written = self.written.saturating_sub(self.before.len()).min(length);
+        self.taken - (length - written) as u64
     }
 
     /// Whether all of the message was read and written.
@@ -127,6 +137,7 @@ impl Half {
         let step = usize::try_from(length).unwrap_or(usize::MAX).min(self.bytes.len() - self.at);
         self.body = (self.at, self.at + step);
         self.at += step;
+        self.taken += step as u64;
         self.left = Left::Length(length - step as u64);
     }
 
@@ -209,6 +220,7 @@ impl Half {
         self.after.clear();
         self.written = 0;
         self.body = (at, at + length);
+        self.taken += length as u64;
         if length > 0 {
             push_hex(&mut self.before, length);
             self.before.extend_from_slice(b"\r\n");
@@ -339,6 +351,48 @@ mod tests {
             }
             all += &after[..size];
             rest = after[size..].strip_prefix("\r\n").unwrap();
+        }
+    }
+
+    /// Takes so many bytes, then none for now.
+    struct Narrow(usize);
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let step = self.0.min(bytes.len());
+            self.0 -= step;
+            if step == 0 { Poll::Pending } else { Poll::Ready(Ok(step)) }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_has_passed_is_known_at_any_time() {
+        let chunks = || Left::Chunked(Box::default());
+        // What is there, what follows, how much the other side takes, and how much of the body that was.
+        for (there, then, takes, left, expected) in [
+            ("abcdefgh", "ij", 3, Left::Length(10), 0),
+            ("abcdefgh", "ij", 7, Left::Length(10), 2),
+            ("abcdefgh", "ij", 14, Left::Length(10), 9),
+            ("abcdefgh", "ij", 100, Left::Length(10), 10),
+            ("", "", 100, Left::Length(0), 0),
+            ("3\r\nabc\r\n0\r\n\r\n", "", 10, chunks(), 2),
+            ("3\r\nabc\r\n0\r\n\r\n", "", 100, chunks(), 3),
+            ("abc", "de", 100, Left::UntilEnd, 5),
+        ] {
+            let mut half = Half::new([b"HEAD", there.as_bytes()].concat());
+            half.begin(4, b"head|".to_vec(), left);
+            let mut source = Pieces(then.as_bytes(), 100);
+            // Whether it is over is not asked here.
+            let _ = half.poll(&mut Context::from_waker(Waker::noop()), &mut source, &mut Narrow(takes));
+            assert_eq!(half.passed(), expected, "{there:?} {then:?} {takes}");
         }
     }
 

@@ -7,7 +7,8 @@
 use super::half::Left;
 use super::response::push_field;
 use crate::balance::{Balance, Choice, HashKey};
-use crate::engine::tls::CertificateEntry;
+use crate::engine::record::{Head, Recording, Ticket};
+use crate::engine::tls::Secured;
 use crate::engine::{Core, headers};
 use crate::framing::{Framing, Request, storage};
 use crate::metrics::RouteMetrics;
@@ -17,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Who asks, and by what listener.
 pub(super) struct Client<'a> {
@@ -24,24 +26,24 @@ pub(super) struct Client<'a> {
     pub(super) address: IpAddr,
     /// `address` as text.
     pub(super) written: &'a str,
-    pub(super) tls: Option<&'a Arc<CertificateEntry>>,
+    pub(super) tls: Option<&'a Secured>,
     pub(super) max_uri: usize,
     pub(super) max_head: usize,
 }
 
 /// What a head asks for.
+#[allow(clippy::large_enum_variant, reason = "moved once, on its way to the heap")]
 pub(super) enum Judged {
     /// Not all of it is there.
     Incomplete,
     /// Something for the general path.
     Special,
     /// To be passed on.
-    Forward(Plan),
+    Forward(Plan, Recording),
 }
 
 /// An ordinary request.
 pub(super) struct Plan {
-    pub(super) metrics: Arc<RouteMetrics>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) timeouts: Timeouts,
     pub(super) choice: Choice,
@@ -82,10 +84,10 @@ pub(super) fn judge(bytes: &[u8], client: &Client<'_>) -> Judged {
         Ok(None) => return Judged::Incomplete,
         Err(_) => return Judged::Special,
     };
-    plan(&request, client).map_or(Judged::Special, Judged::Forward)
+    plan(&request, client).map_or(Judged::Special, |(plan, recording)| Judged::Forward(plan, recording))
 }
 
-fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
+fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<(Plan, Recording)> {
     let mut seen = Seen::default();
     request.fields.iter().for_each(|it| seen.field(it));
     let host = std::str::from_utf8(request.host?).ok()?;
@@ -97,7 +99,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
     }
     let key = host_key(host)?;
     if let Some(tls) = client.tls
-        && !client.core.shared.certificates.load().same_policy(tls, &key)
+        && !client.core.shared.certificates.load().same_policy(&tls.entry, &key)
     {
         return None;
     }
@@ -111,9 +113,15 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
         Framing::Upgrade => return None,
     };
     let has_body = !matches!(left, Left::Length(0));
-    Some(Plan {
-        head: head_for_endpoint(request, host, &seen, client),
-        metrics,
+    let fresh_id = (!seen.has_id).then(|| client.core.fresh_id());
+    let draft = Ticket::take(client.core).map(|ticket| {
+        let mut draft = ticket.draft(&noted(request, host, &seen, client));
+        draft.named(fresh_id, snapshot.host(&key).map(|it| &it.name));
+        draft
+    });
+    let recording = Recording::of(metrics, Instant::now(), draft);
+    let plan = Plan {
+        head: head_for_endpoint(request, host, fresh_id, client),
         upstream,
         timeouts,
         choice,
@@ -123,7 +131,27 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Plan> {
         repeatable: method.is_idempotent() && !has_body,
         close: seen.close,
         accept: seen.accept.and_then(liked),
-    })
+    };
+    Some((plan, recording))
+}
+
+/// What the line of a request says of its head.
+fn noted<'a>(request: &Request<'_, 'a>, host: &'a str, seen: &Seen<'_>, client: &Client<'_>) -> Head<'a> {
+    let field = |name: &str| {
+        let found = request.fields.iter().find(|it| it.name.eq_ignore_ascii_case(name));
+        found.map_or(&b""[..], |it| it.value)
+    };
+    Head {
+        client: client.address,
+        tls: client.tls.map(|it| it.version),
+        protocol: "HTTP/1.1",
+        method: request.method,
+        target: request.target,
+        host,
+        referer: field("referer"),
+        user_agent: field("user-agent"),
+        request_id: if seen.has_id { field("x-request-id") } else { b"" },
+    }
 }
 
 /// The upstream of a rule that only passes requests on.
@@ -207,7 +235,7 @@ impl<'b> Seen<'b> {
     }
 }
 
-fn head_for_endpoint(request: &Request<'_, '_>, host: &str, seen: &Seen<'_>, client: &Client<'_>) -> Vec<u8> {
+fn head_for_endpoint(request: &Request<'_, '_>, host: &str, id: Option<u128>, client: &Client<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(request.length + 3 * client.written.len() + host.len() + 256);
     for part in [request.method, " ", request.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
@@ -222,8 +250,8 @@ fn head_for_endpoint(request: &Request<'_, '_>, host: &str, seen: &Seen<'_>, cli
     }
     let scheme = if client.tls.is_some() { "https" } else { "http" };
     push_origin(&mut out, client.written, scheme, host);
-    if !seen.has_id {
-        push_id(&mut out, client.core.fresh_id());
+    if let Some(id) = id {
+        push_id(&mut out, id);
     }
     out.extend_from_slice(b"\r\n");
     out

@@ -10,7 +10,7 @@ use crate::engine::forward::{Failure, Forward, Message, Written, send};
 use crate::engine::headers;
 use crate::engine::http::{Connection, failure_page};
 use crate::engine::http1::{direct, request};
-use crate::metrics::RouteMetrics;
+use crate::engine::record::{Head, Recording, Ticket, field, request_id};
 use crate::snapshot::Timeouts;
 use crate::upstream::Upstream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -21,7 +21,7 @@ use std::time::Instant;
 
 /// See the module.
 pub(super) struct Ordinary {
-    metrics: Arc<RouteMetrics>,
+    recording: Recording,
     upstream: Arc<Upstream>,
     timeouts: Timeouts,
     choice: Choice,
@@ -45,24 +45,42 @@ impl Ordinary {
         }
         let key = request::host_key(host)?;
         let (core, tls) = (&connection.core, connection.tls.as_ref()?);
-        if !core.shared.certificates.load().same_policy(tls, &key) {
+        if !core.shared.certificates.load().same_policy(&tls.entry, &key) {
             return None;
         }
         let address = connection.peer.ip();
-        let (metrics, upstream, timeouts) =
-            request::route(&core.shared.snapshot.load(), &key, method, target, address)?;
+        let snapshot = core.shared.snapshot.load();
+        let (metrics, upstream, timeouts) = request::route(&snapshot, &key, method, target, address)?;
         let choice = request::choice(&upstream, address);
         let is_head = *method == Method::HEAD;
         let repeatable = method.is_idempotent();
-        let written = Written { head: head(request, host, target, client, core), is_head, repeatable };
+        let id = request_id(fields);
+        let fresh_id = id.is_empty().then(|| core.fresh_id());
+        let written = Written { head: head(request, host, target, client, fresh_id), is_head, repeatable };
+        let draft = Ticket::take(core).map(|ticket| {
+            let mut draft = ticket.draft(&Head {
+                client: address.to_canonical(),
+                tls: Some(tls.version),
+                protocol: "HTTP/2.0",
+                method: method.as_str(),
+                target,
+                host,
+                referer: field(fields, "referer"),
+                user_agent: field(fields, "user-agent"),
+                request_id: id,
+            });
+            draft.named(fresh_id, snapshot.host(&key).map(|it| &it.name));
+            draft
+        });
+        let recording = Recording::of(metrics, Instant::now(), draft);
         let accept = fields.get(header::ACCEPT).and_then(|it| request::liked(it.as_bytes()));
-        Some(Self { metrics, upstream, timeouts, choice, written, accept })
+        Some(Self { recording, upstream, timeouts, choice, written, accept })
     }
 
     /// Passes it on and the answer back.
     pub(super) async fn pass(self, core: &Arc<Core>) -> Response<ResponseBody> {
-        let Self { metrics, upstream, timeouts, choice, written, accept } = self;
-        let began = Instant::now();
+        let Self { mut recording, upstream, timeouts, choice, written, accept } = self;
+        let began = recording.began();
         let deadline = timeouts.total.map(|it| began + it);
         let plan = Forward { core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
         let sending = send(plan, Message::Written(written));
@@ -74,35 +92,35 @@ impl Ordinary {
             Ok(it) => it,
             Err(failure) => {
                 let page = failure_page(BodyEnd::Well, failure, &upstream);
-                metrics.answered(page.status.as_u16());
+                recording.answered(page.status.as_u16());
                 let accept = accept.map(|it| (header::ACCEPT, HeaderValue::from_static(it)));
                 let fields: HeaderMap = accept.into_iter().collect();
-                return page.render(&fields).map(|it| ResponseBody::own(it, None));
+                return page.render(&fields).map(|it| ResponseBody::own(it, None).recorded(recording));
             }
         };
-        metrics.answered(response.status().as_u16());
+        recording.answered(response.status().as_u16());
+        recording.reached(&upstream, exchange.open.endpoint().address);
         let kind = response.headers().get(header::CONTENT_TYPE);
         let events = kind.is_some_and(|it| headers::is_events(it.as_bytes()));
         let silence = (!events).then_some(timeouts.response);
-        response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline))
+        response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline).recorded(recording))
     }
 }
 
 /// The head that an endpoint gets.
-fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, core: &Core) -> Vec<u8> {
+fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, fresh_id: Option<u128>) -> Vec<u8> {
     let fields = request.headers();
     let length: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let mut out = Vec::with_capacity(length + target.len() + 2 * client.len() + 2 * host.len() + 256);
     for part in [request.method().as_str(), " ", target, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    let has_id = fields.get("x-request-id").is_some_and(|it| headers::is_request_id(it.as_bytes()));
     for (name, value) in fields {
         let name = name.as_str().as_bytes();
         // Cookies are one field in HTTP/1.1 (RFC 9113 §8.2.3); the host is there already.
         let passes = match name {
             b"cookie" | b"host" => false,
-            b"x-request-id" => has_id,
+            b"x-request-id" => fresh_id.is_none(),
             _ => !headers::stays_here(name),
         };
         if !passes {
@@ -120,8 +138,8 @@ fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, core: &
         out.extend_from_slice(b"\r\n");
     }
     request::push_origin(&mut out, client, "https", host);
-    if !has_id {
-        request::push_id(&mut out, core.fresh_id());
+    if let Some(id) = fresh_id {
+        request::push_id(&mut out, id);
     }
     out.extend_from_slice(b"\r\n");
     out

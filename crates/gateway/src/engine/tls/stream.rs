@@ -9,7 +9,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
-use rustls::{ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -116,6 +116,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// The protocol that was agreed on.
     pub(in crate::engine) fn protocol(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
+    }
+
+    /// The version of the protocol, and whether an earlier session goes on; for a handshake that is complete.
+    pub(super) fn agreed(&self) -> (&'static str, bool) {
+        let version = match self.tls.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "1.3",
+            _ => "1.2",
+        };
+        (version, self.tls.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

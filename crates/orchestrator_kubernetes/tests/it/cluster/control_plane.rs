@@ -1,5 +1,7 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
+mod calls;
+
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
@@ -63,14 +65,14 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
 }
 
 /// Everything of ours that belongs to components.
-async fn of_components(place: &Place) -> Vec<String> {
+pub(crate) async fn of_components(place: &Place) -> Vec<String> {
     let tenant = ["arco-closed", "arco-build", "arco-registry"];
     let found = versions(place).await.into_keys();
     found.filter(|it| !tenant.iter().any(|tenant| it.ends_with(tenant))).collect()
 }
 
 /// Lets go of everything that drains until the plan is reached.
-async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
+pub(crate) async fn let_go(driver: &dyn Orchestrator, plan: &WorkloadPlan) -> Observed {
     let fingerprint = plan.fingerprint();
     loop {
         let found = until(driver, &plan.component, "something drains or the plan is reached", |it| {
@@ -341,8 +343,19 @@ async fn a_stateful_component_keeps_its_places_and_volumes() {
         let places: Vec<u32> = first.instances.iter().map(|it| it.place).collect();
         assert_eq!((places, ready(&first).len()), (vec![0, 1], 2));
 
+        // From the highest place on: the lower one is as it was until the higher one serves again.
         asked.template.env.insert("COLOUR".to_owned(), "green".to_owned());
         driver.apply(&asked).await.unwrap();
+        let at = |it: &Observed, place: u32| it.instances.iter().find(|it| it.place == place).cloned().unwrap();
+        let drains = |it: &Observed, place: u32| {
+            it.instances.iter().any(|it| it.place == place && it.phase == InstancePhase::Draining)
+        };
+        let higher = until(driver, &id, "the higher place drains", |it| drains(it, 1)).await;
+        assert_eq!((at(&higher, 0).id, at(&higher, 0).phase), (at(&first, 0).id, InstancePhase::Ready));
+        driver.release(&at(&higher, 1).id).await.unwrap();
+        let lower = until(driver, &id, "the lower place drains", |it| drains(it, 0)).await;
+        let new = at(&lower, 1);
+        assert_eq!((new.phase, new.template), (InstancePhase::Ready, asked.template.fingerprint()));
         let green = let_go(driver, &asked).await;
         assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
 

@@ -20,7 +20,7 @@ use arco_store::clock;
 use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
 use arco_store::sql::MemoryMetadata;
 use kube::api::ListParams;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -29,12 +29,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 /// Serves on port 8080.
-const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
+pub(crate) const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
 /// Programs of this machine that the image has beside busybox.
-const PROGRAMS: [&str; 2] = ["find", "tar"];
+const PROGRAMS: [&str; 4] = ["find", "tar", "setpriv", "chown"];
 
 /// Runs a test on a real node that pulls from our registry.
-async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+pub(crate) async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
     let Some(kubeconfig) = kubeconfig() else { return };
     let network = network_of_node(&kubeconfig);
     let (Some(network), true) = (network, Path::new("/bin/busybox").exists()) else {
@@ -314,6 +314,56 @@ async fn a_build_step_gets_its_folders_and_leaves_a_layer() {
         next.extra_layers = vec![made];
         let (result, lines) = run(&place, &next).await;
         assert_eq!((result.exit.status, lines), (0, vec!["42".to_owned()]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unprivileged_step_is_nobody_and_its_variables_are_its_own() {
+    on_a_node(|place| async move {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("input"), "42").unwrap();
+        let asked = plan(place.image.clone(), &SERVE);
+        let script = "echo \"$(id -u) $(id -g) $COLOUR $(cat /source/input)\"; \
+            while read -r name value; do case $name in CapEff:|CapPrm:|NoNewPrivs:) echo \"$name $value\";; esac; done < /proc/self/status; \
+            if (echo x > /etc/mine) 2> /dev/null; then echo root; fi; \
+            mkdir /app/made; echo made > /app/made/file; echo made > /opt/venv/file; echo made > /cache/x";
+        // Our own programs in the pod are root: these would be told to them, too, if they were the pod's.
+        let variables = [("COLOUR", "it's red"), ("PATH", "/bin"), ("TAR_OPTIONS", "--no-such-option")];
+        let include = ["/app", "/opt/venv"].map(str::to_owned).to_vec();
+        let mut step = OneShot {
+            unprivileged: true,
+            working_dir: "/app".to_owned(),
+            env: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            export: Some(LayerExport { include, exclude: Vec::new() }),
+            ..one_shot(&asked, &["sh", "-euc", script])
+        };
+        step.network = OneShotNetwork::None;
+        step.mounts =
+            vec![HostMount { host_path: folder.path().to_owned(), path: "/source".to_owned(), writable: false }];
+        step.caches = vec![cache("/cache")];
+        let (result, lines) = run(&place, &step).await;
+        assert_eq!(result.exit.status, 0, "{lines:?}");
+        for wanted in ["65534 65534 it's red 42", "CapEff: 0000000000000000", "CapPrm: 0000000000000000", "NoNewPrivs: 1"] {
+            assert!(lines.iter().any(|it| it == wanted), "{wanted} is not in {lines:?}");
+        }
+        assert!(!lines.iter().any(|it| it == "root"), "{lines:?}");
+        let made = result.layer.unwrap();
+        let bytes = place.images.blobs().get_bytes(&content_path(&made.blob.digest), 1 << 20).await.unwrap();
+        let tar = zstd::decode_all(bytes.as_ref()).unwrap();
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let owners: BTreeMap<String, (u64, u64)> = archive
+            .entries()
+            .unwrap()
+            .map(|it| {
+                let it = it.unwrap();
+                let owner = (it.header().uid().unwrap(), it.header().gid().unwrap());
+                (it.path().unwrap().display().to_string(), owner)
+            })
+            .collect();
+        for file in ["app/made/file", "opt/venv/file"] {
+            assert_eq!(owners.get(file), Some(&(0, 0)), "{owners:?}");
+        }
     })
     .await;
 }
