@@ -17,7 +17,7 @@ else
   tests/kubernetes/check.py
   # A pod of a test must not land on a node of the other kind.
   step "tests on fake nodes"
-  tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation:: faults::slow::
+  tests/kubernetes/cluster.py run --fake-nodes 1 --gateway-api -- cargo test --locked --workspace --test it -- control_plane:: installation:: faults::slow::
   step "tests on three fake nodes, one of which falls silent"
   # One after the other: the nodes are those of all tests.
   tests/kubernetes/cluster.py run --fake-nodes 3 -- cargo test --locked --workspace --test it -- several_nodes:: --test-threads=1

@@ -33,7 +33,7 @@ step "tests on a Kubernetes control plane"
 if [ -n "${ARCO_TEST_KUBECONFIG:-}" ]; then
   cargo test --locked --workspace --test it -- control_plane:: installation::
 elif command -v go >/dev/null; then
-  tests/kubernetes/cluster.py run --fake-nodes 1 -- cargo test --locked --workspace --test it -- control_plane:: installation::
+  tests/kubernetes/cluster.py run --fake-nodes 1 --gateway-api -- cargo test --locked --workspace --test it -- control_plane:: installation::
   echo "SKIPPED: pods that really run; make test-cluster has them"
 else
   echo "SKIPPED: everything on Kubernetes: Go 1.26 or newer is missing (go.dev), or name a cluster with ARCO_TEST_KUBECONFIG"

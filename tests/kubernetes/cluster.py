@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A real Kubernetes for tests: etcd and the control plane, on request with a real node or with fake ones.
 
-  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics]   starts one, prints the path of its KUBECONFIG when it is ready
+  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics] [--gateway-api]
+                                                         starts one, prints the path of its KUBECONFIG when it is ready
   cluster.py down KUBECONFIG                             ends it and removes everything it made
   cluster.py run [options of up] -- COMMAND…             up, COMMAND with KUBECONFIG and ARCO_TEST_KUBECONFIG set, down in any case
   cluster.py load KUBECONFIG IMAGE.tar…                  puts images into the real node's containerd
@@ -14,6 +15,7 @@ can run beside each other. A control plane alone listens on loopback, on a free 
 and pods in 10.251.N.0/24, which this machine can reach. Pods see the outside world only with --internet (forwarding is then switched on).
 With --kubectl the COMMAND of `run` finds a kubectl of the cluster's version, whatever is installed.
 With --metrics the real node's figures are served by metrics-server, which runs in a pod and is built the first time that somebody asks for it.
+With --gateway-api the Gateway API's own definitions are installed (its kinds, nobody who serves them).
 """
 
 import argparse
@@ -35,6 +37,7 @@ import time
 from pathlib import Path
 
 import certificates
+import gateway_api
 import metrics
 import parts
 from images import image_tar
@@ -229,12 +232,14 @@ class Supervisor:
                 tail = b"\n".join(log.read_bytes().splitlines()[-8:]).decode(errors="replace")
                 raise Failure(f"{name} ended with status {os.waitstatus_to_exitcode(status)}; {log} ends with:\n{tail}")
 
-    def call(self, method: str, path: str, document=None) -> tuple[int, bytes]:
-        """One call as the administrator."""
+    def call(self, method: str, path: str, document=None, timeout=5) -> tuple[int, bytes]:
+        """One call as the administrator. A document that is bytes is YAML."""
         context = ssl.create_default_context(cafile=self.plan.pki("ca.crt"))
         context.load_cert_chain(self.plan.pki("admin.crt"), self.plan.pki("admin.key"))
-        connection = http.client.HTTPSConnection(self.plan.address, self.plan.port, context=context, timeout=5)
-        connection.request(method, path, document and json.dumps(document), {"Content-Type": "application/json"})
+        connection = http.client.HTTPSConnection(self.plan.address, self.plan.port, context=context, timeout=timeout)
+        plain = isinstance(document, bytes)
+        body = document if plain or document is None else json.dumps(document)
+        connection.request(method, path, body, {"Content-Type": "application/yaml" if plain else "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
 
@@ -308,6 +313,13 @@ class Supervisor:
                 status, body = self.call("POST", path, document)
                 if status != 201:
                     raise Failure(f"the address of the cluster's DNS was refused: {status} {body!r}")
+        for plural, definition in self.options.definitions.items():
+            # A definition with many rules takes the server a while to read.
+            status, body = self.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, timeout=60)
+            if status != 201:
+                raise Failure(f"the Gateway API's definition of {plural} was refused: {status} {body!r}")
+        for plural in self.options.definitions:
+            self.wait_for(plural, f"/apis/gateway.networking.k8s.io/v1/{plural}", lambda _: True)
         names = [f"fake-{it}" for it in range(1, self.options.fake_nodes + 1)] + ([self.plan.node] if self.plan.node else [])
         for name in names:
             self.wait_for(f"node {name}", f"/api/v1/nodes/{name}", node_is_ready)
@@ -374,6 +386,7 @@ def up(options, keeper=None) -> Path:
         raise Failure("--metrics measures a real node: add --node")
     sweep()
     tools, measurer = programs(), metrics_server() if options.metrics else None
+    options.definitions = gateway_api.definitions() if options.gateway_api else {}
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=options.folder))
     network = None
     try:
@@ -501,6 +514,7 @@ def main() -> int:
         it.add_argument("--fake-nodes", type=int, default=0, metavar="N", help="nodes that only say that their pods run")
         it.add_argument("--internet", action="store_true", help="pods of the real node reach outside through this machine")
         it.add_argument("--metrics", action="store_true", help="the metrics API, by metrics-server on the real node")
+        it.add_argument("--gateway-api", action="store_true", help="the definitions of the Gateway API")
         it.add_argument("--no-workloads", action="store_true", help="nobody makes pods of Deployments: what a client alone takes can be measured")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
@@ -530,7 +544,7 @@ def main() -> int:
         else:
             print(programs())
         return 0
-    except (Failure, subprocess.CalledProcessError, OSError) as error:
+    except (Failure, gateway_api.Failure, subprocess.CalledProcessError, OSError) as error:
         print(f"cluster.py: {error}", file=sys.stderr)
         return 1
 

@@ -158,13 +158,13 @@ fn judge_features(has: Features, config: &KubernetesConfig) -> Vec<Finding> {
     if !has.user_namespaces {
         let found = format!("Kubernetes before 1.{USER_NAMESPACES} gives pods none (`hostUsers`)");
         findings.push(if config.user_namespaces {
-            let advice = "upgrade the cluster, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`): root of a pod is then root of its node, and builds refuse steps";
+            let advice = "upgrade the cluster, or set `kubernetes.user_namespaces = false` (`arco cluster manifest --no-user-namespaces`): root of a pod is then root of its node, and Dockerfiles may have no RUN";
             Finding::bad("user namespaces", found, advice)
         } else {
             let advice = "upgrade the cluster, then leave `--no-user-namespaces` out of `arco cluster manifest`";
             Finding::warning(
                 "user namespaces",
-                format!("{found}: root of a pod is root of its node, and builds refuse steps"),
+                format!("{found}: root of a pod is root of its node, and Dockerfiles may have no RUN"),
                 advice,
             )
         });

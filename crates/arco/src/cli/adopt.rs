@@ -68,13 +68,17 @@ pub(crate) async fn run(args: &AdoptArgs, session: &Session<'_>) -> Result<(), F
     }
     fits(&request, args, session).await?;
     let result = session.client.apply(&session.tenant, &args.app, &request, false).await?;
-    let mut ended = Vec::new();
+    let (nothing_new, mut ended) = (result.operations.is_empty(), Vec::new());
     for operation in result.operations {
         session.ui.note(&format!("{}/{}:", operation.application, operation.component));
         ended.push(wait::operation(operation, &args.wait, Show::Log, session).await?);
     }
     session.ui.document(&ended, |ui| {
         let place = &args.namespace;
+        if nothing_new {
+            ui.line(&format!("what is in `{place}` was adopted already; nothing was changed"));
+            return;
+        }
         ui.line(&format!("adopted; what was in `{place}` still runs: remove it when the components serve"));
     });
     Ok(())

@@ -1,5 +1,8 @@
-//! Routes that objects of a cluster ask for, on a real API server (`ARCO_TEST_KUBECONFIG`; `tests/kubernetes/cluster.py run`
-//! makes one), through a whole platform and its gateway.
+//! What a cluster asks of a whole platform, on a real API server (`ARCO_TEST_KUBECONFIG`; `tests/kubernetes/cluster.py run`
+//! makes one): an Ingress here, the Gateway API and adoption below.
+
+mod adopt;
+mod gateway_api;
 
 use crate::behave::EXECUTABLE;
 use crate::routes::get_over_tls;
@@ -11,6 +14,17 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The cluster of this run, and its kubeconfig; says why where there is none.
+fn cluster() -> Option<(Cluster, String)> {
+    let Some(kubeconfig) = std::env::var("ARCO_TEST_KUBECONFIG").ok().filter(|it| !it.is_empty()) else {
+        eprintln!(
+            "SKIPPED: no Kubernetes is named by ARCO_TEST_KUBECONFIG (tests/kubernetes/cluster.py run makes one)"
+        );
+        return None;
+    };
+    arco_testkit::is_root().then(|| (Cluster::connect(&kubeconfig), kubeconfig))
+}
 
 /// The API server by the test's kubeconfig.
 struct Cluster {
@@ -78,79 +92,6 @@ impl Drop for Cleanup<'_> {
     }
 }
 
-const GATEWAY_API: &str = "/apis/gateway.networking.k8s.io/v1";
-
-/// The least definitions of the kinds that are used, with the fields of statuses that the real ones ask for. Returns what
-/// was not there before.
-fn definitions(cluster: &Cluster) -> Vec<String> {
-    let any = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-    let conditions = json!({ "type": "array", "items": {
-        "type": "object", "required": ["type", "status", "reason", "message", "lastTransitionTime"],
-        "properties": {
-            "type": { "type": "string" }, "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
-            "reason": { "type": "string", "minLength": 1 }, "message": { "type": "string" },
-            "lastTransitionTime": { "type": "string", "format": "date-time" }, "observedGeneration": { "type": "integer" },
-        },
-    } });
-    let parents = json!({ "type": "array", "items": {
-        "type": "object", "required": ["parentRef", "controllerName", "conditions"],
-        "properties": { "parentRef": any, "controllerName": { "type": "string", "pattern": "^.+/.+$" }, "conditions": conditions },
-    } });
-    let listeners = json!({ "type": "array", "items": {
-        "type": "object", "required": ["name", "attachedRoutes", "conditions"],
-        "properties": {
-            "name": { "type": "string" }, "attachedRoutes": { "type": "integer" },
-            "supportedKinds": { "type": "array", "items": any }, "conditions": conditions,
-        },
-    } });
-    let mut made = Vec::new();
-    for (kind, plural, scope, status) in [
-        ("GatewayClass", "gatewayclasses", "Cluster", json!({ "conditions": conditions })),
-        (
-            "Gateway",
-            "gateways",
-            "Namespaced",
-            json!({ "conditions": conditions, "listeners": listeners, "addresses": { "type": "array", "items": any } }),
-        ),
-        ("HTTPRoute", "httproutes", "Namespaced", json!({ "parents": parents })),
-    ] {
-        let name = format!("{plural}.gateway.networking.k8s.io");
-        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-        // One that an earlier run is still taking away is not there.
-        let there = until(&format!("{name} is there or is not"), 180, || {
-            let found = cluster.get(&path);
-            let leaves = found["metadata"]["deletionTimestamp"].is_string();
-            (!leaves).then(|| found["kind"] == "CustomResourceDefinition")
-        });
-        if there {
-            continue;
-        }
-        let schema = json!({ "type": "object", "properties": { "spec": any, "status": { "type": "object", "properties": status } } });
-        cluster.apply(
-            &path,
-            &json!({
-                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-                "metadata": { "name": name, "annotations": { "api-approved.kubernetes.io": "unapproved, for a test" } },
-                "spec": {
-                    "group": "gateway.networking.k8s.io", "scope": scope,
-                    "names": { "kind": kind, "plural": plural, "singular": kind.to_lowercase() },
-                    "versions": [{
-                        "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
-                        "schema": { "openAPIV3Schema": schema },
-                    }],
-                },
-            }),
-        );
-        made.push(path);
-    }
-    for plural in ["gatewayclasses", "gateways", "httproutes"] {
-        until(&format!("the cluster serves {plural}"), 60, || {
-            (cluster.get(&format!("{GATEWAY_API}/{plural}"))["items"].is_array()).then_some(())
-        });
-    }
-    made
-}
-
 /// Answers every request with `word` and its first line, until dropped.
 struct Upstream(SocketAddr, Arc<AtomicBool>);
 
@@ -198,37 +139,38 @@ fn own_address() -> Ipv4Addr {
     usable.first().expect("an address of this machine beside loopback").1
 }
 
-fn slice(name: &str, address: Ipv4Addr, port: u16) -> Value {
+/// The only EndpointSlice of a service with the port `web`.
+fn slice(service: &str, address: Ipv4Addr, port: u16) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": { "name": name, "labels": { "kubernetes.io/service-name": "web" } },
+        "metadata": { "name": format!("{service}-1"), "labels": { "kubernetes.io/service-name": service } },
         "ports": [{ "name": "web", "port": port, "protocol": "TCP" }],
         "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
     })
 }
 
-/// The condition of a type in a list.
-fn condition(list: &Value, kind: &str) -> String {
-    let found = list.as_array().into_iter().flatten().find(|it| it["type"] == kind);
-    found.map(|it| format!("{} {}", it["status"], it["reason"]).replace('"', "")).unwrap_or_default()
+/// A service without pods whose port 80 is what a [`slice`] says.
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+        "spec": { "ports": [{ "name": "web", "port": 80, "targetPort": 1 }] },
+    })
+}
+
+/// A secret with a certificate.
+fn secret(name: &str, chain: &str, key: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "type": "kubernetes.io/tls",
+        "stringData": { "tls.crt": chain, "tls.key": key },
+    })
 }
 
 #[test]
-fn an_ingress_and_a_route_of_a_gateway_are_answered() {
-    let Some(kubeconfig) = std::env::var("ARCO_TEST_KUBECONFIG").ok().filter(|it| !it.is_empty()) else {
-        eprintln!(
-            "SKIPPED: no Kubernetes is named by ARCO_TEST_KUBECONFIG (tests/kubernetes/cluster.py run makes one)"
-        );
-        return;
-    };
-    if !arco_testkit::is_root() {
-        return;
-    }
-    let cluster = Cluster::connect(&kubeconfig);
-    let name = format!("arco-it-{}", std::process::id());
+fn an_ingress_is_answered() {
+    let Some((cluster, kubeconfig)) = cluster() else { return };
+    let name = format!("arco-it-ingress-{}", std::process::id());
     let namespace = format!("/api/v1/namespaces/{name}");
-    let mut cleanup = Cleanup(&cluster, vec![namespace.clone(), format!("{GATEWAY_API}/gatewayclasses/{name}")]);
-    cleanup.1.extend(definitions(&cluster));
+    let _cleanup = Cleanup(&cluster, vec![namespace.clone()]);
     cluster.apply(&namespace, &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }));
     let env = vec![
         ("ARCO_KUBERNETES__KUBECONFIG", kubeconfig),
@@ -240,20 +182,12 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
     let (first, second) = (Upstream::start("first"), Upstream::start("second"));
     let address = own_address();
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{name}/endpointslices/web-1");
-    cluster.apply(&slices, &slice("web-1", address, first.0.port()));
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web" },
-        "spec": { "ports": [{ "name": "web", "port": 80, "targetPort": 1 }] },
-    });
-    cluster.apply(&format!("{namespace}/services/web"), &service);
+    cluster.apply(&slices, &slice("web", address, first.0.port()));
+    cluster.apply(&format!("{namespace}/services/web"), &service("web"));
     let key = KeyPair::generate().unwrap();
     let host = format!("i.{name}.test");
     let chain = CertificateParams::new(vec![host.clone()]).unwrap().self_signed(&key).unwrap().pem();
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "cert" }, "type": "kubernetes.io/tls",
-        "stringData": { "tls.crt": chain, "tls.key": key.serialize_pem() },
-    });
-    cluster.apply(&format!("{namespace}/secrets/cert"), &secret);
+    cluster.apply(&format!("{namespace}/secrets/cert"), &secret("cert", &chain, &key.serialize_pem()));
     let ingress = format!("/apis/networking.k8s.io/v1/namespaces/{name}/ingresses/web");
     let backend = json!({ "service": { "name": "web", "port": { "name": "web" } } });
     cluster.apply(&ingress, &json!({
@@ -278,62 +212,9 @@ fn an_ingress_and_a_route_of_a_gateway_are_answered() {
         (cluster.get(&ingress)["status"]["loadBalancer"]["ingress"][0]["ip"] == "192.0.2.7").then_some(())
     });
 
-    // The Gateway API: a class that names our controller, a gateway, a route; one that names a service which is not there.
-    let class = json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": { "name": name },
-        "spec": { "controllerName": format!("arco.internal/{name}") },
-    });
-    cluster.apply(&format!("{GATEWAY_API}/gatewayclasses/{name}"), &class);
-    let gateway = format!("{GATEWAY_API}/namespaces/{name}/gateways/gw");
-    cluster.apply(
-        &gateway,
-        &json!({
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": { "name": "gw" },
-            "spec": { "gatewayClassName": name, "listeners": [{ "name": "http", "port": 80, "protocol": "HTTP" }] },
-        }),
-    );
-    let routes = format!("{GATEWAY_API}/namespaces/{name}/httproutes");
-    let route = |route: &str, service: &str| {
-        let rewrite = json!({ "type": "URLRewrite", "urlRewrite": { "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/new" } } });
-        cluster.apply(
-            &format!("{routes}/{route}"),
-            &json!({
-                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": route },
-                "spec": {
-                    "parentRefs": [{ "name": "gw" }], "hostnames": [format!("{route}.{name}.test")],
-                    "rules": [{
-                        "matches": [{ "path": { "type": "PathPrefix", "value": "/old" } }], "filters": [rewrite],
-                        "backendRefs": [{ "name": service, "port": 80 }],
-                    }],
-                },
-            }),
-        );
-    };
-    route("r", "web");
-    route("gone", "nothing");
-    body(&format!("r.{name}.test"), "/old/x", "first GET /new/x HTTP/1.1");
-    until("a route whose service is not there answers 500", 180, || {
-        platform.get(&format!("gone.{name}.test"), "/old").ok().filter(|it| it.status == 500)
-    });
-    for (route, wanted) in [("r", "True ResolvedRefs"), ("gone", "False BackendNotFound")] {
-        until(&format!("the route `{route}` says {wanted}"), 180, || {
-            let object = cluster.get(&format!("{routes}/{route}"));
-            let status = &object["status"]["parents"][0]["conditions"];
-            (condition(status, "Accepted") == "True Accepted" && condition(status, "ResolvedRefs") == wanted)
-                .then_some(())
-        });
-    }
-    until("the gateway says that it is programmed", 180, || {
-        let object = cluster.get(&gateway);
-        let status = &object["status"];
-        let attached = &status["listeners"][0]["attachedRoutes"];
-        (condition(&status["conditions"], "Programmed") == "True Programmed" && *attached == 2).then_some(())
-    });
-
-    // Endpoints move; a route that is deleted is gone.
-    cluster.apply(&slices, &slice("web-1", address, second.0.port()));
+    // Endpoints move; what is deleted is gone.
+    cluster.apply(&slices, &slice("web", address, second.0.port()));
     body(&host, "/x", "second GET /x HTTP/1.1");
-    body(&format!("r.{name}.test"), "/old", "second GET /new HTTP/1.1");
     cluster.delete(&ingress);
     until("the host of the Ingress that went is gone", 180, || {
         platform.get(&host, "/").ok().filter(|it| it.status == 404)

@@ -50,7 +50,7 @@ fn said_by_udp(port: u16, word: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// Three ports in a row that nobody has; another `offset` (0 or 4) gives others.
+/// Three ports in a row that nobody has; another `offset` (0 or 4; 3 for the first alone) gives others.
 pub(crate) fn pool(offset: u16) -> u16 {
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     let first = 20_000 + offset + u16::try_from(std::process::id() % 1000).unwrap() * 8;

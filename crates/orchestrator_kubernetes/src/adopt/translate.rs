@@ -19,7 +19,7 @@ use arco_model::spec::{
 use k8s_openapi::api::core::v1::{
     Container, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, Probe as PodProbe, Service,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,8 +32,12 @@ struct Workload<'a> {
     name: &'a str,
     replicas: u32,
     template: &'a PodTemplateSpec,
+    /// By which its pods are found.
+    selector: &'a LabelSelector,
     /// Claims that each place has.
     claims: &'a [PersistentVolumeClaim],
+    /// Whether its old pods end before new ones start.
+    recreates: bool,
     owners: &'a [OwnerReference],
 }
 
@@ -43,11 +47,12 @@ impl<'a> Workload<'a> {
         metadata: &'a ObjectMeta,
         replicas: Option<i32>,
         template: &'a PodTemplateSpec,
-        claims: &'a [PersistentVolumeClaim],
+        selector: &'a LabelSelector,
     ) -> Option<Self> {
         let owners = metadata.owner_references.as_deref().unwrap_or_default();
         let replicas = replicas.and_then(|it| u32::try_from(it).ok()).unwrap_or(1);
-        Some(Self { kind, name: metadata.name.as_deref()?, replicas, template, claims, owners })
+        let name = metadata.name.as_deref()?;
+        Some(Self { kind, name, replicas, template, selector, claims: &[], recreates: false, owners })
     }
 
     /// Services that lead to it.
@@ -68,12 +73,14 @@ pub(super) fn found(objects: &Objects) -> Found {
     let mut found = Found::default();
     let deployments = objects.deployments.iter().filter_map(|it| {
         let spec = it.spec.as_ref()?;
-        Workload::new("Deployment", &it.metadata, spec.replicas, &spec.template, &[])
+        let found = Workload::new("Deployment", &it.metadata, spec.replicas, &spec.template, &spec.selector)?;
+        let strategy = spec.strategy.as_ref().and_then(|it| it.type_.as_deref());
+        Some(Workload { recreates: strategy == Some("Recreate"), ..found })
     });
     let sets = objects.stateful_sets.iter().filter_map(|it| {
         let spec = it.spec.as_ref()?;
-        let claims = spec.volume_claim_templates.as_deref().unwrap_or_default();
-        Workload::new("StatefulSet", &it.metadata, spec.replicas, &spec.template, claims)
+        let found = Workload::new("StatefulSet", &it.metadata, spec.replicas, &spec.template, &spec.selector)?;
+        Some(Workload { claims: spec.volume_claim_templates.as_deref().unwrap_or_default(), ..found })
     });
     let mut led = BTreeSet::new();
     for it in deployments.chain(sets) {
@@ -136,7 +143,10 @@ fn component(of: &Workload<'_>, objects: &Objects) -> Option<(ComponentManifest,
     environment(container, &mut manifest, &mut lost);
     volumes(of, pod, objects, &mut manifest, &mut lost);
     lost.extend(others.iter().map(|it| format!("container `{}`: put it into `overlay`", it.name)));
-    lost.extend(lost::beyond(pod, container));
+    lost.extend(lost::beyond(of, pod, container));
+    lost.extend(lost::marks(of, objects));
+    lost.extend(lost::resources(container));
+    lost.extend(lost::doors(&manifest.ports));
     for it in of.services(objects).iter().filter_map(|it| it.metadata.name.as_ref()) {
         lost.push(format!(
             "the name `{it}` for others: bind them to it (`arco bind`, variables `<ALIAS>_HOST`, `_PORT`)"
@@ -345,7 +355,16 @@ fn volumes(
             (VolumeKind::Shared, size_mb, class)
         } else if let Some(it) = scratch {
             if it.medium.as_deref() != Some("Memory") {
-                continue; // every instance has a layer of its own to write to
+                // Every instance has a layer of its own to write to.
+                let others = pod.containers[1..].iter().chain(pod.init_containers.iter().flatten());
+                if others.flat_map(|it| it.volume_mounts.iter().flatten()).any(|it| it.name == *name) {
+                    lost.push(format!(
+                        "volume `{name}` at {path}, which its containers share: put it into `overlay`, with them"
+                    ));
+                } else if it.size_limit.is_some() {
+                    lost.push(format!("the size of what is at {path}: `disk_mb` limits all that an instance writes"));
+                }
+                continue;
             }
             let limit = it.size_limit.as_ref().and_then(thousandths).map(|it| (it / 1000).div_ceil(1 << 20));
             (VolumeKind::Memory, limit.and_then(|it| u32::try_from(it).ok()).unwrap_or(64).max(1), None)

@@ -69,7 +69,7 @@ fn workloads_become_components_and_what_is_lost_is_named() {
             { "apiVersion": "example.com/v1", "kind": "Database", "name": "main", "uid": "1" },
         ]},
         "spec": {
-            "replicas": 1, "serviceName": "db", "selector": {},
+            "replicas": 1, "serviceName": "db", "selector": { "matchLabels": { "app": "db" } },
             "template": { "metadata": { "labels": { "app": "db" } }, "spec": { "containers": [{
                 "name": "db", "image": "db:1", "ports": [{ "containerPort": 5432 }],
                 "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
@@ -183,6 +183,10 @@ fn what_the_platform_would_refuse_is_left_out_and_named() {
         (json!({ "securityContext": { "runAsUser": 1000 } }), "its user"),
         (json!({ "securityContext": { "capabilities": { "add": ["NET_ADMIN"] } } }), "privileges"),
         (json!({ "resources": { "limits": { "cpu": "1m" } } }), "memory without a limit"),
+        (json!({ "resources": { "limits": { "nvidia.com/gpu": "1" } } }), "`nvidia.com/gpu`"),
+        (json!({ "securityContext": { "readOnlyRootFilesystem": true } }), "`readOnlyRootFilesystem`"),
+        (json!({ "readinessProbe": { "tcpSocket": { "port": 80 }, "initialDelaySeconds": 90 } }), "within 60 s"),
+        (json!({ "startupProbe": { "tcpSocket": { "port": 80 } } }), "within 60 s"),
     ] {
         let mut container = json!({ "name": "web", "image": "web" });
         container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -193,6 +197,84 @@ fn what_the_platform_would_refuse_is_left_out_and_named() {
     let small = web(json!({ "name": "web", "resources": { "limits": { "cpu": "1m", "memory": "1Mi" } } }));
     let resources = small.component.resources.unwrap();
     assert_eq!((resources.cpu_milli, resources.memory_mb), (10, 16));
+}
+
+/// What a pod has beside its container is had by no component, and named.
+#[test]
+fn what_only_pods_have_is_named() {
+    let container = json!({ "name": "web", "image": "web", "volumeMounts": [{ "name": "a", "mountPath": "/a" }] });
+    let second = json!({ "name": "proxy", "volumeMounts": [{ "name": "a", "mountPath": "/b" }] });
+    for (more, named) in [
+        (json!({ "dnsConfig": {} }), "DNS settings"),
+        (json!({ "dnsPolicy": "None" }), "DNS settings"),
+        (json!({ "hostAliases": [{ "ip": "192.0.2.1" }] }), "names of others"),
+        (json!({ "runtimeClassName": "gvisor" }), "runtime class"),
+        (json!({ "nodeName": "n1" }), "its node"),
+        (json!({ "shareProcessNamespace": true }), "`shareProcessNamespace`"),
+        (json!({ "securityContext": { "fsGroup": 5 } }), "`fsGroup`"),
+        (json!({ "securityContext": { "sysctls": [{ "name": "a", "value": "1" }] } }), "sysctls"),
+        (json!({ "volumes": [{ "name": "a", "emptyDir": { "sizeLimit": "1Gi" } }] }), "`disk_mb`"),
+        (
+            json!({ "volumes": [{ "name": "a", "emptyDir": {} }], "containers": [container, second] }),
+            "containers share",
+        ),
+    ] {
+        let mut objects = deployment("web", container.clone());
+        let pod = &mut objects.deployments[0].spec.as_mut().unwrap().template.spec;
+        let mut document = serde_json::to_value(&*pod).unwrap();
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        *pod = serde_json::from_value(document).unwrap();
+        let found = found(&objects);
+        let web = &found.components[&"web".parse::<ComponentName>().unwrap()];
+        assert!(web.lost.iter().any(|it| it.contains(named)), "{more}: {:?}", web.lost);
+        assert!(is_taken(web), "{more}: {web:#?}");
+    }
+}
+
+/// What the cluster itself writes into every workload is nothing that is lost.
+#[test]
+fn marks_and_ways_of_replacing_are_named_and_defaults_are_not() {
+    let of = |strategy: &str, labels: Value, annotations: Value| {
+        let probe =
+            json!({ "tcpSocket": { "port": 80 }, "periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3 });
+        let deployment = json!({ "metadata": { "name": "web" }, "spec": {
+            "selector": { "matchLabels": { "app": "web" } }, "strategy": { "type": strategy },
+            "template": { "metadata": { "labels": labels, "annotations": annotations }, "spec": {
+                "dnsPolicy": "ClusterFirst", "securityContext": {},
+                "containers": [{ "name": "web", "image": "web", "readinessProbe": probe,
+                    "resources": { "limits": { "memory": "64Mi" } } }],
+            }},
+        }});
+        let deployments = vec![serde_json::from_value(deployment).unwrap()];
+        let mut found = found(&Objects { deployments, ..Objects::default() });
+        found.components.remove(&"web".parse::<ComponentName>().unwrap()).unwrap().lost
+    };
+    let restarted = json!({ "kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z" });
+    assert_eq!(of("RollingUpdate", json!({ "app": "web" }), restarted), Vec::<String>::new());
+    let lost = of("Recreate", json!({ "app": "web", "team": "blue" }), json!({ "prometheus.io/scrape": "true" }));
+    assert!(lost.len() == 2 && lost.iter().any(|it| it.contains("Recreate")), "{lost:?}");
+    assert!(lost.iter().any(|it| it.contains("(`team`, `prometheus.io/scrape`)")), "{lost:?}");
+}
+
+#[test]
+fn ports_that_only_a_route_opens_are_named() {
+    let ports = [
+        (80, Protocol::Http, true),
+        (9090, Protocol::Grpc, true),
+        (5432, Protocol::Tcp, true),
+        (53, Protocol::Udp, true),
+        (81, Protocol::Http, false),
+        (82, Protocol::Tcp, false),
+    ];
+    let ports = ports.map(|(port, protocol, outer)| Port { port, protocol, outer });
+    let expected = [
+        "9090 outside: `arco route add … HOST",
+        "5432 outside: `arco route add … --tcp",
+        "53 outside: `arco route add … --udp",
+    ];
+    let found = lost::doors(&ports);
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    assert!(found.iter().zip(expected).all(|(it, wanted)| it.contains(wanted)), "{found:?}");
 }
 
 /// A volume of which one path is odd, or that is mounted twice, is said; the rest is had.
