@@ -13,7 +13,7 @@ fn servers_have_one_account_and_one_order() {
     let Some(shared) = Shared::make() else { return };
     let roles = ["api", "controller", "builder", "eventlog", "registry", "gateway", "console"];
     let mut here = shared.server(&roles, &prepared.env());
-    let mut there = shared.server(&["gateway", "console"], &[]);
+    let there = shared.server(&["gateway", "console"], &[]);
     // It asks the gateway of the server that orders nothing.
     let authority = prepared.start(&there);
     let source = here.folder("site", &[("index.html", "<h1>shared</h1>")]).display().to_string();
