@@ -2,7 +2,7 @@
 
 use super::body::RequestBody;
 use super::forward::Failure;
-use super::pool::Pooled;
+use super::pool::{Key, Pooled};
 use super::room;
 use crate::upstream::{Transport, UpstreamTls};
 use arco_daemon::{OnExit, Supervisor};
@@ -10,11 +10,50 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+
+/// How often one endpoint is complained of.
+const SAID: Duration = Duration::from_secs(30);
+/// Of most so many endpoints it is known when that was; nobody else is complained of meanwhile.
+const MAX_SAID: usize = 1024;
+
+static COMPLAINTS: Mutex<Complaints> = Mutex::new(Complaints(BTreeMap::new()));
+
+/// When endpoints were complained of last: each request and each check has the same cause to.
+struct Complaints(BTreeMap<Key, Instant>);
+
+impl Complaints {
+    fn is_due(&mut self, of: Key, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < SAID;
+        if self.0.get(&of).is_some_and(|at| is_recent(*at)) {
+            return false;
+        }
+        if self.0.len() >= MAX_SAID {
+            self.0.retain(|_, at| is_recent(*at));
+        }
+        if self.0.len() >= MAX_SAID {
+            return false;
+        }
+        self.0.insert(of, now);
+        true
+    }
+}
+
+/// Says what is wrong with the TLS of an endpoint, seldom enough for clients not to fill the log with it.
+fn complain(of: Key, error: &impl Display, what: &'static str) {
+    let address = of.0;
+    if COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner).is_due(of, Instant::now()) {
+        tracing::warn!(%address, %error, "{what}");
+    } else {
+        tracing::debug!(%address, %error, "{what}");
+    }
+}
 
 /// Lets hyper start its tasks where ours are.
 #[derive(Clone)]
@@ -81,7 +120,7 @@ pub(super) async fn connect(
         None => None,
         Some(UpstreamTls { config: Ok(config), name }) => Some((config, name)),
         Some(UpstreamTls { config: Err(error), .. }) => {
-            tracing::warn!(%address, %error, "an endpoint is not asked: no certificate of it would do");
+            complain((address, transport.id), error, "an endpoint is not asked: no certificate of it would do");
             return Err(Failure::Broken);
         }
     };
@@ -101,7 +140,7 @@ pub(super) async fn connect(
         match tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
             Ok(stream) => speak(supervisor, transport.http2, stream, address).await,
             Err(error) => {
-                tracing::warn!(%address, %error, "an endpoint's TLS handshake failed");
+                complain((address, transport.id), &error, "an endpoint's TLS handshake failed");
                 Err(Failure::Broken)
             }
         }
@@ -131,4 +170,26 @@ where
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
     supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(connection.with_upgrades().await) });
     Ok(Sender::One(sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_complained_of_seldom() {
+        let mut complaints = Complaints(BTreeMap::new());
+        let (begin, address) = (Instant::now(), SocketAddr::from(([127, 0, 0, 1], 8443)));
+        for (after_s, transport, is_due) in
+            [(0, 2, true), (29, 2, false), (29, 3, true), (30, 2, true), (31, 2, false), (59, 3, true)]
+        {
+            let now = begin + Duration::from_secs(after_s);
+            assert_eq!(complaints.is_due((address, transport), now), is_due, "{after_s} s, {transport}");
+        }
+        // However many there are.
+        let now = begin + 10 * SAID;
+        let due = (0..2 * MAX_SAID as u64).filter(|it| complaints.is_due((address, *it), now)).count();
+        assert_eq!((due, complaints.0.len()), (MAX_SAID, MAX_SAID));
+        assert!(complaints.is_due((address, u64::MAX), now + SAID));
+    }
 }
