@@ -44,8 +44,9 @@ struct Wanted<'a> {
     account: &'a Mutex<Option<Account>>,
 }
 
-/// What a lock lives beyond the longest order, in seconds.
-const LOCK_SPARE_S: u64 = 60;
+/// How long the lock of a controller that died stays, in seconds, and how often one that lives renews it.
+const LOCK_S: u64 = 15;
+const RENEWAL: Duration = Duration::from_secs(5);
 
 impl Controller {
     /// Looks after automatic certificates until the process stops.
@@ -126,10 +127,12 @@ impl Controller {
 
     /// Orders a certificate, unless another controller does.
     async fn order_locked(&self, wanted: Wanted<'_>) -> Result<(), BoxError> {
-        let timeout_ms = self.deps.acme.order_timeout_ms;
-        let life_s = timeout_ms / 1000 + LOCK_SPARE_S;
-        let Some(lock) = Lock::take(&self.deps.kv, wanted.host, life_s).await? else { return Ok(()) };
-        let ordered = self.order_now(wanted).await;
+        let Some(lock) = Lock::take(&self.deps.kv, wanted.host).await? else { return Ok(()) };
+        let ordered = tokio::select! {
+            ordered = self.order_now(wanted) => ordered,
+            // Another controller may order by now.
+            () = lock.lost() => Err("its lock ended while it was ordered".into()),
+        };
         lock.release().await;
         ordered
     }
@@ -239,9 +242,9 @@ struct Lock {
 
 impl Lock {
     /// Takes it; `None` when another one has it.
-    async fn take(kv: &SharedKv, host: &str, life_s: u64) -> Result<Option<Self>, KvError> {
+    async fn take(kv: &SharedKv, host: &str) -> Result<Option<Self>, KvError> {
         let key = format!("{LOCKS}{host}").into_bytes();
-        let lease = kv.lease_grant(life_s).await?;
+        let lease = kv.lease_grant(LOCK_S).await?;
         let put = Operation::Put { key: key.clone(), value: Vec::new(), lease: Some(lease) };
         let txn = Txn { compare: vec![Compare::Absent(key)], success: vec![put], failure: Vec::new() };
         let lock = Self { kv: kv.clone(), lease };
@@ -250,6 +253,18 @@ impl Lock {
         }
         lock.release().await;
         Ok(None)
+    }
+
+    /// Renews it, and returns when it is lost.
+    async fn lost(&self) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            match self.kv.lease_keep_alive(self.lease).await {
+                Ok(_) => {}
+                Err(KvError::NoLease(_)) => return,
+                Err(error) => tracing::debug!(%error, "the lock of an order was not renewed, it is tried again"),
+            }
+        }
     }
 
     async fn release(self) {
@@ -285,14 +300,18 @@ mod tests {
     use arco_store::kv::MemoryKv;
     use std::sync::Arc;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn one_order_for_a_host_at_a_time() {
         let kv: SharedKv = Arc::new(MemoryKv::new());
-        let first = Lock::take(&kv, "a.test", 60).await.unwrap().expect("nobody has it");
-        assert!(Lock::take(&kv, "a.test", 60).await.unwrap().is_none());
-        let other = Lock::take(&kv, "b.test", 60).await.unwrap().expect("another host");
+        let first = Lock::take(&kv, "a.test").await.unwrap().expect("nobody has it");
+        assert!(Lock::take(&kv, "a.test").await.unwrap().is_none());
+        let other = Lock::take(&kv, "b.test").await.unwrap().expect("another host");
         first.release().await;
-        let again = Lock::take(&kv, "a.test", 60).await.unwrap().expect("it was given back");
+        let again = Lock::take(&kv, "a.test").await.unwrap().expect("it was given back");
+        // By the paused clock: it is not lost while the store has its lease.
+        assert!(tokio::time::timeout(3 * RENEWAL, again.lost()).await.is_err());
+        kv.lease_revoke(again.lease).await.unwrap();
+        again.lost().await;
         again.release().await;
         other.release().await;
         assert!(kv.list(LOCKS).await.unwrap().items.is_empty());

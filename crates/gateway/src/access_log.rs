@@ -29,6 +29,9 @@ use writer::Sink;
 /// By this name a process that may open the file hands it to one that may not.
 pub const NAME: &str = "access log";
 
+/// How long lines are waited for by a process that ends.
+pub const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// Most bytes that wait in a lane; a line that is begun below goes on above.
 const MOST: usize = 1 << 20;
 /// From so many on the writer does not wait for its time.
@@ -173,8 +176,10 @@ struct Orders {
     flushed: Vec<oneshot::Sender<()>>,
 }
 
-/// What one core has for the writer.
+/// What one core has for the writer. On cache lines of its own (the processor fetches them in pairs): the next lane is
+/// another core's.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 struct Lane {
     /// Requests that asked whether they are in the sample.
     turn: AtomicU64,

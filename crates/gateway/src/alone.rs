@@ -2,7 +2,7 @@
 //! changes; a file that is not valid, or asks for an address that cannot be had, is refused and the old one stays. Who
 //! serves it is a driver ([`crate::driver`]).
 
-use crate::access_log::{self, Place};
+use crate::access_log::{self, LAST_LINES, Place};
 use crate::addresses::Addresses;
 use crate::admin::{Admin, serve_tcp};
 use crate::data_plane::{GatewayError, system};
@@ -27,8 +27,6 @@ use std::time::{Duration, Instant};
 
 /// How often the file's time and size are looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long lines of the access log are waited for when this process ends.
-const LAST_LINES: Duration = Duration::from_secs(1);
 /// Where the configurations of programs that work for us are kept, by the gateway's file.
 const RUN: &str = "/run/arco-gateway";
 /// Name of the admin listener among the sockets that are kept; those of the file have names of their own.
@@ -129,6 +127,12 @@ impl Alone {
     /// Listeners by name, as really bound.
     pub fn addresses(&self) -> HashMap<String, SocketAddr> {
         self.driver.listeners().into_iter().map(|(spec, address)| (spec.name, address)).collect()
+    }
+
+    /// What the traffic path shares. Whoever ends the supervisor cuts off what is still open: its lines are in the access
+    /// log after another flush.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     /// Where `/healthz` and `/metrics` answer, as really bound.

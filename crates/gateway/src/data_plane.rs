@@ -5,7 +5,7 @@
 
 mod acknowledge;
 
-use crate::access_log::{self, Place};
+use crate::access_log::{self, LAST_LINES, Place};
 use crate::addresses::Addresses;
 use crate::bind::{BindError, Bound, bind_kept};
 use crate::engine::{Engine, Limits, Listening, Protocol, Shared, threads};
@@ -32,8 +32,6 @@ use tokio::sync::{Notify, watch};
 
 /// How long the store may take to forget a gateway that leaves.
 const FORGET: Duration = Duration::from_millis(500);
-/// How long lines of the access log are waited for when this process ends.
-const LAST_LINES: Duration = Duration::from_secs(1);
 /// Pause before a port for a component that could not be opened is tried again.
 const STREAM_PAUSE: Duration = Duration::from_secs(2);
 

@@ -79,8 +79,9 @@ impl Way<'_> {
             (scheme, host) = (element.proto.and_then(scheme_of), element.host.and_then(host_of));
             let Some(before) = element.node.and_then(node) else { break };
             self.at = before;
-            chain.insert(0, before.to_string());
+            chain.push(before.to_string());
         }
+        chain.reverse();
         Told { client: self.at, scheme, host, chain: chain.join(", ") }
     }
 }

@@ -162,6 +162,12 @@ impl Process {
         Arc::clone(&self.mirror)
     }
 
+    /// What the traffic path shares. Whoever ends the supervisor cuts off what is still open: its lines are in the access
+    /// log after another flush.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.plane.shared()
+    }
+
     /// Cancel it to drain and stop.
     pub fn stop(&self) -> CancellationToken {
         self.leave.asked.clone()

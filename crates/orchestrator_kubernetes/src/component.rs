@@ -470,7 +470,7 @@ impl Component {
                     | Kind::Autoscaler
                     | Kind::Scale
             );
-            let one_shot = name.starts_with("run-");
+            let one_shot = names::of_one_shot(name).is_some();
             if auxiliary && !one_shot && !it.deleting && !wanted.contains(&(*kind, name)) {
                 if matches!(kind, Kind::Secret | Kind::ConfigMap) && used_by(&it.key) {
                     continue;

@@ -89,9 +89,17 @@ pub(crate) fn base(plan: &WorkloadPlan) -> String {
     format!("{}-{}", readable.trim_end_matches('-'), &id[id.len() - 8..])
 }
 
+/// What names of one-shots begin with; the id follows. An application may be called so, too.
+const ONE_SHOT: &str = "run-";
+
 /// The name of a one-shot's pod.
 pub(crate) fn one_shot(id: &InstanceId) -> String {
-    format!("run-{id}")
+    format!("{ONE_SHOT}{id}")
+}
+
+/// The one-shot whose pod, variables or files an object of this name is, if it is that.
+pub(crate) fn of_one_shot(name: &str) -> Option<InstanceId> {
+    name.strip_prefix(ONE_SHOT)?.parse().ok()
 }
 
 /// Labels of a platform's object.
@@ -133,6 +141,17 @@ mod tests {
         assert!(name.len() <= 41 && name.starts_with('a') && !name.contains("--"), "{name}");
         plan.component = arco_model::id::ComponentId::from_parts(1, 2);
         assert_ne!(base(&plan), name);
+    }
+
+    #[test]
+    fn what_an_application_called_run_has_is_no_one_shot() {
+        let id = InstanceId::from_parts(1, 2);
+        assert_eq!(of_one_shot(&one_shot(&id)), Some(id));
+        let mut plan = crate::render::tests::plan();
+        plan.application = "run".parse().unwrap();
+        let base = base(&plan);
+        assert!(base.starts_with(ONE_SHOT), "{base}");
+        assert_eq!((of_one_shot(&base), of_one_shot(&format!("{base}-0123456789"))), (None, None));
     }
 
     #[test]

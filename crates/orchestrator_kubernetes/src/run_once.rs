@@ -92,7 +92,7 @@ pub(crate) async fn clear(inner: &Inner) {
         let pods =
             left.pods.values().filter(|(_, it)| it.one_shot).map(|(_, it)| (it.namespace.clone(), it.name.clone()));
         let others = [Kind::Secret, Kind::ConfigMap].into_iter().flat_map(|it| left.of(it));
-        let others = others.filter(|(name, _)| name.starts_with("run-"));
+        let others = others.filter(|(name, _)| names::of_one_shot(name).is_some());
         let all: BTreeSet<_> = pods.chain(others.map(|(name, it)| (it.namespace.clone(), name.to_owned()))).collect();
         for (namespace, name) in all.into_iter().filter(|it| it.0.starts_with(prefix)) {
             if let Err(error) = clear_one(inner, &namespace, &name, true).await {

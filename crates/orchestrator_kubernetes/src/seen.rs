@@ -6,6 +6,7 @@
 pub(crate) mod convert;
 pub(crate) mod scaler;
 
+use crate::names;
 use crate::render::Kind;
 use arco_model::id::{ComponentId, InstanceId, RevisionId};
 use arco_model::observed::ExitFacts;
@@ -208,7 +209,8 @@ impl Seen {
     /// Every component of which something exists, one-shots not counted.
     pub(crate) fn components(&self) -> BTreeSet<ComponentId> {
         let exists = |it: &ComponentSeen| {
-            it.objects.keys().any(|(_, name)| !name.starts_with("run-")) || it.instances().next().is_some()
+            let lasts = |(kind, name): &(Kind, String)| *kind == Kind::Claim || names::of_one_shot(name).is_none();
+            it.objects.keys().any(lasts) || it.instances().next().is_some()
         };
         self.lock().components.iter().filter(|(_, it)| exists(it)).map(|(id, _)| id.clone()).collect()
     }

@@ -232,10 +232,10 @@ mod tests {
 
     #[test]
     fn a_port_is_closed_at_some_gateways_or_at_all() {
+        type Problems<'a> = (&'a str, Vec<(StreamProtocol, u16, String)>);
         let problem = |port: u16, why: &str| (StreamProtocol::Tcp, port, why.to_owned());
-        let said = |of: &[(&str, Vec<(StreamProtocol, u16, String)>)]| {
-            of.iter().map(|(server, it)| ((*server).to_owned(), it.clone())).collect::<Vec<_>>()
-        };
+        let said =
+            |of: &[Problems<'_>]| of.iter().map(|(server, it)| ((*server).to_owned(), it.clone())).collect::<Vec<_>>();
         let closed = |port: u16, why: &str, open_elsewhere: bool| {
             let (protocol, why) = (StreamProtocol::Tcp, why.to_owned());
             ClosedStream { protocol, port, why, open_elsewhere }

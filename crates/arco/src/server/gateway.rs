@@ -7,6 +7,7 @@ use super::GatewayArgs;
 use anyhow::Context as _;
 use arco_daemon::handover::{Holding, Sockets, hold, resume};
 use arco_daemon::{CancellationToken, Supervisor, telemetry, tls};
+use arco_gateway::access_log::LAST_LINES;
 use arco_gateway::alone::{Alone, check};
 use arco_gateway::virtual_address::probe;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,11 @@ fn worker(config: &Path) -> anyhow::Result<()> {
         for (name, address) in gateway.addresses() {
             tracing::info!(listener = name, %address, "listening");
         }
+        let shared = gateway.shared();
         gateway.run(CancellationToken::new()).await?;
+        // What the drain time was too short for is cut off, and has its line as well.
+        supervisor.shutdown(LAST_LINES).await;
+        shared.access_log.flush(LAST_LINES).await;
         anyhow::Ok(())
     })
 }

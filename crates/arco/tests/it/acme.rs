@@ -28,7 +28,7 @@ fn tool(name: &str) -> Option<PathBuf> {
 }
 
 /// Ends with the test.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -66,21 +66,18 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// A platform whose certificates an authority of its own issues, and where names lead where the test says.
-struct World {
-    platform: Platform,
-    control: SocketAddr,
-    names: SocketAddr,
-    /// Who signed the authority's own listeners.
+/// An authority that is not started yet, because it has to know a gateway, which has to know its address.
+pub(crate) struct Prepared {
+    challenge: String,
+    folder: tempfile::TempDir,
     authority_pem: String,
-    /// Who signs what it issues.
-    root: String,
-    _programs: [Running; 2],
-    _folder: tempfile::TempDir,
+    pebble: PathBuf,
+    names: PathBuf,
+    ports: [u16; 4],
 }
 
-impl World {
-    fn start(challenge: &str) -> Option<Self> {
+impl Prepared {
+    pub(crate) fn make(challenge: &str) -> Option<Self> {
         if !arco_testkit::is_root() {
             eprintln!("skipped: needs root");
             return None;
@@ -99,17 +96,27 @@ impl World {
         std::fs::write(at("ca.pem"), authority.pem()).unwrap();
         std::fs::write(at("cert.pem"), leaf.pem()).unwrap();
         std::fs::write(at("key.pem"), key.serialize_pem()).unwrap();
-        let (port, control, dns, names_control) = (free_port(), free_port(), free_port(), free_port());
-        let env = vec![
-            ("ARCO_ACME__DIRECTORY_URL", format!("https://127.0.0.1:{port}/dir")),
-            ("ARCO_ACME__CA_FILE", at("ca.pem").display().to_string()),
+        let ports = std::array::from_fn(|_| free_port());
+        Some(Self { challenge: challenge.to_owned(), authority_pem: authority.pem(), folder, pebble, names, ports })
+    }
+
+    /// Settings of a server whose certificates it issues.
+    pub(crate) fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ARCO_ACME__DIRECTORY_URL", format!("https://127.0.0.1:{}/dir", self.ports[0])),
+            ("ARCO_ACME__CA_FILE", self.folder.path().join("ca.pem").display().to_string()),
             ("ARCO_ACME__AGREE_TO_TERMS", "true".to_owned()),
             ("ARCO_ACME__CONTACT", "ops@example.com".to_owned()),
-            ("ARCO_ACME__CHALLENGE", challenge.to_owned()),
+            ("ARCO_ACME__CHALLENGE", self.challenge.clone()),
             ("ARCO_ACME__RENEWAL_CHECK_MS", "1000".to_owned()),
             ("NO_PROXY", "127.0.0.1".to_owned()),
-        ];
-        let platform = Platform::start_with(EXECUTABLE, Options { env, ..Options::default() });
+        ]
+    }
+
+    /// Starts it; it asks the gateway of `platform` for proofs.
+    pub(crate) fn start(self, platform: &Platform) -> Authority {
+        let Self { folder, authority_pem, ports: [port, control, dns, names_control], .. } = self;
+        let at = |name: &str| folder.path().join(name);
         let settings = serde_json::json!({"pebble": {
             "listenAddress": local(port),
             "managementListenAddress": local(control),
@@ -122,14 +129,14 @@ impl World {
         }});
         std::fs::write(at("pebble.json"), settings.to_string()).unwrap();
         let names = run(
-            Command::new(names)
+            Command::new(self.names)
                 .args(["-defaultIPv6", "", "-defaultIPv4", "127.0.0.1", "-dnsserver", &local(dns).to_string()])
                 .args(["-management", &local(names_control).to_string()])
                 .args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""]),
             &at("names.log"),
         );
         let pebble = run(
-            Command::new(pebble)
+            Command::new(self.pebble)
                 .arg("-config")
                 .arg(at("pebble.json"))
                 .args(["-dnsserver", &local(dns).to_string()])
@@ -140,21 +147,34 @@ impl World {
         for port in [port, control, names_control] {
             until("the ACME server listens", 60, || TcpStream::connect(local(port)).ok());
         }
-        let authority_pem = authority.pem();
         let answer = get_over_tls(local(control), "127.0.0.1", "127.0.0.1", "/roots/0", &authority_pem).unwrap();
         let root = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
         let (control, names_at) = (local(control), local(names_control));
-        let _programs = [names, pebble];
-        Some(Self { platform, control, names: names_at, authority_pem, root, _programs, _folder: folder })
+        Authority { control, names: names_at, authority_pem, root, _programs: [names, pebble], folder }
     }
+}
 
-    fn get(&self, host: &str) -> Result<(String, Vec<u8>), String> {
+/// An authority of its own, and where names lead where the test says.
+pub(crate) struct Authority {
+    control: SocketAddr,
+    names: SocketAddr,
+    /// Who signed the authority's own listeners.
+    authority_pem: String,
+    /// Who signs what it issues.
+    root: String,
+    _programs: [Running; 2],
+    folder: tempfile::TempDir,
+}
+
+impl Authority {
+    /// What a gateway answers over TLS with a certificate of this authority, and that certificate (DER).
+    pub(crate) fn get(&self, platform: &Platform, host: &str) -> Result<(String, Vec<u8>), String> {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        ask_over_tls(self.platform.address("https").unwrap(), host, &request, &self.root)
+        ask_over_tls(platform.address("https").unwrap(), host, &request, &self.root)
     }
 
     /// Lets a name lead to an address.
-    fn point(&self, name: &str, address: &str) {
+    pub(crate) fn point(&self, name: &str, address: &str) {
         for (path, body) in [
             ("/clear-a", serde_json::json!({"host": name})),
             ("/add-a", serde_json::json!({"host": name, "addresses": [address]})),
@@ -176,6 +196,33 @@ impl World {
         let request = post("/set-renewal-info/", &body);
         let answer = ask_over_tls(self.control, "127.0.0.1", &request, &self.authority_pem).unwrap().0;
         assert!(answer.contains(" 200 "), "{answer}");
+    }
+
+    /// How many accounts or orders were made at it, as its log says.
+    pub(crate) fn count(&self, what: &str) -> usize {
+        let log = std::fs::read_to_string(self.folder.path().join("pebble.log")).unwrap();
+        let what = format!(" {what} in ");
+        let number = |it: &str| it.split_once("There are now ")?.1.split_once(&what)?.0.parse::<usize>().ok();
+        log.lines().filter_map(number).max().unwrap_or(0)
+    }
+}
+
+/// A platform whose certificates an authority of its own issues.
+struct World {
+    platform: Platform,
+    authority: Authority,
+}
+
+impl World {
+    fn start(challenge: &str) -> Option<Self> {
+        let prepared = Prepared::make(challenge)?;
+        let platform = Platform::start_with(EXECUTABLE, Options { env: prepared.env(), ..Options::default() });
+        let authority = prepared.start(&platform);
+        Some(Self { platform, authority })
+    }
+
+    fn get(&self, host: &str) -> Result<(String, Vec<u8>), String> {
+        self.authority.get(&self.platform, host)
     }
 
     fn listed(&self, name: &str) -> serde_json::Value {
@@ -218,7 +265,7 @@ fn certificates_are_issued_renewed_and_explained() {
         // Also when something panics: the scope waits for its threads.
         let _stop = Raised(&stop);
         until("a request", 60, || asked.load(Ordering::Relaxed).then_some(()));
-        world.urge(&first);
+        world.authority.urge(&first);
         until("the renewed certificate", 90, || {
             world.get("one.auto.test").ok().map(|it| it.1).filter(|it| *it != first)
         })
@@ -227,7 +274,7 @@ fn certificates_are_issued_renewed_and_explained() {
     assert_ne!(first, second);
 
     // A name that leads elsewhere: told why, and what to do; mended and asked for again, it is issued.
-    world.point("two.auto.test", "127.0.0.2");
+    world.authority.point("two.auto.test", "127.0.0.2");
     good(&world.platform, &["route", "add", "shop/web", "two.auto.test", "--tls", "auto"]);
     let shown = until("the reason", 60, || {
         Some(world.listed("auto:two.auto.test")).filter(|it| !it["advice"].as_str().unwrap_or_default().is_empty())
@@ -237,7 +284,7 @@ fn certificates_are_issued_renewed_and_explained() {
     let status = world.platform.status("shop/web");
     says(&status["warnings"][0], &["two.auto.test", "was not issued", "must lead to this gateway"]);
     assert_eq!(status["status"], "running");
-    world.point("two.auto.test", "127.0.0.1");
+    world.authority.point("two.auto.test", "127.0.0.1");
     good(&world.platform, &["certificate", "renew", "auto:two.auto.test"]);
     until("the second certificate", 60, || world.get("two.auto.test").ok());
     let status = until("no more warnings", 60, || {

@@ -11,6 +11,7 @@ mod data_plane;
 mod egress;
 mod fake_api;
 mod faults;
+mod grpc;
 mod guide;
 mod hand_over;
 mod hostile_builds;

@@ -31,7 +31,7 @@ fn body(platform: &Platform, host: &str, path: &str) -> String {
 }
 
 /// Chain and key of a self-signed certificate, as files of the platform's folder.
-fn certificate(platform: &Platform, name: &str, hosts: &[&str]) -> (PathBuf, PathBuf, String) {
+pub(crate) fn certificate(platform: &Platform, name: &str, hosts: &[&str]) -> (PathBuf, PathBuf, String) {
     let key = KeyPair::generate().unwrap();
     let hosts: Vec<String> = hosts.iter().map(|it| (*it).to_owned()).collect();
     let made = CertificateParams::new(hosts).unwrap().self_signed(&key).unwrap().pem();
@@ -58,15 +58,7 @@ pub(crate) fn ask_over_tls(
     request: &str,
     root: &str,
 ) -> Result<(String, Vec<u8>), String> {
-    use rustls::pki_types::pem::PemObject as _;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = trusting(root);
     let name = sni.to_owned().try_into().unwrap();
     let connection = rustls::ClientConnection::new(Arc::new(config), name).map_err(|it| it.to_string())?;
     let socket = TcpStream::connect(address).map_err(|it| it.to_string())?;
@@ -79,6 +71,19 @@ pub(crate) fn ask_over_tls(
     }
     let leaf = stream.conn.peer_certificates().and_then(|it| it.first()).map(|it| it.to_vec()).unwrap_or_default();
     Ok((String::from_utf8_lossy(&answer).into_owned(), leaf))
+}
+
+/// A client of TLS that believes what `root` (PEM) signed.
+pub(crate) fn trusting(root: &str) -> rustls::ClientConfig {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 fn secure(platform: &Platform, sni: &str, host: &str, root: &str) -> Result<String, String> {

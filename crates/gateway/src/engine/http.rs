@@ -169,6 +169,14 @@ async fn answer(
     let core = &connection.core;
     let snapshot = core.shared.snapshot.load_full();
     let written_host = host_of(&request);
+    let peer = connection.peer.ip();
+    let proxy = Some(&snapshot.trusted_proxies).filter(|it| !it.is_empty());
+    let proxy = proxy.filter(|it| it.iter().any(|it| it.contains(&peer.to_canonical())));
+    let told = proxy.map(|trusted| forwarded::told(request.headers(), peer, trusted));
+    let told = told.as_ref();
+    let client = told.map_or(peer, |it| it.client);
+    // First of all: who asks for what is not here has a line as well.
+    recording.asked_by(client.to_canonical());
     if request.uri().path_and_query().is_some_and(|it| it.as_str().len() > connection.max_uri) {
         core.shared.metrics.refused(414);
         return page(&uri_too_long(), &request, in_flight);
@@ -206,19 +214,15 @@ async fn answer(
         metrics.answered(404);
         return page(&Page::unknown_path(&host), &request, in_flight);
     };
-    let proxy = Some(&snapshot.trusted_proxies).filter(|it| !it.is_empty());
-    let proxy = proxy.filter(|it| it.iter().any(|it| it.contains(&connection.peer.ip().to_canonical())));
     let scheme = if connection.tls.is_some() { "https" } else { "http" };
-    let told = proxy.map(|trusted| forwarded::told(request.headers(), connection.peer.ip(), trusted));
-    let told = told.as_ref();
     let origin = Origin {
-        client: told.map_or(connection.peer.ip(), |it| it.client),
+        client,
         scheme: told.and_then(|it| it.scheme).unwrap_or(scheme),
         chain: told.map(|it| it.chain.as_str()),
         host: told.and_then(|it| it.host.as_deref()).unwrap_or(&written_host),
         fresh_id: core.fresh_id(),
     };
-    recording.asked_by(origin.client.to_canonical(), origin.fresh_id);
+    recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
     let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers(), origin.scheme));
     if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {

@@ -68,13 +68,19 @@ impl Recording {
         }
     }
 
-    /// Who asked, as a trusted proxy says; and the request's id when the client gave none.
-    pub(super) fn asked_by(&mut self, client: IpAddr, fresh_id: u128) {
+    /// Who asked, as a trusted proxy says.
+    pub(super) fn asked_by(&mut self, client: IpAddr) {
         if let Some(draft) = &mut self.draft {
             draft.client = client;
-            if draft.part(Part::RequestId).is_empty() {
-                draft.fresh_id = Some(fresh_id);
-            }
+        }
+    }
+
+    /// The id that the request gets here when its client gave none.
+    pub(super) fn gets(&mut self, fresh_id: u128) {
+        if let Some(draft) = &mut self.draft
+            && draft.part(Part::RequestId).is_empty()
+        {
+            draft.fresh_id = Some(fresh_id);
         }
     }
 

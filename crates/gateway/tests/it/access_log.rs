@@ -196,6 +196,20 @@ async fn a_client_that_leaves_has_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asked_a_proxy_is_known_whatever_is_answered() {
+    let yaml = file(&[echo().await]) + "trusted_proxies: [127.0.0.0/8]\naccess_log: {destination: a.log}\n";
+    let gateway = Gateway::start(&yaml).await;
+    for (host, path, status) in [("a.test", "/here", 200), ("nobody.test", "/nowhere", 404)] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n");
+        assert_eq!(Wire::connect(gateway.web()).await.ask(&request).await.status(), status);
+    }
+    let by_path = lines(&gateway.folder.path().join("a.log"), 2).await;
+    for path in ["/here", "/nowhere"] {
+        assert_eq!(by_path[path]["client"], "192.0.2.7", "{}", by_path[path]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http2_has_its_lines_and_handshakes_are_counted() {
     let change = |yaml: String| yaml + ADMIN + "access_log: {destination: a.log, query: true}\n";
     let (gateway, client) = gateway_by(echo().await, change).await;
@@ -246,6 +260,41 @@ async fn http2_has_its_lines_and_handshakes_are_counted() {
         ("open_requests{host=\"a.test\"}", 0.0),
     ] {
         eventually(name, || async { metric(admin, name).await == Some(expected) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_at_the_end_has_its_line() {
+    let arrived = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&arrived);
+    let address = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            wire.message().await;
+            tell.notify_one();
+            // It never answers.
+            wire.rest().await;
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    std::fs::write(&path, file(&[address]) + "access_log: {destination: a.log}\n").unwrap();
+    let supervisor = Supervisor::new();
+    let gateway = Alone::build(&supervisor, &path).await.unwrap();
+    let (shared, web) = (gateway.shared(), gateway.addresses()["web"]);
+    let mut wires = Vec::new();
+    for request in ["/ordinary HTTP/1.1", "/general HTTP/1.0"] {
+        let mut wire = Wire::connect(web).await;
+        wire.send(format!("GET {request}\r\nHost: a.test\r\n\r\n")).await;
+        tokio::time::timeout(PATIENCE, arrived.notified()).await.unwrap();
+        wires.push(wire);
+    }
+    assert!(supervisor.shutdown(PATIENCE).await);
+    shared.access_log.flush(PATIENCE).await;
+    let by_path = lines(&folder.path().join("a.log"), 2).await;
+    for path in ["/ordinary", "/general"] {
+        assert_eq!(by_path[path]["status"], 499, "{}", by_path[path]);
     }
 }
 

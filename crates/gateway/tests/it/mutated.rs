@@ -2,7 +2,7 @@
 //! what reaches an endpoint is written as every reader reads it, and nobody else notices.
 
 use crate::kit::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use proptest::{collection, prop_assert, sample};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncWriteExt as _;
@@ -122,8 +122,9 @@ fn whatever_is_changed_in_a_request_harms_itself_alone() {
     });
     let change = (0u8..6, proptest::num::u16::ANY, 1u8..20, sample::select(PIECES));
     let requests = (sample::select(GOOD), collection::vec(change, 1..5));
-    let mut runner =
-        TestRunner::new(Config { cases: 300, failure_persistence: None, max_shrink_time: 10_000, ..Config::default() });
+    let config = Config { cases: 300, failure_persistence: None, max_shrink_time: 10_000, ..Config::default() };
+    // The same requests each time: what fails here fails again.
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let checked = runner.run(&requests, |(good, changes)| {
         for host in HOSTS {
             let mut bytes = good.replace("HOST", host).into_bytes();
@@ -137,7 +138,7 @@ fn whatever_is_changed_in_a_request_harms_itself_alone() {
             });
             let sent = String::from_utf8_lossy(&bytes).into_owned();
             let answers = String::from_utf8_lossy(&answers).into_owned();
-            prop_assert!(answers.is_empty() || answers.starts_with("HTTP/1.1 "), "{sent:?}: {answers:?}");
+            prop_assert!(answers.is_empty() || answers.starts_with("HTTP/1."), "{sent:?}: {answers:?}");
             let seen = std::mem::take(&mut *heads.lock().unwrap());
             for head in seen {
                 prop_assert!(is_ambiguous(&head).is_none(), "{:?}: {sent:?} became {head:?}", is_ambiguous(&head));

@@ -166,7 +166,7 @@ impl Recorded for Pod {
         let created = meta.creation_timestamp.as_ref().map(stamp).unwrap_or_default();
         let one_shot = word(&meta.labels, names::ROLE) == "one-shot";
         // A one-shot is called by the id that it was asked with.
-        let id = match name.strip_prefix("run-").and_then(|it| it.parse().ok()) {
+        let id = match names::of_one_shot(&name) {
             Some(id) if one_shot => id,
             _ => names::instance_id(created.0, &uid),
         };

@@ -3,8 +3,8 @@
 //!
 //! What must hold: a port of the gateway leads to one component, whoever asks at the same time (a unique row).
 
-use super::super::Api;
 use super::super::error::ApiError;
+use super::super::{Api, ClosedStream};
 use super::Target;
 use crate::wire::{StreamDocument, StreamRequest};
 use arco_config::PortRange;

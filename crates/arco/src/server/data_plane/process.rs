@@ -141,8 +141,11 @@ fn serve(data_dir: &Path, sockets: &Sockets, start: Start) -> anyhow::Result<()>
         // Names resolve as long as requests are open, unless another process answers: DNS ends after the drain.
         let over = process.over();
         supervisor.spawn("dns", OnExit::Continue, async move { dns.run(over).await });
+        let shared = process.shared();
         process.run(kv).await?;
+        // What the drain time was too short for is cut off, and has its line as well.
         supervisor.shutdown(Duration::from_secs(2)).await;
+        shared.access_log.flush(access_log::LAST_LINES).await;
         anyhow::Ok(())
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
