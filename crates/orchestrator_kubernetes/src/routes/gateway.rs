@@ -116,6 +116,11 @@ fn offer<'a>(
         Err(why) => why.clone(),
         Ok(Speaks::Http) if !ports.http.contains(&listener.port) => unavailable(listed(&ports.http)),
         Ok(Speaks::Https | Speaks::Tls) if !ports.https.contains(&listener.port) => unavailable(listed(&ports.https)),
+        // To serve it without would open what is meant to be closed.
+        Ok(Speaks::Https) if known.spec.asks_clients(listener) => {
+            let message = "certificates of clients are not asked for here: leave `tls.frontend` of the Gateway out, or give the host to a component (`arco route add … --client-ca`)";
+            Condition::new("Accepted", false, "UnsupportedValue", message)
+        }
         Ok(Speaks::Tcp) if !ports.streams.contains(&listener.port) => {
             unavailable(format!("{} to {} (`gateway.stream_ports`)", ports.streams.start(), ports.streams.end()))
         }
@@ -223,6 +228,11 @@ pub(super) fn status(offers: &[Offer<'_>], addresses: &[String], now: Timestamp)
         let message =
             "no address of the gateway is known: set `kubernetes.route_addresses` or `kubernetes.route_service`";
         Condition::new("Programmed", false, "AddressNotAssigned", message)
+    } else if let Some(other) =
+        known.spec.addresses.iter().find(|it| !it.value.is_empty() && !addresses.contains(&it.value))
+    {
+        let message = format!("it asks for `{}`, and the gateway is reached at {}", other.value, addresses.join(", "));
+        Condition::new("Programmed", false, "AddressNotUsable", message)
     } else {
         Condition::good("Programmed")
     };

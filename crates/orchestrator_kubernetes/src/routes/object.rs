@@ -46,7 +46,18 @@ objects! {
 
     // --- Gateway API ------------------------------------------------------------------------------------------------
     ClassSpec { controller_name: String, parameters_ref: Option<Value>, }
-    GatewaySpec { gateway_class_name: String, listeners: Vec<Listener>, }
+    GatewaySpec {
+        gateway_class_name: String,
+        listeners: Vec<Listener>,
+        tls: Option<GatewayTls>,
+        addresses: Vec<AskedAddress>,
+    }
+    GatewayTls { frontend: Frontend, }
+    /// How clients are asked for certificates: on every port, and on some.
+    Frontend { default: FrontendTls, per_port: Vec<PortTls>, }
+    PortTls { port: u16, tls: FrontendTls, }
+    FrontendTls { validation: Option<Value>, }
+    AskedAddress { value: String, }
     Listener {
         name: String,
         hostname: String,
@@ -55,7 +66,12 @@ objects! {
         tls: Option<ListenerTls>,
         allowed_routes: AllowedRoutes,
     }
-    ListenerTls { mode: Option<String>, certificate_refs: Vec<ObjectRef>, }
+    ListenerTls {
+        mode: Option<String>,
+        certificate_refs: Vec<ObjectRef>,
+        /// Where definitions before 1.4 asked for certificates of clients.
+        frontend_validation: Option<Value>,
+    }
     AllowedRoutes { namespaces: AllowedNamespaces, kinds: Vec<GroupKind>, }
     AllowedNamespaces { from: Option<String>, selector: Selector, }
     Selector { match_labels: Words, match_expressions: Vec<Requirement>, }
@@ -133,6 +149,17 @@ objects! {
     GrantSpec { from: Vec<GrantFrom>, to: Vec<GrantTo>, }
     GrantFrom { group: String, kind: String, namespace: String, }
     GrantTo { group: String, kind: String, name: Option<String>, }
+}
+
+impl GatewaySpec {
+    /// Whether clients of a listener with TLS must, or may, show a certificate.
+    pub(super) fn asks_clients(&self, listener: &Listener) -> bool {
+        let of_port = self.tls.as_ref().and_then(|it| {
+            let by_port = it.frontend.per_port.iter().find(|it| it.port == listener.port);
+            by_port.map_or(&it.frontend.default, |it| &it.tls).validation.as_ref()
+        });
+        of_port.is_some() || listener.tls.as_ref().is_some_and(|it| it.frontend_validation.is_some())
+    }
 }
 
 impl BackendRef {

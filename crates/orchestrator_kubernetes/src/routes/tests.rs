@@ -604,6 +604,56 @@ fn what_is_said_once_is_not_said_again_and_others_may_speak_too() {
     assert_eq!(status.body, json!({ "parents": [other] }));
 }
 
+/// Whoever asks clients for certificates must not be served without.
+#[test]
+fn a_listener_that_asks_clients_for_certificates_is_not_served() {
+    let secret = json!({ "kind": "Secret", "metadata": { "name": "c" } });
+    let reference = json!([{ "name": "c" }]);
+    let asks = json!({ "validation": { "caCertificateRefs": [{ "kind": "ConfigMap", "name": "ca" }] } });
+    for (tls, more, wanted) in [
+        (json!(null), json!({}), "Accepted"),
+        (json!({ "backend": {}, "frontend": { "default": {} } }), json!({}), "Accepted"),
+        (json!({ "frontend": { "default": asks } }), json!({}), "UnsupportedValue"),
+        (
+            json!({ "frontend": { "default": {}, "perPort": [{ "port": 443, "tls": asks }] } }),
+            json!({}),
+            "UnsupportedValue",
+        ),
+        (json!({ "frontend": { "default": asks, "perPort": [{ "port": 443, "tls": {} }] } }), json!({}), "Accepted"),
+        (json!({ "frontend": { "default": {}, "perPort": [{ "port": 8443, "tls": asks }] } }), json!({}), "Accepted"),
+        (json!(null), json!({ "caCertificateRefs": [] }), "UnsupportedValue"),
+    ] {
+        let mut listener = json!({ "name": "l", "port": 443, "protocol": "HTTPS", "hostname": "a.test",
+            "tls": { "certificateRefs": reference } });
+        if more != json!({}) {
+            listener["tls"]["frontendValidation"] = more;
+        }
+        let mut gateway = gateway(json!([listener]));
+        gateway["spec"]["tls"] = tls.clone();
+        let [service, slice] = web();
+        let to_web = route("HTTPRoute", "r", json!({ "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] }));
+        let it = told(&[service, slice, class(), secret.clone(), gateway, to_web]);
+        let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
+        assert_eq!(status.body["listeners"][0]["conditions"][0]["reason"], wanted, "{tls}");
+        assert_eq!(it.table.hosts.contains_key("a.test"), wanted == "Accepted", "{tls}");
+    }
+}
+
+#[test]
+fn addresses_that_a_gateway_asks_for_are_ours_or_not_usable() {
+    for (asked, wanted) in [
+        (json!([]), "Programmed"),
+        (json!([{ "type": "IPAddress", "value": "192.0.2.1" }, { "type": "IPAddress" }]), "Programmed"),
+        (json!([{ "type": "IPAddress", "value": "192.0.2.9" }]), "AddressNotUsable"),
+    ] {
+        let mut gateway = gateway(http());
+        gateway["spec"]["addresses"] = asked.clone();
+        let it = told(&[class(), gateway]);
+        let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
+        assert_eq!(status.body["conditions"][1]["reason"], wanted, "{asked}");
+    }
+}
+
 #[test]
 fn addresses_of_the_gateway_are_those_of_the_settings_and_of_its_service() {
     let service = json!({
