@@ -32,9 +32,10 @@ fn calls(log: &Path, namespace: &str) -> Vec<String> {
         let (about, word) = (&event["objectRef"], |of: &Value| of.as_str().unwrap_or_default().to_owned());
         let (name, resource) = (word(&about["name"]), word(&about["resource"]));
         let counts = word(&about["namespace"]) == namespace
-            && !word(&event["userAgent"]).starts_with("kubetest/")
+            && !["kubetest/", "fake-node/"].iter().any(|it| word(&event["userAgent"]).starts_with(it))
             && word(&about["subresource"]) != "log"
             && resource != "namespaces"
+            && name != "arco" // the tenant's own
             && !name.starts_with("arco-");
         counts.then(|| format!("{} {resource}/{name}", word(&event["verb"])))
     };
