@@ -219,7 +219,8 @@ async fn answer(
         client,
         scheme: told.and_then(|it| it.scheme).unwrap_or(scheme),
         chain: told.map(|it| it.chain.as_str()),
-        host: told.and_then(|it| it.host.as_deref()).unwrap_or(&written_host),
+        host: &written_host,
+        told_host: told.and_then(|it| it.host.as_deref()),
         fresh_id: core.fresh_id(),
     };
     recording.gets(origin.fresh_id);

@@ -79,7 +79,9 @@ async fn connections_and_addresses_of_requests_are_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_proxy_is_believed() {
-    let yaml = file(&[echo().await]) + "trusted_proxies: [127.0.0.0/8]\n";
+    let yaml = file(&[echo().await])
+        .replace("routes: [", "routes: [{hosts: [moved.test], redirect: {path: /new, status: 301}}, ")
+        + "trusted_proxies: [127.0.0.0/8]\n";
     let gateway = Gateway::start(&yaml).await;
     let mut wire = Wire::connect(gateway.web()).await;
     let request =
@@ -107,6 +109,11 @@ async fn a_trusted_proxy_is_believed() {
     let request = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Host: shop.test:8443\r\n\r\n";
     let seen = wire.ask(request).await.text();
     assert!(seen.contains("x-forwarded-host: shop.test:8443\r\n"), "{seen}");
+    // Nobody is led away by it: many proxies pass on what a client writes there.
+    let request = "GET /old HTTP/1.1\r\nHost: moved.test\r\nX-Forwarded-Host: evil.test\r\n\r\n";
+    let moved = wire.ask(request).await;
+    assert_eq!(moved.status(), 301);
+    assert!(moved.head.contains("://moved.test/") && !moved.head.contains("evil.test"), "{}", moved.head);
     // Nobody else is.
     let strangers = Gateway::start(&yaml.replace("127.0.0.0/8", "10.0.0.0/8")).await;
     let mut wire = Wire::connect(strangers.web()).await;
