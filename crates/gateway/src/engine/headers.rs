@@ -111,7 +111,8 @@ pub(super) struct Origin<'a> {
     pub(super) scheme: &'static str,
     /// Host as the client wrote it; what is answered here leads nowhere else.
     pub(super) host: &'a str,
-    /// Which host a trusted proxy says it was asked for. Many pass on what a client claims, so only endpoints hear of it.
+    /// Which host a trusted proxy says it was asked for. Many pass on what a client claims, so only endpoints hear of it,
+    /// not who decides about access.
     pub(super) told_host: Option<&'a str>,
     /// Used when the request has no id yet.
     pub(super) fresh_id: u128,

@@ -274,7 +274,7 @@ async fn answer(
         parts.headers.insert(header::HOST, value);
     }
     if let Some(auth) = policy.and_then(|it| it.forward_auth.as_ref())
-        && let Err(denied) = Box::pin(authorize::ask(core, &snapshot, auth, &mut parts)).await
+        && let Err(denied) = Box::pin(authorize::ask(core, &snapshot, auth, &written_host, &mut parts)).await
     {
         return denied_answer(denied, metrics, outgoing, accept, timeouts.response, in_flight);
     }

@@ -298,6 +298,8 @@ async fn judge() -> SocketAddr {
             assert!(request.body.is_empty() && request.head.starts_with("GET /check?a HTTP/1.1"), "{}", request.head);
             assert_eq!(request.header("x-forwarded-method"), Some("POST"));
             assert_eq!(request.header("x-forwarded-uri"), Some("/x?y"));
+            // Also when a proxy passes on another one.
+            assert_eq!(request.header("x-forwarded-host"), Some("a.test"));
             let answer = match request.header("authorization") {
                 Some("good") => "HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 4\r\n\r\nfine",
                 _ => "HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: back=1\r\nContent-Length: 5\r\n\r\nlogin",
@@ -316,10 +318,12 @@ async fn somebody_else_decides_who_comes_in() {
         file(&[target])
             .replace("targets: [{upstream: a}]", &format!("targets: [{{upstream: a}}], {route}"))
             .replace("upstreams: [", &format!("upstreams: [{{name: judge, endpoints: [\"{judge}\"]}}, "))
+            + "trusted_proxies: [127.0.0.0/8]\n"
     };
     let gateway = Gateway::start(&yaml(judge)).await;
     let mut wire = Wire::connect(gateway.web()).await;
-    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\nContent-Length: 2\r\n";
+    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\n\
+         X-Forwarded-Host: open.test\r\nContent-Length: 2\r\n";
     for _ in 0..3 {
         let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
         assert_eq!((answer.status(), answer.text().contains("\r\n\r\nhi")), (200, true), "{}", answer.head);
