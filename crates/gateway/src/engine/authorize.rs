@@ -26,19 +26,20 @@ pub(super) enum Denied {
     Silent,
 }
 
-/// Asks whether a request with these parts, as an endpoint would get it, may come in; then its fields are those that the
-/// answer vouches for.
+/// Asks whether a request for `host` with these parts, as an endpoint would get it, may come in; then its fields are those
+/// that the answer vouches for.
 pub(super) async fn ask(
     core: &Arc<Core>,
     snapshot: &Snapshot,
     auth: &ForwardAuth,
+    host: &str,
     parts: &mut Parts,
 ) -> Result<(), Denied> {
     let upstream = snapshot.upstreams.get(&auth.upstream).ok_or(Denied::Silent)?;
     let timeouts = upstream.timeouts;
     let (began, choice) = (Instant::now(), Choice::default());
     let plan = Forward { core, upstream, timeouts, watch: None, began, choice, retry: None };
-    let (response, exchange) = forward(plan, question(auth, parts)).await.map_err(|_| Denied::Silent)?;
+    let (response, exchange) = forward(plan, question(auth, host, parts)).await.map_err(|_| Denied::Silent)?;
     if !response.status().is_success() {
         if response.status().is_informational() {
             return Err(Denied::Silent);
@@ -60,8 +61,9 @@ pub(super) async fn ask(
     Ok(())
 }
 
-/// The request's fields without its body, and what was asked for.
-fn question(auth: &ForwardAuth, parts: &Parts) -> Request<RequestBody> {
+/// The request's fields without its body, and what was asked for. Of the host it is told what the request was routed by: by
+/// what a proxy may have passed on from its client, it would judge another host.
+fn question(auth: &ForwardAuth, host: &str, parts: &Parts) -> Request<RequestBody> {
     let mut request = Request::new(RequestBody::empty());
     *request.method_mut() = Method::GET;
     *request.version_mut() = Version::HTTP_11;
@@ -74,7 +76,8 @@ fn question(auth: &ForwardAuth, parts: &Parts) -> Request<RequestBody> {
         headers.remove(name);
     }
     let asked = parts.uri.path_and_query().map_or("/", |it| it.as_str());
-    for (name, value) in [("x-forwarded-method", parts.method.as_str()), ("x-forwarded-uri", asked)] {
+    let told = [("x-forwarded-host", host), ("x-forwarded-method", parts.method.as_str()), ("x-forwarded-uri", asked)];
+    for (name, value) in told {
         headers.remove(name);
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(HeaderName::from_static(name), value);

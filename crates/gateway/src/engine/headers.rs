@@ -109,8 +109,11 @@ pub(super) struct Origin<'a> {
     pub(super) chain: Option<&'a str>,
     /// `http` or `https`.
     pub(super) scheme: &'static str,
-    /// Host as the client wrote it, or a trusted proxy says.
+    /// Host as the client wrote it; what is answered here leads nowhere else.
     pub(super) host: &'a str,
+    /// Which host a trusted proxy says it was asked for. Many pass on what a client claims, so only endpoints hear of it,
+    /// not who decides about access.
+    pub(super) told_host: Option<&'a str>,
     /// Used when the request has no id yet.
     pub(super) fresh_id: u128,
 }
@@ -142,7 +145,7 @@ pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade:
         headers.insert(X_REAL_IP, client);
     }
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
-    if let Ok(host) = HeaderValue::from_str(origin.host) {
+    if let Ok(host) = HeaderValue::from_str(origin.told_host.unwrap_or(origin.host)) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     let keeps_id = headers.get(X_REQUEST_ID).is_some_and(|it| is_request_id(it.as_bytes()));
@@ -216,7 +219,8 @@ mod tests {
             ("x-request-id", "good-id-1234"),
         ]);
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        let origin = Origin { client, chain: None, scheme: "http", host: "a.example.com:8080", fresh_id: 7 };
+        let host = "a.example.com:8080";
+        let origin = Origin { client, chain: None, scheme: "http", host, told_host: None, fresh_id: 7 };
         for_endpoint(&mut headers, origin, false);
         let mut rows: Vec<_> =
             headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
@@ -255,7 +259,8 @@ mod tests {
     fn an_upgrade_is_kept_and_a_bad_id_replaced() {
         let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("x-request-id", "a b")]);
         assert!(connection_has(&headers, "upgrade"));
-        let origin = Origin { client: [192, 0, 2, 7].into(), chain: None, scheme: "https", host: "a", fresh_id: 255 };
+        let client = [192, 0, 2, 7].into();
+        let origin = Origin { client, chain: None, scheme: "https", host: "a", told_host: None, fresh_id: 255 };
         for_endpoint(&mut headers, origin, true);
         assert_eq!(headers["connection"], "upgrade");
         assert_eq!(headers["upgrade"], "websocket");

@@ -219,7 +219,8 @@ async fn answer(
         client,
         scheme: told.and_then(|it| it.scheme).unwrap_or(scheme),
         chain: told.map(|it| it.chain.as_str()),
-        host: told.and_then(|it| it.host.as_deref()).unwrap_or(&written_host),
+        host: &written_host,
+        told_host: told.and_then(|it| it.host.as_deref()),
         fresh_id: core.fresh_id(),
     };
     recording.gets(origin.fresh_id);
@@ -273,7 +274,7 @@ async fn answer(
         parts.headers.insert(header::HOST, value);
     }
     if let Some(auth) = policy.and_then(|it| it.forward_auth.as_ref())
-        && let Err(denied) = Box::pin(authorize::ask(core, &snapshot, auth, &mut parts)).await
+        && let Err(denied) = Box::pin(authorize::ask(core, &snapshot, auth, &written_host, &mut parts)).await
     {
         return denied_answer(denied, metrics, outgoing, accept, timeouts.response, in_flight);
     }

@@ -79,7 +79,9 @@ async fn connections_and_addresses_of_requests_are_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_proxy_is_believed() {
-    let yaml = file(&[echo().await]) + "trusted_proxies: [127.0.0.0/8]\n";
+    let yaml = file(&[echo().await])
+        .replace("routes: [", "routes: [{hosts: [moved.test], redirect: {path: /new, status: 301}}, ")
+        + "trusted_proxies: [127.0.0.0/8]\n";
     let gateway = Gateway::start(&yaml).await;
     let mut wire = Wire::connect(gateway.web()).await;
     let request =
@@ -107,6 +109,11 @@ async fn a_trusted_proxy_is_believed() {
     let request = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Host: shop.test:8443\r\n\r\n";
     let seen = wire.ask(request).await.text();
     assert!(seen.contains("x-forwarded-host: shop.test:8443\r\n"), "{seen}");
+    // Nobody is led away by it: many proxies pass on what a client writes there.
+    let request = "GET /old HTTP/1.1\r\nHost: moved.test\r\nX-Forwarded-Host: evil.test\r\n\r\n";
+    let moved = wire.ask(request).await;
+    assert_eq!(moved.status(), 301);
+    assert!(moved.head.contains("://moved.test/") && !moved.head.contains("evil.test"), "{}", moved.head);
     // Nobody else is.
     let strangers = Gateway::start(&yaml.replace("127.0.0.0/8", "10.0.0.0/8")).await;
     let mut wire = Wire::connect(strangers.web()).await;
@@ -291,6 +298,8 @@ async fn judge() -> SocketAddr {
             assert!(request.body.is_empty() && request.head.starts_with("GET /check?a HTTP/1.1"), "{}", request.head);
             assert_eq!(request.header("x-forwarded-method"), Some("POST"));
             assert_eq!(request.header("x-forwarded-uri"), Some("/x?y"));
+            // Also when a proxy passes on another one.
+            assert_eq!(request.header("x-forwarded-host"), Some("a.test"));
             let answer = match request.header("authorization") {
                 Some("good") => "HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 4\r\n\r\nfine",
                 _ => "HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: back=1\r\nContent-Length: 5\r\n\r\nlogin",
@@ -309,10 +318,12 @@ async fn somebody_else_decides_who_comes_in() {
         file(&[target])
             .replace("targets: [{upstream: a}]", &format!("targets: [{{upstream: a}}], {route}"))
             .replace("upstreams: [", &format!("upstreams: [{{name: judge, endpoints: [\"{judge}\"]}}, "))
+            + "trusted_proxies: [127.0.0.0/8]\n"
     };
     let gateway = Gateway::start(&yaml(judge)).await;
     let mut wire = Wire::connect(gateway.web()).await;
-    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\nContent-Length: 2\r\n";
+    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\n\
+         X-Forwarded-Host: open.test\r\nContent-Length: 2\r\n";
     for _ in 0..3 {
         let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
         assert_eq!((answer.status(), answer.text().contains("\r\n\r\nhi")), (200, true), "{}", answer.head);
