@@ -2,6 +2,7 @@
 //!
 //! What must hold: what does not go (its node is away, its grace is long) keeps no worker from looking at others.
 
+use crate::settle::{View, settle};
 use crate::{Controller, Gone, ReconcileError};
 use arco_model::application::Application;
 use arco_model::component::{Component, Revision};
@@ -57,10 +58,7 @@ impl Controller {
         let id = component.value.id.clone();
         self.traffic.withdraw(&id).await?;
         if let Some(again) = self.remove(&id, &Removal::of_component(keep_volumes)).await? {
-            let observed = self.deps.orchestrator.observe(&id).await?;
-            let context = StatusContext { now: clock::now(), ..StatusContext::default() };
-            let report = status::decide(&component.value, &observed, &context);
-            self.write_observed(&component.value, &observed, &report).await?;
+            self.held_up(&component.value).await?;
             return Ok(Some(again));
         }
         let parent = Query::parent(id.as_str());
@@ -97,6 +95,21 @@ impl Controller {
         Ok(None)
     }
 
+    /// Says what a deletion waits for. An operation that waited long enough ends; the deletion goes on.
+    async fn held_up(&self, component: &Component) -> Result<(), ReconcileError> {
+        let (observed, now) = (self.deps.orchestrator.observe(&component.id).await?, clock::now());
+        let report = status::decide(component, &observed, &StatusContext { now, ..StatusContext::default() });
+        self.write_observed(component, &observed, &report).await?;
+        let view = View { component, observed: &observed, report: &report, plan: "", gateways_follow: false, now };
+        let open = self.open_operations(component).await?.into_iter().map(|it| it.value);
+        for operation in open.filter(|it| it.kind == OperationKind::Delete) {
+            if let Some((status, problem)) = settle(&operation, &view) {
+                self.end(operation, status, problem, component).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn collect<T: Entity>(&self, batch: &mut Batch, query: &Query) -> Result<(), ReconcileError> {
         for row in self.deps.metadata.list::<T>(query).await?.items {
             batch.delete(&row);
@@ -110,7 +123,10 @@ mod tests {
     use super::*;
     use crate::fixture::World;
     use arco_model::component::Power;
+    use arco_model::id::OperationId;
+    use arco_model::job::Topic;
     use arco_model::spec::ComponentKind;
+    use arco_model::time::Timestamp;
     use arco_orchestrator::Orchestrator as _;
 
     #[tokio::test(start_paused = true)]
@@ -125,10 +141,36 @@ mod tests {
             true
         };
         rows.modify::<Component>(id.as_str(), off).await.unwrap();
+        let operation = Operation {
+            id: OperationId::from_parts(1, 1),
+            kind: OperationKind::Delete,
+            tenant: component.tenant.clone(),
+            application: component.application.clone(),
+            component: component.name.clone(),
+            component_id: id.clone(),
+            status: OperationStatus::RollingOut,
+            generation: component.generation,
+            revision: None,
+            revision_number: None,
+            problem: None,
+            topic: Topic::Controller,
+            enqueued: true,
+            cancel_asked: false,
+            no_cache: false,
+            build_ms: None,
+            rollout_ms: None,
+            created_at: Timestamp(0),
+            rollout_at: None,
+            ended_at: None,
+            deadline: Timestamp(1),
+        };
+        rows.insert(&operation).await.unwrap();
 
         world.orchestrator.hold_removals(true);
         assert_eq!(controller.reconcile(id).await.unwrap(), Some(AGAIN));
         assert_eq!(world.row(&component).await.observed.report.reason, "it is being deleted");
+        let ended = rows.get::<Operation>(operation.id.as_str()).await.unwrap().unwrap().value;
+        assert_eq!((ended.status, ended.problem.unwrap().code.as_str()), (OperationStatus::Failed, "deadline_passed"));
         let instance = world.orchestrator.observe(id).await.unwrap().instances[0].id.clone();
         world.orchestrator.alter(&instance, |it| {
             (it.node_silent, it.fault) = (true, Some("its node `n1` does not answer".to_owned()));

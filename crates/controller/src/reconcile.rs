@@ -255,7 +255,7 @@ impl Controller {
     }
 
     /// Ends an operation and says so in its log.
-    async fn end(
+    pub(crate) async fn end(
         &self,
         operation: Operation,
         status: OperationStatus,
