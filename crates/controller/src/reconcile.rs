@@ -81,10 +81,10 @@ impl Controller {
     /// Looks at a component. Returns when to look again by itself.
     pub(crate) async fn reconcile(&self, id: &ComponentId) -> Result<Option<Duration>, ReconcileError> {
         let Some(row) = self.deps.metadata.get::<Component>(id.as_str()).await? else {
-            return self.forget(id).await.map(|()| None);
+            return self.forget(id).await;
         };
         if let Power::Deleting { keep_volumes } = row.value.power {
-            return self.delete(row, keep_volumes).await.map(|()| None);
+            return self.delete(row, keep_volumes).await;
         }
         let component = row.value;
         let revision = match &component.desired_revision {
@@ -170,7 +170,7 @@ impl Controller {
     }
 
     /// Writes what was seen, if it says something new.
-    async fn write_observed(
+    pub(crate) async fn write_observed(
         &self,
         component: &Component,
         observed: &Observed,
@@ -255,7 +255,7 @@ impl Controller {
     }
 
     /// Ends an operation and says so in its log.
-    async fn end(
+    pub(crate) async fn end(
         &self,
         operation: Operation,
         status: OperationStatus,

@@ -51,6 +51,9 @@ pub(crate) fn settle(operation: &Operation, view: &View<'_>) -> Option<(Operatio
         );
         return Some((OperationStatus::Cancelled, Some(problem)));
     }
+    if operation.kind == OperationKind::Delete {
+        return overdue(operation, view); // it succeeds when the component is gone, which is then looked at no more
+    }
     let succeeded = Some((OperationStatus::Succeeded, None));
     let failed = || Some((OperationStatus::Failed, Some(unhealthy(view))));
     if operation.kind == OperationKind::Stop {

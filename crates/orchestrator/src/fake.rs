@@ -41,6 +41,7 @@ struct State {
     runs: Option<OneShotScript>,
     ran: Vec<OneShot>,
     held: bool,
+    keeps: bool,
     made: u64,
     now: Timestamp,
 }
@@ -88,6 +89,11 @@ impl FakeOrchestrator {
     /// One-shots go on until they are cancelled.
     pub fn hold_runs(&self) {
         self.lock().held = true;
+    }
+
+    /// Whether what is removed stays for now.
+    pub fn hold_removals(&self, held: bool) {
+        self.lock().keeps = held;
     }
 
     /// Every one-shot that was run.
@@ -295,6 +301,10 @@ impl Orchestrator for FakeOrchestrator {
     async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error> {
         if matches!(what, Removal::Volume(_)) {
             return Ok(()); // it keeps no content
+        }
+        let keeps = self.lock().keeps;
+        if keeps {
+            std::future::pending::<()>().await;
         }
         let known = {
             let mut state = self.lock();

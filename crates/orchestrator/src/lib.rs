@@ -148,7 +148,7 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends and deletes of a component what is asked; returns when it is gone, and without an error when it was not
-    /// there. Rings only when something was there.
+    /// there. Rings only when something was there. Who waits no longer drops the call and asks again later: what is ending ends.
     async fn remove(&self, component: &ComponentId, what: &Removal) -> Result<(), Error>;
     /// Facts about one component; empty facts when it is not known.
     async fn observe(&self, component: &ComponentId) -> Result<Observed, Error>;

@@ -9,6 +9,23 @@ use arco_model::name::{TenantName, VolumeName};
 use arco_orchestrator::Removal;
 use arco_store::sql::{Batch, Query, VolumeRow};
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a volume may take to go: meanwhile it is nobody else's turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// On a cluster a volume goes after the last pod that has it.
+fn still_used(row: &VolumeRow) -> Problem {
+    Problem::new(
+        ErrorKind::Conflict,
+        "volume_still_used",
+        format!(
+            "volume `{}` of `{}/{}` is to go, but something still has it",
+            row.name, row.application, row.component
+        ),
+        "let one-off runs of the component end (`arco run`), start a node that does not answer again, then delete the volume again",
+    )
+}
 
 impl Api {
     /// Names of the volumes of a component that are asked for, or that a revision has which serves, will serve or still
@@ -66,7 +83,11 @@ impl Api {
         // What is destroyed does not come back: only while it is our turn, and the row is still as it was read.
         turn.metadata().update(&found).await?;
         found.version += 1;
-        self.deps.orchestrator.remove(&found.value.component_id, &what).await?;
+        let removal = self.deps.orchestrator.remove(&found.value.component_id, &what);
+        match tokio::time::timeout(PATIENCE, removal).await {
+            Ok(removed) => removed?,
+            Err(_) => return Err(still_used(&found.value).into()),
+        }
         let mut batch = Batch::default();
         batch.delete(&found);
         Ok(turn.metadata().commit(batch).await?)
