@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Debian's user and group `nobody`, `nogroup`: some servers refuse to run as root.
 const NOBODY: u32 = 65534;
+/// Ports that the kernel does not hand out by itself.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 type Made = Result<String, String>;
 
@@ -262,8 +265,17 @@ fn done(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+/// A port of this machine that nobody listens on, for a program that cannot be given a socket. It is below those that the
+/// kernel hands out by itself (from 32768 on), so that nobody gets it before the program; each is given once by a process.
+///
+/// # Panics
+/// When all 12,000 of them are in use.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7919);
+    let mut all = (0..PORTS.len()).map(|_| begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)));
+    let port = |it: u32| PORTS.start + u16::try_from(it as usize % PORTS.len()).unwrap_or_default();
+    all.find_map(|it| TcpListener::bind(("127.0.0.1", port(it))).ok().map(|_| port(it))).expect("a free port")
 }
 
 /// Starts a server under its guard and waits until it takes connections.

@@ -2,11 +2,12 @@
 
 use crate::behave::{EXECUTABLE, good, says};
 use crate::routes::{ask_over_tls, get_over_tls, who};
+use arco_testkit::servers::free_port;
 use arco_testkit::{Options, Platform, until};
 use base64::Engine as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,11 +41,6 @@ impl Drop for Running {
 fn run(command: &mut Command, log: &Path) -> Running {
     let log = std::fs::File::create(log).unwrap();
     Running(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
-}
-
-/// A port that was free a moment ago: the program takes no open socket.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn local(port: u16) -> SocketAddr {
