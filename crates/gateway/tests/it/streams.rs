@@ -9,6 +9,7 @@ use arco_model::ticket::{SealedRing, TICKETS, TICKETS_CONTEXT, TicketKey, Ticket
 use arco_model::time::Timestamp;
 use arco_model::traffic::*;
 use arco_store::kv::SharedKv;
+use arco_testkit::servers::free_port;
 use rcgen::{CertificateParams, KeyPair};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -65,11 +66,6 @@ fn local() -> GatewayConfig {
     }
 }
 
-/// A TCP port that nobody has; the kernel does not give it out again soon.
-async fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tcp_ports_come_move_and_go_while_connections_stay() {
     let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
@@ -80,7 +76,7 @@ async fn tcp_ports_come_move_and_go_while_connections_stay() {
         put(&store, format!("{UPSTREAMS}{}", component(number)), &ready(number, Ipv4Addr::LOCALHOST)).await;
     }
     let busy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let (port, held) = (free_port().await, busy.local_addr().unwrap().port());
+    let (port, held) = (free_port(), busy.local_addr().unwrap().port());
     put_stream(&store, StreamProtocol::Tcp, held, 1, one.port()).await;
     let revision = put_stream(&store, StreamProtocol::Tcp, port, 1, one.port()).await;
     acknowledged(&store, revision).await;
