@@ -27,7 +27,10 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
             |it| beside(it, plan),
             |weight, term| json!({ "weight": weight, "podAffinityTerm": term }),
         );
-        let [required, preferred] = rules;
+        let [mut required, preferred] = rules;
+        if field == "podAntiAffinity" {
+            required = together(required);
+        }
         if let Some(rules) = during_scheduling(required.into(), preferred) {
             spec["affinity"][field] = rules;
         }
@@ -153,6 +156,32 @@ fn beside(it: &ComponentAffinity, plan: &WorkloadPlan) -> Value {
         labels[names::KEY] = OWN_KEY.into();
     }
     json!({ "labelSelector": { "matchLabels": labels }, "topologyKey": it.topology.label() })
+}
+
+/// One term for components of one application that are to be kept away alike. It asks the same as a term for each, but
+/// the scheduler looks at a pod that waits only when one goes which fits all of its terms; else after five minutes
+/// (`isSchedulableAfterPodChange` of its plugin InterPodAffinity).
+fn together(terms: Vec<Value>) -> Vec<Value> {
+    let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
+    for term in terms {
+        let (mut rest, name) = (term.clone(), term["labelSelector"]["matchLabels"][names::NAME].clone());
+        rest["labelSelector"]["matchLabels"][names::NAME] = Value::Null;
+        match groups.iter_mut().find(|it| it.0 == rest) {
+            Some((_, _, names)) => names.push(name),
+            None => groups.push((rest, term, vec![name])),
+        }
+    }
+    let whole = |(_, mut term, names): (Value, Value, Vec<Value>)| {
+        if names.len() > 1 {
+            let selector = &mut term["labelSelector"];
+            if let Some(labels) = selector["matchLabels"].as_object_mut() {
+                labels.remove(names::NAME);
+            }
+            selector["matchExpressions"] = json!([{ "key": names::NAME, "operator": "In", "values": names }]);
+        }
+        term
+    };
+    groups.into_iter().map(whole).collect()
 }
 
 /// Puts the key where rules of a pod speak of pods of the same key. It is known only when the pod is: it stands for the pod.

@@ -318,3 +318,16 @@ fn a_user_by_name_is_refused_unless_it_is_the_images_own() {
     assert!(ask("node").is_ok());
     assert!(ask("").unwrap_err().contains("by number"));
 }
+
+#[test]
+fn components_to_be_kept_away_alike_are_one_term() {
+    let mut plan = plan();
+    let apart = ["api", "db", "other/api", "web"].map(|it| json!({ "component": it }));
+    plan.template.scheduling = serde_json::from_value(json!({ "anti_affinity": apart })).unwrap();
+    let pod = rendered(&plan).workload(1).body["spec"]["template"]["spec"].take();
+    let rules = &pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    assert_eq!(rules.as_array().map(Vec::len), Some(3), "{rules}");
+    assert_eq!(rules[0]["labelSelector"]["matchExpressions"][0]["values"], json!(["api", "db"]));
+    assert_eq!(rules[1]["labelSelector"]["matchLabels"][names::NAME], "api", "of another application");
+    assert_eq!(rules[2]["labelSelector"]["matchLabels"][names::NAME], "web", "those of the same key");
+}

@@ -72,8 +72,9 @@ async fn lived(nodes: &Nodes, it: &Installation) {
 #[tokio::test]
 async fn parts_are_spread_leave_one_by_one_and_are_made_elsewhere_when_a_node_is_lost() {
     let Some(nodes) = Nodes::found().await else { return };
-    // A class of its own: other tests remove theirs.
-    let it = Installation { route_class: "arco-test-nodes".to_owned(), ..spread() };
+    // A class of routes of its own: other tests remove theirs. No controller runs that could provide storage.
+    let it = Installation { route_class: "arco-test-nodes".to_owned(), local_storage: None, ..spread() };
+
     let outcome = std::panic::AssertUnwindSafe(restoring(&nodes, Box::pin(lived(&nodes, &it)))).catch_unwind().await;
     cleared(&nodes.client, &it).await;
     if let Err(panic) = outcome {
