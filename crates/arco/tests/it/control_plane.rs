@@ -106,9 +106,15 @@ impl Upstream {
                     return;
                 }
                 let Ok(mut stream) = stream else { continue };
-                let mut request = [0; 8192];
-                let length = stream.read(&mut request).unwrap_or(0);
-                let text = String::from_utf8_lossy(&request[..length]).into_owned();
+                let (mut request, mut piece) = (Vec::new(), [0; 8192]);
+                // What is left unread when it closes would reset the connection.
+                while !request.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut piece) {
+                        Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
+                        Ok(0) | Err(_) => break,
+                    }
+                }
+                let text = String::from_utf8_lossy(&request).into_owned();
                 let body = format!("{word} {}", text.lines().next().unwrap_or_default());
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all((head + &body).as_bytes()); // who asks may have gone
