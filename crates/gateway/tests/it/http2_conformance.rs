@@ -36,10 +36,21 @@ async fn http2_is_what_its_standard_says() {
     let gateway = Gateway::start_in(folder, &yaml).await;
     let port = gateway.addresses["tls"].port().to_string();
     let report = gateway.folder.path().join("report.xml");
-    let mut command = Command::new(h2spec);
-    command.args(["--tls", "--insecure", "--host", "localhost", "--port", &port, "--timeout", "30"]);
-    command.arg("--junit-report").arg(&report);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let run = || {
+        let mut command = Command::new(&h2spec);
+        command.args(["--tls", "--insecure", "--host", "localhost", "--port", &port, "--timeout", "30"]);
+        command.arg("--junit-report").arg(&report);
+        tokio::task::spawn_blocking(move || command.output())
+    };
+    // It judges the first frame that comes: on a busy machine the answer may be whole before its next frame is sent, and
+    // the stream then ends in another way that RFC 9113 allows (8.1). What is wrong indeed is wrong each time.
+    let mut output = run().await.unwrap().unwrap();
+    for _ in 0..2 {
+        if output.status.success() {
+            break;
+        }
+        output = run().await.unwrap().unwrap();
+    }
     let said = String::from_utf8_lossy(&output.stdout);
     let summary = said.lines().rev().find(|it| it.contains("tests,")).unwrap_or_default();
     eprintln!("h2spec: {summary}");
