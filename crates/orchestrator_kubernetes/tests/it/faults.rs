@@ -8,7 +8,7 @@ mod control_plane {
     use arco_config::KubernetesConfig;
     use arco_model::observed::{Observed, RolloutFacts};
     use arco_model::plan::OneShot;
-    use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
+    use arco_orchestrator::contract::{one_shot, plan, reached, ready, until, until_within};
     use arco_orchestrator::{Orchestrator, Removal};
     use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
     use arco_store::logs::{LogBatch, LogSink};
@@ -165,7 +165,9 @@ mod control_plane {
             let before = as_asked(&place, &driver, &asked).await;
             let namespaces: Api<Namespace> = Api::all(place.client.clone());
             namespaces.delete(&place.namespace(), &DeleteParams::default()).await.unwrap();
-            let after = until(driver.as_ref(), &asked.component, "it runs in a new namespace", |it| {
+            // The cluster empties a namespace in rounds, with growing pauses between them.
+            let limit = Duration::from_secs(150);
+            let after = until_within(limit, driver.as_ref(), &asked.component, "it runs in a new namespace", |it| {
                 it.rollout == RolloutFacts::Done && ready(it).len() == 1 && ready(it).is_disjoint(&ready(&before))
             })
             .await;
