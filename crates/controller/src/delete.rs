@@ -123,8 +123,7 @@ mod tests {
     use super::*;
     use crate::fixture::World;
     use arco_model::component::Power;
-    use arco_model::id::OperationId;
-    use arco_model::job::Topic;
+    use arco_model::sample;
     use arco_model::spec::ComponentKind;
     use arco_model::time::Timestamp;
     use arco_orchestrator::Orchestrator as _;
@@ -141,29 +140,7 @@ mod tests {
             true
         };
         rows.modify::<Component>(id.as_str(), off).await.unwrap();
-        let operation = Operation {
-            id: OperationId::from_parts(1, 1),
-            kind: OperationKind::Delete,
-            tenant: component.tenant.clone(),
-            application: component.application.clone(),
-            component: component.name.clone(),
-            component_id: id.clone(),
-            status: OperationStatus::RollingOut,
-            generation: component.generation,
-            revision: None,
-            revision_number: None,
-            problem: None,
-            topic: Topic::Controller,
-            enqueued: true,
-            cancel_asked: false,
-            no_cache: false,
-            build_ms: None,
-            rollout_ms: None,
-            created_at: Timestamp(0),
-            rollout_at: None,
-            ended_at: None,
-            deadline: Timestamp(1),
-        };
+        let operation = Operation { deadline: Timestamp(1), ..sample::operation(&component, OperationKind::Delete) };
         rows.insert(&operation).await.unwrap();
 
         world.orchestrator.hold_removals(true);

@@ -93,33 +93,18 @@ fn due(ended: &[Versioned<Operation>], now: Timestamp, keep: Retention) -> Vec<&
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_model::job::Topic;
     use arco_model::operation::OperationStatus;
+    use arco_model::sample;
 
     fn operation(number: u64, component: u64, kind: OperationKind, ended_day: u64) -> Versioned<Operation> {
         let at = Timestamp(ended_day * DAY_MS);
         let value = Operation {
             id: arco_model::id::OperationId::from_parts(number, number),
-            kind,
-            tenant: "default".parse().unwrap(),
-            application: "shop".parse().unwrap(),
-            component: "web".parse().unwrap(),
             component_id: ComponentId::from_parts(component, component),
             status: OperationStatus::Succeeded,
-            generation: 1,
-            revision: None,
-            revision_number: None,
-            problem: None,
-            topic: Topic::Controller,
-            enqueued: true,
-            cancel_asked: false,
-            no_cache: false,
-            build_ms: None,
-            rollout_ms: None,
             created_at: at,
-            rollout_at: None,
             ended_at: Some(at),
-            deadline: at,
+            ..sample::operation(&sample::component(), kind)
         };
         Versioned { value, version: 1 }
     }

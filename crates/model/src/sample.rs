@@ -1,4 +1,4 @@
-//! What tests of every crate begin with: one component and its first revision; a test says only what it is about.
+//! What tests of every crate begin with: one component, its first revision and an operation; a test says only what it is about.
 //!
 //! Not here: rows, which stores make. The platform itself uses nothing of this.
 #![allow(clippy::unwrap_used, reason = "a name that is written here is one")]
@@ -6,7 +6,9 @@
 use crate::artifact::{Digest, ImageRef};
 use crate::component::{Component, ObservedState, Power, Revision, RunDefaults};
 use crate::id::{ApplicationId, ComponentId, OperationId, RevisionId};
+use crate::job::Topic;
 use crate::name::TenantName;
+use crate::operation::{Operation, OperationKind, OperationStatus};
 use crate::source::Source;
 use crate::spec::ComponentSpec;
 use crate::time::Timestamp;
@@ -48,5 +50,32 @@ pub fn revision(component: &Component) -> Revision {
         cause: "deploy".to_owned(),
         operation_id: OperationId::from_parts(1, 1),
         created_at: Timestamp(0),
+    }
+}
+
+/// An operation of a component, which the controller rolls out; it began with time, and has until the day after.
+pub fn operation(component: &Component, kind: OperationKind) -> Operation {
+    Operation {
+        id: OperationId::from_parts(1, 1),
+        kind,
+        tenant: component.tenant.clone(),
+        application: component.application.clone(),
+        component: component.name.clone(),
+        component_id: component.id.clone(),
+        status: OperationStatus::RollingOut,
+        generation: component.generation,
+        revision: None,
+        revision_number: None,
+        problem: None,
+        topic: Topic::Controller,
+        enqueued: true,
+        cancel_asked: false,
+        no_cache: false,
+        build_ms: None,
+        rollout_ms: None,
+        created_at: Timestamp(0),
+        rollout_at: None,
+        ended_at: None,
+        deadline: Timestamp(86_400_000),
     }
 }

@@ -10,10 +10,11 @@ use arco_testkit::{Options, Platform, until};
 use base64::Engine as _;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The cluster of this run, and its kubeconfig; says why where there is none.
 fn cluster() -> Option<(Cluster, String)> {
@@ -97,6 +98,11 @@ struct Upstream(SocketAddr, Arc<AtomicBool>);
 
 impl Upstream {
     fn start(word: &'static str) -> Self {
+        Self::serving(move |mut stream| answer(word, &mut stream))
+    }
+
+    /// Has each connection served by `serve`, one after the other.
+    fn serving(serve: impl Fn(TcpStream) + Send + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let ended = stop.clone();
@@ -105,29 +111,35 @@ impl Upstream {
                 if ended.load(Ordering::SeqCst) {
                     return;
                 }
-                let Ok(mut stream) = stream else { continue };
-                let (mut request, mut piece) = (Vec::new(), [0; 8192]);
-                // What is left unread when it closes would reset the connection.
-                while !request.ends_with(b"\r\n\r\n") {
-                    match stream.read(&mut piece) {
-                        Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
-                        Ok(0) | Err(_) => break,
-                    }
-                }
-                let text = String::from_utf8_lossy(&request).into_owned();
-                let body = format!("{word} {}", text.lines().next().unwrap_or_default());
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-                let _ = stream.write_all((head + &body).as_bytes()); // who asks may have gone
+                let Ok(stream) = stream else { continue };
+                stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+                serve(stream);
             }
         });
         Self(address, stop)
     }
 }
 
+/// Answers one request with `word` and its first line.
+fn answer(word: &str, stream: &mut (impl Read + Write)) {
+    let (mut request, mut piece) = (Vec::new(), [0; 8192]);
+    // What is left unread when it closes would reset the connection.
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
+            Ok(0) | Err(_) => break,
+        }
+    }
+    let text = String::from_utf8_lossy(&request).into_owned();
+    let body = format!("{word} {}", text.lines().next().unwrap_or_default());
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let _ = stream.write_all((head + &body).as_bytes()); // who asks may have gone
+}
+
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.1.store(true, Ordering::SeqCst);
-        let _ = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.0.port()));
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.0.port()));
     }
 }
 

@@ -151,26 +151,11 @@ impl Harness {
         let component = self.metadata.get::<Component>(id.as_str()).await.unwrap().unwrap().value;
         let operation = Operation {
             id: clock::fresh(),
-            kind: OperationKind::Deploy,
-            tenant: component.tenant,
-            application: component.application,
-            component: component.name,
-            component_id: id.clone(),
             status: OperationStatus::Pending,
-            generation: component.generation,
-            revision: None,
-            revision_number: None,
-            problem: None,
             topic: Topic::Builder,
-            enqueued: true,
-            cancel_asked: false,
-            no_cache: false,
-            build_ms: None,
-            rollout_ms: None,
             created_at: clock::now(),
-            rollout_at: None,
-            ended_at: None,
             deadline: clock::now().plus_ms(1_200_000),
+            ..sample::operation(&component, OperationKind::Deploy)
         };
         self.metadata.insert(&operation).await.unwrap();
         let request = JobRequest { topic: Topic::Builder, key: id.to_string(), dedup_id: operation.id.to_string() };

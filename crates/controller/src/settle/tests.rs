@@ -2,9 +2,7 @@
 
 use super::*;
 use crate::settle::settle;
-use arco_model::id::{ComponentId, OperationId, RevisionId};
-use arco_model::job::Topic;
-use arco_model::name::{ApplicationName, ComponentName, TenantName};
+use arco_model::id::RevisionId;
 use arco_model::sample;
 
 const CREATED: Timestamp = Timestamp(1_000);
@@ -19,27 +17,12 @@ fn component(kind: ComponentKind) -> Component {
 
 fn operation(kind: OperationKind, revision: Option<u64>) -> Operation {
     Operation {
-        id: OperationId::from_parts(1, 1),
-        kind,
-        tenant: TenantName::default_tenant(),
-        application: ApplicationName::new("shop").unwrap(),
-        component: ComponentName::new("web").unwrap(),
-        component_id: ComponentId::from_parts(1, 1),
-        status: OperationStatus::RollingOut,
         generation: 2,
         revision: revision.map(|it| RevisionId::from_parts(it, it)),
         revision_number: revision,
-        problem: None,
-        topic: Topic::Controller,
-        enqueued: true,
-        cancel_asked: false,
-        no_cache: false,
-        build_ms: None,
-        rollout_ms: None,
         created_at: CREATED,
-        rollout_at: None,
-        ended_at: None,
         deadline: DEADLINE,
+        ..sample::operation(&sample::component(), kind)
     }
 }
 

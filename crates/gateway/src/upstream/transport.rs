@@ -5,11 +5,9 @@
 //! Not here: connecting (the engine's `transport`).
 
 use crate::balance::hash;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use std::sync::{Arc, OnceLock};
 
 /// See the module.
@@ -43,11 +41,8 @@ impl Transport {
     pub fn of_anybody(http2: bool) -> Self {
         static CONFIGS: [OnceLock<Result<Arc<ClientConfig>, String>>; 2] = [const { OnceLock::new() }; 2];
         let config = CONFIGS[usize::from(http2)].get_or_init(|| {
-            let verifier = Arc::new(Anybody(Arc::new(rustls::crypto::aws_lc_rs::default_provider())));
-            let builder = ClientConfig::builder_with_provider(Arc::clone(&verifier.0));
-            let builder = builder.with_safe_default_protocol_versions().map_err(|it| it.to_string())?;
-            let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-            Ok(speaking(builder.with_no_client_auth(), http2))
+            let config = arco_store::unverified::client().map_err(|it| it.to_string())?;
+            Ok(speaking(config, http2))
         });
         Self { id: 2 + u64::from(http2), http2, tls: Some(UpstreamTls { config: config.clone(), name: None }) }
     }
@@ -82,45 +77,6 @@ impl Transport {
 fn speaking(mut config: ClientConfig, http2: bool) -> Arc<ClientConfig> {
     config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Arc::new(config)
-}
-
-/// Takes any certificate, also one that is no X.509 of today: it proves nothing here.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

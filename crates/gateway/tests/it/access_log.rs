@@ -165,8 +165,8 @@ async fn a_tunnel_has_its_line_when_it_ends() {
     assert_eq!(metric(admin, "open_requests{host=\"a.test\"}").await, Some(0.0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_has_its_line() {
+/// An endpoint that never answers, and what tells when a request has arrived there.
+async fn silent() -> (SocketAddr, Arc<tokio::sync::Notify>) {
     let arrived = Arc::new(tokio::sync::Notify::new());
     let tell = Arc::clone(&arrived);
     let address = origin(move |mut wire| {
@@ -174,11 +174,16 @@ async fn a_client_that_leaves_has_its_line() {
         async move {
             wire.message().await;
             tell.notify_one();
-            // It never answers.
             wire.rest().await;
         }
     })
     .await;
+    (address, arrived)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_has_its_line() {
+    let (address, arrived) = silent().await;
     let yaml = file(&[address]) + ADMIN + "access_log: {destination: a.log}\n";
     let gateway = Gateway::start(&yaml).await;
     for request in ["/ordinary HTTP/1.1", "/general HTTP/1.0"] {
@@ -265,18 +270,7 @@ async fn http2_has_its_lines_and_handshakes_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cut_off_at_the_end_has_its_line() {
-    let arrived = Arc::new(tokio::sync::Notify::new());
-    let tell = Arc::clone(&arrived);
-    let address = origin(move |mut wire| {
-        let tell = Arc::clone(&tell);
-        async move {
-            wire.message().await;
-            tell.notify_one();
-            // It never answers.
-            wire.rest().await;
-        }
-    })
-    .await;
+    let (address, arrived) = silent().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gateway.yaml");
     std::fs::write(&path, file(&[address]) + "access_log: {destination: a.log}\n").unwrap();

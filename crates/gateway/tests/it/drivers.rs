@@ -130,21 +130,10 @@ fn skipped() -> bool {
 
 /// A gateway by this driver, on ports of its own.
 async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, client) = certified(&["a.test", "safe.test"]);
     std::fs::create_dir(folder.path().join("bodies")).unwrap();
     // Its workers are not root, and keep bodies there.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned(), "safe.test".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     let (web, tls) = (free().await, free().await);
     let yaml = format!(
         "driver: {driver}\nthreads: 1\nbuffer_folder: bodies\n\

@@ -232,18 +232,7 @@ async fn who_does_not_read_is_let_go_and_frees_the_endpoint() {
         }
     })
     .await;
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(HOSTS.map(str::to_owned)).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let (folder, client) = certified(&HOSTS);
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let yaml = hasty(&both(&[address]))
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")

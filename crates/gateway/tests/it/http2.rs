@@ -57,23 +57,12 @@ pub(crate) async fn gateway_by(
     address: SocketAddr,
     change: fn(String) -> String,
 ) -> (Gateway, Arc<rustls::ClientConfig>) {
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
+    let (folder, mut client) = certified(&["a.test"]);
     let yaml = file(&[address])
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
         .replace("routes: [", "routes: [{hosts: [a.test], paths: [{prefix: /general}], methods: [GET, HEAD, PUT, POST], targets: [{upstream: a}]}, ")
         + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
     let gateway = Gateway::start_in(folder, &change(yaml)).await;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     client.alpn_protocols = vec![b"h2".to_vec()];
     (gateway, Arc::new(client))
 }

@@ -25,10 +25,7 @@ async fn http2_is_what_its_standard_says() {
         eprintln!("SKIPPED: conformance of HTTP/2: there is no Go to make h2spec with (`go install {MODULE}`)");
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let (folder, _) = certified(&["localhost"]);
     let yaml = file(&[echo().await])
         .replace("a.test", "localhost")
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")

@@ -5,6 +5,7 @@ use arco_gateway::alone::Alone;
 use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, Txn, TxnResult, Watch};
 use arco_store::secrets::SecretBox;
 use async_trait::async_trait;
+use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -251,6 +252,27 @@ pub(crate) fn file(endpoints: &[SocketAddr]) -> String {
 /// The same with limits of time that are soon over.
 pub(crate) fn hasty(file: &str) -> String {
     file.replace("600000", "1500")
+}
+
+/// A folder with `c.pem` and `c.key`, a certificate for these hosts, and a client that trusts nobody else.
+pub(crate) fn certified(hosts: &[&str]) -> (tempfile::TempDir, rustls::ClientConfig) {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(hosts.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()).unwrap();
+    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    (folder, trusting([made.cert.der().clone()]).with_no_client_auth())
+}
+
+/// A client that trusts these and nobody else; whether it shows a certificate of its own is still to be said.
+pub(crate) fn trusting(
+    authorities: impl IntoIterator<Item = CertificateDer<'static>>,
+) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+    let mut roots = rustls::RootCertStore::empty();
+    authorities.into_iter().for_each(|it| roots.add(it).unwrap());
+    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
 }
 
 /// Whether this is a process with no other test: another one's memory must not count. If not, runs `test` in such a one.

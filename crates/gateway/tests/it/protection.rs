@@ -240,23 +240,12 @@ async fn http_2_passes_with_trailers() {
             tokio::spawn(async move { builder.serve_connection(TokioIo::new(stream), service).await });
         }
     });
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
+    let (folder, mut client) = certified(&["a.test"]);
     let yaml = file(&[endpoint])
         .replace("name: a, ", "name: a, protocol: http2, ")
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
         + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
     let gateway = Gateway::start_in(folder, &yaml).await;
-    let mut client =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
     client.alpn_protocols = vec![b"h2".to_vec()];
     let stream = tokio::net::TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));

@@ -22,23 +22,12 @@ fn version_2() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_stands_before_tls() {
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
-    std::fs::write(folder.path().join("c.pem"), made.cert.pem()).unwrap();
-    std::fs::write(folder.path().join("c.key"), made.signing_key.serialize_pem()).unwrap();
+    let (folder, client) = certified(&["a.test"]);
     let yaml = file(&[echo().await]).replace(
         "listeners: [",
         "listeners: [{name: p, address: \"127.0.0.1:0\", protocol: https, proxy_protocol: true}, ",
     ) + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\ntrusted_proxies: [127.0.0.0/8]\n";
     let gateway = Gateway::start_in(folder, &yaml).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let local = [SIGNATURE, &[0x20, 0, 0, 0]].concat();
     for (header, client) in [(version_2(), "192.0.2.9"), (local, "127.0.0.1")] {

@@ -216,12 +216,7 @@ async fn connect(
     own: Option<&(String, String)>,
     alpn: &[u8],
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.issuer.der().clone()).unwrap();
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
+    let builder = trusting([authority.issuer.der().clone()]);
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {

@@ -256,14 +256,7 @@ async fn tls_origin(name: &'static str) -> (SocketAddr, rustls::pki_types::Certi
 
 /// What a host says over TLS to somebody who trusts `root`, and sends its first message in two pieces.
 async fn said(gateway: SocketAddr, host: &str, root: rustls::pki_types::CertificateDer<'static>) -> String {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = trusting([root]).with_no_client_auth();
     let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
     let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
     let mut stream = TcpStream::connect(gateway).await.unwrap();

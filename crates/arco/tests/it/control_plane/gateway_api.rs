@@ -1,7 +1,7 @@
 //! The Gateway API on its real definitions (`cluster.py … --gateway-api` installs them): what objects ask for is answered,
 //! and what is said in their statuses passes their schemas.
 
-use super::{Cleanup, Cluster, Upstream, cluster, own_address, secret, service, slice};
+use super::{Cleanup, Cluster, Upstream, answer, cluster, own_address, secret, service, slice};
 use crate::behave::EXECUTABLE;
 use crate::routes::get_over_tls;
 use crate::streams::pool;
@@ -15,11 +15,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -437,27 +436,11 @@ fn tls_upstream(chain: &str, key: &str) -> Upstream {
         .with_single_cert(chain, key)
         .unwrap();
     let config = Arc::new(config);
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    let (address, stop) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
-    let ended = stop.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            if ended.load(Ordering::SeqCst) {
-                return;
-            }
-            let Ok(stream) = stream else { continue };
-            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
-            let mut stream = rustls::StreamOwned::new(connection, stream);
-            let mut request = [0; 8192];
-            let Ok(length) = stream.read(&mut request) else { continue };
-            let text = String::from_utf8_lossy(&request[..length]).into_owned();
-            let body = format!("sealed {}", text.lines().next().unwrap_or_default());
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-            let _ = stream.write_all((head + &body).as_bytes()); // who asks may have gone
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-        }
-    });
-    Upstream(address, stop)
+    Upstream::serving(move |stream| {
+        let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, stream);
+        answer("sealed", &mut stream);
+        stream.conn.send_close_notify();
+        let _ = stream.flush();
+    })
 }
