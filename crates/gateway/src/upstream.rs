@@ -331,10 +331,11 @@ impl Upstream {
         }
     }
 
-    /// Whether somebody would answer if fewer requests were open.
-    pub fn is_full(&self) -> bool {
-        let max = self.settings.max_open;
-        max.is_some_and(|max| !self.endpoints.is_empty() && self.endpoints.iter().all(|it| it.state.open() >= max))
+    /// Whether it is a limit of open requests that keeps a request, for which nobody could be picked, from all.
+    ///
+    /// What is open now does not matter: it may have changed since.
+    pub fn is_limited(&self) -> bool {
+        self.settings.max_open.is_some() && self.endpoints.iter().any(|it| !it.state.is_draining())
     }
 }
 
@@ -438,7 +439,9 @@ mod tests {
         ewma.endpoints[1].state.took(Duration::from_millis(50));
         assert!((0..10).all(|_| port(&ewma.pick(&[])) == Some(1)));
         let open: Vec<_> = (0..200).filter_map(|_| ewma.pick(&[])).collect();
-        assert_eq!((open.len(), ewma.is_full()), (100, true));
+        assert_eq!((open.len(), ewma.is_limited()), (100, true));
+        ewma.endpoints.iter().for_each(|it| it.state.drain(true));
+        assert!(!ewma.is_limited(), "those that are left take no more at any rate");
     }
 
     #[test]

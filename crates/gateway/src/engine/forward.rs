@@ -115,7 +115,7 @@ pub(super) async fn send(
     let metrics = &plan.upstream.metrics;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let settings = &plan.upstream.settings;
-    let mut last = if plan.upstream.is_full() { Failure::Full } else { Failure::NoEndpoint };
+    let mut last = if plan.upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
     plan.retry.into_iter().for_each(Retry::earn);
     let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
     let mut next = plan.upstream.pick_for(&tried, &plan.choice);

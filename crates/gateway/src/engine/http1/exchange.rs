@@ -114,7 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn ask(&mut self, plan: &Plan, up: &mut Half, began: Instant) -> Result<Answer, Fault> {
         let (upstream, settings) = (&plan.upstream, &plan.upstream.settings);
         let mut tried = [SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)); MAX_ENDPOINTS];
-        let mut last = if upstream.is_full() { Failure::Full } else { Failure::NoEndpoint };
+        let mut last = if upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
         for count in 0..MAX_ENDPOINTS {
             let Some(open) = upstream.pick_for(&tried[..count], &plan.choice) else { break };
             if count > 0 {
