@@ -509,6 +509,11 @@ impl Component {
 
     async fn ensure(&self, object: &Object, seen: &ComponentSeen) -> Result<(), Fault> {
         let there = seen.objects.get(&(object.kind, object.name.clone()));
+        if there.is_some_and(|it| it.detail.headless && !it.deleting) && !object.is_headless() {
+            // A Service that was made without an address never gets one: it makes way.
+            self.delete(object.kind, &object.namespace, &object.name, &DeleteParams::background()).await?;
+            return self.apply(object).await;
+        }
         match there {
             Some(it) if it.applied == object.applied() && !it.deleting => Ok(()),
             _ => self.apply(object).await,

@@ -2,6 +2,7 @@
 
 mod calls;
 mod held_up;
+mod places;
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use arco_model::artifact::ImageRef;
