@@ -317,6 +317,7 @@ fn one_server_has_its_own_volume_on_its_node_before_it_can_make_others() {
     let wanted = json!({
         "capacity": claim["spec"]["resources"]["requests"],
         "accessModes": claim["spec"]["accessModes"],
+        "volumeMode": "Filesystem",
         "persistentVolumeReclaimPolicy": "Retain",
         "storageClassName": "",
         "claimRef": {
