@@ -4,7 +4,7 @@
 //! is what follows and acts. What must hold: only who leads does anything, asked before each change; everything that was
 //! begun is in the cluster, so the next leader goes on with it; before a folder is removed the cluster is asked again
 //! whether its volume is released. Not here: a limit of size, which folders have not; the work on the node, which
-//! `arco cluster local-volume` does in the pods.
+//! `arco cluster volume-folder` does in the pods.
 
 mod decide;
 mod render;

@@ -34,7 +34,7 @@ pub(super) fn pod(task: Task, volume: &str, node: &str, folder: &str, config: &K
     let container = json!({
         "name": CONTAINER,
         "image": config.local_storage_image,
-        "args": ["cluster", "local-volume", task.word(), "--folder", SEEN_AT, volume],
+        "args": ["cluster", "volume-folder", task.word(), "--folder", SEEN_AT, volume],
         "volumeMounts": [{ "name": "volumes", "mountPath": SEEN_AT }],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } },
         "securityContext": security,
@@ -135,7 +135,7 @@ mod tests {
                 "containers": [{
                     "name": "folder",
                     "image": "registry.test/arco:1",
-                    "args": ["cluster", "local-volume", "make", "--folder", "/volumes", "pvc-u1"],
+                    "args": ["cluster", "volume-folder", "make", "--folder", "/volumes", "pvc-u1"],
                     "volumeMounts": [{ "name": "volumes", "mountPath": "/volumes" }],
                     "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } },
                     "securityContext": {

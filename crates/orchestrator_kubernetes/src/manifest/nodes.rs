@@ -87,7 +87,7 @@ pub(super) fn server_volume(it: &Installation) -> Option<Value> {
 fn server_folder(it: &Installation, folder: &Path) -> Value {
     let container = json!({
         "name": SERVER_VOLUME, "image": it.image,
-        "args": ["cluster", "local-volume", "make", "--stay", "--folder", "/volumes", server_volume_name(it)],
+        "args": ["cluster", "volume-folder", "make", "--stay", "--folder", "/volumes", server_volume_name(it)],
         "volumeMounts": [{ "name": "volumes", "mountPath": "/volumes" }],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } },
     });
