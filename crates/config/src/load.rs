@@ -156,6 +156,46 @@ mod tests {
         }
     }
 
+    /// Settings that have no default, so that the template has them not.
+    const WITHOUT_DEFAULT: [&str; 6] = [
+        "gateway.public_http_port",
+        "gateway.public_https_port",
+        "gateway.virtual_address",
+        "kubernetes.dns_address",
+        "kubernetes.registry_listen",
+        "network.pool",
+    ];
+
+    #[test]
+    fn every_setting_is_described_with_its_default() {
+        let mut described = std::collections::BTreeMap::new();
+        let mut section = String::new();
+        for line in include_str!("../../../docs/operations/settings.md").lines() {
+            if let Some(heading) = line.strip_prefix("## ") {
+                // Below several sections, rows name their own.
+                let one = heading.strip_prefix("`[").and_then(|it| it.strip_suffix("]`"));
+                section = one.filter(|it| !it.contains(']')).map_or(String::new(), |it| format!("{it}."));
+            } else if let Some((name, rest)) = line.strip_prefix("| `").and_then(|it| it.split_once("` | ")) {
+                described.insert(format!("{section}{name}"), rest.split(" | ").next().unwrap_or_default());
+            }
+        }
+        let mut settings: Vec<(String, Value)> = Table::try_from(Config::default()).unwrap().into_iter().collect();
+        while let Some((name, value)) = settings.pop() {
+            match value {
+                Value::Table(fields) if !name.contains('.') || name == "gateway.access_log" => {
+                    settings.extend(fields.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+                }
+                value => {
+                    let said = described.remove(&name).unwrap_or_else(|| panic!("`{name}` is not described"));
+                    if !matches!(value, Value::Array(_) | Value::Table(_)) {
+                        assert_eq!(said, format!("`{value}`"), "{name}");
+                    }
+                }
+            }
+        }
+        assert_eq!(described.into_keys().collect::<Vec<_>>(), WITHOUT_DEFAULT);
+    }
+
     #[test]
     fn the_template_reads_back_as_the_defaults() {
         let table: Table = template().parse().unwrap();
