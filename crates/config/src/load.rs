@@ -51,17 +51,19 @@ pub fn from_sources(
             set(&mut table, section, key, value);
         }
     }
-    let config = Config::deserialize_from(table)?;
+    from_table(table)
+}
+
+/// Settings from a table of sections; the rest are defaults.
+pub fn from_table(table: Table) -> Result<Config, ConfigError> {
+    // Its second line is the name of the setting.
+    let named = |it: toml::de::Error| ConfigError::Value(it.to_string().trim_end().replace('\n', ", "));
+    let config: Config = serde::Deserialize::deserialize(table).map_err(named)?;
     config.agrees()?;
     Ok(config)
 }
 
 impl Config {
-    fn deserialize_from(table: Table) -> Result<Self, ConfigError> {
-        serde::Deserialize::deserialize(table)
-            .map_err(|it: toml::de::Error| ConfigError::Value(it.message().to_owned()))
-    }
-
     /// Rules that span settings.
     fn agrees(&self) -> Result<(), ConfigError> {
         let shared = self.orchestrator.driver == OrchestratorDriver::Kubernetes
@@ -120,9 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn unknown_settings_are_errors() {
-        assert!(from_sources(None, environment(&[("ARCO_SERVER__NO_SUCH", "1")]), vec![]).is_err());
-        assert!(from_sources(None, environment(&[("ARCO_NO__SUCH", "1")]), vec![]).is_err());
+    fn what_is_unknown_or_wrong_is_named() {
+        for (variable, value, part) in [
+            ("ARCO_SERVER__NO_SUCH", "1", "unknown field `no_such`"),
+            ("ARCO_SERVER__NO_SUCH", "1", "in `server`"),
+            ("ARCO_GATEWAY__IDLE_MS", "soon", "in `gateway.idle_ms`"),
+            ("ARCO_GATEWAY__ACCESS_LOG", "{ sample = 'all' }", "in `gateway.access_log.sample`"),
+            ("ARCO_NO__SUCH", "1", "`ARCO_NO__SUCH` is not a setting"),
+        ] {
+            let error = from_sources(None, environment(&[(variable, value)]), vec![]).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{variable}: {error}");
+        }
     }
 
     #[test]
@@ -199,6 +209,6 @@ mod tests {
     #[test]
     fn the_template_reads_back_as_the_defaults() {
         let table: Table = template().parse().unwrap();
-        assert_eq!(Config::deserialize_from(table).unwrap(), Config::default());
+        assert_eq!(from_table(table).unwrap(), Config::default());
     }
 }

@@ -296,9 +296,10 @@ fn with_settings(mut made: Installation, text: &str) -> Result<Installation, (St
         let lines = values.iter().map(|(key, value)| format!("{key} = {value}"));
         made.further.insert(section, lines.collect());
     }
-    match toml::from_str::<arco_config::Config>(&made.settings()) {
+    let all = table(&made.settings()).map_err(|it| (it, "write it as `arco config template` shows"))?;
+    match arco_config::from_table(all) {
         Ok(_) => Ok(made),
-        Err(error) => Err((error.message().to_owned(), "`arco config template` lists all settings")),
+        Err(error) => Err((error.to_string(), "`arco config template` lists all settings")),
     }
 }
 
