@@ -4,7 +4,7 @@ mod layout;
 
 use super::failure::Failure;
 use super::session::Session;
-use super::{text, ui::Ui, whole_file};
+use super::{config, text, ui::Ui, whole_file};
 use arco_api::wire::{StackDocument, StackRequest};
 use arco_builder::{USUAL_STACKS, make_stacks, stack_edition};
 use clap::{Args, Subcommand};
@@ -70,8 +70,7 @@ struct Saved {
 
 /// Makes stacks and writes them to a file.
 pub(crate) async fn save(args: &SaveArgs, ui: &Ui) -> Result<(), Failure> {
-    let config = arco_config::from_sources(args.config.as_deref(), std::env::vars(), Vec::new());
-    let config = config.map_err(|it| Failure::usage("config_invalid", it.to_string(), "see `arco config template`"))?;
+    let config = config::read(args.config.as_deref())?;
     let mut names = args.names.clone();
     if names.is_empty() {
         names = USUAL_STACKS.map(str::to_owned).to_vec();
