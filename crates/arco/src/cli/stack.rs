@@ -3,6 +3,7 @@
 mod layout;
 
 use super::failure::Failure;
+use super::given_file::unreadable;
 use super::session::Session;
 use super::{config, text, ui::Ui, whole_file};
 use arco_api::wire::{StackDocument, StackRequest};
@@ -126,14 +127,12 @@ fn show(found: &[StackDocument], ui: &Ui) {
 
 async fn load(file: &Path, session: &Session<'_>) -> Result<(), Failure> {
     let shown = file.display();
-    let unreadable = |it: std::io::Error| {
-        Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path and the disk")
-    };
     session.ui.progress(format!("reading {shown}"));
     let content = match file == Path::new("-") {
-        true => standard_input().map_err(unreadable)?,
-        false => File::open(file).map_err(unreadable)?,
-    };
+        true => standard_input(),
+        false => File::open(file),
+    }
+    .map_err(|it| unreadable(&shown, &it))?;
     let layout = Layout::read(content).map_err(|why| {
         let advice = "give a file that `arco stack save` wrote";
         Failure::usage("stack_invalid", format!("`{shown}` is refused: {why}"), advice)

@@ -1,5 +1,6 @@
 //! `arco cluster manifest`: prints the documents of an installation; applies nothing.
 
+use super::super::given_file;
 use super::{Failure, Ui, image};
 use arco_orchestrator_kubernetes::manifest::{CREDENTIALS, Exposure, Installation, Replicas, Stores, manifest};
 use clap::{Args, ValueEnum};
@@ -266,14 +267,9 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     };
     match &args.settings {
         None => Ok(made),
-        Some(file) => {
-            let shown = file.display();
-            let text = std::fs::read_to_string(file)
-                .map_err(|it| Failure::usage("file_unreadable", format!("`{shown}`: {it}"), "check its path"))?;
-            with_settings(made, &text).map_err(|(what, advice)| {
-                Failure::usage("manifest_invalid", format!("`--settings {shown}`: {what}"), advice)
-            })
-        }
+        Some(file) => with_settings(made, &given_file::text(file)?).map_err(|(what, advice)| {
+            Failure::usage("manifest_invalid", format!("`--settings {}`: {what}", file.display()), advice)
+        }),
     }
 }
 
