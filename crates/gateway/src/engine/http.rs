@@ -367,7 +367,7 @@ async fn answer(
         outgoing.apply(&mut parts.headers);
     }
     let body = if buffer.response && !events && !incoming.is_end_stream() {
-        ResponseBody::ahead(AheadBody::start(core, incoming, exchange), silence, in_flight)
+        ResponseBody::ahead(AheadBody::start(core, incoming, exchange), watch, silence, in_flight)
     } else {
         ResponseBody::proxied(incoming, exchange, silence, in_flight)
     };
