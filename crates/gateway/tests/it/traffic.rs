@@ -405,15 +405,22 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
     let address = origin(move |mut wire| {
         let (arrived, held) = (Arc::clone(&tell), Arc::clone(&held));
         async move {
-            wire.message().await;
-            arrived.notify_one();
-            held.notified().await;
-            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
+            while let Some(request) = wire.message().await {
+                if request.head.contains("/soon") {
+                    wire.send(OK).await;
+                    continue;
+                }
+                arrived.notify_one();
+                held.notified().await;
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
+            }
         }
     })
     .await;
     let gateway = Gateway::start(&file(&[address])).await;
+    // The kernel keeps those that have said nothing yet.
     let mut idle = Wire::connect(gateway.web()).await;
+    assert_eq!(idle.ask("GET /soon HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status(), 200);
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     arrived.notified().await;
