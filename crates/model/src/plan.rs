@@ -234,6 +234,7 @@ fn url_scheme(protocol: Protocol) -> &'static str {
         Protocol::Https => "https",
         Protocol::H2c => "http",
         Protocol::Grpc => "grpc",
+        Protocol::Grpcs => "grpcs",
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     }

@@ -129,7 +129,8 @@ pub(crate) struct RouteFlags {
     /// instance then
     #[arg(long, value_name = "request|response|both", value_parser = buffer, help_heading = "Protection")]
     buffer: Option<Buffer>,
-    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body
+    /// Longest wait for a response, in which neither side sends anything once it has begun, and for an instance that takes
+    /// nothing of a body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     timeout: Option<u64>,
     /// Longest time for a request with all of its response
@@ -138,7 +139,7 @@ pub(crate) struct RouteFlags {
     /// Longest connect to an instance
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     connect_timeout: Option<u64>,
-    /// Longest pause between two pieces of a request body
+    /// Longest pause between two pieces of a request body until its response begins
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     body_timeout: Option<u64>,
     /// Certificate of the host: `auto` has one issued and renewed, else one by name, or none; with
