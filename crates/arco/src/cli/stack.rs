@@ -143,7 +143,7 @@ async fn load(file: &Path, session: &Session<'_>) -> Result<(), Failure> {
             if session.client.has_upload(&session.tenant, digest.as_str()).await? {
                 continue;
             }
-            let (blob, size) = layout.blob(digest).map_err(unreadable)?;
+            let (blob, size) = layout.blob(digest).map_err(|it| unreadable(&shown, &it))?;
             session.ui.progress(format!("{}: sending {} MB", stack.name, size >> 20));
             let content = tokio::fs::File::from_std(blob).take(size);
             session.client.put_blob(&session.tenant, digest.as_str(), size, content).await?;
