@@ -7,7 +7,10 @@ TLS, and meanwhile changes one route after the other, changes 1,000 at once, kil
 lets the data plane be replaced by a new one; at the end, without load, it kills the gateway's worker three times. How long each took to be in
 effect, and the 99th percentile before and during the changes, it prints.
 """
-import argparse, contextlib, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time, tomllib
+import argparse, contextlib, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time
+
+sys.dont_write_bytecode = True
+from figures import administrator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ap = argparse.ArgumentParser()
@@ -74,14 +77,8 @@ class Platform:
 
     def api(self):
         """A connection to the API with the administrator's certificate."""
-        context = tomllib.loads((self.data / "admin.toml").read_text())
-        pem = self.work / "admin.pem"
-        pem.touch(0o600)
-        pem.write_text(context["certificate"] + context["key"])
-        tls = ssl.create_default_context(cadata=context["ca"])
-        tls.load_cert_chain(pem)
-        name, port = context["api"].rsplit(":", 1)
-        return http.client.HTTPSConnection(name, int(port), context=tls, timeout=300)
+        host, port, tls = administrator(self.data, self.work)
+        return http.client.HTTPSConnection(host, port, context=tls, timeout=300)
 
     def routes(self, api, hosts, mark):
         """Lets these hosts lead to the component, with a field `x-mark` in each response."""

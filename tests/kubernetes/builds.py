@@ -24,7 +24,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
-NODE = f"10.250.{KUBECONFIG.read_text().split('https://10.250.')[1].split('.')[0]}.2"
+NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
+# This machine, as pods see it, and the node.
+HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
 NAMESPACE = "arco-system"
 BEGAN = time.monotonic()
 EXAMPLES = ["node-express", "python-flask"]
@@ -35,15 +37,15 @@ def say(text):
     print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
 
 
-def done(*words):
-    made = subprocess.run([str(it) for it in words], capture_output=True, text=True)
+def done(*words, **options):
+    made = subprocess.run([str(it) for it in words], capture_output=True, text=True, **options)
     if made.returncode:
         raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
     return made.stdout
 
 
-def kubectl(*words):
-    return done("kubectl", *words)
+def kubectl(*words, **options):
+    return done("kubectl", *words, **options)
 
 
 def until(what, wanted, seconds=180):
@@ -52,7 +54,7 @@ def until(what, wanted, seconds=180):
         try:
             if found := wanted():
                 return found
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
             last = error
         time.sleep(0.1)
     raise SystemExit(f"not within {seconds} s: {what} ({last})")

@@ -20,50 +20,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, until
 from images import image_tar
+from load import Load
 from stores import PASSWORD, Stores
 
-HERE = Path(__file__).resolve().parent
-KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
-NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
-HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
-NAMESPACE = "arco-system"
 LEASE_S = 10
 LONG = "long " + "1234567890" * 4000
-
-
-def say(text):
-    print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
-
-
-BEGAN = time.monotonic()
-
-
-def done(*words, **options):
-    made = subprocess.run([str(it) for it in words], capture_output=True, text=True, **options)
-    if made.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
-    return made.stdout
-
-
-def kubectl(*words, **options):
-    return done("kubectl", *words, **options)
-
-
-def until(what, wanted, seconds=180):
-    end, last = time.monotonic() + seconds, None
-    while time.monotonic() < end:
-        try:
-            if found := wanted():
-                return found
-        except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
-            last = error
-        time.sleep(0.1)
-    raise SystemExit(f"not within {seconds} s: {what} ({last})")
 
 
 def flags(stores):
@@ -77,12 +43,6 @@ def credentials(work):
     (work / "blobs-credentials").write_text("[default]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
     files = [f"--from-file={work / it}" for it in ("metadata-password", "secret.key", "blobs-credentials")]
     kubectl("-n", NAMESPACE, "create", "secret", "generic", "arco-stores", *files)
-
-
-def free_port():
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
 
 
 class Forward:
@@ -142,37 +102,6 @@ class Platform:
         for it in until("operations end", all_ended, 300):
             if it["status"] != "succeeded":
                 raise SystemExit(f"an operation did not succeed: {it}")
-
-
-class Load:
-    """Asks the application without a pause, through the node's port."""
-
-    def __init__(self, port, host):
-        self.port, self.host, self.good, self.bad, self.stop = port, host, 0, [], threading.Event()
-        until("the application answers", lambda: self.ask() == 200)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def ask(self):
-        with contextlib.closing(http.client.HTTPConnection(NODE, self.port, timeout=10)) as c:
-            c.request("GET", "/", headers={"Host": self.host, "Connection": "close"})
-            return c.getresponse().status
-
-    def run(self):
-        while not self.stop.wait(0.02):
-            try:
-                status = self.ask()
-            except (OSError, http.client.HTTPException) as error:
-                status = repr(error)
-            if status == 200:
-                self.good += 1
-            else:
-                self.bad.append(f"{time.monotonic() - BEGAN:.1f} s: {status}")
-
-    def check(self, what):
-        if self.bad:
-            raise SystemExit(f"{len(self.bad)} of {self.good + len(self.bad)} requests were lost, {what}: {self.bad[:5]}")
-        say(f"{what}: {self.good} requests answered so far, none lost")
 
 
 def pods(part, namespace=NAMESPACE):
@@ -454,7 +383,7 @@ def main():
         platform.ended(operations)
         truth(platform, names, replicas)
         load.check("the pods of all parts were replaced at once")
-        load.stop.set()
+        load.end()
         lines(platform)
 
         platform.arco("delete", "demo", "--yes")

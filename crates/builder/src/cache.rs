@@ -63,8 +63,8 @@ impl Cache {
         Self { folder: data_dir.join("cache/builds").join(component.as_str()), path: builds_path(component) }
     }
 
-    /// A kept folder for package clients, which steps see at `path`. Steps run as another user than this process, so it is open to all; the
-    /// folder above it is not.
+    /// A kept folder for package clients, which steps see at `path`. Steps run as another user than this process, so it
+    /// is open to all; the folder above it is not.
     pub(crate) fn folder(&self, name: &str, path: &str) -> std::io::Result<CacheFolder> {
         use std::os::unix::fs::PermissionsExt as _;
         let host_path = self.folder.join("folders").join(name);

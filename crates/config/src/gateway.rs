@@ -46,11 +46,12 @@ pub struct GatewayConfig {
     pub proxy_protocol: bool,
     /// How long a client may take to send its request header, in ms.
     pub request_header_ms: u64,
-    /// Longest pause of a client between two pieces of a request body, in ms.
+    /// Longest pause of a client between two pieces of a request body until its response begins, in ms.
     pub request_body_ms: u64,
     /// How long a connect to an instance may take, in ms.
     pub connect_ms: u64,
-    /// How long an instance may take until its response begins, in ms.
+    /// How long an instance may take until its response begins, and how long neither side may send anything then (but for
+    /// event streams), in ms.
     pub response_ms: u64,
     /// How long a connection may be idle, in ms.
     pub idle_ms: u64,

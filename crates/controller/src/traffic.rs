@@ -464,17 +464,15 @@ fn upstream(component: &Component, revision: Option<&Revision>, observed: &Obser
     let mut endpoints: Vec<_> = observed.instances.iter().filter_map(endpoint).collect();
     endpoints.sort_by(|a, b| a.instance.cmp(&b.instance));
     let ports = revision.map(Revision::ports).unwrap_or_default();
-    let speaking = |which: &[Protocol]| {
-        let ports = ports.iter().filter(|it| which.contains(&it.protocol));
-        ports.map(|it| it.port).collect()
-    };
+    let speaking =
+        |so: fn(Protocol) -> bool| ports.iter().filter(|it| so(it.protocol)).map(|it| it.port).collect::<Vec<_>>();
     UpstreamEntry {
         component: component.id.clone(),
         reference: component.reference(),
         state,
         endpoints,
-        http2_ports: speaking(&[Protocol::H2c, Protocol::Grpc]),
-        tls_ports: speaking(&[Protocol::Https]),
+        http2_ports: speaking(Protocol::is_http2),
+        tls_ports: speaking(Protocol::is_over_tls),
     }
 }
 

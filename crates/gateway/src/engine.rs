@@ -41,9 +41,11 @@ use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use forward::Failure;
 use guard::ClientLimits;
 use http1::Endpoint;
+use nix::libc;
 use pool::Pool;
 use room::Room;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -54,6 +56,12 @@ use transport::Sender;
 
 /// Pause before the next try to accept when there is no room: what is there is served meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the kernel keeps a new connection to itself while its client has said nothing, in seconds (`TCP_DEFER_ACCEPT`).
+/// Every other one comes with its first bytes: that saves waking up once, and one read that finds nothing. A client that only
+/// connects is handed over after this time, and all limits and deadlines hold from then on; one that leaves, when it leaves.
+/// Those that wait are bounded by the backlog as half-open ones are, lie in the socket and so outlive a worker and a hand-over;
+/// when a socket is closed for good, they learn it with their first bytes.
+const DEFERRED_S: libc::c_int = 1;
 /// A peer that is gone without a word is noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long a connection without a request is left to its client after another process has taken over.
@@ -321,7 +329,7 @@ impl Engine {
     pub fn listen_on(&self, bound: Bound, protocol: &Protocol) -> std::io::Result<Listening> {
         let stop = self.closed.child_token();
         for (core, listener) in self.cores.iter().cycle().zip(&bound.listeners) {
-            prepare(listener);
+            prepare(listener, protocol);
             let (socket, stop) = (ListenSocket::Stream(listener.try_clone()?, protocol.clone()), stop.clone());
             // A core that has ended stops the process; nobody is left to tell.
             let _ = core.send(Listen { socket, stop });
@@ -459,11 +467,31 @@ async fn accept(
 }
 
 /// What every connection of a listener is to have: it is inherited, and costs no system call for each.
-fn prepare(listener: &std::net::TcpListener) {
+fn prepare(listener: &std::net::TcpListener, protocol: &Protocol) {
     let socket = socket2::SockRef::from(listener);
     // A socket that refuses these still works.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+    // In any case: the same socket may have been for another protocol before.
+    defer(listener, if is_begun_by_client(protocol) { DEFERRED_S } else { 0 });
+}
+
+/// Whether nothing can happen on a connection before its client has sent something. Behind TCP there may be a server that
+/// speaks first.
+fn is_begun_by_client(protocol: &Protocol) -> bool {
+    match protocol {
+        Protocol::Http | Protocol::Https => true,
+        Protocol::Proxied(inner) => is_begun_by_client(inner),
+        Protocol::Tcp(_) | Protocol::Udp(_) => false,
+    }
+}
+
+fn defer(listener: &std::net::TcpListener, seconds: libc::c_int) {
+    let (option, length) = (libc::TCP_DEFER_ACCEPT, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the kernel reads one number, which lives as long as the call.
+    let _ = unsafe {
+        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const seconds).cast(), length)
+    };
 }
 
 fn begin(core: &Arc<Core>, stream: TcpStream, peer: SocketAddr, protocol: &Protocol) {
@@ -567,4 +595,38 @@ fn counted(shared: &Shared, limits: &Limits, peer: SocketAddr) -> Option<Option<
         tracing::debug!(%peer, "a connection is refused: its address has too many");
     }
     counting.map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel has it.
+    fn deferred(listener: &std::net::TcpListener) -> libc::c_int {
+        let (mut seconds, mut length) = (-1, size_of::<libc::c_int>() as libc::socklen_t);
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+        // SAFETY: the kernel writes at most `length` bytes to a number of that length.
+        let outcome = unsafe {
+            libc::getsockopt(listener.as_raw_fd(), level, option, (&raw mut seconds).cast(), &raw mut length)
+        };
+        assert_eq!(outcome, 0);
+        seconds
+    }
+
+    #[test]
+    fn a_listener_waits_for_bytes_only_where_clients_speak_first() {
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let proxied = |it| Protocol::Proxied(Box::new(it));
+        // One socket after the other protocol, as when a file is read again.
+        for (protocol, waits) in [
+            (Protocol::Http, true),
+            (Protocol::Tcp("db".into()), false),
+            (Protocol::Https, true),
+            (proxied(Protocol::Tcp("db".into())), false),
+            (proxied(Protocol::Https), true),
+        ] {
+            prepare(&bound.listeners[0], &protocol);
+            assert_eq!(deferred(&bound.listeners[0]) > 0, waits, "{protocol:?}");
+        }
+    }
 }

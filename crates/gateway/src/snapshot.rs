@@ -26,11 +26,11 @@ pub use table::Table;
 /// Time limits of one request; each can be set per route and per upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timeouts {
-    /// Longest pause between two pieces of a request body.
+    /// Longest pause between two pieces of a request body until its response begins.
     pub request_body: Duration,
     /// Longest connect.
     pub connect: Duration,
-    /// Longest wait for the response's head, and between two pieces of its body (but for event streams).
+    /// Longest wait for the response's head, and afterwards in which neither side sends anything (but for event streams).
     pub response: Duration,
     /// Longest time for all of a request and its response.
     pub total: Option<Duration>,

@@ -395,13 +395,14 @@ impl FieldMatch {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteTimeouts {
-    /// Longest pause between two pieces of a request body, in ms.
+    /// Longest pause between two pieces of a request body until its response begins, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_body_ms: Option<u64>,
     /// Longest connect, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u64>,
-    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body, in ms.
+    /// Longest wait for a response, in which neither side sends anything once it has begun, and for an instance that takes
+    /// nothing of a body, in ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_ms: Option<u64>,
     /// Longest time for all of a request and its response, in ms.

@@ -190,6 +190,8 @@ pub enum Protocol {
     H2c,
     /// gRPC.
     Grpc,
+    /// gRPC over TLS spoken by the instance itself; of certificates the same holds.
+    Grpcs,
     /// Any TCP.
     Tcp,
     /// UDP; never probed.
@@ -199,7 +201,17 @@ pub enum Protocol {
 impl Protocol {
     /// Whether the gateway can route it by host and path.
     pub fn is_http(self) -> bool {
-        matches!(self, Self::Http | Self::Https | Self::H2c | Self::Grpc)
+        matches!(self, Self::Http | Self::Https) || self.is_http2()
+    }
+
+    /// Whether it is HTTP/2, whatever is offered.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Self::H2c | Self::Grpc | Self::Grpcs)
+    }
+
+    /// Whether the instance itself speaks TLS, so that it is asked over it.
+    pub fn is_over_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Grpcs)
     }
 }
 

@@ -167,7 +167,7 @@ pub struct UpstreamEntry {
     pub state: UpstreamState,
     /// Instances, ready and draining.
     pub endpoints: Vec<Endpoint>,
-    /// Inner ports that speak HTTP/2 (h2c, gRPC).
+    /// Inner ports that speak HTTP/2 (h2c, gRPC), over TLS where they are among `tls_ports` as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http2_ports: Vec<u16>,
     /// Inner ports that speak TLS. Whose certificate they show counts only where a route says so (`upstream_tls`).

@@ -74,7 +74,7 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
 ];
 
 /// Needed beside [`RULES`] where the gateway serves the cluster's Ingress and Gateway API objects (`kubernetes.route_class`).
-pub(crate) const OF_ROUTES: &[Rule] = &[
+const OF_ROUTES: &[Rule] = &[
     Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: SEEN },
     Rule { group: "networking.k8s.io", resources: &["ingresses/status"], verbs: &["patch"] },
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: SEEN },
@@ -106,13 +106,21 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
 ];
 
 /// Needed beside [`RULES`] where the leading controller makes volumes of the nodes' folders (`kubernetes.local_storage_class`).
-pub(crate) const OF_LOCAL_STORAGE: &[Rule] = &[
+const OF_LOCAL_STORAGE: &[Rule] = &[
     Rule { group: "", resources: &["persistentvolumes"], verbs: &["get", "list", "watch", "create", "delete"] },
     // Why a claim gets no volume, and why one is not removed.
     Rule { group: "", resources: &["events"], verbs: &["create", "patch"] },
 ];
 
-/// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their other doors.
+/// What whoever controls components may do, where routes of the cluster are served or not, and volumes made of folders or not.
+pub(crate) fn rules(routes: bool, local_storage: bool) -> Vec<Rule> {
+    let of_routes = if routes { OF_ROUTES } else { &[] };
+    let of_storage = if local_storage { OF_LOCAL_STORAGE } else { &[] };
+    RULES.iter().chain(of_routes).chain(of_storage).copied().collect()
+}
+
+/// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their
+/// other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 
 /// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.23 or earlier.

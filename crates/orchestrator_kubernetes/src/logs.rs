@@ -9,6 +9,7 @@
 mod tries;
 
 use crate::driver::Inner;
+use crate::seen::convert::instant;
 use crate::seen::{PodSeen, Program};
 use crate::{lines, names};
 use arco_model::id::{ComponentId, InstanceId};
@@ -212,11 +213,6 @@ fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
         *said = Some(now);
     }
     due
-}
-
-/// The same moment as Kubernetes counts it.
-fn instant(at: Timestamp) -> jiff::Timestamp {
-    jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or_default()).unwrap_or_default()
 }
 
 /// Where reading begins, and the lines of that millisecond that are kept already.

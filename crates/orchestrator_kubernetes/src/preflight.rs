@@ -10,7 +10,7 @@ mod pull;
 
 pub use hosts::{HostsSetting, judge_hosts};
 
-use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
+use crate::access::{self, GROUPS, OF_USAGE, Rule};
 use crate::cluster::{Cluster, words};
 use crate::features::{Features, NEWEST, OLDEST, PAUSES, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
 use crate::local_storage::PROVISIONER;
@@ -252,9 +252,7 @@ fn judge_metrics(served: &BTreeSet<String>) -> Finding {
 
 /// Asks for each right that the table has.
 async fn permissions(client: &Client, config: &KubernetesConfig) -> Finding {
-    let of_routes = if config.route_class.is_empty() { &[] } else { OF_ROUTES };
-    let of_storage = if config.local_storage_class.is_empty() { &[] } else { OF_LOCAL_STORAGE };
-    let rules: Vec<Rule> = RULES.iter().chain(of_routes).chain(of_storage).copied().collect();
+    let rules = access::rules(!config.route_class.is_empty(), !config.local_storage_class.is_empty());
     match missing(client, &rules).await {
         Ok((count, missing)) => judge_permissions(count, &missing),
         Err(error) => {

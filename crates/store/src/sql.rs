@@ -188,6 +188,18 @@ pub struct Page<T> {
     pub next: Option<Cursor>,
 }
 
+impl Page<Row> {
+    /// The first `limit` of these rows, of which there are more when there is another page; a limit of 0 is none.
+    fn of(mut rows: Vec<Row>, limit: usize) -> Self {
+        let more = limit > 0 && rows.len() > limit;
+        if more {
+            rows.truncate(limit);
+        }
+        let next = rows.last().filter(|_| more).map(|row| Cursor { created_at: row.created_at, key: row.key.clone() });
+        Self { items: rows, next }
+    }
+}
+
 /// One write.
 #[derive(Clone, Debug)]
 pub enum Write {

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
 mod http;
+mod killed;
 mod leftovers;
 mod openssl;
 mod platform;
@@ -13,6 +14,7 @@ mod random;
 pub mod servers;
 
 pub use http::{Response, get};
+pub use killed::Killed;
 pub use openssl::{has_openssl, openssl};
 pub use platform::{Options, Outcome, Platform};
 pub use random::Random;

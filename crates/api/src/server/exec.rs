@@ -10,7 +10,7 @@ use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::InstanceId;
 use arco_model::observed::InstancePhase;
-use arco_model::plan::{self, BoundComponent, OneShot, OneShotNetwork, PlanContext};
+use arco_model::plan::{self, BoundComponent, InstanceTemplate, OneShot, PlanContext};
 use arco_model::secret::SecretVersion;
 use arco_orchestrator::{ExecRequest, ExecSession, OutputLine};
 use arco_store::clock;
@@ -108,32 +108,8 @@ impl Api {
             already_runs: true,
         };
         let template = plan::build(&component, &revision, &context).template;
-        let mut env = template.env;
-        let id: InstanceId = clock::fresh();
-        env.insert("ARCO_INSTANCE".to_owned(), id.to_string());
-        Ok(OneShot {
-            id,
-            tenant: component.tenant,
-            component: component.id,
-            image: template.image,
-            extra_layers: Vec::new(),
-            argv: asked.argv,
-            env,
-            working_dir: template.working_dir,
-            user: template.user,
-            unprivileged: false,
-            resources: template.resources,
-            timeout_ms: RUN_MS,
-            network: OneShotNetwork::Instance,
-            mounts: Vec::new(),
-            caches: Vec::new(),
-            cache_mb: 0,
-            volumes: template.volumes,
-            files: template.files,
-            export: None,
-            scheduling: template.scheduling,
-            overlay: template.overlay,
-        })
+        let template = InstanceTemplate { argv: asked.argv, ..template };
+        Ok(OneShot::of_template(clock::fresh(), component.tenant, component.id, template, RUN_MS))
     }
 
     async fn bound(&self, component: &Component, revision: &Revision) -> Result<Vec<BoundComponent>, ApiError> {

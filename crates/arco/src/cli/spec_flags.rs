@@ -26,7 +26,7 @@ pub(crate) enum Kind {
 /// What is asked of a component. A flag that is not given keeps the stored value.
 #[derive(Args, Debug, Default)]
 pub(crate) struct SpecFlags {
-    /// Port that it listens on, with its protocol (http, https, h2c, grpc, tcp, udp) [default: as detected]
+    /// Port that it listens on, with its protocol (http, https, h2c, grpc, grpcs, tcp, udp) [default: as detected]
     #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = port)]
     pub(crate) port: Vec<Port>,
     /// How its instances live [default: stateless]
@@ -115,9 +115,10 @@ pub(crate) fn port(text: &str) -> Result<Port, String> {
         "https" => Protocol::Https,
         "h2c" => Protocol::H2c,
         "grpc" => Protocol::Grpc,
+        "grpcs" => Protocol::Grpcs,
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
-        _ => return Err("the protocol is http, https, h2c, grpc, tcp or udp".to_owned()),
+        _ => return Err("the protocol is http, https, h2c, grpc, grpcs, tcp or udp".to_owned()),
     };
     Ok(Port { port, protocol, outer: true })
 }
@@ -169,6 +170,7 @@ mod tests {
     #[test]
     fn ports_volumes_pairs_and_bindings_are_read() {
         assert_eq!(port("53/udp").unwrap(), Port { port: 53, protocol: Protocol::Udp, outer: true });
+        assert_eq!(port("50051/grpcs").unwrap().protocol, Protocol::Grpcs);
         for bad in ["0", "x", "80/x", "65536", ""] {
             assert!(port(bad).is_err(), "{bad}");
         }

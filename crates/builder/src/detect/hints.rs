@@ -70,6 +70,7 @@ fn rainbondfile(text: &str, hints: &mut Hints) -> Result<(), Problem> {
         "udp" => Protocol::Udp,
         "https" => Protocol::Https,
         "grpc" => Protocol::Grpc,
+        "grpcs" => Protocol::Grpcs,
         _ => Protocol::Http,
     };
     if !file.ports.is_empty() {

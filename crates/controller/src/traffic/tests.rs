@@ -44,7 +44,12 @@ impl World {
     async fn publish(&self, component: &Component) {
         let port = |port, protocol| Port { port, protocol, outer: true };
         let defaults = RunDefaults {
-            ports: vec![port(8080, Protocol::Http), port(9090, Protocol::Grpc), port(8443, Protocol::Https)],
+            ports: vec![
+                port(8080, Protocol::Http),
+                port(9090, Protocol::Grpc),
+                port(8443, Protocol::Https),
+                port(9443, Protocol::Grpcs),
+            ],
             ..RunDefaults::default()
         };
         let revision = Revision { defaults, ..sample::revision(component) };
@@ -124,7 +129,7 @@ async fn hosts_follow_routes_and_components() {
     assert_eq!(world.names("web.shop.test").await, [1]);
     let upstream = world.publisher.kv.get(&format!("{UPSTREAMS}{}", web.id)).await.unwrap().unwrap();
     let upstream: UpstreamEntry = serde_json::from_slice(&upstream.value).unwrap();
-    assert_eq!((upstream.http2_ports, upstream.tls_ports), (vec![9090], vec![8443]));
+    assert_eq!((upstream.http2_ports, upstream.tls_ports), (vec![9090, 9443], vec![8443, 9443]));
     world.route(&web, "w.test", &[&web, &other], None).await;
     let id = world.route(&web, "web.shop.test", &[&other], None).await;
     world.publish(&web).await;

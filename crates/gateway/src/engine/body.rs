@@ -24,6 +24,8 @@ use tokio::time::Sleep;
 
 /// Most pieces of a body that wait for a mirror.
 const MAX_COPIED: usize = 32;
+/// How often a client that may be silent is looked at, at most.
+const LEAST_SILENCE: Duration = Duration::from_millis(1);
 
 /// Any error of a body.
 pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -49,6 +51,7 @@ pub(super) struct BodyWatch {
     end: AtomicU8,
     complete: AtomicBool,
     waits_for_client: AtomicBool,
+    answering: AtomicBool,
     born: Instant,
     progress_ms: AtomicU64,
     received: AtomicU64,
@@ -60,6 +63,7 @@ impl BodyWatch {
             end: AtomicU8::new(0),
             complete: AtomicBool::new(complete),
             waits_for_client: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
             born: Instant::now(),
             progress_ms: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -85,6 +89,20 @@ impl BodyWatch {
     /// Whether the next piece is the client's turn: its silence has a limit of its own.
     pub(super) fn waits_for_client(&self) -> bool {
         self.waits_for_client.load(Ordering::Acquire)
+    }
+
+    /// The response has begun: while it goes on, the client may be silent for as long as both ends like (gRPC streams).
+    pub(super) fn answer_began(&self) {
+        self.answering.store(true, Ordering::Release);
+    }
+
+    /// The response is over: who is silent now has nothing to wait for.
+    fn answer_ended(&self) {
+        self.answering.store(false, Ordering::Release);
+    }
+
+    fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Acquire)
     }
 
     /// How many bytes of it came from the client.
@@ -130,7 +148,7 @@ impl RequestBody {
         }
     }
 
-    /// The client's body; `silence` is the longest pause between two pieces.
+    /// The client's body; `silence` is the longest pause between two pieces while no response is under way.
     pub(super) fn new(incoming: Incoming, silence: Duration) -> (Self, Option<Arc<BodyWatch>>) {
         if incoming.is_end_stream() {
             return (Self::empty(), None);
@@ -315,16 +333,23 @@ impl Body for RequestBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let silence = self.silence;
-                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
-                let timed_out = timer.as_mut().poll(cx).is_ready();
-                if let Some(watch) = &self.watch {
+                let this = &mut *self;
+                let silence = this.silence;
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+                let is_answering = this.watch.as_ref().is_some_and(|it| it.is_answering());
+                let mut timed_out = timer.as_mut().poll(cx).is_ready();
+                while timed_out && is_answering {
+                    // Looked at again: nobody tells this side when the response is over.
+                    timer.as_mut().reset(tokio::time::Instant::now() + silence.max(LEAST_SILENCE));
+                    timed_out = timer.as_mut().poll(cx).is_ready();
+                }
+                if let Some(watch) = &this.watch {
                     watch.waits_for_client.store(!timed_out, Ordering::Release);
                 }
                 if !timed_out {
                     return Poll::Pending;
                 }
-                self.ended(2);
+                this.ended(2);
                 Poll::Ready(Some(Err("the request body did not arrive in time".into())))
             }
         }
@@ -364,6 +389,9 @@ impl Exchange {
     pub(super) fn end(self, whole: bool) {
         self.metrics.finished(self.began.elapsed());
         self.metrics.open.dec();
+        if let Some(watch) = &self.watch {
+            watch.answer_ended();
+        }
         if let Some(sender) = self.sender.filter(|_| whole)
             && self.watch.is_none_or(|it| it.is_complete())
         {
@@ -408,9 +436,11 @@ impl Body for EndpointBody {
 pub(super) struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
-    /// Longest pause between two pieces; `None` for streams of events.
+    /// How long neither this nor the request's body may move; `None` for streams of events.
     silence: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The request's body, which may still be on its way.
+    request: Option<Arc<BodyWatch>>,
     /// When all of it must have passed.
     deadline: Option<Pin<Box<Sleep>>>,
     /// What is counted and written of its request when this is dropped.
@@ -428,8 +458,18 @@ impl ResponseBody {
     /// A page of ours.
     pub(super) fn own(text: String, in_flight: Option<InFlight>) -> Self {
         let content = Content::Own(Some(Bytes::from(text)).filter(|it| !it.is_empty()));
-        let (silence, timer, deadline) = (None, None, None);
-        Self { content, exchange: None, silence, timer, deadline, recording: None, _in_flight: in_flight }
+        Self::new(content, None, None, in_flight)
+    }
+
+    fn new(
+        content: Content,
+        exchange: Option<Exchange>,
+        silence: Option<Duration>,
+        in_flight: Option<InFlight>,
+    ) -> Self {
+        let request = exchange.as_ref().and_then(|it| it.watch.clone());
+        let (timer, deadline, recording) = (None, None, None);
+        Self { content, exchange, silence, timer, request, deadline, recording, _in_flight: in_flight }
     }
 
     /// Breaks off at `deadline`.
@@ -450,14 +490,19 @@ impl ResponseBody {
         silence: Option<Duration>,
         in_flight: Option<InFlight>,
     ) -> Self {
-        let (content, exchange) = (Content::Proxied(incoming), Some(exchange));
-        Self { content, exchange, silence, timer: None, deadline: None, recording: None, _in_flight: in_flight }
+        Self::new(Content::Proxied(incoming), Some(exchange), silence, in_flight)
     }
 
-    /// An endpoint's answer that is taken from it as fast as it comes; who takes it ends the exchange.
-    pub(super) fn ahead(incoming: AheadBody, silence: Option<Duration>, in_flight: Option<InFlight>) -> Self {
-        let content = Content::Ahead(incoming);
-        Self { content, exchange: None, silence, timer: None, deadline: None, recording: None, _in_flight: in_flight }
+    /// An endpoint's answer to `request` that is taken from it as fast as it comes; who takes it ends the exchange.
+    pub(super) fn ahead(
+        incoming: AheadBody,
+        request: Option<Arc<BodyWatch>>,
+        silence: Option<Duration>,
+        in_flight: Option<InFlight>,
+    ) -> Self {
+        let mut body = Self::new(Content::Ahead(incoming), None, silence, in_flight);
+        body.request = request;
+        body
     }
 
     /// The same; with its end the request ends that `recording` is of.
@@ -512,10 +557,18 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let Some(silence) = self.silence else { return Poll::Pending };
-                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Some(Err("the response body did not arrive in time".into())))
+                let this = &mut *self;
+                let Some(silence) = this.silence else { return Poll::Pending };
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+                while timer.as_mut().poll(cx).is_ready() {
+                    // An endpoint that takes a long upload has nothing to say yet.
+                    let until = this.request.as_ref().map(|it| it.last_progress() + silence);
+                    let Some(later) = until.filter(|it| *it > Instant::now()) else {
+                        return Poll::Ready(Some(Err("the response body did not arrive in time".into())));
+                    };
+                    timer.as_mut().reset(later.into());
+                }
+                Poll::Pending
             }
         }
     }

@@ -164,6 +164,9 @@ pub(super) async fn send(
                     open.endpoint().state.took(asked.elapsed());
                 }
                 metrics.open.inc();
+                if let Some(watch) = &plan.watch {
+                    watch.answer_began();
+                }
                 let exchange = Exchange {
                     open,
                     sender,

@@ -175,6 +175,9 @@ async fn answer(
     let told = proxy.map(|trusted| forwarded::told(request.headers(), peer, trusted));
     let told = told.as_ref();
     let client = told.map_or(peer, |it| it.client);
+    // Of a client whose TLS ends at a trusted proxy: everything that asks whether it came over TLS asks this.
+    let own_scheme = if connection.tls.is_some() { "https" } else { "http" };
+    let scheme = told.and_then(|it| it.scheme).unwrap_or(own_scheme);
     // First of all: who asks for what is not here has a line as well.
     recording.asked_by(client.to_canonical());
     if request.uri().path_and_query().is_some_and(|it| it.as_str().len() > connection.max_uri) {
@@ -209,15 +212,14 @@ async fn answer(
         path: &normal_path(request.uri().path()),
         query: request.uri().query(),
         headers: request.headers(),
-        secure: connection.tls.is_some(),
+        secure: scheme == "https",
     }) else {
         metrics.answered(404);
         return page(&Page::unknown_path(&host), &request, in_flight);
     };
-    let scheme = if connection.tls.is_some() { "https" } else { "http" };
     let origin = Origin {
         client,
-        scheme: told.and_then(|it| it.scheme).unwrap_or(scheme),
+        scheme,
         chain: told.map(|it| it.chain.as_str()),
         host: &written_host,
         told_host: told.and_then(|it| it.host.as_deref()),
@@ -367,7 +369,7 @@ async fn answer(
         outgoing.apply(&mut parts.headers);
     }
     let body = if buffer.response && !events && !incoming.is_end_stream() {
-        ResponseBody::ahead(AheadBody::start(core, incoming, exchange), silence, in_flight)
+        ResponseBody::ahead(AheadBody::start(core, incoming, exchange), watch, silence, in_flight)
     } else {
         ResponseBody::proxied(incoming, exchange, silence, in_flight)
     };

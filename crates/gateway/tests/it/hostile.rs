@@ -280,6 +280,25 @@ async fn who_switches_unasked_leaves_no_request_open() {
     eventually("nothing is open", || has_metric(&gateway, "upstream_open{upstream=\"a\"} 0")).await;
 }
 
+/// The one protocol that is not passed on as an upgrade: for the endpoint it is an ordinary request.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_was_not_passed_on_is_not_agreed_to() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+    let address = origin(move |mut wire| async move {
+        while let Some(request) = wire.message().await {
+            wire.send(if request.header("upgrade").is_none() { switch } else { OK }).await;
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&both(&[address])).await;
+    for host in HOSTS {
+        let mut wire = Wire::connect(gateway.web()).await;
+        let fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
+        let answer = wire.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n")).await;
+        assert_eq!(answer.status(), 502, "{host}: {answer:?}");
+    }
+}
+
 /// How an endpoint answers, and what the client may see: a status, or 0 for an answer that breaks off.
 const LIES: [(&str, &str, &[u16]); 21] = [
     ("two-lengths", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\npoison", &[502]),

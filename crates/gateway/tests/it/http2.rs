@@ -1,7 +1,7 @@
 //! HTTP/2 clients that mean harm, frame by frame: what they ask for ends with their connection, and others are served.
 
 use crate::kit::*;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -406,6 +406,34 @@ async fn answers_in_every_framing_reach_a_client_whole() {
             }
         };
         assert_eq!(seen, body, "{method} {path}");
+    }
+}
+
+/// An endpoint switches to another protocol, and nobody has asked it to: with and without a body, on each path.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_switches_unasked_is_not_believed() {
+    const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+    let address = origin(|mut wire| async move {
+        while let Some(request) = wire.message().await {
+            let hints =
+                if request.head.contains("hinted") { "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" } else { "" };
+            // As if it were informational, the answer comes after it.
+            wire.send(format!("{hints}{SWITCH}{OK}")).await;
+        }
+    })
+    .await;
+    let (gateway, client) = gateway_to(address).await;
+    let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(client).connect("a.test".try_into().unwrap(), stream).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    tokio::spawn(connection);
+    for path in ["/", "/hinted", "/general", "/general/hinted"] {
+        for (method, body) in [("GET", ""), ("POST", ""), ("POST", "body")] {
+            let request = http::Request::builder().method(method).uri(format!("https://a.test{path}"));
+            let request = request.body(Full::new(bytes::Bytes::from(body))).unwrap();
+            assert_eq!(sender.send_request(request).await.unwrap().status(), 502, "{method} {path} {body:?}");
+        }
     }
 }
 

@@ -24,4 +24,5 @@ mod shared_rates;
 mod stored;
 mod streams;
 mod traffic;
+mod two_way;
 mod upstream_tls;

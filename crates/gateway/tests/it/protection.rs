@@ -122,6 +122,49 @@ async fn a_trusted_proxy_is_believed() {
     assert!(seen.contains("x-forwarded-host: a.test\r\n") && !seen.contains("1.2.3.4"), "{seen}");
 }
 
+/// Behind a proxy that ends TLS, where every request comes in the clear.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_a_trusted_proxy_over_tls_is_treated_so() {
+    let endpoint = echo().await;
+    let upstreams = format!(
+        "upstreams: [{{name: at, endpoints: [\"{endpoint}\"], balance: sticky, sticky: {{cookie: at}}}}, \
+         {{name: b, endpoints: [\"{endpoint}\"]}}, "
+    );
+    let routes = "routes: [{hosts: [at.test], targets: [{upstream: at}]}, \
+         {hosts: [side.test], targets: [{upstream: a}, {upstream: b}], sticky: {cookie: side}}, \
+         {hosts: [led.test], targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}}, \
+         {hosts: [split.test], scheme: http, redirect: {scheme: https}}, \
+         {hosts: [split.test], scheme: https, targets: [{upstream: a}]}, ";
+    let yaml = file(&[endpoint]).replace("upstreams: [", &upstreams).replace("routes: [", routes)
+        + "trusted_proxies: [127.0.0.0/8]\n";
+    let trusting = Gateway::start(&yaml).await;
+    let others = Gateway::start(&yaml.replace("127.0.0.0/8", "10.0.0.0/8")).await;
+    for (fields, secure) in [
+        ("X-Forwarded-Proto: https\r\n", true),
+        ("X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\n", true),
+        ("Forwarded: for=1.2.3.4;proto=https\r\n", true),
+        ("X-Forwarded-Proto: http\r\n", false),
+        ("Forwarded: for=1.2.3.4\r\n", false),
+        ("", false),
+    ] {
+        for (gateway, secure) in [(&trusting, secure), (&others, false)] {
+            let mut wire = Wire::connect(gateway.web()).await;
+            for host in ["at.test", "side.test"] {
+                let answer = wire.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n")).await;
+                let cookie = answer.header("set-cookie").unwrap();
+                assert_eq!((answer.status(), cookie.contains("; Secure")), (200, secure), "{fields:?}: {cookie}");
+            }
+            for (host, hsts, redirect) in [("led.test", Some("max-age=60"), 308), ("split.test", None, 302)] {
+                let answer = wire.ask(&format!("GET /x HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n")).await;
+                let seen = (answer.status(), answer.header("strict-transport-security"), answer.header("location"));
+                let to = format!("https://{host}/x");
+                let expected = if secure { (200, hsts, None) } else { (redirect, None, Some(to.as_str())) };
+                assert_eq!(seen, expected, "{host} {fields:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_proxy_protocol_is_read_and_written() {
     let endpoint = origin(|mut wire| async move {

@@ -250,6 +250,39 @@ async fn responses_without_a_body_and_until_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hints_reach_a_client_before_the_answer_is_there() {
+    let seen = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&seen);
+    let address = origin(move |mut wire| {
+        let seen = Arc::clone(&tell);
+        async move {
+            while let Some(request) = wire.message().await {
+                wire.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await;
+                if request.head.contains("/waits") {
+                    seen.notified().await;
+                }
+                wire.send(OK).await;
+            }
+        }
+    })
+    .await;
+    let general = "routes: [{hosts: [b.test], targets: [{upstream: a}], request_headers: {remove: [x-never]}}, ";
+    let gateway = Gateway::start(&file(&[address]).replace("routes: [", general)).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    for _ in 0..2 {
+        let hints = wire.ask("GET /waits HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        assert_eq!((hints.status(), hints.header("link")), (103, Some("</a.css>; rel=preload")));
+        seen.notify_one();
+        assert_eq!(wire.message().await.unwrap().text(), "ok");
+    }
+    // Where they cannot pass, with and without a body, they are not taken for the answer.
+    for body in ["\r\n", "Content-Length: 4\r\n\r\nbody"] {
+        let answer = wire.ask(&format!("POST / HTTP/1.1\r\nHost: b.test\r\n{body}")).await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "ok"), "{body:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tcp_listeners_pass_bytes_both_ways() {
     let address = origin(|mut wire| async move {
         wire.send("hello ").await;
@@ -372,15 +405,22 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
     let address = origin(move |mut wire| {
         let (arrived, held) = (Arc::clone(&tell), Arc::clone(&held));
         async move {
-            wire.message().await;
-            arrived.notify_one();
-            held.notified().await;
-            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
+            while let Some(request) = wire.message().await {
+                if request.head.contains("/soon") {
+                    wire.send(OK).await;
+                    continue;
+                }
+                arrived.notify_one();
+                held.notified().await;
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
+            }
         }
     })
     .await;
     let gateway = Gateway::start(&file(&[address])).await;
+    // The kernel keeps those that have said nothing yet.
     let mut idle = Wire::connect(gateway.web()).await;
+    assert_eq!(idle.ask("GET /soon HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status(), 200);
     let mut wire = Wire::connect(gateway.web()).await;
     wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     arrived.notified().await;

@@ -4,10 +4,11 @@ use crate::{request, soon};
 use arco_model::job::Topic;
 use arco_mq::{Depth, Queue};
 use arco_store::kv::EmbeddedKv;
+use arco_testkit::Killed;
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,15 +44,6 @@ async fn server_to_be_killed() {
         }
     });
     tasks.join_next().await;
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test]

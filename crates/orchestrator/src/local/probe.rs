@@ -33,7 +33,7 @@ pub(super) async fn ask(
             },
             Probe::Http { path, port } => match port.or(first) {
                 Some(port) => {
-                    let over_tls = ports.iter().any(|it| it.port == port && it.protocol == Protocol::Https);
+                    let over_tls = ports.iter().any(|it| it.port == port && it.protocol.is_over_tls());
                     get(address, port, path, over_tls).await.is_some_and(|it| (200..400).contains(&it))
                 }
                 None => false,

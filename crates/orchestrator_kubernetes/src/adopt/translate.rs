@@ -285,6 +285,8 @@ fn protocol(udp: bool, said: Option<&str>, port: u16) -> Protocol {
     let said = said.unwrap_or_default().to_ascii_lowercase();
     if udp {
         Protocol::Udp
+    } else if said == "grpcs" || said.starts_with("grpcs-") {
+        Protocol::Grpcs
     } else if said.starts_with("grpc") {
         Protocol::Grpc
     } else if said.contains("h2c") {

@@ -2,7 +2,7 @@
 
 use super::parts::PEERS_PORT;
 use super::{Exposure, Installation, nodes};
-use crate::access::{OF_LOCAL_STORAGE, OF_ROUTES, RULES, Rule};
+use crate::access::{self, Rule};
 use crate::names;
 use serde_json::{Value, json};
 
@@ -67,9 +67,7 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
 
 /// What whoever controls components may do.
 pub(super) fn controlling(it: &Installation) -> Vec<Rule> {
-    let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
-    let of_storage = if it.local_storage.is_none() { &[] } else { OF_LOCAL_STORAGE };
-    RULES.iter().chain(of_routes).chain(of_storage).copied().collect()
+    access::rules(!it.route_class.is_empty(), it.local_storage.is_some())
 }
 
 pub(super) fn account(it: &Installation, name: &str, part: &str) -> Value {

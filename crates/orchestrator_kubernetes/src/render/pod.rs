@@ -184,7 +184,7 @@ fn readiness(probe: &Probe, template: &InstanceTemplate) -> Value {
     let mut asked = match probe {
         Probe::Http { path, port } => {
             let port = port.or(first).unwrap_or_default();
-            let tls = template.ports.iter().any(|it| it.port == port && it.protocol == Protocol::Https);
+            let tls = template.ports.iter().any(|it| it.port == port && it.protocol.is_over_tls());
             json!({ "httpGet": { "path": path, "port": port, "scheme": if tls { "HTTPS" } else { "HTTP" } } })
         }
         Probe::Tcp { port } => json!({ "tcpSocket": { "port": port.or(first).unwrap_or_default() } }),

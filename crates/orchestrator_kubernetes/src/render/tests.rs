@@ -130,6 +130,18 @@ fn a_stateless_component() {
 }
 
 #[test]
+fn a_port_that_speaks_tls_is_asked_over_it() {
+    for (protocol, scheme) in
+        [(Protocol::Http, "HTTP"), (Protocol::Grpc, "HTTP"), (Protocol::Https, "HTTPS"), (Protocol::Grpcs, "HTTPS")]
+    {
+        let mut plan = plan();
+        plan.template.ports[0].protocol = protocol;
+        let pod = rendered(&plan).workload(1).body["spec"]["template"]["spec"].clone();
+        assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"], scheme, "{protocol:?}");
+    }
+}
+
+#[test]
 fn a_stateful_component() {
     let mut plan = plan();
     plan.kind = ComponentKind::Stateful;

@@ -12,6 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff;
 use std::collections::BTreeMap;
 
 /// Most of a program's last output that is kept, in bytes.
@@ -34,6 +35,11 @@ pub(crate) fn version(meta: &ObjectMeta) -> u64 {
 
 pub(crate) fn stamp(time: &Time) -> Timestamp {
     Timestamp(u64::try_from(time.0.as_millisecond()).unwrap_or_default())
+}
+
+/// The same moment as Kubernetes counts it.
+pub(crate) fn instant(at: Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or_default()).unwrap_or_default()
 }
 
 /// What every object has.

@@ -237,13 +237,8 @@ impl Metadata for SeaOrmMetadata {
         if query.limit > 0 {
             select.limit(query.limit as u64 + 1);
         }
-        let mut items = self.read_rows("list rows", &select).await?;
-        let more = query.limit > 0 && items.len() > query.limit;
-        if more {
-            items.truncate(query.limit);
-        }
-        let next = items.last().filter(|_| more).map(|row| Cursor { created_at: row.created_at, key: row.key.clone() });
-        Ok(Page { items, next })
+        let items = self.read_rows("list rows", &select).await?;
+        Ok(Page::of(items, query.limit))
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), SqlError> {

@@ -1,6 +1,7 @@
 //! Flags of a route, and how they become one. What is not given stays as it is.
 
 use super::super::failure::Failure;
+use super::super::given_file;
 use super::super::reference::Named;
 use super::super::secret;
 use super::super::ui::Ui;
@@ -13,6 +14,7 @@ use arco_model::route::{
 };
 use clap::Args;
 use ipnet::IpNet;
+use std::path::Path;
 
 /// Everything that a route can say beside host and path.
 #[derive(Args, Debug, Default)]
@@ -127,7 +129,8 @@ pub(crate) struct RouteFlags {
     /// instance then
     #[arg(long, value_name = "request|response|both", value_parser = buffer, help_heading = "Protection")]
     buffer: Option<Buffer>,
-    /// Longest wait for a response, between two pieces of it, and for an instance that takes nothing of a body
+    /// Longest wait for a response, in which neither side sends anything once it has begun, and for an instance that takes
+    /// nothing of a body
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     timeout: Option<u64>,
     /// Longest time for a request with all of its response
@@ -136,7 +139,7 @@ pub(crate) struct RouteFlags {
     /// Longest connect to an instance
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     connect_timeout: Option<u64>,
-    /// Longest pause between two pieces of a request body
+    /// Longest pause between two pieces of a request body until its response begins
     #[arg(long, value_name = "SECONDS", value_parser = milliseconds, help_heading = "Protection")]
     body_timeout: Option<u64>,
     /// Certificate of the host: `auto` has one issued and renewed, else one by name, or none; with
@@ -300,10 +303,7 @@ impl RouteFlags {
 
 /// The text of a file, as `@FILE` or `FILE`.
 fn text_of(path: &str) -> Result<String, Failure> {
-    let path = path.strip_prefix('@').unwrap_or(path);
-    std::fs::read_to_string(path).map_err(|it| {
-        Failure::usage("file_unreadable", format!("the file `{path}` cannot be read: {it}"), "check its path")
-    })
+    given_file::text(Path::new(path.strip_prefix('@').unwrap_or(path)))
 }
 
 /// Parts of a route that can be left out.

@@ -381,9 +381,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if self.poll_gone(cx, up, answer.sending) {
             return Poll::Ready(false);
         }
-        let limit = if answer.sending == Sending::Goes && up.reads {
-            plan.timeouts.request_body
-        } else if !answer.down.reads {
+        // What the client still sends, and when, is between it and the endpoint: no limit of its own is on its silence.
+        let limit = if !answer.down.reads {
             self.limits.idle
         } else if answer.events {
             FOREVER

@@ -356,6 +356,9 @@ fn ports_are_open_outside_where_they_were() {
         ("ClusterIP", json!([{ "port": 9, "protocol": "SCTP" }]), "81 Tcp false"),
         ("ClusterIP", json!([{ "port": 80, "targetPort": "nobody" }]), "81 Tcp false"),
         ("ClusterIP", json!([{ "port": 9, "name": "grpc-api" }]), "9 Grpc false, 81 Tcp false"),
+        ("ClusterIP", json!([{ "port": 9, "name": "grpcserver" }]), "9 Grpc false, 81 Tcp false"),
+        ("ClusterIP", json!([{ "port": 9, "name": "grpcs-api" }]), "9 Grpcs false, 81 Tcp false"),
+        ("ClusterIP", json!([{ "port": 9, "name": "api", "appProtocol": "grpcs" }]), "9 Grpcs false, 81 Tcp false"),
     ] {
         let mut objects = deployment("web", json!({ "name": "web", "ports": [{ "containerPort": 81 }] }));
         objects.services = vec![service(kind, ports.clone())];

@@ -3,9 +3,10 @@
 use super::EmbeddedKv;
 use crate::kv::contract::{Fixture, contents, next, suite};
 use crate::kv::{KvError, Operation, Range, SharedKv, Txn};
+use arco_testkit::Killed;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,16 +136,6 @@ async fn writer_to_be_killed() {
         });
     }
     writers.join_next().await;
-}
-
-/// Ends its process when a test fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test]
