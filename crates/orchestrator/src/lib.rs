@@ -145,7 +145,8 @@ impl Removal {
 /// The seam.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
+    /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing. Facts speak of
+    /// it at once; the bell need not ring for that.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends and deletes of a component what is asked; returns when it is gone, and without an error when it was not
     /// there. Rings only when something was there. Who waits no longer drops the call and asks again later: what is ending ends.

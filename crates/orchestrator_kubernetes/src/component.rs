@@ -151,7 +151,8 @@ impl Component {
             state.removing = false;
         }
         self.decide();
-        self.tell();
+        // Not rung: who asked observes next, and would look once more for nothing.
+        self.gather();
         self.wake.notify_one();
     }
 
@@ -251,6 +252,13 @@ impl Component {
 
     /// Puts facts together; rings when they say something new.
     pub(crate) fn tell(&self) {
+        if self.gather() {
+            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
+        }
+    }
+
+    /// Puts facts together; whether they say something new.
+    fn gather(&self) -> bool {
         let seen = self.shared.seen.component(&self.id);
         let mut state = self.lock();
         let job = state.asked.as_ref().is_some_and(|it| it.plan.kind.runs_to_end())
@@ -290,10 +298,7 @@ impl Component {
         let observed = Observed { plan, instances, rollout, address, scaling };
         let changed = state.told != observed;
         state.told = observed;
-        drop(state);
-        if changed {
-            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
-        }
+        changed
     }
 
     /// When facts change although nothing happens: a workload that makes no pods becomes a fault.
