@@ -361,6 +361,12 @@ impl Engine {
         self.listen_on(Bound { address, listeners, lock }, protocol)
     }
 
+    /// From now on each answer ends its connection. To be said before listeners are let go: whoever finds a port closed is
+    /// answered so on the connections that it has.
+    pub fn leave(&self) {
+        self.drain.cancel();
+    }
+
     /// Stops accepting, ends idle connections, and waits at most `grace` for open requests. Returns whether all ended.
     pub async fn drain(&self, grace: Duration) -> bool {
         // Whoever sees an idle connection end is answered on the others with `Connection: close`.

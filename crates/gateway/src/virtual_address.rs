@@ -275,9 +275,13 @@ async fn ended(process: &AsyncFd<OwnedFd>) {
 
 /// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second.
 pub fn probe(address: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    probe_in(address, PATIENCE)
+}
+
+fn probe_in(address: SocketAddr, patience: Duration) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::with_capacity(ENOUGH);
     stream.take(ENOUGH as u64).read_to_end(&mut answer)?;
@@ -339,15 +343,24 @@ mod tests {
         let serve = std::thread::spawn(move || {
             for answer in ["HTTP/1.1 404 Not Found\r\n\r\n", "SSH-2.0-x 1234567890", ""] {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 16];
-                let _ = stream.read(&mut request);
+                let (mut request, mut byte) = (Vec::new(), [0]);
+                // What is left unread when it closes would reset the connection.
+                while !request.ends_with(b"\r\n\r\n") {
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
+        let probe = |address| probe_in(address, Duration::from_secs(60));
         assert!(probe(address).is_ok());
         assert!(probe(address).is_err());
         assert!(probe(address).is_err());
         serve.join().unwrap();
-        assert!(probe(address).is_err(), "nobody listens");
+        // Has the port, and does not listen.
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let address = silent.local_addr().unwrap().as_socket().unwrap();
+        assert!(super::probe(address).is_err(), "nobody listens");
     }
 }

@@ -4,7 +4,7 @@
 //! One of each kind serves a whole test program. A small shell process guards it (see `servers/guard.sh`), so that
 //! nothing stays behind when the program ends or is killed. Where a package is missing the test says SKIPPED.
 
-use std::net::TcpListener;
+use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 /// Debian's user and group `nobody`, `nogroup`: some servers refuse to run as root.
 const NOBODY: u32 = 65534;
 /// Ports that the kernel does not hand out by itself.
@@ -83,6 +83,9 @@ fn start_postgres() -> Made {
     command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
     command.args(["-c", "fsync=off", "-c", "max_connections=200", "-c"]);
     start(folder.clone(), command.arg(format!("unix_socket_directories={}", folder.display())), port);
+    // It takes connections before it has read its data, and refuses them until then; the eighth line says how far it is.
+    let state = || std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    wait(&folder.join("log"), || state().lines().nth(7).is_some_and(|it| it.trim() == "ready"));
     Ok(format!("postgres://arco:a%20secret@127.0.0.1:{port}/postgres"))
 }
 
@@ -265,17 +268,39 @@ fn done(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A port of this machine that nobody listens on, for a program that cannot be given a socket. It is below those that the
-/// kernel hands out by itself (from 32768 on), so that nobody gets it before the program; each is given once by a process.
+/// A port of this machine that nobody has, for a program that cannot be given a socket. It is below those that the kernel
+/// hands out by itself (from 32768 on), so that nobody gets it before the program; each is given once by a process.
 ///
 /// # Panics
 /// When all 12,000 of them are in use.
 pub fn free_port() -> u16 {
+    free_ports(1)
+}
+
+/// The first of `count` such ports in a row.
+///
+/// # Panics
+/// When there are none.
+pub fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(7919);
-    let mut all = (0..PORTS.len()).map(|_| begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)));
-    let port = |it: u32| PORTS.start + u16::try_from(it as usize % PORTS.len()).unwrap_or_default();
-    all.find_map(|it| TcpListener::bind(("127.0.0.1", port(it))).ok().map(|_| port(it))).expect("a free port")
+    let begin = std::process::id() % 1000 * 7919;
+    let mut firsts = (0..PORTS.len()).map(|_| {
+        let at = begin.wrapping_add(NEXT.fetch_add(u32::from(count), Ordering::Relaxed));
+        PORTS.start + u16::try_from(at as usize % PORTS.len()).unwrap_or_default()
+    });
+    let others = taken();
+    firsts.find(|first| (0..count).all(|it| !others.contains(&(first + it)))).expect("free ports in a row")
+}
+
+/// Ports that somebody has. They are looked up: who tries one has it for a moment, and so has a program that another thread
+/// starts in this moment, for as long as its start takes.
+fn taken() -> BTreeSet<u16> {
+    let table = |name| std::fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    let port = |line: &str| u16::from_str_radix(line.split_whitespace().nth(1)?.rsplit_once(':')?.1, 16).ok();
+    ["tcp", "tcp6", "udp", "udp6"]
+        .into_iter()
+        .flat_map(|name| table(name).lines().filter_map(port).collect::<Vec<_>>())
+        .collect()
 }
 
 /// Starts a server under its guard and waits until it takes connections.
@@ -295,11 +320,16 @@ fn guarded(folder: &Path, log: &Path, command: &mut Command, port: u16) -> Child
     // A group of its own, so that an interrupt from the terminal ends the test first.
     std::os::unix::process::CommandExt::process_group(&mut guard, 0);
     let guard = guard.spawn().unwrap();
+    wait(log, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    guard
+}
+
+/// Waits until a server is ready; says what it wrote to its log when it is not in time.
+fn wait(log: &Path, ready: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+    while !ready() {
         let log = || std::fs::read_to_string(log).unwrap_or_default();
-        assert!(Instant::now() < deadline, "the server does not listen: {}", log());
+        assert!(Instant::now() < deadline, "the server does not answer: {}", log());
         std::thread::sleep(Duration::from_millis(50));
     }
-    guard
 }

@@ -70,16 +70,22 @@ where
     http.timer(TokioTimer::new()).header_read_timeout(None).max_headers(crate::framing::MAX_HEADERS);
     http.max_buf_size(max_buffer);
     let mut serving = http.serve_connection(TokioIo::new(guard), service).with_upgrades();
+    let mut ends = std::pin::pin!(async {
+        end_idle.cancelled().await;
+        // A request may be there that this thread has not been told of: it is when the runtime asks the kernel.
+        tokio::task::yield_now().await;
+    });
     let mut draining = false;
     loop {
         tokio::select! {
+            biased;
             ended = &mut serving => {
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "a client connection broke off");
                 }
                 break;
             }
-            () = end_idle.cancelled(), if !draining => {
+            () = &mut ends, if !draining => {
                 draining = true;
                 Pin::new(&mut serving).graceful_shutdown();
             }

@@ -56,6 +56,8 @@ enum More {
     Bytes,
     Late,
     End,
+    /// Nothing came, and the gateway drains or needs its place.
+    Unwanted,
 }
 
 /// Serves one client connection to its end; `guards` are held so long.
@@ -139,7 +141,7 @@ where
                     Box::pin(http::refuse(session.stream, answer.as_bytes())).await;
                     return Ok(());
                 }
-                More::Late | More::End => return session.close().await,
+                More::Late | More::End | More::Unwanted => return session.close().await,
             }
         }
     }
@@ -149,32 +151,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Waits for bytes. Without any, the connection also ends when the gateway drains or needs its place.
     async fn more(&mut self, bytes: &mut Vec<u8>, since: Instant, patience: Duration) -> More {
         self.timer.set((since + patience).into());
-        poll_fn(|cx| {
-            if bytes.capacity() == 0 {
-                *bytes = buffers::take();
-            } else if bytes.len() == bytes.capacity() {
-                bytes.reserve(bytes.len());
-            }
-            match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
-                Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
-                Poll::Ready(_) => {
+        let mut looked = false;
+        loop {
+            let more = poll_fn(|cx| {
+                if bytes.capacity() == 0 {
+                    *bytes = buffers::take();
+                } else if bytes.len() == bytes.capacity() {
+                    bytes.reserve(bytes.len());
+                }
+                match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
+                    Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
+                    Poll::Ready(_) => {
+                        buffers::put(std::mem::take(bytes));
+                        return Poll::Ready(More::End);
+                    }
+                    Poll::Pending => {}
+                }
+                if bytes.is_empty() {
                     buffers::put(std::mem::take(bytes));
-                    return Poll::Ready(More::End);
+                    while self.rung.as_mut().poll(cx).is_ready() {
+                        self.rung.set(Arc::clone(&self.core.room.idle).notified_owned());
+                    }
+                    if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
+                        return Poll::Ready(More::Unwanted);
+                    }
                 }
-                Poll::Pending => {}
+                self.timer.poll(cx).map(|()| More::Late)
+            })
+            .await;
+            if looked || !matches!(more, More::Unwanted) {
+                return more;
             }
-            if bytes.is_empty() {
-                buffers::put(std::mem::take(bytes));
-                while self.rung.as_mut().poll(cx).is_ready() {
-                    self.rung.set(Arc::clone(&self.core.room.idle).notified_owned());
-                }
-                if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
-                    return Poll::Ready(More::End);
-                }
-            }
-            self.timer.poll(cx).map(|()| More::Late)
-        })
-        .await
+            // A request may be there that this thread has not been told of: it is when the runtime asks the kernel.
+            tokio::task::yield_now().await;
+            looked = true;
+        }
     }
 
     /// Ends the connection. Whatever goes wrong now, it is over.

@@ -2,6 +2,7 @@
 
 use crate::kit::*;
 use arco_testkit::Killed;
+use arco_testkit::servers::free_port;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -91,9 +92,7 @@ async fn nginx_reads_what_is_written_and_writes_what_is_read() {
         );
         return;
     }
-    // An address that no other test has.
-    let at = |port: u16| SocketAddr::from((Ipv4Addr::new(127, 0, 9, 1), port));
-    let (reads, writes) = (at(18_086), at(18_087));
+    let [reads, writes] = [free_port(), free_port()].map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, it)));
     let endpoints =
         |version: u8| format!("{{name: v{version}, endpoints: [\"{reads}\"], proxy_protocol: {version}}}, ");
     let listeners =

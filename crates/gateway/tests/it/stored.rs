@@ -1,7 +1,7 @@
 //! Routes and certificates as the control plane writes them into the store.
 
 use crate::kit::*;
-use crate::rolling::{Plane, acknowledged, put};
+use crate::rolling::{Plane, acknowledged, address, put};
 use arco_model::id::{ComponentId, InstanceId, RowId};
 use arco_model::route::{Route, UpstreamTarget};
 use arco_model::time::Timestamp;
@@ -10,7 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;
@@ -21,9 +21,9 @@ fn component(number: u64) -> ComponentId {
     ComponentId::from_parts(3, number)
 }
 
-/// A component with one instance at 127.0.2.N that answers with its number.
+/// A component with one instance at [`address`] that answers with its number.
 async fn component_at(store: &Arc<Store>, number: u8) -> u64 {
-    let address = Ipv4Addr::new(127, 0, 2, number);
+    let address = address(number);
     origin_at(&format!("{address}:{PORT}"), move |mut wire: Wire| async move {
         while let Some(message) = wire.message().await {
             let seen = message.head.lines().next().unwrap_or_default().to_owned();
@@ -341,11 +341,11 @@ async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
     assert!(!kept.windows(secret.len()).any(|it| it == secret));
 }
 
-/// A component with two instances at 127.0.3.1 and 127.0.3.2, the first of which answers 500 where `bad` says.
+/// A component with two instances, the first of which answers 500 where `bad` says.
 async fn with_a_bad_instance(store: &Arc<Store>, number: u64, port: u16, bad: fn(&str) -> bool) {
     let mut endpoints = Vec::new();
     for instance in 1..=2u8 {
-        let address = Ipv4Addr::new(127, 0, 3, instance);
+        let address = address(instance);
         origin_at(&format!("{address}:{port}"), move |mut wire: Wire| async move {
             while let Some(message) = wire.message().await {
                 let path = message.head.split(' ').nth(1).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! What passes through: headers, bodies both ways, upgrades, TLS, TCP, pages, a changed file.
 
 use crate::kit::*;
+use crate::log;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,7 +140,7 @@ async fn endpoints_take_turns_and_dead_ones_are_passed_over() {
         counts.push(count);
         endpoints.push(endpoint);
     }
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (dead, _kept) = closed();
     endpoints.push(dead);
     let gateway = Gateway::start(&file(&endpoints)).await;
     for _ in 0..60 {
@@ -196,8 +197,8 @@ async fn what_nobody_answers_gets_a_page() {
         wire.rest().await;
     })
     .await;
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let yaml = hasty(&file(&[stalls])).replace(
+    let (dead, _kept) = closed();
+    let yaml = hasty(&file(&[stalls]), "response_ms").replace(
         "routes: [",
         "routes: [{hosts: [dead.test], targets: [{upstream: dead}]}, \
          {hosts: [part.test], paths: [{prefix: /only}], targets: [{upstream: a}]}, ",
@@ -346,6 +347,7 @@ async fn tls_picks_the_certificate_and_keeps_hosts_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_takes_effect_and_a_bad_one_does_not() {
+    log::keep();
     let first = file(&[echo().await]) + "admin: {address: \"127.0.0.1:0\"}\n";
     let gateway = Gateway::start(&first).await;
     assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 404);
@@ -353,9 +355,15 @@ async fn a_changed_file_takes_effect_and_a_bad_one_does_not() {
     eventually("the new host", || async { get(gateway.web(), "b.test", "/").await.status() == 200 }).await;
     assert_eq!(get(gateway.web(), "a.test", "/").await.status(), 404);
     gateway.rewrite("routes: nonsense\n");
+    let path = gateway.folder.path().display().to_string();
+    eventually("the bad file is refused", || async {
+        log::with(&path).iter().any(|it| it.contains("the file is refused"))
+    })
+    .await;
+    assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 200);
     let admin = gateway.admin.unwrap();
     assert_eq!(get(admin, "admin", "/healthz").await.text(), "ok\n");
-    // A valid file after it shows that the bad one was looked at.
+    // A valid one after it counts.
     gateway.rewrite(&first.replace("a.test", "b.test, c.test"));
     eventually("the third file", || async {
         assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 200);
@@ -406,12 +414,10 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
         let (arrived, held) = (Arc::clone(&tell), Arc::clone(&held));
         async move {
             while let Some(request) = wire.message().await {
-                if request.head.contains("/soon") {
-                    wire.send(OK).await;
-                    continue;
+                if request.head.contains("/held") {
+                    arrived.notify_one();
+                    held.notified().await;
                 }
-                arrived.notify_one();
-                held.notified().await;
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
             }
         }
@@ -420,9 +426,10 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
     let gateway = Gateway::start(&file(&[address])).await;
     // The kernel keeps those that have said nothing yet.
     let mut idle = Wire::connect(gateway.web()).await;
-    assert_eq!(idle.ask("GET /soon HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status(), 200);
+    let answer = idle.ask("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("connection")), (200, None));
     let mut wire = Wire::connect(gateway.web()).await;
-    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    wire.send("GET /held HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     arrived.notified().await;
     gateway.stop.cancel();
     assert!(idle.rest().await.is_empty(), "an idle connection ends at once");
