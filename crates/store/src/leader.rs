@@ -205,7 +205,7 @@ mod tests {
         // A name of its own: the store may be one that others use.
         let make = |area: &str| {
             let (kv, name) = (kv.clone(), format!("{area}-{:016x}", crate::clock::random()));
-            move |me: &str| Arc::new(KvLock::new(kv.clone(), &name, me, 2)) as Arc<dyn LeaderLock>
+            move |me: &str, life_s| Arc::new(KvLock::new(kv.clone(), &name, me, life_s)) as Arc<dyn LeaderLock>
         };
         contract::suite(make).await;
     }
