@@ -198,7 +198,7 @@ impl LeaderLock for KvLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::{EmbeddedKv, EtcdKv, MemoryKv};
+    use crate::kv::{EmbeddedKv, MemoryKv, real_etcd};
     use std::sync::Arc;
 
     async fn run(kv: SharedKv) {
@@ -223,8 +223,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_lock_on_etcd() {
-        let Some(url) = arco_testkit::servers::etcd() else { return };
-        run(Arc::new(EtcdKv::connect(&[url], None).await.unwrap())).await;
+        let Some((kv, _turn)) = real_etcd().await else { return };
+        run(kv).await;
     }
 
     #[tokio::test]
