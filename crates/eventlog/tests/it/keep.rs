@@ -72,6 +72,19 @@ async fn removed_logs_are_gone_and_stay_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_that_their_sender_gave_up_are_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = Running::start(folder.path(), limits());
+    let (written, done) = tokio::sync::oneshot::channel();
+    drop(done);
+    let batch = LogBatch { stream: component(1), lines: lines(0..3), written: Some(written), once: true };
+    logs.sink.hand_on(batch).await;
+    assert!(logs.sink.append_durably(component(1), lines(3..5)).await);
+    assert_eq!(logs.texts(&component(1), Filter::default()).await, ["line 3", "line 4"]);
+    logs.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_costs_only_its_own_stream_and_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let logs = Running::start(folder.path(), Limits { stream_rate: 1 << 10, stream_burst: 256 << 10, ..limits() });

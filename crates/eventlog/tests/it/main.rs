@@ -14,7 +14,7 @@ use arco_eventlog::{Eventlog, EventlogError, Filter, Limits};
 use arco_model::id::{ComponentId, InstanceId, OperationId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::time::Timestamp;
-use arco_store::logs::LogSink;
+use arco_store::logs::{LogBatch, LogSink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinHandle;
