@@ -232,7 +232,7 @@ class Supervisor:
                 tail = b"\n".join(log.read_bytes().splitlines()[-8:]).decode(errors="replace")
                 raise Failure(f"{name} ended with status {os.waitstatus_to_exitcode(status)}; {log} ends with:\n{tail}")
 
-    def call(self, method: str, path: str, document=None, timeout=5) -> tuple[int, bytes]:
+    def call(self, method: str, path: str, document=None, timeout=60) -> tuple[int, bytes]:
         """One call as the administrator. A document that is bytes is YAML."""
         context = ssl.create_default_context(cafile=self.plan.pki("ca.crt"))
         context.load_cert_chain(self.plan.pki("admin.crt"), self.plan.pki("admin.key"))
@@ -243,19 +243,50 @@ class Supervisor:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
-    def wait_for(self, what: str, path: str, good):
+    def until(self, what: str, attempt):
+        """Attempts until nothing is in the way any more (None); what fails on the way is in the way."""
         deadline, last = time.monotonic() + READY_WITHIN_S, "no answer"
         while time.monotonic() < deadline:
             self.reap(block=False)
             try:
-                status, body = self.call("GET", path)
-                if status == 200 and good(body):
+                last = attempt()
+                if last is None:
                     return
-                last = f"{status} {body[-300:]!r}"
-            except OSError as error:
-                last = str(error)
+            except (OSError, http.client.HTTPException) as error:
+                last = str(error) or type(error).__name__
             time.sleep(0.1)
         raise Failure(f"{what} was not ready within {READY_WITHIN_S} s: {last}; logs are in {self.plan.folder}/log")
+
+    def wait_for(self, what: str, path: str, good):
+        def attempt():
+            status, body = self.call("GET", path, timeout=10)
+            return None if status == 200 and good(body) else f"{status} {body[-300:]!r}"
+
+        self.until(what, attempt)
+
+    def make(self, what: str, path: str, document):
+        """Makes an object. Whose answer was lost is there already, and a server without time is asked again."""
+        def attempt():
+            status, body = self.call("POST", path, document)
+            if status in (201, 409):
+                return None
+            # What it lies in may be made in a moment (404).
+            if status < 500 and status not in (404, 429):
+                raise Failure(f"{what} was refused: {status} {body!r}")
+            return f"{status} {body[-300:]!r}"
+
+        self.until(what, attempt)
+
+    def wait_for_etcd(self):
+        """The API server gives up soon when nobody serves. Whoever answers serves, whatever the answer is."""
+        def attempt():
+            with socket.socket(socket.AF_UNIX) as it:
+                it.settimeout(10)
+                it.connect(self.plan.file("etcd.sock"))
+                it.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                it.recv(1)
+
+        self.until("etcd", attempt)
 
     def prepare_mounts(self):
         checked(LIBC.mount(b"none", b"/", None, 0x4000 | 0x80000, None), "making mounts slaves of the machine's")  # MS_REC | MS_SLAVE
@@ -280,7 +311,7 @@ class Supervisor:
             except FileNotFoundError:
                 pass  # no br_netfilter in this kernel
         self.start("containerd", parts.worker(self.plan)["containerd"])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + READY_WITHIN_S
         for name in ("pause", "busybox", *(["metrics-server"] if self.options.metrics else [])):
             load = ["ctr", "-n", "k8s.io", "images", "import", self.plan.file(f"{name}.tar")]
             while (done := subprocess.run(load, capture_output=True, text=True)).returncode != 0:
@@ -291,8 +322,9 @@ class Supervisor:
     def run(self, report):
         self.prepare_mounts()
         control = parts.control_plane(self.plan)
-        for name in ("etcd", "apiserver"):
-            self.start(name, control.pop(name))
+        self.start("etcd", control.pop("etcd"))
+        self.wait_for_etcd()
+        self.start("apiserver", control.pop("apiserver"))
         if self.plan.node:
             self.prepare_node()
         self.wait_for("the API server", "/readyz", lambda _: True)
@@ -310,14 +342,9 @@ class Supervisor:
         self.wait_for("the default service account", "/api/v1/namespaces/default/serviceaccounts/default", lambda _: True)
         if self.plan.node:
             for path, document in parts.dns_objects(self.plan):
-                status, body = self.call("POST", path, document)
-                if status != 201:
-                    raise Failure(f"the address of the cluster's DNS was refused: {status} {body!r}")
+                self.make("the address of the cluster's DNS", path, document)
         for plural, definition in self.options.definitions.items():
-            # A definition with many rules takes the server a while to read.
-            status, body = self.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, timeout=60)
-            if status != 201:
-                raise Failure(f"the Gateway API's definition of {plural} was refused: {status} {body!r}")
+            self.make(f"the Gateway API's definition of {plural}", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
         for plural in self.options.definitions:
             self.wait_for(plural, f"/apis/gateway.networking.k8s.io/v1/{plural}", lambda _: True)
         names = [f"fake-{it}" for it in range(1, self.options.fake_nodes + 1)] + ([self.plan.node] if self.plan.node else [])
@@ -325,9 +352,7 @@ class Supervisor:
             self.wait_for(f"node {name}", f"/api/v1/nodes/{name}", node_is_ready)
         if self.options.metrics:
             for path, document in metrics.objects():
-                status, body = self.call("POST", path, document)
-                if status != 201:
-                    raise Failure(f"{document['kind']} {document['metadata']['name']} of metrics-server was refused: {status} {body!r}")
+                self.make(f"{document['kind']} {document['metadata']['name']} of metrics-server", path, document)
             self.wait_for("figures of the node", "/apis/metrics.k8s.io/v1beta1/nodes", lambda body: json.loads(body)["items"])
         report("ready")
         self.reap(block=True)
@@ -431,7 +456,9 @@ def up(options, keeper=None) -> Path:
                 word, _, rest = line.rstrip("\n").partition(" ")
                 if word == "pid":
                     state |= {"pid": int(rest), "started_at": started_at(int(rest))}
-                    (folder / "state.json").write_text(json.dumps(state))
+                    # Whole or not at all: other clusters look at it.
+                    (folder / "state.new").write_text(json.dumps(state))
+                    os.replace(folder / "state.new", folder / "state.json")
                 elif word == "ready":
                     return folder / "kubeconfig"
                 elif word == "failed":
@@ -442,7 +469,7 @@ def up(options, keeper=None) -> Path:
             end(folder, keep_folder=True)
         elif network:
             remove_network(network)
-            remove_cgroups(folder.name, time.monotonic() + 10)
+            remove_cgroups(folder.name, time.monotonic() + 120)
         print(f"logs are kept in {folder}/log", file=sys.stderr)
         raise
 
@@ -455,33 +482,47 @@ def state_of(kubeconfig: str) -> tuple[Path, dict]:
     return folder, json.loads((folder / "state.json").read_text())
 
 
-def end(folder: Path, keep_folder=False):
-    _, state = state_of(str(folder))
-    deadline = time.monotonic() + 60
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        patience = time.monotonic() + 10
-        while started_at(state["pid"]) == state["started_at"] and time.monotonic() < patience:
+def end(folder: Path, keep_folder=False, state=None):
+    state = state or state_of(str(folder))[1]
+    lives = lambda: state["started_at"] is not None and started_at(state["pid"]) == state["started_at"]
+    for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 120)):
+        patience = time.monotonic() + patience_s
+        while lives() and time.monotonic() < patience:
             try:
                 os.kill(state["pid"], number)
             except ProcessLookupError:
                 break
             time.sleep(0.05)
+    if lives():
+        raise Failure(f"the cluster in {folder} does not end: its first process is {state['pid']}")
     if state["cgroup"]:
-        remove_cgroups(state["cgroup"], deadline)
+        remove_cgroups(state["cgroup"], time.monotonic() + 120)
     if state["network"]:
         remove_network(state["network"])
     if keep_folder:
-        (folder / "state.json").unlink()
+        (folder / "state.json").unlink(missing_ok=True)
     else:
-        shutil.rmtree(folder)
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path):
+    """Removes it, also while somebody else removes it as well."""
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
 
 
 def sweep():
     """Removes what clusters left whose first process is gone, as after a power failure."""
     for it in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/state.json"):
-        state = json.loads(it.read_text())
+        try:
+            state = json.loads(it.read_text())
+        except FileNotFoundError:
+            continue  # whoever ended it removes it just now
         if started_at(state["pid"]) != state["started_at"]:
-            end(it.parent)
+            end(it.parent, state=state)
 
 
 def run(options, words) -> int:

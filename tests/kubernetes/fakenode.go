@@ -176,9 +176,17 @@ func register(ctx context.Context, client *kubernetes.Clientset, name string, at
 	if err != nil {
 		return err
 	}
-	node.Status = well(name, at)
-	_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
-	return err
+	for {
+		node.Status = well(name, at)
+		_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
+		if !errors.IsConflict(err) {
+			return err
+		}
+		// The cluster's controllers write to a node as soon as it is there.
+		if node, err = client.CoreV1().Nodes().Get(ctx, name, meta.GetOptions{}); err != nil {
+			return err
+		}
+	}
 }
 
 // well is the status of a node that is ready.

@@ -83,14 +83,20 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
             # Its own default of 20 calls a second would be what a test of 1,000 components measures.
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20", "--v=1",
             *([] if plan.workloads else ["--controllers=*,-deployment-controller"]),
-            # Only where another node can take what a silent one has: a machine under load must not look like a lost node.
-            *(["--node-monitor-grace-period=20s", "--node-monitor-period=2s"] if plan.fake_nodes > 1 else []),
+            *patience(plan),
         ],
         "scheduler": [
             kubetest, "scheduler", *own("scheduler"), "--secure-port=0", "--leader-elect=false",
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--v=1",
         ],
     }
+
+
+def patience(plan: Plan) -> list[str]:
+    """When a node that says nothing is lost: soon only where another one can take what it has. A machine under load must not look like that."""
+    if plan.fake_nodes > 1:
+        return ["--node-monitor-grace-period=20s", "--node-monitor-period=2s"]
+    return [] if plan.node else ["--node-monitor-grace-period=10m"]
 
 
 def aggregation(plan: Plan) -> list[str]:

@@ -210,9 +210,8 @@ impl Component {
 
     /// Decides by what was seen, and remembers what begins to drain and how the change goes.
     fn decide(&self) -> Option<(Arc<WorkloadPlan>, Arc<Rendered>, Decision)> {
-        let seen = self.shared.seen.component(&self.id);
-        let now = clock::now();
         let mut state = self.lock();
+        let (seen, now) = (self.shared.seen.component(&self.id), clock::now());
         let uids: BTreeSet<&str> = seen.instances().map(|it| it.uid.as_str()).collect();
         state.leaving.retain(|uid, _| uids.contains(uid.as_str()));
         for pod in seen.instances() {
@@ -252,15 +251,17 @@ impl Component {
 
     /// Puts facts together; rings when they say something new.
     pub(crate) fn tell(&self) {
-        if self.gather() {
+        // Whoever ended it says so itself.
+        if self.gather() && !self.end.is_cancelled() {
             let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
         }
     }
 
     /// Puts facts together; whether they say something new.
     fn gather(&self) -> bool {
-        let seen = self.shared.seen.component(&self.id);
+        // Under the lock: who looked before another one must not tell after it.
         let mut state = self.lock();
+        let seen = self.shared.seen.component(&self.id);
         let job = state.asked.as_ref().is_some_and(|it| it.plan.kind.runs_to_end())
             || state.asked.is_none() && seen.of(Kind::Job).next().is_some();
         let fact = |pod: &crate::seen::PodSeen| {

@@ -29,7 +29,9 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
-/// How long the pod of an ended run may take to tell how it ended, and its log to end.
+/// How long the pod of an ended run may take to tell how it ended.
+const LAST_FACTS: Duration = Duration::from_secs(60);
+/// How long its log may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(15);
 /// Faults that do not pass by themselves.
 const HOPELESS: [&str; 3] = ["InvalidImageName", "CreateContainerConfigError", "cannot be started"];
@@ -224,7 +226,7 @@ async fn attempt(
     tokio::pin!(over);
     let (pod, told) = tokio::select! {
         pod = &mut over => (pod?, None),
-        told = &mut lines => (tokio::time::timeout(LAST_WORDS, over).await.map_err(|_| Error::failed("see how the workload ended", "its pod does not tell"))??, Some(told)),
+        told = &mut lines => (tokio::time::timeout(LAST_FACTS, over).await.map_err(|_| Error::failed("see how the workload ended", "its pod does not tell"))??, Some(told)),
     };
     let told = match told {
         Some(told) => told,

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long the first lists may take.
-const FIRST_LISTS: Duration = Duration::from_secs(60);
+const FIRST_LISTS: Duration = Duration::from_secs(120);
 
 /// What warnings are about, in Kubernetes' words.
 const POD: &str = "Pod";

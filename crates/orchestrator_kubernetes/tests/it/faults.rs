@@ -12,8 +12,9 @@ mod control_plane {
     use arco_orchestrator::{Orchestrator, Removal};
     use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
     use arco_store::logs::{LogBatch, LogSink};
+    use futures_util::StreamExt as _;
     use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-    use kube::api::{Api, DeleteParams, ListParams};
+    use kube::api::{Api, DeleteParams, ListParams, WatchEvent, WatchParams};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::{Duration, Instant};
@@ -82,6 +83,7 @@ mod control_plane {
         let deadline = Instant::now() + PATIENCE;
         while pods(place).await.len() != asked.replicas as usize {
             assert!(Instant::now() < deadline, "{:#?}", pods(place).await);
+            tokio::time::sleep(Duration::from_millis(50)).await; // the pace of looking
         }
         found
     }
@@ -166,7 +168,7 @@ mod control_plane {
             let namespaces: Api<Namespace> = Api::all(place.client.clone());
             namespaces.delete(&place.namespace(), &DeleteParams::default()).await.unwrap();
             // The cluster empties a namespace in rounds, with growing pauses between them.
-            let limit = Duration::from_secs(150);
+            let limit = Duration::from_secs(300);
             let after = until_within(limit, driver.as_ref(), &asked.component, "it runs in a new namespace", |it| {
                 it.rollout == RolloutFacts::Done && ready(it).len() == 1 && ready(it).is_disjoint(&ready(&before))
             })
@@ -239,26 +241,30 @@ mod control_plane {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_run_whose_pod_stays_leaves_no_opened_secret() {
         on_a_faulty_server(|place, driver, faulty| async move {
+            faulty.fail(Fault::Undeletable);
             let asked = plan(place.image.clone(), &["serve"]);
             let env = [("TOKEN".to_owned(), "opened".to_owned())].into();
             let work = OneShot { env, ..one_shot(&asked, &["serve"]) };
-            let left = async || {
-                let secrets: Api<Secret> = place.api();
-                let found = secrets.list(&ListParams::default()).await.unwrap().items;
-                found.iter().filter(|it| it.metadata.name.as_ref().is_some_and(|it| it.starts_with("run-"))).count()
-            };
+            let name = format!("run-{}", work.id);
+            let secrets: Api<Secret> = place.api();
+            let now = secrets.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+            let its = WatchParams::default().fields(&format!("metadata.name={name}")).disable_bookmarks();
+            let mut events = Box::pin(secrets.watch(&its, &now).await.unwrap());
             let (sink, _lines) = mpsc::channel(16);
             let (cancel, cancelled) = oneshot::channel();
             let running = tokio::spawn(async move { driver.run(&work, sink, cancelled).await });
+            let first = tokio::time::timeout(PATIENCE, events.next()).await;
+            assert!(matches!(first, Ok(Some(Ok(WatchEvent::Added(_))))), "the run has no secret: {first:?}");
+            // Its output is asked for once it runs.
             let deadline = Instant::now() + PATIENCE;
-            while left().await != 1 {
-                assert!(Instant::now() < deadline, "the run has no secret");
+            while faulty.followed() == 0 {
+                assert!(Instant::now() < deadline, "the run does not begin");
                 tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
             }
-            faulty.fail(Fault::Undeletable);
             drop(cancel);
-            assert!(running.await.unwrap().is_err(), "its pod is still there");
-            assert!(faulty.failed() > 0 && left().await == 0);
+            let why = running.await.unwrap().unwrap_err().to_string();
+            assert!(why.contains("delete the pod of a one-shot workload"), "its pod is still there: {why}");
+            assert!(faulty.failed() > 0 && secrets.get_opt(&name).await.unwrap().is_none());
             faulty.fail(Fault::None);
         })
         .await;

@@ -9,7 +9,7 @@ use arco_model::plan::{FileContent, InstanceFile, OneShot, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::{AccessMode, VolumeFacts};
-use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
+use arco_orchestrator::contract::{in_time, one_shot, plan, reached, ready, until};
 use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
 use arco_orchestrator_kubernetes::adopt;
 use arco_store::clock;
@@ -24,7 +24,7 @@ use kube::core::PartialObjectMeta;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 async fn on_fake_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
@@ -50,8 +50,15 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
             }
         )*};
     }
-    add!(Deployment StatefulSet Job Service Secret ConfigMap PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
-    // Its status moves by itself, and it counts no generations.
+    add!(Deployment StatefulSet Job Service Secret ConfigMap NetworkPolicy PodDisruptionBudget);
+    // What follows counts no generations, and its status moves by itself.
+    let claims: Api<PersistentVolumeClaim> = place.api();
+    for PersistentVolumeClaim { metadata, spec, .. } in claims.list(&wanted).await.unwrap() {
+        let mut annotations = metadata.annotations.unwrap_or_default();
+        annotations.retain(|it, _| it.contains("arco.internal/"));
+        let asked = json!([metadata.uid, metadata.labels, annotations, spec]);
+        all.insert(format!("PersistentVolumeClaim/{}", metadata.name.unwrap()), asked.to_string());
+    }
     let autoscalers: Api<HorizontalPodAutoscaler> = place.api();
     for it in autoscalers.list_metadata(&wanted).await.unwrap() {
         let name = format!("HorizontalPodAutoscaler/{}", it.metadata.name.unwrap());
@@ -144,10 +151,7 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
         assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
         assert_eq!(green.address, first.address, "the stable address stays");
         assert_eq!(pods.list(&unmarked).await.unwrap().items.len(), 2);
-        until_objects(&place, "the old template's objects go", |it| {
-            it.iter().filter(|it| it.starts_with("Secret")).count() == 1
-        })
-        .await;
+        until_objects(&place, "the old template's objects go", |it| count_of(it, "Secret") == 1).await;
 
         asked.replicas = 1;
         driver.apply(&asked).await.unwrap();
@@ -167,14 +171,20 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
 
 /// Waits until the names of our objects are as wanted.
 async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> bool) {
-    let deadline = Instant::now() + arco_orchestrator::contract::in_time(std::time::Duration::from_secs(60));
+    let deadline = Instant::now() + in_time(Duration::from_secs(120));
     loop {
         let found = of_components(place).await;
         if wanted(&found) {
             return;
         }
         assert!(Instant::now() < deadline, "{what}: {found:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await; // the pace of looking
     }
+}
+
+/// How many of the objects are of a kind.
+fn count_of(objects: &[String], kind: &str) -> usize {
+    objects.iter().filter(|it| it.split('/').next() == Some(kind)).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,12 +231,13 @@ async fn configuration_files_come_and_go_with_their_template() {
         driver.apply(&asked).await.unwrap();
         let second = let_go(driver, &asked).await;
         assert!(ready(&second).is_disjoint(&ready(&first)));
-        let maps_of = |it: &[String]| it.iter().filter(|it| it.starts_with("ConfigMap/")).count();
+        let maps_of = |it: &[String]| count_of(it, "ConfigMap");
         until_objects(&place, "the old files go", |it| maps_of(it) == 1).await;
         assert_eq!(maps.list(&ours).await.unwrap().items[0].data.as_ref().unwrap()["file-0"], "a=2\n");
 
-        // A run of its own has the files too, and leaves none behind.
-        let work = OneShot { files: asked.template.files.clone(), ..one_shot(&asked, &["serve"]) };
+        // A run of its own has the files too, and leaves none behind. No node takes it, so that it does not end by itself.
+        let mut work = OneShot { files: asked.template.files.clone(), ..one_shot(&asked, &["serve"]) };
+        work.scheduling = serde_json::from_value(json!({"node_selector": {"disk": "none-has-it"}})).unwrap();
         let made = format!("ConfigMap/run-{}", work.id);
         let (output, _lines) = mpsc::channel(64);
         let (cancel, cancelled) = oneshot::channel();
@@ -234,7 +245,7 @@ async fn configuration_files_come_and_go_with_their_template() {
         let running = tokio::spawn(async move { runner.run(&work, output, cancelled).await });
         until_objects(&place, "the run has no files", |it| it.contains(&made)).await;
         drop(cancel);
-        let _ = running.await.unwrap(); // whether it had begun is not asked here
+        assert!(running.await.unwrap().is_err(), "it was cancelled before it could begin");
         until_objects(&place, "the run leaves files", |it| !it.contains(&made)).await;
 
         asked.template.files.clear();
@@ -468,8 +479,8 @@ async fn a_component_runs_where_it_asks_with_what_its_overlay_adds() {
         assert!(key.is_some() && alike.and_then(|it| it.get("arco.internal/key")) == key, "{apart:?}");
 
         // What the overlay must not set is refused, with its path, and nothing is changed.
-        let deployments = |all: &[String]| all.iter().filter(|it| it.starts_with("Deployment/")).count();
-        until_objects(&place, "the one before it is gone", |it| deployments(it) == 1).await;
+        let alone = |it: &[String]| count_of(it, "Deployment") == 1 && count_of(it, "Secret") == 1;
+        until_objects(&place, "the one before it is gone", alone).await;
         let before = versions(&place).await;
         let mut loose = asked.clone();
         loose.template.overlay = Some(json!({"spec": {"hostNetwork": true}}));
