@@ -322,5 +322,5 @@ fn admin(
     }
 }
 
-/// How long the server waits for a data plane that starts.
+/// How long the server waits for a data plane that starts, or that is slow to answer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
