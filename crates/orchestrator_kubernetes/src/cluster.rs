@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective,
 };
-use kube::client::Body;
+use kube::client::{Body, UpgradeConnectionError};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Resource};
@@ -43,7 +43,18 @@ pub(crate) enum Verdict {
 
 /// What to make of an error.
 pub(crate) fn verdict(error: &kube::Error) -> Verdict {
-    let kube::Error::Api(status) = error else { return Verdict::Later };
+    let status = match error {
+        kube::Error::Api(status) => status,
+        // Of a door into a pod that does not open only the number comes; the pod itself says when it is over.
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => {
+            return match code.as_u16() {
+                404 => Verdict::Missing,
+                403 | 405 => Verdict::Refused,
+                _ => Verdict::Later,
+            };
+        }
+        _ => return Verdict::Later,
+    };
     match status.code {
         404 => Verdict::Missing,
         // A namespace that is being deleted refuses with 403, and is made anew afterwards.
@@ -351,6 +362,15 @@ mod tests {
             (500, "etcd", Verdict::Later),
         ] {
             assert_eq!(of(code, message), wanted, "{code} {message}");
+        }
+        let door = |code: u16| {
+            let code = http::StatusCode::from_u16(code).unwrap();
+            verdict(&kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)))
+        };
+        for (code, wanted) in
+            [(403, Verdict::Refused), (404, Verdict::Missing), (400, Verdict::Later), (502, Verdict::Later)]
+        {
+            assert_eq!(door(code), wanted, "{code}");
         }
     }
 }
