@@ -363,7 +363,7 @@ async fn forward(
     };
     let mut lines = std::pin::pin!(lines::of(stream.compat()));
     while let Some(line) = lines.next().await {
-        let text = line.map_err(|it| kube::Error::Service(it.into()))?;
+        let text = line.map_err(|it| kube::Error::Service(it.into()))?.text;
         let _ = output.send(OutputLine { stderr: false, text }).await; // nobody listens: read on to the end
     }
     Ok(())

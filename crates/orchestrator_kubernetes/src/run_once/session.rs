@@ -283,8 +283,8 @@ fn too_much(most: u64) -> std::io::Error {
 /// Hands on lines until the end.
 async fn hand_on(from: impl AsyncRead + Unpin, stderr: bool, to: &mpsc::Sender<OutputLine>) {
     let mut lines = std::pin::pin!(lines::of(BufReader::new(from)));
-    while let Some(Ok(text)) = lines.next().await {
-        let _ = to.send(OutputLine { stderr, text }).await; // nobody listens: read on to the end
+    while let Some(Ok(line)) = lines.next().await {
+        let _ = to.send(OutputLine { stderr, text: line.text }).await; // nobody listens: read on to the end
     }
 }
 
