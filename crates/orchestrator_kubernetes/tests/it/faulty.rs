@@ -43,14 +43,22 @@ pub(crate) enum Fault {
     Mute,
 }
 
+/// What every instance says.
+#[derive(Clone, Default)]
+struct Output {
+    /// With their times.
+    lines: Vec<String>,
+    /// Whether nothing more comes: streams end.
+    over: bool,
+}
+
 struct Inner {
     real: kube::Client,
     fault: Mutex<(Fault, CancellationToken)>,
     /// Requests that the present fault is about.
     met: AtomicU64,
     failed: AtomicU64,
-    /// What every instance says, with its times.
-    output: watch::Sender<Vec<String>>,
+    output: watch::Sender<Output>,
     /// When each write failed last, by method and path; and the longest time between two tries of one.
     tries: Mutex<(BTreeMap<String, Instant>, Duration)>,
 }
@@ -86,7 +94,7 @@ impl Faulty {
             fault,
             met: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            output: watch::Sender::new(Vec::new()),
+            output: watch::Sender::default(),
             tries: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -124,7 +132,12 @@ impl Faulty {
 
     /// Every instance says this now.
     pub(crate) fn say(&self, text: &str) {
-        self.inner.output.send_modify(|it| it.push(format!("{} {text}\n", jiff::Timestamp::now())));
+        self.inner.output.send_modify(|it| it.lines.push(format!("{} {text}\n", jiff::Timestamp::now())));
+    }
+
+    /// No instance says any more: who follows one comes to the end.
+    pub(crate) fn say_no_more(&self) {
+        self.inner.output.send_modify(|it| it.over = true);
     }
 
     /// How many requests met the present fault.
@@ -152,8 +165,9 @@ fn asks_for_output(request: &Request) -> bool {
 /// What instances said and say, until the stream is cut.
 fn output(inner: &Inner, cut: CancellationToken) -> Response {
     let said = futures_util::stream::unfold((inner.output.subscribe(), 0), |(mut output, told)| async move {
-        let all = output.wait_for(|it| it.len() > told).await.ok()?.clone();
-        Some((Ok::<_, std::io::Error>(all[told..].concat()), (output, all.len())))
+        let Output { lines, .. } = output.wait_for(|it| it.over || it.lines.len() > told).await.ok()?.clone();
+        let new = lines.get(told..).filter(|it| !it.is_empty())?.concat();
+        Some((Ok::<_, std::io::Error>(new), (output, lines.len())))
     });
     Body::from_stream(said.take_until(cut.cancelled_owned())).into_response()
 }

@@ -95,7 +95,7 @@ impl Nodes {
 }
 
 /// Waits for something that the cluster does.
-async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + in_time(PATIENCE);
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}: waited in vain");
