@@ -18,6 +18,7 @@ use crate::seen::{PodSeen, Program};
 use crate::{exec, names};
 use arco_model::artifact::{ImageConfig, ImageRef};
 use arco_model::id::ComponentId;
+use arco_model::name::TenantName;
 use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
 use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
@@ -190,25 +191,19 @@ pub(crate) async fn clear_of(inner: &Inner, server: &str) -> Result<(), kube::Er
     Ok(())
 }
 
-/// Asks the cluster until it does what is asked, or refuses it; whoever waits for it has a limit of its own.
-async fn asked<T, F: Future<Output = Result<T, kube::Error>>>(
-    step: &str,
-    hindrance: &mut String,
-    mut ask: impl FnMut() -> F,
-) -> Result<T, Error> {
-    loop {
-        match ask().await {
-            Err(error) if verdict(&error) == Verdict::Later => {
-                *hindrance = format!("failed to {step}: {}", words(&error))
-            }
-            other => return other.map_err(|it| failed(step, &it)),
-        }
-        tracing::debug!(hindrance = hindrance.as_str(), "a one-shot workload cannot begin yet");
-        tokio::time::sleep(PAUSE).await;
+/// Makes objects in the namespace of a tenant, which is made if it is not there. `step`: which of it is under way.
+async fn make(inner: &Inner, tenant: &TenantName, objects: &[&Object], step: &mut String) -> Result<(), kube::Error> {
+    "make the tenant's namespace".clone_into(step);
+    inner.shared.tenants.ensure(tenant).await?;
+    for object in objects {
+        *step = format!("make {} `{}`", object.kind.wire().1, object.name);
+        inner.cluster().apply(object).await?;
     }
+    Ok(())
 }
 
-/// Makes the pod and waits until its program runs, or ran. `hindrance`: what the cluster said when it did not follow.
+/// Makes the pod and waits until its program runs, or ran. `hindrance`: what the cluster said when it did not follow. Whoever
+/// waits for it has a limit of its own.
 async fn begin(
     inner: &Inner,
     namespace: &str,
@@ -217,16 +212,22 @@ async fn begin(
     changed: &mut broadcast::Receiver<ComponentId>,
     hindrance: &mut String,
 ) -> Result<(), Error> {
-    let tenants = &inner.shared.tenants;
-    asked("make the tenant's namespace", hindrance, || tenants.ensure(&work.tenant)).await?;
     let (image, config) = image(inner, work).await?;
     let object = pod(inner, work, &image, &config, in_session)?;
     let secret = variables(namespace, work, &object);
     let labels = object.body["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     let files = render::config_map(&work.files, namespace, &object.name, labels);
-    for object in [Some(&secret), files.as_ref(), Some(&object)].into_iter().flatten() {
-        let step = format!("make {} `{}`", object.kind.wire().1, object.name);
-        asked(&step, hindrance, || inner.cluster().apply(object)).await?;
+    let objects: Vec<&Object> = [Some(&secret), files.as_ref(), Some(&object)].into_iter().flatten().collect();
+    let mut step = String::new();
+    while let Err(error) = make(inner, &work.tenant, &objects, &mut step).await {
+        match verdict(&error) {
+            Verdict::Refused => return Err(failed(step, &error)),
+            Verdict::Missing => inner.shared.tenants.forget(), // its namespace was deleted behind our back
+            Verdict::Later => {}
+        }
+        *hindrance = format!("failed to {step}: {}", words(&error));
+        tracing::debug!(hindrance = hindrance.as_str(), "a one-shot workload cannot begin yet");
+        tokio::time::sleep(PAUSE).await;
     }
     hindrance.clear();
     let begun = |pod: &PodSeen| {
