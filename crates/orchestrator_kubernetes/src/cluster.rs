@@ -261,6 +261,22 @@ impl Cluster {
         self.api(kind, namespace).get_opt(name).await
     }
 
+    /// Metadata of the objects of a kind that a selector of labels chooses, in every namespace.
+    pub(crate) async fn labelled(&self, kind: Kind, selector: &str) -> Result<Vec<ObjectMeta>, kube::Error> {
+        let found = self.api(kind, "").list_metadata(&ListParams::default().labels(selector)).await?;
+        Ok(found.items.into_iter().map(|it| it.metadata).collect())
+    }
+
+    /// Metadata of every object of a resource in a namespace, whoever made it.
+    pub(crate) async fn everything(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+    ) -> Result<Vec<ObjectMeta>, kube::Error> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+        Ok(api.list_metadata(&ListParams::default()).await?.items.into_iter().map(|it| it.metadata).collect())
+    }
+
     /// Deletes an object; one that is not there is deleted.
     pub(crate) async fn delete(
         &self,
