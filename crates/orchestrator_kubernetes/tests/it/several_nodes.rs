@@ -2,6 +2,7 @@
 //! --fake-nodes 3`) and shared by the tests, which therefore run one after the other (`--test-threads=1`). Not here: pods
 //! that really run.
 
+mod drain;
 mod parts;
 
 use crate::cluster::control_plane::{let_go, of_components};
@@ -79,7 +80,7 @@ impl Nodes {
         .await;
     }
 
-    /// Every node is there and speaks.
+    /// Every node is there, speaks, and takes pods.
     async fn restore(&self) {
         for name in &self.names {
             if self.api.get_opt(name).await.unwrap().is_none() {
@@ -88,6 +89,7 @@ impl Nodes {
                 let node: Node = serde_json::from_value(node).unwrap();
                 self.api.create(&PostParams::default(), &node).await.unwrap();
             }
+            self.cordon(name, false).await;
             self.tell(name, "ready").await;
         }
         self.all_well().await;
