@@ -8,6 +8,7 @@
   cluster.py load KUBECONFIG IMAGE.tar…                  puts images into the real node's containerd
   cluster.py enter KUBECONFIG -- COMMAND…                runs COMMAND in the real node's namespaces
   cluster.py binary                                      builds what is missing, prints the folder of the programs
+  cluster.py kubectl                                     builds kubectl of the cluster's version when it is missing, prints where it is
 
 All processes of a cluster live in a PID namespace whose first process is `supervise` below: when that one ends, for whatever reason, the
 kernel ends the rest and drops their mounts. `down` then removes the network namespace, control groups and the folder. Any number of clusters
@@ -49,7 +50,7 @@ VERSION = "1.36.3"
 READY_WITHIN_S = 300
 PAUSE, BUSYBOX = "kubetest.local/pause:1", "kubetest.local/busybox:1"
 METRICS = HERE / "metrics"
-KUBECTL = HERE.parent.parent / "bench" / "kubectl"
+KUBECTL = HERE / "kubectl"
 
 
 class Failure(Exception):
@@ -61,7 +62,7 @@ class Failure(Exception):
 def programs() -> Path:
     """The folder with `kubetest`, `coredns` and `pause`."""
     packages = ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest"))
-    return built("kubernetes", [it for it in sources() if METRICS not in it.parents], packages)
+    return built("kubernetes", [it for it in sources() if not {METRICS, KUBECTL} & set(it.parents)], packages)
 
 
 def metrics_server() -> Path:
@@ -71,8 +72,7 @@ def metrics_server() -> Path:
 
 def kubectl() -> Path:
     """The folder with `kubectl` of the cluster's version."""
-    files = [KUBECTL / it for it in ("go.mod", "go.sum", "main.go")]
-    return built("kubectl", files, ((KUBECTL, ".", "kubectl"),))
+    return built("kubectl", [it for it in sources() if KUBECTL in it.parents], ((KUBECTL, ".", "kubectl"),))
 
 
 def sources() -> list[Path]:
@@ -526,6 +526,7 @@ def main() -> int:
         it.add_argument("kubeconfig")
         it.add_argument(rest, nargs="+")
     commands.add_parser("binary")
+    commands.add_parser("kubectl")
     options = parser.parse_args()
     try:
         if options.command == "up":
@@ -541,6 +542,8 @@ def main() -> int:
                         return 1
         elif options.command == "enter":
             return enter(options.kubeconfig, options.words)
+        elif options.command == "kubectl":
+            print(kubectl() / "kubectl")
         else:
             print(programs())
         return 0
