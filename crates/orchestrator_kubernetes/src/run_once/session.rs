@@ -38,8 +38,6 @@ const OUTPUT_MAX: u64 = 256 << 20;
 const SAID_MAX: u64 = 64 << 10;
 /// Where our own traces in the pod are.
 const OURS: &str = "/.arco";
-/// What an exit status is when no program said it: the connection broke.
-const BROKEN: i32 = 255;
 /// How long an answer of [`AWAIT`] may take, which is there after half a minute: nobody says so when a connection is dead.
 const AWAITED: Duration = Duration::from_secs(90);
 /// The first process of the pod. `$1`: what it writes to both outputs when the program has ended; the program and its arguments
@@ -428,7 +426,7 @@ impl Pod<'_> {
 /// The exit status of a program, unless its connection broke before.
 async fn ended(exit: oneshot::Receiver<i32>) -> Result<i32, Trouble> {
     match exit.await {
-        Ok(BROKEN) | Err(_) => Err(Trouble::Cut("it ended without an exit status".to_owned())),
+        Ok(exec::BROKEN) | Err(_) => Err(Trouble::Cut("it ended without an exit status".to_owned())),
         Ok(status) => Ok(status),
     }
 }
