@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """A real Kubernetes for tests: etcd and the control plane, on request with a real node or with fake ones.
 
-  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics] [--gateway-api]
+  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics] [--gateway-api] [--kubernetes VERSION]
                                                          starts one, prints the path of its KUBECONFIG when it is ready
   cluster.py down KUBECONFIG                             ends it and removes everything it made
   cluster.py run [options of up] -- COMMAND…             up, COMMAND with KUBECONFIG and ARCO_TEST_KUBECONFIG set, down in any case
   cluster.py load KUBECONFIG IMAGE.tar…                  puts images into the real node's containerd
   cluster.py enter KUBECONFIG -- COMMAND…                runs COMMAND in the real node's namespaces
   cluster.py binary                                      builds what is missing, prints the folder of the programs
+  cluster.py kubectl                                     builds kubectl of the cluster's version when it is missing, prints where it is
 
 All processes of a cluster live in a PID namespace whose first process is `supervise` below: when that one ends, for whatever reason, the
 kernel ends the rest and drops their mounts. `down` then removes the network namespace, control groups and the folder. Any number of clusters
@@ -16,6 +17,7 @@ and pods in 10.251.N.0/24, which this machine can reach. Pods see the outside wo
 With --kubectl the COMMAND of `run` finds a kubectl of the cluster's version, whatever is installed.
 With --metrics the real node's figures are served by metrics-server, which runs in a pod and is built the first time that somebody asks for it.
 With --gateway-api the Gateway API's own definitions are installed (its kinds, nobody who serves them).
+With --kubernetes 1.31.4 (or ARCO_TEST_KUBERNETES) etcd and Kubernetes' own parts are of that version, built the first time that somebody asks for it.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from pathlib import Path
 import certificates
 import gateway_api
 import metrics
+import older
 import parts
 from images import image_tar
 
@@ -49,7 +52,7 @@ VERSION = "1.36.3"
 READY_WITHIN_S = 300
 PAUSE, BUSYBOX = "kubetest.local/pause:1", "kubetest.local/busybox:1"
 METRICS = HERE / "metrics"
-KUBECTL = HERE.parent.parent / "bench" / "kubectl"
+KUBECTL = HERE / "kubectl"
 
 
 class Failure(Exception):
@@ -61,7 +64,7 @@ class Failure(Exception):
 def programs() -> Path:
     """The folder with `kubetest`, `coredns` and `pause`."""
     packages = ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest"))
-    return built("kubernetes", [it for it in sources() if METRICS not in it.parents], packages)
+    return built("kubernetes", [it for it in sources() if not {METRICS, KUBECTL} & set(it.parents)], packages)
 
 
 def metrics_server() -> Path:
@@ -69,18 +72,24 @@ def metrics_server() -> Path:
     return built("metrics-server", [it for it in sources() if METRICS in it.parents], ((METRICS, ".", "metrics-server"),)) / "metrics-server"
 
 
+def parts_of(version: str) -> Path:
+    """The program with the parts of another version of Kubernetes."""
+    files = [HERE / it for it in ("go.mod", "older.py", "older/main.go", "project/project.go")]
+    module = lambda: ["-mod=mod", f"-modfile={older.written(HERE / 'go.mod', version, CACHE / f'older-{version}.mod')}"]
+    return built(f"older-{version}", files, ((HERE, "./older", "kubetest"),), version, module) / "kubetest"
+
+
 def kubectl() -> Path:
     """The folder with `kubectl` of the cluster's version."""
-    files = [KUBECTL / it for it in ("go.mod", "go.sum", "main.go")]
-    return built("kubectl", files, ((KUBECTL, ".", "kubectl"),))
+    return built("kubectl", [it for it in sources() if KUBECTL in it.parents], ((KUBECTL, ".", "kubectl"),))
 
 
 def sources() -> list[Path]:
     return sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
 
 
-def built(what: str, files: list[Path], packages) -> Path:
-    """The folder with a program of each package, built when the content of `files` has changed since."""
+def built(what: str, files: list[Path], packages, kubernetes=VERSION, flags=list) -> Path:
+    """The folder with a program of each package, built when the content of `files` has changed since. `flags` is asked when it is built."""
     digest = hashlib.sha256()
     for it in files:
         digest.update(f"{os.path.relpath(it, HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
@@ -94,13 +103,14 @@ def built(what: str, files: list[Path], packages) -> Path:
     with open(CACHE / "kubernetes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / names[-1]).exists():
-            print(f"building {', '.join(names)} from Kubernetes' packages (the first time takes some minutes)", file=sys.stderr)
+            print(f"building {', '.join(names)} from Kubernetes' packages ({kubernetes}; the first time takes some minutes)", file=sys.stderr)
             version = "k8s.io/component-base/version"
             stamp = " ".join(f"-X {version}.{k}={v}" for k, v in
-                             {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": VERSION.split(".")[1]}.items())
+                             {"gitVersion": f"v{kubernetes}", "gitMajor": "1", "gitMinor": kubernetes.split(".")[1]}.items())
+            further = flags()
             with tempfile.TemporaryDirectory(dir=CACHE) as made:
                 for module, package, name in packages:
-                    subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
+                    subprocess.run(["go", "build", *further, "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
                                    cwd=module, check=True, env={**os.environ, "CGO_ENABLED": "0"}, stdout=sys.stderr)
                 folder.mkdir(exist_ok=True)
                 for name in names:  # the last says that all are there
@@ -409,8 +419,12 @@ def up(options, keeper=None) -> Path:
     require(options.node)
     if options.metrics and not options.node:
         raise Failure("--metrics measures a real node: add --node")
+    another = options.kubernetes if options.kubernetes not in (None, "", VERSION) else None
+    if another and older.minor(another) < older.OLDEST_WITH_NODE and options.node:
+        raise Failure(f"a real node needs Kubernetes 1.{older.OLDEST_WITH_NODE} or newer, not {another}: leave --node out")
     sweep()
     tools, measurer = programs(), metrics_server() if options.metrics else None
+    kubernetes = parts_of(another) if another else None
     options.definitions = gateway_api.definitions() if options.gateway_api else {}
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=options.folder))
     network = None
@@ -427,7 +441,8 @@ def up(options, keeper=None) -> Path:
             reserved.bind((address, 0))
         port = 6443 if network else reserved.getsockname()[1]
         plan = parts.Plan(
-            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads)
+            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads,
+            kubernetes)
         state = {"network": network, "cgroup": folder.name if network else None}
         certificates.make(folder / "pki", address, plan.node)
         for name in ("admin", "controller-manager", "scheduler") + (("kubelet", "proxy") if network else ()):
@@ -556,6 +571,7 @@ def main() -> int:
         it.add_argument("--internet", action="store_true", help="pods of the real node reach outside through this machine")
         it.add_argument("--metrics", action="store_true", help="the metrics API, by metrics-server on the real node")
         it.add_argument("--gateway-api", action="store_true", help="the definitions of the Gateway API")
+        it.add_argument("--kubernetes", default=os.environ.get("ARCO_TEST_KUBERNETES"), metavar="VERSION", help=f"instead of {VERSION}: 1.{older.OLDEST} or newer")
         it.add_argument("--no-workloads", action="store_true", help="nobody makes pods of Deployments: what a client alone takes can be measured")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
@@ -567,6 +583,7 @@ def main() -> int:
         it.add_argument("kubeconfig")
         it.add_argument(rest, nargs="+")
     commands.add_parser("binary")
+    commands.add_parser("kubectl")
     options = parser.parse_args()
     try:
         if options.command == "up":
@@ -582,10 +599,12 @@ def main() -> int:
                         return 1
         elif options.command == "enter":
             return enter(options.kubeconfig, options.words)
+        elif options.command == "kubectl":
+            print(kubectl() / "kubectl")
         else:
             print(programs())
         return 0
-    except (Failure, gateway_api.Failure, subprocess.CalledProcessError, OSError) as error:
+    except (Failure, gateway_api.Failure, subprocess.CalledProcessError, OSError, ValueError) as error:
         print(f"cluster.py: {error}", file=sys.stderr)
         return 1
 

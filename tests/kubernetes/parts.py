@@ -10,7 +10,8 @@ DNS = "10.96.0.10"
 
 @dataclass
 class Plan:
-    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments."""
+    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments; `kubernetes` is
+    the program with Kubernetes' own parts, where that is another one than that with ours."""
     folder: Path
     binary: Path
     address: str
@@ -19,6 +20,11 @@ class Plan:
     node: str | None
     fake_nodes: int = 0
     workloads: bool = True
+    kubernetes: Path | None = None
+
+    @property
+    def project(self):
+        return str(self.kubernetes or self.binary)
 
     @property
     def server(self):
@@ -49,7 +55,7 @@ AUDIT_POLICY = {
 
 def control_plane(plan: Plan) -> dict[str, list[str]]:
     """Name of a part → its command line, in the order of their start."""
-    kubetest, pki, file = str(plan.binary), plan.pki, plan.file
+    kubetest, pki, file = plan.project, plan.pki, plan.file
     own = lambda name: [f"--{it}kubeconfig={file(name + '.kubeconfig')}" for it in ("", "authentication-", "authorization-")]
     etcd = f"unix://{file('etcd.sock')}"
     nowhere = "http://127.0.0.1:1"  # a single member is never asked where it is
@@ -111,7 +117,7 @@ def aggregation(plan: Plan) -> list[str]:
 
 def worker(plan: Plan) -> dict[str, list[str]]:
     """The parts of the real node, in the order of their start; paths are those inside the node's mount namespace."""
-    kubetest = str(plan.binary)
+    kubetest = plan.project
     return {
         "containerd": ["containerd"],
         "kubelet": [

@@ -17,11 +17,13 @@ mod gather;
 mod reconcile;
 mod retention;
 mod settle;
+mod tenants;
 mod traffic;
 mod work;
 
 use arco_config::AcmeConfig;
 use arco_daemon::{BoxError, CancellationToken, OnExit, Supervisor};
+use arco_model::application::Tenant;
 use arco_model::component::Component;
 use arco_model::id::{ComponentId, OperationId};
 use arco_model::job::Topic;
@@ -130,6 +132,7 @@ impl Controller {
         supervisor.spawn("controller bell", OnExit::Shutdown, self.clone().bell(changes, token.clone()));
         supervisor.spawn("controller period", OnExit::Shutdown, self.clone().period(token.clone()));
         supervisor.spawn("controller retention", OnExit::Continue, self.clone().forget_operations(token.clone()));
+        supervisor.spawn("controller tenants", OnExit::Continue, self.clone().forget_tenants(token.clone()));
         supervisor.spawn("controller gateways", OnExit::Shutdown, self.clone().follow_gateways(token.clone()));
         supervisor.spawn("controller cron", OnExit::Shutdown, self.clone().cron(token, supervisor.clone()));
         Ok(())
@@ -154,7 +157,7 @@ impl Controller {
         }
     }
 
-    /// Takes jobs: each is one look at its component, acknowledged when the look is over.
+    /// Takes jobs: each is one look at its component, or at a deleted tenant, acknowledged when the look is over.
     async fn jobs(self, token: CancellationToken) -> Result<(), BoxError> {
         loop {
             let leased = tokio::select! {
@@ -170,11 +173,18 @@ impl Controller {
                     continue;
                 }
             };
-            if let Ok(id) = leased.job().request.key.parse::<ComponentId>() {
-                tokio::select! {
-                    () = token.cancelled() => return Ok(()), // unacknowledged: redelivered at the next start
-                    () = self.work.look_and_wait(id) => {}
+            let key = leased.job().request.key.as_str();
+            let (component, tenant) = (key.parse::<ComponentId>().ok(), Tenant::of_removal_key(key));
+            let work = async {
+                match (component, tenant) {
+                    (Some(id), _) => self.work.look_and_wait(id).await,
+                    (None, Some(tenant)) => self.forget_tenant(&tenant).await,
+                    (None, None) => {}
                 }
+            };
+            tokio::select! {
+                () = token.cancelled() => return Ok(()), // unacknowledged: redelivered at the next start
+                () = work => {}
             }
             // Who was followed could look, but not act: the job is the next leader's, and whoever waits for it waits on.
             let settled = match (self.deps.leads)() {

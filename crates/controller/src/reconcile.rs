@@ -12,6 +12,7 @@ use arco_model::plan::{self, PlanContext};
 use arco_model::spec::VolumeKind;
 use arco_model::status::{self, Status, StatusContext, StatusReport};
 use arco_store::clock;
+use arco_store::kv::KvError;
 use arco_store::secrets::SecretError;
 use arco_store::sql::{Query, SqlError, Versioned, VolumeRow};
 use std::collections::HashMap;
@@ -24,6 +25,9 @@ pub enum ReconcileError {
     /// Rows.
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// Keys.
+    #[error(transparent)]
+    Kv(#[from] KvError),
     /// What runs instances.
     #[error(transparent)]
     Orchestrator(#[from] arco_orchestrator::Error),

@@ -18,10 +18,11 @@ pub use storage::{SharedStorage, Storage, Telling};
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::name::VolumeName;
+use arco_model::name::{TenantName, VolumeName};
 use arco_model::observed::{ExitFacts, Observed};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -178,6 +179,14 @@ pub trait Orchestrator: Send + Sync + 'static {
     async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error>;
     /// What an instance uses now.
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error>;
+    /// Tenants that have something here beside their components.
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        Ok(BTreeSet::new())
+    }
+    /// Removes what a tenant has here beside its components, which are gone; may be done again. Says what stays, and why.
+    async fn remove_tenant(&self, _tenant: &TenantName) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
     /// Ends everything: instances too when `stop_instances`. Afterwards nothing of this driver runs in this process.
     async fn shutdown(&self, stop_instances: bool) -> Result<(), Error>;
 }

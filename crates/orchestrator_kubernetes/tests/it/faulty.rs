@@ -43,6 +43,15 @@ pub(crate) enum Fault {
     Mute,
 }
 
+/// What every instance says.
+#[derive(Clone, Default)]
+struct Output {
+    /// With their times.
+    lines: Vec<String>,
+    /// Whether nothing more comes: streams end.
+    over: bool,
+}
+
 /// The time of one fault. A request belongs to the time that it came in, however late it is answered.
 struct Time {
     fault: Fault,
@@ -76,8 +85,7 @@ impl Time {
 struct Inner {
     real: kube::Client,
     now: Mutex<Arc<Time>>,
-    /// What every instance says, with its times.
-    output: watch::Sender<Vec<String>>,
+    output: watch::Sender<Output>,
     /// How often somebody asked for it and was answered.
     followed: AtomicU64,
 }
@@ -101,7 +109,7 @@ impl Faulty {
     /// Before the API server that `client` reaches.
     pub(crate) async fn before(client: kube::Client, folder: &Path) -> Self {
         let (now, followed) = (Mutex::new(Time::of(Fault::None)), AtomicU64::new(0));
-        let inner = Arc::new(Inner { real: client, now, output: watch::Sender::new(Vec::new()), followed });
+        let inner = Arc::new(Inner { real: client, now, output: watch::Sender::default(), followed });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(pass).with_state(inner.clone());
@@ -133,7 +141,12 @@ impl Faulty {
 
     /// Every instance says this now.
     pub(crate) fn say(&self, text: &str) {
-        self.inner.output.send_modify(|it| it.push(format!("{} {text}\n", jiff::Timestamp::now())));
+        self.inner.output.send_modify(|it| it.lines.push(format!("{} {text}\n", jiff::Timestamp::now())));
+    }
+
+    /// No instance says any more: who follows one comes to the end.
+    pub(crate) fn say_no_more(&self) {
+        self.inner.output.send_modify(|it| it.over = true);
     }
 
     /// How many requests met the present fault.
@@ -166,8 +179,9 @@ fn asks_for_output(request: &Request) -> bool {
 /// What instances said and say, until the stream is cut.
 fn output(inner: &Inner, cut: CancellationToken) -> Response {
     let said = futures_util::stream::unfold((inner.output.subscribe(), 0), |(mut output, told)| async move {
-        let all = output.wait_for(|it| it.len() > told).await.ok()?.clone();
-        Some((Ok::<_, std::io::Error>(all[told..].concat()), (output, all.len())))
+        let Output { lines, .. } = output.wait_for(|it| it.over || it.lines.len() > told).await.ok()?.clone();
+        let new = lines.get(told..).filter(|it| !it.is_empty())?.concat();
+        Some((Ok::<_, std::io::Error>(new), (output, lines.len())))
     });
     Body::from_stream(said.take_until(cut.cancelled_owned())).into_response()
 }

@@ -3,6 +3,7 @@
 mod calls;
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
+use crate::several_nodes::eventually;
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{FileContent, InstanceFile, OneShot, WorkloadPlan};
@@ -16,7 +17,7 @@ use arco_store::clock;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -519,7 +520,7 @@ async fn a_job_runs_to_its_end_once() {
 async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
     on_fake_nodes(|place| async move {
         let driver = place.driver.as_ref();
-        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
         let name = place.namespace();
         let foreign = serde_json::from_value(serde_json::json!({ "metadata": { "name": name } })).unwrap();
         namespaces.create(&PostParams::default(), &foreign).await.unwrap();
@@ -537,9 +538,61 @@ async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_goes_leaves_nothing_of_ours_and_everything_of_others() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
+        let (asked, name) = (plan(place.image.clone(), &["serve"]), place.namespace());
+        let tenant = asked.tenant.clone();
+        driver.apply(&asked).await.unwrap();
+        reached(driver, &asked).await;
+        assert!(driver.tenants().await.unwrap().contains(&tenant));
+        let waits = driver.remove_tenant(&tenant).await.unwrap_err().to_string();
+        assert!(waits.contains(&name) && waits.contains("components still have Pod `"), "{waits}");
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+
+        // Who does not lead any more removes nothing; another process does what one began.
+        place.driver.lead(None);
+        let refused = driver.remove_tenant(&tenant).await.unwrap_err().to_string();
+        assert!(refused.contains("another server leads now"), "{refused}");
+        place.driver.lead(Some(Arc::new(|| true)));
+        assert_eq!(driver.remove_tenant(&tenant).await.unwrap(), None);
+        let again = place.restarted().await;
+        assert!(again.tenants().await.unwrap().is_empty(), "it is going, or gone");
+        assert_eq!(again.remove_tenant(&tenant).await.unwrap(), None);
+        again.shutdown(false).await.unwrap();
+        eventually("the namespace goes", async || namespaces.get_opt(&name).await.unwrap().is_none()).await;
+
+        // Made again, with something of others: that stays.
+        driver.apply(&asked).await.unwrap();
+        reached(driver, &asked).await;
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        let maps: Api<ConfigMap> = place.api();
+        let mine = serde_json::from_value(json!({ "metadata": { "name": "mine" } })).unwrap();
+        maps.create(&PostParams::default(), &mine).await.unwrap();
+        let left = driver.remove_tenant(&tenant).await.unwrap().expect("others have something in it");
+        assert!(
+            left.contains("ConfigMap `mine`") && left.contains(&format!("kubectl delete namespace {name}")),
+            "{left}"
+        );
+        let there = namespaces.get(&name).await.unwrap().metadata;
+        assert!(there.deletion_timestamp.is_none() && maps.get("mine").await.is_ok());
+        let marks: Vec<String> = there.labels.into_iter().chain(there.annotations).flatten().map(|it| it.0).collect();
+        assert!(marks.iter().all(|it| !it.contains("arco") && !it.contains("managed-by")), "{marks:?}");
+        assert!(versions(&place).await.is_empty(), "nothing of ours is in it");
+        let quotas: Api<ResourceQuota> = place.api();
+        assert!(quotas.list(&ListParams::default()).await.unwrap().items.is_empty());
+        assert!(driver.tenants().await.unwrap().is_empty());
+        assert_eq!(driver.remove_tenant(&tenant).await.unwrap(), None, "done again, it touches nothing");
+        assert!(maps.get("mine").await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_made_is_shown_as_components_and_left_alone() {
     on_fake_nodes(|place| async move {
-        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
         let name = format!("{}foreign", place.config.namespace_prefix);
         let missing = adopt::read(&place.config, &name).await.unwrap_err().to_string();
         assert!(missing.contains(&name), "{missing}");

@@ -1,6 +1,8 @@
 //! What needs a node that really runs programs: the whole contract, faults, exits, one-shots, logs. Nodes pull from the
 //! platform's own registry, with the tenant's credential.
 
+mod cuts;
+
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::id::{ComponentId, InstanceId};
