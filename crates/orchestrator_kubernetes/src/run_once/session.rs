@@ -123,7 +123,7 @@ pub(super) async fn run(
     let over = until(inner, &work.component, pod, changed, |it| it.over.as_ref().map(|_| Box::new(it.clone())));
     let mut over = pin!(over);
     let (caches, before) = tokio::select! {
-        pod = &mut over => return Err(early(&pod?)),
+        pod = &mut over => return Err(early(pod?.as_ref())),
         prepared = at.prepare(work, &output) => prepared?,
     };
     let ended = async {
@@ -149,7 +149,7 @@ pub(super) async fn run(
         return Ok(OneShotResult { exit, timed_out: false, layer: None });
     }
     let layer = tokio::select! {
-        pod = &mut over => return Err(early(&pod?)),
+        pod = &mut over => return Err(early(pod?.as_ref())),
         layer = at.finish(work, before, &caches, deadline, &output) => layer?,
     };
     Ok(OneShotResult { exit, timed_out: false, layer })
