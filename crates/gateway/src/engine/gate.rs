@@ -18,19 +18,15 @@ const MAX_MIRRORED: usize = 256;
 static MIRRORED: AtomicUsize = AtomicUsize::new(0);
 
 /// The answer that needs no endpoint.
-pub(super) fn answer<B>(
-    policy: &Policy,
-    rule: &Rule,
-    request: &Request<B>,
-    origin: &Origin<'_>,
-) -> Option<Response<String>> {
+pub(super) fn answer<B>(rule: &Rule, request: &Request<B>, origin: &Origin<'_>) -> Option<Response<String>> {
     let headers = request.headers();
-    let protection = &policy.protection;
     // Before anything secret is asked for.
-    if let Some(redirect) = policy.https.redirect.as_ref().filter(|_| origin.scheme != "https") {
+    if let Some(redirect) = rule.redirect_to_https(origin.scheme == "https") {
         let answer = redirect.answer(&rule.path, origin.scheme, origin.host, request.uri());
         return Some(answer.unwrap_or_else(|| Page::bad_path().render(headers)));
     }
+    let policy = rule.policy.as_deref()?;
+    let protection = &policy.protection;
     if !protection.admits(origin.client) {
         let (message, advice) = ("You may not come in from this address.", "Ask whoever runs this application.");
         return Some(Page::refused(StatusCode::FORBIDDEN, "forbidden", message, advice).render(headers));
@@ -92,20 +88,21 @@ fn too_many(wait: Duration, headers: &HeaderMap) -> Response<String> {
 
 /// What of a request is needed for its response.
 pub(super) struct Outgoing<'a> {
-    policy: &'a Policy,
+    policy: Option<&'a Policy>,
+    hsts: Option<&'a HeaderValue>,
     origin: HeaderMap,
     cookie: Option<HeaderValue>,
-    secure: bool,
 }
 
 impl<'a> Outgoing<'a> {
     /// For a request with these fields.
-    pub(super) fn new(policy: &'a Policy, request: &HeaderMap, scheme: &str) -> Self {
+    pub(super) fn new(rule: &'a Rule, request: &HeaderMap, scheme: &str) -> Self {
+        let policy = rule.policy.as_deref();
         let mut origin = HeaderMap::new();
-        if let Some(value) = policy.cors.as_ref().and_then(|_| request.get(header::ORIGIN)) {
+        if let Some(value) = policy.and_then(|it| it.cors.as_ref()).and_then(|_| request.get(header::ORIGIN)) {
             origin.insert(header::ORIGIN, value.clone());
         }
-        Self { policy, origin, cookie: None, secure: scheme == "https" }
+        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None }
     }
 
     /// Lets the client come back to the target `name`.
@@ -116,14 +113,16 @@ impl<'a> Outgoing<'a> {
     /// Changes a response, an endpoint's or our own. A preflight is marked already.
     pub(super) fn apply(self, response: &mut HeaderMap) {
         let preflight = response.contains_key(header::ACCESS_CONTROL_MAX_AGE);
-        if let Some(cors) = self.policy.cors.as_ref().filter(|_| !preflight) {
+        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !preflight) {
             cors.mark(&self.origin, response);
         }
         if let Some(cookie) = self.cookie {
             response.append(header::SET_COOKIE, cookie);
         }
-        self.policy.response_headers.apply(response);
-        if let Some(hsts) = self.policy.https.hsts.as_ref().filter(|_| self.secure) {
+        if let Some(policy) = self.policy {
+            policy.response_headers.apply(response);
+        }
+        if let Some(hsts) = self.hsts {
             response.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
     }
