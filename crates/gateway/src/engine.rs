@@ -20,6 +20,7 @@ mod http;
 mod http1;
 mod http2;
 mod passthrough;
+mod passwords;
 mod pool;
 mod proxy_protocol;
 mod record;
@@ -111,6 +112,7 @@ pub struct Shared {
     /// The access log, which may be off.
     pub access_log: AccessLog,
     buffers: Arc<spool::Place>,
+    judges: Arc<passwords::Judges>,
     connections: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
     accepting: Arc<AtomicUsize>,
@@ -128,6 +130,7 @@ impl Shared {
             buffers: spool::Place::new(limits.max_buffered_bytes),
             limits: ArcSwap::from_pointee(limits),
             access_log: AccessLog::default(),
+            judges: Arc::default(),
             connections: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),

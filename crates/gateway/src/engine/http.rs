@@ -228,7 +228,12 @@ async fn answer(
     recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
     let mut outgoing = Outgoing::new(rule, request.headers(), origin.scheme);
-    if let Some(answer) = gate::answer(rule, &request, &origin) {
+    let mut own = gate::refuse(rule, &request, &origin);
+    if own.is_none() {
+        let headers = request.headers();
+        own = gate::login(core, rule, headers, client).await;
+    }
+    if let Some(answer) = own.or_else(|| gate::answer(rule, &request, &origin)) {
         metrics.answered(answer.status().as_u16());
         let mut response = answer.map(|it| ResponseBody::own(it, in_flight));
         outgoing.apply(response.headers_mut());
