@@ -42,6 +42,8 @@ pub struct Keepalived {
     executable: PathBuf,
     /// Where the gateway serves plain HTTP on this machine.
     asked: SocketAddr,
+    /// Whether connections begin with a PROXY header there.
+    proxied: bool,
 }
 
 /// How the shared address stands on this machine.
@@ -76,12 +78,14 @@ impl Stop {
 }
 
 impl Keepalived {
-    /// For these settings. `listener` is where the gateway serves plain HTTP.
+    /// For these settings. `listener` is where the gateway serves plain HTTP, behind a proxy that writes PROXY headers when
+    /// it is `proxied`.
     pub fn new(
         settings: VirtualAddress,
         folder: &Path,
         executable: &Path,
         listener: SocketAddr,
+        proxied: bool,
     ) -> Result<Self, String> {
         settings.check()?;
         for path in [folder, executable] {
@@ -95,7 +99,7 @@ impl Keepalived {
         }
         let local = |it: IpAddr| if it.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { it };
         let asked = SocketAddr::new(local(listener.ip()), listener.port());
-        Ok(Self { settings, folder: folder.to_owned(), executable: executable.to_owned(), asked })
+        Ok(Self { settings, folder: folder.to_owned(), executable: executable.to_owned(), asked, proxied })
     }
 
     /// The configuration file.
@@ -103,12 +107,13 @@ impl Keepalived {
         let it = &self.settings;
         let mut text = String::from("# Written by arco; changes are lost.\n");
         let (executable, asked) = (self.executable.display(), self.asked);
+        let proxied = if self.proxied { " --proxied" } else { "" };
         // Script security would refuse an executable below a folder that others may write in; it is root's already.
         // A gateway that is not well counts less than every one that is; among themselves they keep their order.
         let _ = write!(
             text,
             "global_defs {{\n    vrrp_version 3\n    script_user root\n}}\n\
-             vrrp_script gateway {{\n    script \"{executable} gateway --probe {asked}\"\n    interval 1\n    timeout 2\n    \
+             vrrp_script gateway {{\n    script \"{executable} gateway --probe {asked}{proxied}\"\n    interval 1\n    timeout 2\n    \
              fall 2\n    rise 2\n    weight -253\n}}\n\
              vrrp_instance arco {{\n    state BACKUP\n    interface {}\n    virtual_router_id {}\n    priority {}\n    \
              advert_int {}.{:02}\n",
@@ -273,12 +278,15 @@ async fn ended(process: &AsyncFd<OwnedFd>) {
     drop(process.readable().await);
 }
 
-/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second.
-pub fn probe(address: SocketAddr) -> std::io::Result<()> {
+/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second. Where connections
+/// begin with a PROXY header (`proxied`), one that speaks for nobody is enough from the same machine.
+pub fn probe(address: SocketAddr, proxied: bool) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n")?;
+    let header: &[u8] = if proxied { b"PROXY UNKNOWN\r\n" } else { b"" };
+    let request = b"GET /healthz HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n";
+    stream.write_all(&[header, request].concat())?;
     let mut answer = Vec::with_capacity(ENOUGH);
     stream.take(ENOUGH as u64).read_to_end(&mut answer)?;
     match answer.starts_with(b"HTTP/1.1 ") && answer.len() == ENOUGH {
@@ -306,7 +314,7 @@ mod tests {
     fn the_configuration_says_what_the_settings_say() {
         let new = |settings| {
             let listener = "0.0.0.0:8080".parse().unwrap();
-            Keepalived::new(settings, Path::new("/run/a"), Path::new("/usr/bin/arco"), listener)
+            Keepalived::new(settings, Path::new("/run/a"), Path::new("/usr/bin/arco"), listener, false)
         };
         let text = new(settings()).unwrap().render();
         for line in [
@@ -322,13 +330,15 @@ mod tests {
             assert!(text.lines().any(|it| it.trim() == line), "{line}:\n{text}");
         }
         assert_eq!(text.matches('{').count(), text.matches('}').count());
+        let behind = Keepalived { proxied: true, ..new(settings()).unwrap() };
+        assert!(behind.render().contains("--probe 127.0.0.1:8080 --proxied\""));
         let alone = VirtualAddress { peers: Vec::new(), advert_ms: 500, ..settings() };
         let text = new(alone).unwrap().render();
         assert!(!text.contains("unicast_peer") && text.contains("advert_int 0.50"), "{text}");
         let wrong = VirtualAddress { interface: "eth0\n}".to_owned(), ..settings() };
         assert!(new(wrong).unwrap_err().contains("interface"));
         let listener = "0.0.0.0:80".parse().unwrap();
-        let spaced = Keepalived::new(settings(), Path::new("/run/a b"), Path::new("/usr/bin/arco"), listener);
+        let spaced = Keepalived::new(settings(), Path::new("/run/a b"), Path::new("/usr/bin/arco"), listener, false);
         assert!(spaced.unwrap_err().contains("without spaces"));
     }
 
@@ -344,10 +354,10 @@ mod tests {
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
-        assert!(probe(address).is_ok());
-        assert!(probe(address).is_err());
-        assert!(probe(address).is_err());
+        assert!(probe(address, false).is_ok());
+        assert!(probe(address, false).is_err());
+        assert!(probe(address, false).is_err());
         serve.join().unwrap();
-        assert!(probe(address).is_err(), "nobody listens");
+        assert!(probe(address, false).is_err(), "nobody listens");
     }
 }
