@@ -29,6 +29,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3);
 /// Longest wait for each step of [`probe`].
 const PATIENCE: Duration = Duration::from_millis(800);
+/// Pause before [`probe`] asks again: keepalived itself can ask no more often than each second.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Largest answer that [`probe`] looks at.
 const ENOUGH: usize = 12;
 
@@ -114,7 +116,7 @@ impl Keepalived {
             text,
             "global_defs {{\n    vrrp_version 3\n    script_user root\n}}\n\
              vrrp_script gateway {{\n    script \"{executable} gateway --probe {asked}{proxied}\"\n    interval 1\n    timeout 2\n    \
-             fall 2\n    rise 2\n    weight -253\n}}\n\
+             fall 1\n    rise 2\n    weight -253\n}}\n\
              vrrp_instance arco {{\n    state BACKUP\n    interface {}\n    virtual_router_id {}\n    priority {}\n    \
              advert_int {}.{:02}\n",
             it.interface,
@@ -278,9 +280,17 @@ async fn ended(process: &AsyncFd<OwnedFd>) {
     drop(process.readable().await);
 }
 
-/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second. Where connections
-/// begin with a PROXY header (`proxied`), one that speaks for nobody is enough from the same machine.
+/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second. One silence is none: it
+/// is asked again at once. Where connections begin with a PROXY header (`proxied`), one that speaks for nobody is enough from
+/// the same machine.
 pub fn probe(address: SocketAddr, proxied: bool) -> std::io::Result<()> {
+    ask(address, proxied).or_else(|_| {
+        std::thread::sleep(AGAIN);
+        ask(address, proxied)
+    })
+}
+
+fn ask(address: SocketAddr, proxied: bool) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -347,7 +357,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let serve = std::thread::spawn(move || {
-            for answer in ["HTTP/1.1 404 Not Found\r\n\r\n", "SSH-2.0-x 1234567890", ""] {
+            const WELL: &str = "HTTP/1.1 404 Not Found\r\n\r\n";
+            for answer in [WELL, "SSH-2.0-x 1234567890", "", "", "SSH-2.0-x 1234567890", "", WELL] {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 16];
                 let _ = stream.read(&mut request);
@@ -357,6 +368,7 @@ mod tests {
         assert!(probe(address, false).is_ok());
         assert!(probe(address, false).is_err());
         assert!(probe(address, false).is_err());
+        assert!(probe(address, false).is_ok(), "when it is asked again");
         serve.join().unwrap();
         assert!(probe(address, false).is_err(), "nobody listens");
     }
