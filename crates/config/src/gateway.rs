@@ -42,7 +42,8 @@ pub struct GatewayConfig {
     pub max_buffered_bytes: u64,
     /// Networks of proxies in front of the gateway: their word about a client's address, scheme and host is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
+    /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then, and this
+    /// machine for itself.
     pub proxy_protocol: bool,
     /// How long a client may take to send its request header, in ms.
     pub request_header_ms: u64,

@@ -20,6 +20,7 @@ mod http;
 mod http1;
 mod http2;
 mod passthrough;
+mod passwords;
 mod pool;
 mod proxy_protocol;
 mod record;
@@ -44,7 +45,7 @@ use http1::Endpoint;
 use nix::libc;
 use pool::Pool;
 use room::Room;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -111,6 +112,7 @@ pub struct Shared {
     /// The access log, which may be off.
     pub access_log: AccessLog,
     buffers: Arc<spool::Place>,
+    judges: Arc<passwords::Judges>,
     connections: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
     accepting: Arc<AtomicUsize>,
@@ -128,6 +130,7 @@ impl Shared {
             buffers: spool::Place::new(limits.max_buffered_bytes),
             limits: ArcSwap::from_pointee(limits),
             access_log: AccessLog::default(),
+            judges: Arc::default(),
             connections: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),
@@ -536,14 +539,16 @@ async fn serve(
 ) {
     let patience = limits.client.request_header;
     if let Protocol::Proxied(inner) = protocol {
-        let trusted =
-            core.shared.snapshot.load().trusted_proxies.iter().any(|it| it.contains(&peer.ip().to_canonical()));
-        if !trusted {
+        let from = peer.ip().to_canonical();
+        let trusted = core.shared.snapshot.load().trusted_proxies.iter().any(|it| it.contains(&from));
+        if !trusted && !is_this_machine(&stream, from) {
             tracing::debug!(%peer, "a PROXY header is taken from `trusted_proxies` only");
             return;
         }
         match Box::pin(tokio::time::timeout(patience, proxy_protocol::read(&mut stream))).await {
-            Ok(Ok(source)) => peer = source.unwrap_or(peer),
+            // One that speaks for nobody: a check by the proxy, or by keepalived from here.
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(source))) if trusted => peer = source,
             outcome => {
                 tracing::debug!(%peer, ?outcome, "no PROXY header");
                 return;
@@ -584,6 +589,11 @@ async fn serve(
         // Never built: a proxy header stands once at the beginning.
         Protocol::Proxied(_) => {}
     }
+}
+
+/// Whether `from` is an address of this machine, for a connection that comes from there.
+fn is_this_machine(stream: &TcpStream, from: IpAddr) -> bool {
+    from.is_loopback() || stream.local_addr().is_ok_and(|it| it.ip().to_canonical() == from)
 }
 
 /// Has the kernel end a connection whose client takes nothing for as long as one may be idle: whoever closes TLS, and

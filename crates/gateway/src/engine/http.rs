@@ -233,24 +233,27 @@ async fn answer(
     };
     recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
-    let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers(), origin.scheme));
-    if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {
+    let mut outgoing = Outgoing::new(rule, request.headers(), origin.scheme);
+    let mut own = gate::refuse(rule, &request, &origin);
+    if own.is_none() {
+        let headers = request.headers();
+        own = gate::login(core, rule, headers, client).await;
+    }
+    if let Some(answer) = own.or_else(|| gate::answer(rule, &request, &origin)) {
         metrics.answered(answer.status().as_u16());
         let mut response = answer.map(|it| ResponseBody::own(it, in_flight));
-        if let Some(outgoing) = outgoing {
-            outgoing.apply(response.headers_mut());
-        }
+        outgoing.apply(response.headers_mut());
         return response;
     }
-    let target = match (policy.and_then(|it| it.sticky.as_ref()), &mut outgoing) {
-        (Some(sticky), Some(outgoing)) => {
+    let target = match policy.and_then(|it| it.sticky.as_ref()) {
+        Some(sticky) => {
             let (target, known) = rule.sticky_target(sticky.value(request.headers()));
             if !known {
                 outgoing.remember(sticky, &StickyCookie::token(target), origin.scheme);
             }
             target
         }
-        _ => rule.target(),
+        None => rule.target(),
     };
     let Some(upstream) = snapshot.upstreams.get(target) else {
         metrics.answered(503);
@@ -371,9 +374,7 @@ async fn answer(
     let events = parts.headers.get(header::CONTENT_TYPE).is_some_and(|it| headers::is_events(it.as_bytes()));
     let silence = (!events).then_some(timeouts.response);
     parts.version = Version::HTTP_11;
-    if let Some(outgoing) = outgoing {
-        outgoing.apply(&mut parts.headers);
-    }
+    outgoing.apply(&mut parts.headers);
     let body = if buffer.response && !events && !incoming.is_end_stream() {
         ResponseBody::ahead(AheadBody::start(core, incoming, exchange), watch, silence, in_flight)
     } else {
@@ -386,7 +387,7 @@ async fn answer(
 fn denied_answer(
     denied: Denied,
     metrics: &RouteMetrics,
-    outgoing: Option<Outgoing<'_>>,
+    outgoing: Outgoing<'_>,
     accept: Option<HeaderValue>,
     silence: Duration,
     in_flight: Option<InFlight>,
@@ -403,9 +404,7 @@ fn denied_answer(
     headers::strip_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::UPGRADE);
     parts.version = Version::HTTP_11;
-    if let Some(outgoing) = outgoing {
-        outgoing.apply(&mut parts.headers);
-    }
+    outgoing.apply(&mut parts.headers);
     Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, Some(silence), in_flight))
 }
 

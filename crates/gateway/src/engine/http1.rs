@@ -20,7 +20,7 @@ use ::http::Response;
 use arco_daemon::BoxError;
 pub(super) use endpoint::Endpoint;
 use handover::Prefixed;
-use request::{Client, Judged, judge};
+use request::{Answer, Client, Judged, judge};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -86,7 +86,7 @@ where
         let _guards = &guards;
         loop {
             if !bytes.is_empty() {
-                let mut hands_over = false;
+                let (mut hands_over, mut answer) = (false, None);
                 let end = {
                     let (address, max_head) = (peer.ip().to_canonical(), limits.max_header_bytes);
                     let (core, tls) = (&session.core, tls.as_ref());
@@ -95,6 +95,10 @@ where
                             Judged::Forward(plan, recording) => {
                                 let bytes = std::mem::take(&mut bytes);
                                 Some(Box::pin(session.exchange(plan, recording, bytes)))
+                            }
+                            Judged::Answer(it) => {
+                                answer = Some(it);
+                                None
                             }
                             Judged::Incomplete if bytes.len() <= limits.max_header_bytes => {
                                 patience = limits.request_header;
@@ -109,6 +113,10 @@ where
                         Some(exchange) => Some(exchange.await),
                         None => None,
                     }
+                };
+                let end = match answer {
+                    Some(answer) => Some(Box::pin(session.answer(answer, std::mem::take(&mut bytes))).await),
+                    None => end,
                 };
                 match end {
                     Some(End::Keep(rest)) => {
@@ -188,6 +196,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
+    /// Answers the request that `bytes` begin with.
+    async fn answer(&mut self, answer: Box<Answer>, mut bytes: Vec<u8>) -> End {
+        let Answer { page, mut recording, length, is_head, close } = *answer;
+        let close = close || self.core.keeps_none();
+        let sent = self.page(&page, is_head, close).await;
+        recording.passed(0, if sent && !is_head { page.body().len() as u64 } else { 0 });
+        if !sent || close {
+            buffers::put(bytes);
+            return End::Close;
+        }
+        bytes.drain(..length);
+        End::Keep(bytes)
+    }
+
     /// Ends the connection. Whatever goes wrong now, it is over.
     async fn close(&mut self) -> Result<(), BoxError> {
         let _ = self.stream.shutdown().await;
@@ -202,7 +224,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         for (name, value) in page.headers() {
             response::push_field(&mut out, name.as_str().as_bytes(), value.as_bytes());
         }
-        response::push_field(&mut out, b"content-length", page.body().len().to_string().as_bytes());
+        // As hyper has it, which does the same on the general path.
+        if !(is_head && page.body().is_empty()) {
+            response::push_field(&mut out, b"content-length", page.body().len().to_string().as_bytes());
+        }
         if close {
             response::push_field(&mut out, b"connection", b"close");
         }

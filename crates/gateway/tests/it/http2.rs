@@ -409,6 +409,46 @@ async fn answers_in_every_framing_reach_a_client_whole() {
     }
 }
 
+/// On the ordinary path and on the general one, which the route with conditions takes, and a request with a body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_once_to_stay_with_tls() {
+    let answer = "HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=1\r\nStrict-Transport-Security: max-age=2\r\n\
+         Content-Length: 2\r\n\r\nok";
+    let (address, _) = counted_origin(answer).await;
+    for (part, expected) in
+        [("redirect: true", &["max-age=1", "max-age=2"][..]), ("redirect: true, hsts_max_age_s: 60", &["max-age=60"])]
+    {
+        let (folder, mut client) = certified(&["a.test"]);
+        let route = format!("targets: [{{upstream: a}}], tls: {{{part}}}");
+        let yaml = file(&[address])
+            .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+            .replace("targets: [{upstream: a}]", &route)
+            .replace(
+                "routes: [",
+                &format!(
+                    "routes: [{{hosts: [a.test], paths: [{{prefix: /general}}], methods: [GET, POST], {route}}}, "
+                ),
+            )
+            + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
+        let gateway = Gateway::start_in(folder, &yaml).await;
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let tls = connector.connect("a.test".try_into().unwrap(), stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+        tokio::spawn(connection);
+        for (method, path, body) in [("GET", "/", ""), ("GET", "/general", ""), ("POST", "/", "body")] {
+            let request = http::Request::builder().method(method).uri(format!("https://a.test{path}"));
+            let response =
+                sender.send_request(request.body(Full::new(bytes::Bytes::from(body))).unwrap()).await.unwrap();
+            let told = response.headers().get_all("strict-transport-security").iter();
+            let told: Vec<_> = told.map(|it| it.to_str().unwrap()).collect();
+            assert_eq!((response.status().as_u16(), told.as_slice()), (200, expected), "{method} {path} {part}");
+        }
+    }
+}
+
 /// An endpoint switches to another protocol, and nobody has asked it to: with and without a body, on each path.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_switches_unasked_is_not_believed() {

@@ -292,6 +292,27 @@ pub(crate) fn trusting(
         .with_root_certificates(roots)
 }
 
+/// An address from where plain bytes reach `gateway` over TLS, by a connection for `host`.
+pub(crate) async fn over_tls(gateway: SocketAddr, host: &str, client: &rustls::ClientConfig) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client.clone()));
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut plain, _) = listener.accept().await.unwrap();
+            let (connector, name) = (connector.clone(), name.clone());
+            tokio::spawn(async move {
+                let stream = TcpStream::connect(gateway).await.unwrap();
+                let mut secure = connector.connect(name, stream).await.unwrap();
+                // Whichever side breaks it off, both end with this.
+                let _ = tokio::io::copy_bidirectional(&mut plain, &mut secure).await;
+            });
+        }
+    });
+    address
+}
+
 /// Whether this is a process with no other test: another one's memory must not count. If not, runs `test` in such a one.
 pub(crate) fn in_a_process_of_its_own(test: &str) -> bool {
     const ALONE: &str = "ARCO_TEST_ALONE";

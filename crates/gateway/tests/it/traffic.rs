@@ -283,6 +283,47 @@ async fn hints_reach_a_client_before_the_answer_is_there() {
     }
 }
 
+/// Hints pass on our own codec alone: where they arrive, a connection has not been handed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_says_about_plain_http_hands_no_connection_over() {
+    let address = origin(|mut wire| async move {
+        while wire.message().await.is_some() {
+            wire.send("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").await;
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let (folder, client) = certified(&["led.test"]);
+    let led = "routes: [{hosts: [led.test], targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}}, ";
+    let yaml = file(&[address])
+        .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+        .replace("routes: [", led)
+        + "certificates: [{hosts: [led.test], certificate_file: c.pem, key_file: c.key}]\n";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let mut secure = Wire::connect(over_tls(gateway.addresses["tls"], "led.test", &client).await).await;
+    for _ in 0..2 {
+        let hints = secure.ask("GET / HTTP/1.1\r\nHost: led.test\r\n\r\n").await;
+        assert_eq!((hints.status(), hints.header("strict-transport-security")), (103, None));
+        let answer = secure.message().await.unwrap();
+        assert_eq!((answer.text().as_str(), answer.header("strict-transport-security")), ("ok", Some("max-age=60")));
+    }
+    let mut plain = Wire::connect(gateway.web()).await;
+    for method in ["GET", "DELETE"] {
+        let moved = plain.ask(&format!("{method} /x?y HTTP/1.1\r\nHost: led.test\r\n\r\n")).await;
+        assert_eq!((moved.status(), moved.header("strict-transport-security")), (308, None));
+        let to = moved.header("location").unwrap();
+        assert!(to.starts_with("https://led.test") && to.ends_with("/x?y"), "{to}");
+    }
+    // Two at once, the second for a host that is served in the clear.
+    plain.send("HEAD / HTTP/1.1\r\nHost: led.test\r\n\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(plain.head_only().await.unwrap().status(), 308);
+    assert_eq!(plain.message().await.unwrap().status(), 103);
+    assert_eq!(plain.message().await.unwrap().text(), "ok");
+    let last = plain.ask("GET / HTTP/1.1\r\nHost: led.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((last.status(), last.header("connection")), (308, Some("close")));
+    assert!(plain.rest().await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tcp_listeners_pass_bytes_both_ways() {
     let address = origin(|mut wire| async move {
