@@ -10,6 +10,7 @@ mod framing;
 mod hostile;
 mod http2;
 mod http2_conformance;
+mod http2_life;
 mod kit;
 mod limits;
 mod log;
