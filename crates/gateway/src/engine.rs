@@ -290,7 +290,7 @@ impl Engine {
                 };
                 let ending_idle = async {
                     core.end_idle.cancelled().await;
-                    core.room.idle.notify_waiters();
+                    core.room.ring();
                     std::future::pending().await
                 };
                 tokio::select! {

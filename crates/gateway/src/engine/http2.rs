@@ -21,7 +21,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use life::Life;
+use life::{Life, SHORT};
 use ordinary::Ordinary;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -83,7 +83,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (limits, max_uri) = limits_of(&core);
-    let drain = core.drain.clone();
+    let (drain, room) = (core.drain.clone(), core.room.clone());
     let begun = Begun::default();
     let mut http = hyper::server::conn::http2::Builder::new(begun.clone());
     http.timer(TokioTimer::new())
@@ -112,7 +112,7 @@ where
     let mut streams = FuturesUnordered::<Watched>::new();
     let mut draining = false;
     let mut life = Life::new(limits, Instant::now());
-    let mut timer = Timer::new(Instant::now().into());
+    let (mut timer, mut ear) = (Timer::new(Instant::now().into()), room.ear());
     let ended = poll_fn(|cx| {
         if !draining && drained.as_mut().poll(cx).is_ready() {
             draining = true;
@@ -137,6 +137,14 @@ where
                 return Poll::Pending;
             }
             let since = life.rests(Instant::now);
+            if !life.is_told() {
+                room.listen(&mut ear, cx);
+                if room.wants(since) {
+                    serving.as_mut().graceful_shutdown();
+                    life.tell(SHORT, Instant::now());
+                    continue;
+                }
+            }
             timer.set(life.until(since).into());
             if timer.poll(cx).is_pending() {
                 return Poll::Pending;

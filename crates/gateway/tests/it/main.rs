@@ -4,6 +4,7 @@
 
 mod access_log;
 mod buffering;
+mod descriptors;
 mod differential;
 mod drivers;
 mod framing;

@@ -12,7 +12,7 @@ use super::taking::times;
 use crate::engine::guard::ClientLimits;
 use std::time::{Duration, Instant};
 
-/// How long a client may take to go that has asked for nothing yet.
+/// How long a client may take to go that has asked for nothing yet, or whose place others need.
 pub(super) const SHORT: Duration = Duration::from_secs(1);
 
 /// See the module. It is told what happens, and acts by nothing itself.
