@@ -408,7 +408,7 @@ impl Body for EndpointBody {
 pub(super) struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
-    /// Longest pause between two pieces; `None` for streams of events.
+    /// Longest pause between two pieces; `None` for streams of events or messages.
     silence: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     /// When all of it must have passed.

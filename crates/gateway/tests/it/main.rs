@@ -19,6 +19,7 @@ mod mutated;
 mod process;
 mod protection;
 mod proxy_protocol;
+mod quiet_streams;
 mod retry;
 mod rolling;
 mod routing;
