@@ -19,6 +19,7 @@ mod headers;
 mod http;
 mod http1;
 mod http2;
+mod multiplexed;
 mod passthrough;
 mod pool;
 mod proxy_protocol;
@@ -41,6 +42,7 @@ use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use forward::Failure;
 use guard::ClientLimits;
 use http1::Endpoint;
+use multiplexed::Multiplexed;
 use pool::Pool;
 use room::Room;
 use std::net::SocketAddr;
@@ -190,6 +192,7 @@ struct Core {
     number: usize,
     shared: Arc<Shared>,
     pool: Arc<Pool<Sender>>,
+    multiplexed: Arc<Multiplexed>,
     endpoints: Pool<Endpoint>,
     supervisor: Supervisor,
     /// No more requests on a connection than the one it is in.
@@ -219,6 +222,7 @@ impl Core {
                 self.room.tighten();
                 self.endpoints.clear();
                 self.pool.clear();
+                self.multiplexed.clear();
                 Endpoint::connect(address, limit).await
             }
             outcome => outcome,
@@ -260,6 +264,7 @@ impl Engine {
                 number,
                 shared: Arc::clone(&shared),
                 pool: Arc::default(),
+                multiplexed: Arc::default(),
                 endpoints: Pool::default(),
                 supervisor: supervisor.clone(),
                 // Its own: looking at them takes a lock that no other core takes.
@@ -297,6 +302,7 @@ impl Engine {
                     ended = accepting => ended,
                     () = ending_idle => Ok(()),
                     () = core.pool.sweep() => Ok(()),
+                    () = core.multiplexed.sweep() => Ok(()),
                     () = core.endpoints.sweep() => Ok(()),
                     () = token.cancelled() => Ok(()),
                 }

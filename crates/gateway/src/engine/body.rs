@@ -364,7 +364,8 @@ impl Exchange {
     pub(super) fn end(self, whole: bool) {
         self.metrics.finished(self.began.elapsed());
         self.metrics.open.dec();
-        if let Some(sender) = self.sender.filter(|_| whole)
+        // Of a connection that many share a place is free when it is dropped.
+        if let Some(sender @ Sender::One(_)) = self.sender.filter(|_| whole)
             && self.watch.is_none_or(|it| it.is_complete())
         {
             self.pool.put((self.open.endpoint().address, self.transport), sender);

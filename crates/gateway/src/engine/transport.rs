@@ -2,6 +2,7 @@
 
 use super::body::RequestBody;
 use super::forward::Failure;
+use super::multiplexed::{Driven, Many};
 use super::pool::{Key, Pooled};
 use super::room;
 use crate::upstream::{Transport, UpstreamTls};
@@ -22,6 +23,8 @@ use tokio::net::TcpStream;
 const SAID: Duration = Duration::from_secs(30);
 /// Of most so many endpoints it is known when that was; nobody else is complained of meanwhile.
 const MAX_SAID: usize = 1024;
+/// How many requests an HTTP/2 connection takes until its endpoint says how many.
+const UNTOLD: usize = 1;
 
 static COMPLAINTS: Mutex<Complaints> = Mutex::new(Complaints(BTreeMap::new()));
 
@@ -68,10 +71,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
     }
 }
 
-/// A connection to an endpoint, or a handle of one that many requests share.
+/// A connection to an endpoint, or a place on one that many requests share.
 pub(super) enum Sender {
     One(http1::SendRequest<RequestBody>),
-    Many(http2::SendRequest<RequestBody>),
+    Many(Many),
 }
 
 impl Pooled for Sender {
@@ -79,13 +82,6 @@ impl Pooled for Sender {
         match self {
             Self::One(it) => it.is_closed(),
             Self::Many(it) => it.is_closed(),
-        }
-    }
-
-    fn share(&self) -> Option<Self> {
-        match self {
-            Self::One(_) => None,
-            Self::Many(it) => Some(Self::Many(it.clone())),
         }
     }
 }
@@ -104,7 +100,7 @@ impl Sender {
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
             Self::One(it) => it.try_send_request(request).await,
-            Self::Many(it) => it.try_send_request(request).await,
+            Self::Many(it) => it.send(request).await,
         }
     }
 }
@@ -161,9 +157,13 @@ where
     if http2 {
         let mut builder = http2::Builder::new(Spawner(supervisor.clone()));
         builder.timer(TokioTimer::new()).adaptive_window(true).max_header_list_size(128 * 1024);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
-        supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(connection.await) });
-        return Ok(Sender::Many(sender));
+        builder.initial_max_send_streams(UNTOLD);
+        let (sender, connection): (http2::SendRequest<RequestBody>, _) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+        let (driven, place) = Driven::new(connection);
+        supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(driven.await) });
+        let ceiling = move || place.ask(|it| it.current_max_send_streams()).unwrap_or_default();
+        return Ok(Sender::Many(Many::new(sender, Box::new(ceiling))));
     }
     let mut builder = http1::Builder::new();
     builder.max_buf_size(128 * 1024);

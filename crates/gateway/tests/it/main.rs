@@ -11,6 +11,7 @@ mod framing;
 mod hostile;
 mod http2;
 mod http2_conformance;
+mod http2_endpoints;
 mod http2_life;
 mod kit;
 mod limits;
