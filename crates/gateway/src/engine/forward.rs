@@ -280,25 +280,33 @@ async fn attempt(
         }
         let copy = repeatable.then(|| copy_of(&request));
         let sending = sender.send(request);
-        let (failure, unsent) = match in_time(sending, limit, plan.watch.as_deref()).await {
+        let (failure, unsent, is_gone) = match in_time(sending, limit, plan.watch.as_deref()).await {
             Some(Ok(response)) => return Ok((response.map(EndpointBody::Hyper), Some(sender))),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
+                let is_gone = error.error().is_timeout();
                 tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");
-                (Failure::Broken, unsent.or(copy))
+                (Failure::Broken, unsent.or(copy), is_gone)
             }
             None => {
+                if let Sender::Many(it) = &sender {
+                    it.timed_out();
+                }
                 // Only where a route says so: whoever is slow gets no more of the same otherwise.
                 let request = copy.filter(|_| plan.retry.is_some()).map(whole);
                 return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
             }
         };
+        if is_gone {
+            // It gave no sign of life: others are asked first.
+            open.endpoint().state.failed();
+        }
         match unsent {
-            Some(again) if from_pool => {
+            Some(again) if from_pool && !is_gone => {
                 // Its server closed it while it lay idle; the others of that age are no better.
                 match &sender {
                     Sender::One(_) => plan.core.pool.forget(key),
-                    Sender::Many(it) => plan.core.multiplexed.forget(key, it),
+                    Sender::Many(it) => it.leave_out(),
                 }
                 stale += 1;
                 request = again;

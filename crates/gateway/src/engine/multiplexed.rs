@@ -3,6 +3,7 @@
 //!
 //! What must hold: a request waits behind others of its connection only when there are [`MOST`] connections to its endpoint;
 //! more are not kept, and not made while so many are being made. How many requests an endpoint takes is asked anew for each.
+//! A connection that was silent until a request's time was over, or until nobody waited any more, gets no further one.
 //!
 //! Not here: connections with one request at a time (`pool.rs`), connecting (`transport.rs`).
 
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use tokio::sync::futures::OwnedNotified;
 
 /// Most connections to one endpoint.
 const MOST: usize = 32;
+/// A connection that was silent for so long when somebody did not want to wait any more is not believed in.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Says how many requests the endpoint takes at once on a connection.
 pub(super) type Ceiling = Box<dyn Fn() -> usize + Send + Sync>;
@@ -78,6 +81,10 @@ struct Load {
     born: Instant,
     /// When the last one ended, in milliseconds since `born`.
     ended_ms: AtomicU64,
+    /// Answers that have begun.
+    answers: AtomicU64,
+    /// Whether no further request is put on it.
+    left_out: AtomicBool,
     ceiling: Ceiling,
 }
 
@@ -94,18 +101,30 @@ impl Load {
 pub(super) struct Many {
     sender: http2::SendRequest<RequestBody>,
     load: Arc<Load>,
+    began: Instant,
+    /// Answers on it that had begun before.
+    answers: u64,
+    answered: bool,
 }
 
 impl Many {
     /// The first one on a connection.
     pub(super) fn new(sender: http2::SendRequest<RequestBody>, ceiling: Ceiling) -> Self {
-        let (open, ended_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self::on(sender, Arc::new(Load { open, born: Instant::now(), ended_ms, ceiling }))
+        let load = Load {
+            open: AtomicUsize::new(0),
+            born: Instant::now(),
+            ended_ms: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+            left_out: AtomicBool::new(false),
+            ceiling,
+        };
+        Self::on(sender, Arc::new(load))
     }
 
     fn on(sender: http2::SendRequest<RequestBody>, load: Arc<Load>) -> Self {
         load.open.fetch_add(1, Ordering::Relaxed);
-        Self { sender, load }
+        let answers = load.answers.load(Ordering::Relaxed);
+        Self { sender, load, began: Instant::now(), answers, answered: false }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -120,12 +139,33 @@ impl Many {
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+        let outcome = self.sender.try_send_request(request).await;
+        if outcome.is_ok() {
+            self.answered = true;
+            self.load.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// Puts nothing on the connection any more; what is on it goes on.
+    pub(super) fn leave_out(&self) {
+        self.load.left_out.store(true, Ordering::Relaxed);
+    }
+
+    /// The time for an answer is over: nobody else is to wait for it on a connection that is as dead as it looks.
+    pub(super) fn timed_out(&self) {
+        // An answer to another request shows that it is not.
+        if self.load.answers.load(Ordering::Relaxed) == self.answers {
+            self.leave_out();
+        }
     }
 }
 
 impl Drop for Many {
     fn drop(&mut self) {
+        if !self.answered && self.began.elapsed() >= SILENCE {
+            self.timed_out();
+        }
         if self.load.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.load.ended_ms.store(self.load.born.elapsed().as_millis() as u64, Ordering::Relaxed);
         }
@@ -136,6 +176,12 @@ impl Drop for Many {
 struct Line {
     sender: http2::SendRequest<RequestBody>,
     load: Arc<Load>,
+}
+
+impl Line {
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && !self.load.left_out.load(Ordering::Relaxed)
+    }
 }
 
 /// The connections to one endpoint.
@@ -173,7 +219,7 @@ impl Multiplexed {
         let longest = if repeatable { MAX_IDLE } else { MAX_IDLE_ONCE };
         let mut endpoints = lock(&self.endpoints);
         let lines = endpoints.entry(key).or_default();
-        lines.there.retain(|it| !it.sender.is_closed());
+        lines.there.retain(Line::is_usable);
         let seen = lines.there.iter().map(|it| Seen {
             open: it.load.open.load(Ordering::Relaxed),
             most: (it.load.ceiling)(),
@@ -199,14 +245,7 @@ impl Multiplexed {
         Making { of: Arc::clone(self), key }
     }
 
-    /// Puts nothing on this connection any more; what is on it goes on.
-    pub(super) fn forget(&self, key: Key, many: &Many) {
-        if let Some(lines) = lock(&self.endpoints).get_mut(&key) {
-            lines.there.retain(|it| !Arc::ptr_eq(&it.load, &many.load));
-        }
-    }
-
-    /// The same for every connection.
+    /// Puts nothing on any connection any more.
     pub(super) fn clear(&self) {
         lock(&self.endpoints).retain(|_, lines| {
             lines.there.clear();
@@ -220,7 +259,7 @@ impl Multiplexed {
             let empty = {
                 let mut endpoints = lock(&self.endpoints);
                 endpoints.retain(|_, lines| {
-                    let stays = |it: &Line| it.load.idle().is_none_or(|it| it < MAX_IDLE) && !it.sender.is_closed();
+                    let stays = |it: &Line| it.is_usable() && it.load.idle().is_none_or(|it| it < MAX_IDLE);
                     lines.there.retain(stays);
                     !lines.there.is_empty() || lines.making > 0
                 });

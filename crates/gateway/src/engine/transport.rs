@@ -25,6 +25,15 @@ const SAID: Duration = Duration::from_secs(30);
 const MAX_SAID: usize = 1024;
 /// How many requests an HTTP/2 connection takes until its endpoint says how many.
 const UNTOLD: usize = 1;
+/// A machine from which the kernel hears nothing for so long is gone, and so is a program that takes nothing of what is sent
+/// for so long: HTTP/2 connections to it end. While nothing is sent, the kernel asks.
+const GONE: Duration = Duration::from_secs(30);
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often the program is asked for a sign of life while a request is open and nothing comes, and how long it may take.
+/// Servers of gRPC end a connection on which that is done more often than every five minutes.
+const PING_EVERY: Duration = Duration::from_secs(305);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 static COMPLAINTS: Mutex<Complaints> = Mutex::new(Complaints(BTreeMap::new()));
 
@@ -131,6 +140,9 @@ pub(super) async fn connect(
         };
         // Without it small answers wait for acknowledgements; a socket that refuses it still works.
         let _ = stream.set_nodelay(true);
+        if transport.http2 {
+            notice_absence(&stream);
+        }
         let Some((config, name)) = tls else { return speak(supervisor, transport.http2, stream, address).await };
         let name = name.clone().unwrap_or_else(|| address.ip().into());
         match tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
@@ -142,6 +154,16 @@ pub(super) async fn connect(
         }
     };
     tokio::time::timeout(limit, connecting).await.unwrap_or(Err(Failure::TimedOut))
+}
+
+/// Has the kernel end a connection to a machine that is gone without a word: requests would be put on it for as long as it
+/// is there.
+fn notice_absence(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    // A socket that refuses these still works.
+    let _ = socket.set_tcp_keepalive(&probes);
+    let _ = socket.set_tcp_user_timeout(Some(GONE));
 }
 
 async fn speak<S>(supervisor: &Supervisor, http2: bool, stream: S, address: SocketAddr) -> Result<Sender, Failure>
@@ -158,6 +180,7 @@ where
         let mut builder = http2::Builder::new(Spawner(supervisor.clone()));
         builder.timer(TokioTimer::new()).adaptive_window(true).max_header_list_size(128 * 1024);
         builder.initial_max_send_streams(UNTOLD);
+        builder.keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(false);
         let (sender, connection): (http2::SendRequest<RequestBody>, _) =
             builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
         let (driven, place) = Driven::new(connection);
