@@ -19,6 +19,7 @@ mod headers;
 mod http;
 mod http1;
 mod http2;
+mod multiplexed;
 mod passthrough;
 mod passwords;
 mod pool;
@@ -42,6 +43,7 @@ use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use forward::Failure;
 use guard::ClientLimits;
 use http1::Endpoint;
+use multiplexed::Multiplexed;
 use nix::libc;
 use pool::Pool;
 use room::Room;
@@ -201,6 +203,7 @@ struct Core {
     number: usize,
     shared: Arc<Shared>,
     pool: Arc<Pool<Sender>>,
+    multiplexed: Arc<Multiplexed>,
     endpoints: Pool<Endpoint>,
     supervisor: Supervisor,
     /// No more requests on a connection than the one it is in.
@@ -230,6 +233,7 @@ impl Core {
                 self.room.tighten();
                 self.endpoints.clear();
                 self.pool.clear();
+                self.multiplexed.clear();
                 Endpoint::connect(address, limit).await
             }
             outcome => outcome,
@@ -271,6 +275,7 @@ impl Engine {
                 number,
                 shared: Arc::clone(&shared),
                 pool: Arc::default(),
+                multiplexed: Arc::default(),
                 endpoints: Pool::default(),
                 supervisor: supervisor.clone(),
                 // Its own: looking at them takes a lock that no other core takes.
@@ -301,13 +306,14 @@ impl Engine {
                 };
                 let ending_idle = async {
                     core.end_idle.cancelled().await;
-                    core.room.idle.notify_waiters();
+                    core.room.ring();
                     std::future::pending().await
                 };
                 tokio::select! {
                     ended = accepting => ended,
                     () = ending_idle => Ok(()),
                     () = core.pool.sweep() => Ok(()),
+                    () = core.multiplexed.sweep() => Ok(()),
                     () = core.endpoints.sweep() => Ok(()),
                     () = token.cancelled() => Ok(()),
                 }

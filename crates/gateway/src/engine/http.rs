@@ -49,18 +49,17 @@ where
 {
     let control = Arc::new(Control::default());
     let (limits, max_uri) = limits_of(&core);
-    let guard = Guard::new(stream, limits, Arc::clone(&control));
-    let (drain, end_idle) = (core.drain.clone(), core.end_idle.clone());
+    let guard = Guard::new(stream, limits, Arc::clone(&control), core.room.clone());
+    let end_idle = core.end_idle.clone();
     let metrics = core.shared.metrics.clone();
     let max_buffer = limits.max_header_bytes.max(16 * 1024) + 16 * 1024;
     let connection = Arc::new(Connection { core, peer, tls, control, max_uri });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         let in_flight = connection.control.begin();
-        let drain = drain.clone();
         async move {
             let mut response = handle(&connection, request, Some(in_flight)).await;
-            if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS && connection.core.keeps_none() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

@@ -12,6 +12,7 @@ pub(super) mod request;
 mod response;
 
 use super::guard::ClientLimits;
+use super::room::Ear;
 use super::timer::Timer;
 use super::tls::Secured;
 use super::{Core, buffers, date, http};
@@ -28,7 +29,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::futures::OwnedNotified;
 use tokio_util::io::poll_read_buf;
 
 /// What the requests of one connection share.
@@ -37,8 +37,8 @@ struct Session<S> {
     stream: S,
     limits: ClientLimits,
     timer: Timer,
-    /// Rung when a connection without a request may have to end.
-    rung: Pin<Box<OwnedNotified>>,
+    /// Hears when a connection without a request may have to end.
+    ear: Ear,
 }
 
 /// What becomes of the connection after an exchange.
@@ -76,9 +76,9 @@ where
 {
     let (limits, max_uri) = http::limits_of(&core);
     let written: Box<str> = peer.ip().to_canonical().to_string().into();
-    let rung = Box::pin(Arc::clone(&core.room.idle).notified_owned());
+    let ear = core.room.ear();
     let timer = Timer::new(Instant::now().into());
-    let mut session = Session { core, stream, limits, timer, rung };
+    let mut session = Session { core, stream, limits, timer, ear };
     let mut bytes = Vec::new();
     // Until the first request there is less patience.
     let (mut patience, mut since) = (limits.request_header, Instant::now());
@@ -177,9 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 if bytes.is_empty() {
                     buffers::put(std::mem::take(bytes));
-                    while self.rung.as_mut().poll(cx).is_ready() {
-                        self.rung.set(Arc::clone(&self.core.room.idle).notified_owned());
-                    }
+                    self.core.room.listen(&mut self.ear, cx);
                     if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
                         return Poll::Ready(More::Unwanted);
                     }

@@ -27,7 +27,7 @@ pub(super) struct Reply {
     pub(super) left: Left,
     /// Whether the endpoint keeps the connection.
     pub(super) keeps: bool,
-    /// Whether it is a stream of events, which may be silent for any time.
+    /// Whether it is a stream of events or messages, which may be silent for any time.
     pub(super) events: bool,
 }
 
