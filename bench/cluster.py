@@ -282,7 +282,7 @@ def plain(it, version, kind):
 
 
 def kubectl_part(s):
-    program = args.kubectl or build_kubectl()
+    program = args.kubectl or subprocess.run([CLUSTER, "kubectl"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     cluster = Cluster(s.work, workloads=False)
     try:
         run = lambda *words: subprocess.run([program, "--kubeconfig", cluster.kubeconfig, *words], check=True, stdout=subprocess.DEVNULL)
@@ -294,17 +294,6 @@ def kubectl_part(s):
         cluster.end()
     row(f"  the same {s.count} manifests by `kubectl apply -f`", took, "s")
     row("  ratio", s.applied / took, "x", "<= 0.6 x", s.applied / took <= 0.6)
-
-
-def build_kubectl():
-    """kubectl of the cluster's version, kept beside the cluster's programs."""
-    tools = subprocess.run([CLUSTER, "binary"], check=True, capture_output=True, text=True).stdout.strip()
-    made = pathlib.Path(tools) / "kubectl"
-    if not made.exists():
-        print("  building kubectl", flush=True)
-        stamp = "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
-        subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", made, "."], cwd=ROOT / "bench/kubectl", check=True)
-    return made
 
 
 def settle(cluster, since):

@@ -14,12 +14,13 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from ports import free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -48,7 +49,7 @@ def kubectl(*words, **options):
     return done("kubectl", *words, **options)
 
 
-def until(what, wanted, seconds=180):
+def until(what, wanted, seconds=600):
     end, last = time.monotonic() + seconds, None
     while time.monotonic() < end:
         try:
@@ -58,12 +59,6 @@ def until(what, wanted, seconds=180):
             last = error
         time.sleep(0.1)
     raise SystemExit(f"not within {seconds} s: {what} ({last})")
-
-
-def free_port():
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
 
 
 class Platform:
@@ -84,7 +79,7 @@ class Platform:
         self.end()
         self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", f"{self.port}:8443"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until("the API answers", lambda: self.run("list").returncode == 0, 60)
+        until("the API answers", lambda: self.run("list").returncode == 0, 300)
 
     def run(self, *words):
         environment = {**os.environ, "ARCO_CONTEXT": str(self.context)}
@@ -111,8 +106,8 @@ def install(arco, work, *more):
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
-    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/arco", "--timeout=300s")
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
+    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/arco", "--timeout=600s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=600s")
     say("the server is ready")
 
 
@@ -149,7 +144,7 @@ def deploy(platform, example, port):
     made = platform.good("deploy", ROOT / "examples" / example, "--app", "demo", "--component", example, "--memory-mb", "128")
     host = f"{example}-demo.apps.test"
     for wanted in json.loads((ROOT / "examples" / example / "expect.json").read_text())["requests"]:
-        until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 60)
+        until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 300)
     say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
 
 

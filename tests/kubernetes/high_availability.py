@@ -56,7 +56,7 @@ class Forward:
         if self.process is None or self.process.poll() is not None or not self.answers():
             self.end()
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *self.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            until(f"{self.words[-2]} is forwarded", self.answers, 60)
+            until(f"{self.words[-2]} is forwarded", self.answers, 300)
 
     def answers(self):
         with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ class Platform:
         def all_ended():
             found = {it["id"]: it for it in self.arco("operations")["items"]}
             return [found[it] for it in operations] if all(found[it]["status"] in ("succeeded", "failed", "cancelled") for it in operations) else None
-        for it in until("operations end", all_ended, 300):
+        for it in until("operations end", all_ended, 900):
             if it["status"] != "succeeded":
                 raise SystemExit(f"an operation did not succeed: {it}")
 
@@ -144,7 +144,7 @@ PARTS = {"api": "deployment/arco-api", "builder": "deployment/arco-builder", "co
 
 def ready():
     for it in PARTS.values():
-        kubectl("-n", NAMESPACE, "rollout", "status", it, "--timeout=300s")
+        kubectl("-n", NAMESPACE, "rollout", "status", it, "--timeout=600s")
 
 
 def install(arco, work, stores):
@@ -159,8 +159,8 @@ def install(arco, work, stores):
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
     ready()
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-node-logs", "--timeout=300s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=600s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-node-logs", "--timeout=600s")
     say("two pods of each role are ready, and the node has its own")
 
 
@@ -214,7 +214,7 @@ def lines(platform):
         return len(written) == 2 and min(last.values()) > now and all(it == list(range(len(it))) for it in written.values())
     found, now = {}, time.time()
     try:
-        until("every line of the instances is kept once", all_is_there, 180)
+        until("every line of the instances is kept once", all_is_there, 600)
     except SystemExit:
         for name, it in found.items():
             gaps = [(a, b) for a, b in zip(it, it[1:]) if b != a + 1]
@@ -312,7 +312,7 @@ def refused_unconfined(platform, work):
     def ended():
         [found] = [it for it in platform.arco("operations")["items"] if it["id"] == operation]
         return found if found["status"] in ("succeeded", "failed", "cancelled") else None
-    problem = until("the build is refused", ended, 60).get("problem") or {}
+    problem = until("the build is refused", ended, 300).get("problem") or {}
     if problem.get("code") != "build_unconfined" or "line 2" not in problem["message"] or "builder.without_user_namespace" not in problem["advice"]:
         raise SystemExit(f"a build as root of the node: {problem}")
     platform.arco("delete", "unconfined", "--yes")
@@ -345,7 +345,7 @@ def main():
         before, _ = lease()
         killed = time.time()
         os.kill(process_of(old), 9)
-        until("another controller leads", lambda: lease()[0] not in ("", before), 60)
+        until("another controller leads", lambda: lease()[0] not in ("", before), 300)
         took = lease()[1] - killed
         platform.ended(operations)
         truth(platform, names, 1)

@@ -71,27 +71,27 @@ def main():
         port = gateway_ports()["http"]
         platform.good("scale", "demo/burner", "--min", "1", "--max", "3", "--cpu", CPU_PERCENT, "--down-after", DOWN_AFTER_S)
         people = Load(port, HOST, pause_s=0.2)
-        idle = until("the autoscaler has figures", figures, 180)
+        idle = until("the autoscaler has figures", figures, 600)
         say(f"one instance follows load; at rest the autoscaler sees {idle} of CPU")
 
         began, load = time.monotonic(), Load(port, HOST, "/cgi-bin/burn", pause_s=0, threads=4, limit_s=60)
-        reason = until("load makes three of one", lambda: scaled(platform, 3, "to 3: CPU is at"), 300)
+        reason = until("load makes three of one", lambda: scaled(platform, 3, "to 3: CPU is at"), 600)
         say(f"three instances after {time.monotonic() - began:.0f} s of load: {reason} (the autoscaler sees {figures()} per instance)")
         load.end()
 
         began = time.monotonic()
-        reason = until("rest makes one of three", lambda: scaled(platform, 1, "to 1: CPU is at"), 300)
+        reason = until("rest makes one of three", lambda: scaled(platform, 1, "to 1: CPU is at"), 600)
         say(f"one instance after {time.monotonic() - began:.0f} s of rest: {reason}")
 
         kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "0")
-        told = until("the status says that figures are missing", lambda: platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+        told = until("the status says that figures are missing", lambda: platform.good("status", "demo/burner")["scaling"].get("problem"), 600)
         if "install metrics-server" not in told or platform.good("status", "demo/burner")["status"] != "running":
             raise SystemExit(f"without figures: {told}, {platform.good('status', 'demo/burner')}")
         people.end()
         say(f"without figures: {told}; {people.good} requests of others were answered all the while, none lost")
         # The cluster deletes no namespace while an API of its own does not answer.
         kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "1")
-        until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+        until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 600)
 
         platform.good("delete", "demo", "--yes")
         uninstall(work, "hpa,componentscales,deployments,pods")

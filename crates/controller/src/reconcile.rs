@@ -12,6 +12,7 @@ use arco_model::plan::{self, PlanContext};
 use arco_model::spec::VolumeKind;
 use arco_model::status::{self, Status, StatusContext, StatusReport};
 use arco_store::clock;
+use arco_store::kv::KvError;
 use arco_store::secrets::SecretError;
 use arco_store::sql::{Query, SqlError, Versioned, VolumeRow};
 use std::collections::HashMap;
@@ -24,6 +25,9 @@ pub enum ReconcileError {
     /// Rows.
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// Keys.
+    #[error(transparent)]
+    Kv(#[from] KvError),
     /// What runs instances.
     #[error(transparent)]
     Orchestrator(#[from] arco_orchestrator::Error),
@@ -189,26 +193,28 @@ impl Controller {
         let address_changed = component.observed.address != observed.address;
         let scaling = scaling(component, observed);
         self.tell_scaling(component, scaling.as_ref()).await;
-        self.deps
-            .metadata
-            .modify::<Component>(component.id.as_str(), |row| {
-                let next = ObservedState {
-                    observed_generation: component.generation,
-                    report: report.clone(),
-                    ready_replicas,
-                    serving_revision: serving_revision.clone(),
-                    healthy_revision: healthy_revision.clone().or_else(|| row.observed.healthy_revision.clone()),
-                    instances: observed.instances.clone(),
-                    address: observed.address,
-                    last_run: row.observed.last_run.clone(),
-                    scaling: scaling.clone(),
-                    at: row.observed.at,
-                };
+        let next = |row: &Component| ObservedState {
+            observed_generation: component.generation,
+            report: report.clone(),
+            ready_replicas,
+            serving_revision: serving_revision.clone(),
+            healthy_revision: healthy_revision.clone().or_else(|| row.observed.healthy_revision.clone()),
+            instances: observed.instances.clone(),
+            address: observed.address,
+            last_run: row.observed.last_run.clone(),
+            scaling: scaling.clone(),
+            at: row.observed.at,
+        };
+        // Nobody else writes these: as long as they say what the row said when it was read, no transaction is begun.
+        if next(component) != component.observed {
+            let write = |row: &mut Component| {
+                let next = next(row);
                 let changed = next != row.observed;
                 row.observed = ObservedState { at: clock::now(), ..next };
                 changed
-            })
-            .await?;
+            };
+            self.deps.metadata.modify::<Component>(component.id.as_str(), write).await?;
+        }
         if was_ready != (ready_replicas > 0) || address_changed || report.status != component.observed.report.status {
             self.wake_callers(component);
         }

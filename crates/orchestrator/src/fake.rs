@@ -6,6 +6,7 @@
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts, ScalingFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
@@ -38,6 +39,8 @@ struct State {
     components: BTreeMap<ComponentId, Component>,
     behaviours: BTreeMap<ComponentId, Behaviour>,
     volumes: BTreeSet<ComponentId>,
+    /// With what stays of each.
+    tenants: BTreeMap<TenantName, Option<String>>,
     runs: Option<OneShotScript>,
     ran: Vec<OneShot>,
     held: bool,
@@ -72,6 +75,11 @@ impl FakeOrchestrator {
     /// Nothing runs yet.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// A tenant has something here; `stays`: what stays of it when it is removed.
+    pub fn has_tenant(&self, tenant: &TenantName, stays: Option<&str>) {
+        self.lock().tenants.insert(tenant.clone(), stays.map(str::to_owned));
     }
 
     /// How instances of a component that are made from now on behave.
@@ -346,6 +354,14 @@ impl Orchestrator for FakeOrchestrator {
     async fn components(&self) -> Result<Vec<ComponentId>, Error> {
         let state = self.lock();
         Ok(state.components.keys().chain(&state.volumes).cloned().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        Ok(self.lock().tenants.keys().cloned().collect())
+    }
+
+    async fn remove_tenant(&self, tenant: &TenantName) -> Result<Option<String>, Error> {
+        Ok(self.lock().tenants.remove(tenant).flatten())
     }
 
     fn changes(&self) -> broadcast::Receiver<ComponentId> {

@@ -18,11 +18,7 @@ const SEEN: &[&str] = &["get", "list", "watch"];
 
 /// All of it.
 pub(crate) const RULES: &[Rule] = &[
-    Rule {
-        group: "",
-        resources: &["namespaces", "resourcequotas"],
-        verbs: &["get", "list", "watch", "create", "patch"],
-    },
+    Rule { group: "", resources: &["namespaces", "resourcequotas"], verbs: OURS },
     Rule {
         group: "",
         resources: &["pods", "services", "secrets", "configmaps", "persistentvolumeclaims"],
@@ -44,6 +40,12 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: OURS },
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
     Rule { group: "snapshot.storage.k8s.io", resources: &["volumesnapshotclasses"], verbs: &["list"] },
+    // What others may have in the namespace of a tenant that goes.
+    Rule { group: "", resources: &["limitranges", "serviceaccounts"], verbs: &["list"] },
+    Rule { group: "apps", resources: &["daemonsets"], verbs: &["list"] },
+    Rule { group: "batch", resources: &["cronjobs"], verbs: &["list"] },
+    Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: &["list"] },
+    Rule { group: "rbac.authorization.k8s.io", resources: &["roles", "rolebindings"], verbs: &["list"] },
 ];
 
 /// Enough for a server with the roles `api`, `registry` or `builder` and without `controller`: it sees what there is, runs

@@ -154,7 +154,8 @@ impl Component {
             state.removing = false;
         }
         self.decide();
-        self.tell();
+        // Not rung: who asked observes next, and would look once more for nothing.
+        self.gather();
         self.wake.notify_one();
     }
 
@@ -229,9 +230,8 @@ impl Component {
 
     /// Decides by what was seen, and remembers what begins to drain and how the change goes.
     fn decide(&self) -> Option<(Arc<WorkloadPlan>, Arc<Rendered>, Decision)> {
-        let seen = self.shared.seen.component(&self.id);
-        let now = clock::now();
         let mut state = self.lock();
+        let (seen, now) = (self.shared.seen.component(&self.id), clock::now());
         let uids: BTreeSet<&str> = seen.instances().map(|it| it.uid.as_str()).collect();
         state.leaving.retain(|uid, _| uids.contains(uid.as_str()));
         for pod in seen.instances() {
@@ -271,8 +271,17 @@ impl Component {
 
     /// Puts facts together; rings when they say something new.
     pub(crate) fn tell(&self) {
-        let seen = self.shared.seen.component(&self.id);
+        // Whoever ended it says so itself.
+        if self.gather() && !self.end.is_cancelled() {
+            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
+        }
+    }
+
+    /// Puts facts together; whether they say something new.
+    fn gather(&self) -> bool {
+        // Under the lock: who looked before another one must not tell after it.
         let mut state = self.lock();
+        let seen = self.shared.seen.component(&self.id);
         let job = state.asked.as_ref().is_some_and(|it| it.plan.kind.runs_to_end())
             || state.asked.is_none() && seen.of(Kind::Job).next().is_some();
         let fact = |pod: &crate::seen::PodSeen| {
@@ -316,10 +325,7 @@ impl Component {
         let observed = Observed { plan, instances, rollout, address, scaling };
         let changed = state.told != observed;
         state.told = observed;
-        drop(state);
-        if changed {
-            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
-        }
+        changed
     }
 
     /// When facts change although nothing happens: a workload that makes no pods becomes a fault.

@@ -16,6 +16,7 @@ use crate::{exec, forward, run_once, scale, usage, watch};
 use arco_config::KubernetesConfig;
 use arco_model::artifact::ImageRef;
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_orchestrator::{
@@ -26,7 +27,7 @@ use arco_store::logs::LogSink;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use kube::api::DeleteParams;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -498,6 +499,20 @@ impl Orchestrator for KubernetesOrchestrator {
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {
         let found = self.inner.whereabouts(instance)?;
         usage::of(&self.inner, &found).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        let found = self.inner.shared.tenants.all().await;
+        found.map_err(|it| failed("list the tenants' namespaces", &it))
+    }
+
+    async fn remove_tenant(&self, tenant: &TenantName) -> Result<Option<String>, Error> {
+        let shared = &self.inner.shared;
+        let acting = || match shared.leads() {
+            true => Ok(()),
+            false => Err(Error::failed(format!("remove what the tenant {tenant} has"), "another server leads now")),
+        };
+        shared.tenants.remove(tenant, acting).await
     }
 
     async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {

@@ -21,8 +21,13 @@ pub use random::Random;
 
 use std::time::{Duration, Instant};
 
-/// Asks until the answer is `Some`, at most `seconds`; says what was waited for when time is up.
+/// How much longer than it should take a machine may take that has much else to do.
+const BUSY: u64 = 4;
+
+/// Asks until the answer is `Some`, at most four times the `seconds` that it should take; says what was waited for when time
+/// is up.
 pub fn until<T>(what: &str, seconds: u64, mut ask: impl FnMut() -> Option<T>) -> T {
+    let seconds = seconds * BUSY;
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(answer) = ask() {

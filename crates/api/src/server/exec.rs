@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 /// Longest `arco run`, in ms: a day.
 const RUN_MS: u64 = 86_400_000;
 /// How long output may still come after the program ended.
-const LAST_OUTPUT: Duration = Duration::from_millis(200);
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// How long a client may go on sending after the last word.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// Most arguments, and most bytes of them together.
@@ -264,9 +264,11 @@ pub(super) async fn carry(session: ExecSession, socket: WebSocket) {
         pipes.await;
         std::future::pending::<()>().await;
     };
+    // What is there to be read is read before the moment is over.
     let control = tokio::select! {
-        control = writer => control,
+        biased;
         () = pipes_then_nothing => return,
+        control = writer => control,
         () = receive(&mut stream, stdin, resize) => return,
     };
     farewell(sink, stream, control).await;

@@ -2,6 +2,7 @@
 
 use crate::kit::*;
 use arco_testkit::Killed;
+use arco_testkit::servers::free_port;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -43,6 +44,37 @@ async fn a_header_stands_before_tls() {
         assert!(answer.contains(&format!("x-real-ip: {client}\r\n")), "{answer}");
         assert!(answer.contains("x-forwarded-proto: https\r\n"), "{answer}");
     }
+}
+
+/// keepalived asks from the machine itself whether the gateway is well, and speaks for nobody: that is all it may do.
+#[tokio::test(flavor = "multi_thread")]
+async fn this_machine_may_ask_for_itself() {
+    let yaml = file(&[echo().await]).replace(
+        "listeners: [",
+        "listeners: [{name: p, address: \"127.0.0.1:0\", protocol: http, proxy_protocol: true}, ",
+    ) + "trusted_proxies: [192.0.2.0/24]\n";
+    let gateway = Gateway::start(&yaml).await;
+    let local = [SIGNATURE, &[0x20, 0, 0, 0]].concat();
+    let named = b"PROXY TCP4 192.0.2.9 192.0.2.1 1 80\r\n".to_vec();
+    for (header, answered) in [
+        (b"PROXY UNKNOWN\r\n".to_vec(), true),
+        (local, true),
+        (named, false),
+        (version_2(), false),
+        (Vec::new(), false),
+    ] {
+        let mut wire = Wire::connect(gateway.addresses["p"]).await;
+        wire.send([&header[..], GET.as_bytes()].concat()).await;
+        let answer = String::from_utf8(wire.rest().await).unwrap();
+        assert_eq!(answer.contains("x-real-ip: 127.0.0.1\r\n"), answered, "{header:?}: {answer}");
+        assert!(answered || answer.is_empty(), "{header:?}: {answer}");
+    }
+    let (plain, proxied) = (gateway.web(), gateway.addresses["p"]);
+    let probing = tokio::task::spawn_blocking(move || {
+        use arco_gateway::virtual_address::probe;
+        [probe(plain, false), probe(proxied, true), probe(proxied, false)].map(|it| it.is_ok())
+    });
+    assert_eq!(probing.await.unwrap(), [true, true, false]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,9 +123,7 @@ async fn nginx_reads_what_is_written_and_writes_what_is_read() {
         );
         return;
     }
-    // An address that no other test has.
-    let at = |port: u16| SocketAddr::from((Ipv4Addr::new(127, 0, 9, 1), port));
-    let (reads, writes) = (at(18_086), at(18_087));
+    let [reads, writes] = [free_port(), free_port()].map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, it)));
     let endpoints =
         |version: u8| format!("{{name: v{version}, endpoints: [\"{reads}\"], proxy_protocol: {version}}}, ");
     let listeners =

@@ -72,7 +72,7 @@ async fn nothing_accepted_is_lost() {
     queue.release_claims().await.unwrap();
     while queue.depth(Topic::Builder).await.unwrap() != Depth::default() {
         // At once: what the dead process had is not waited for.
-        let leased = tokio::time::timeout(Duration::from_secs(60), queue.lease(Topic::Builder, "last")).await;
+        let leased = tokio::time::timeout(Duration::from_secs(180), queue.lease(Topic::Builder, "last")).await;
         let leased = leased.expect("a job at once").unwrap();
         worked.insert(leased.job().request.dedup_id.clone());
         soon(leased.ack()).await.unwrap();

@@ -159,11 +159,12 @@ pub(super) fn guards(it: &Installation) -> Vec<Value> {
     vec![budget(it, "arco", "server"), policy(it, &["server"])]
 }
 
-/// Lets nodes be emptied one pod of a part after another.
+/// Lets nodes be emptied one pod of a part after another; one that does not serve holds up nobody.
 pub(super) fn budget(it: &Installation, name: &str, part: &str) -> Value {
+    let pods = json!({ "matchLabels": selector(part) });
     json!({
         "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta(it, name, part),
-        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector(part) } },
+        "spec": { "maxUnavailable": 1, "selector": pods, "unhealthyPodEvictionPolicy": "AlwaysAllow" },
     })
 }
 

@@ -68,6 +68,10 @@ fn clocks() {
     {
         assert_eq!(judge_clock(seconds).weight, wanted, "{seconds}");
     }
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    for (theirs, wanted) in [(95, 5), (100, 0), (130, 0), (160, 0), (167, 7)] {
+        assert_eq!(apart(at(theirs), at(100), at(160)).as_secs(), wanted, "{theirs}");
+    }
 }
 
 #[test]

@@ -129,7 +129,8 @@ fn dns(config: &KubernetesConfig) -> Value {
     json!({ "to": to, "ports": ports.collect::<Vec<_>>() })
 }
 
-/// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be.
+/// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be. Nor are
+/// those that are not ready: a component that is ill would hold up every drain.
 pub(super) fn disruption_budget(
     plan: &WorkloadPlan,
     namespace: &str,
@@ -141,7 +142,7 @@ pub(super) fn disruption_budget(
         return None;
     }
     let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" } });
-    let spec = json!({ "maxUnavailable": 1, "selector": selector });
+    let spec = json!({ "maxUnavailable": 1, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow" });
     Some(Object::new(Kind::DisruptionBudget, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
 }
 

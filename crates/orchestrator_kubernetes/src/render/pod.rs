@@ -158,9 +158,18 @@ fn container(
     container
 }
 
-/// Kubernetes puts variables in the place of `$(NAME)`; `$$` stands for a dollar that means itself.
+/// As Kubernetes hands it to the program unchanged. It puts variables in the place of `$(NAME)`, makes one dollar of two, and breaks
+/// what is not ASCII behind one; two dollars stand for one that means itself.
 fn literal(argument: &str) -> Value {
-    argument.replace("$(", "$$(").into()
+    let mut text = String::with_capacity(argument.len());
+    let mut rest = argument.chars().peekable();
+    while let Some(it) = rest.next() {
+        text.push(it);
+        if it == '$' && rest.peek().is_some_and(|next| matches!(next, '$' | '(') || !next.is_ascii()) {
+            text.push('$');
+        }
+    }
+    text.into()
 }
 
 fn limits(it: &Resources, percent: u32) -> Value {
@@ -315,4 +324,22 @@ pub(crate) fn one_shot(
     let mut object = Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec }));
     object.body["metadata"]["annotations"] = annotations;
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dollars_reach_the_program_as_they_are() {
+        for (argument, wanted) in [
+            ("echo $HOME > a$", "echo $HOME > a$"),
+            ("$(HOME)", "$$(HOME)"),
+            ("echo $$", "echo $$$"),
+            ("$$(HOME) $$a", "$$$$(HOME) $$$a"),
+            ("5 $é", "5 $$é"),
+        ] {
+            assert_eq!(literal(argument), wanted, "{argument}");
+        }
+    }
 }

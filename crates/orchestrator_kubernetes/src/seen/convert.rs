@@ -9,7 +9,7 @@ use arco_model::observed::ExitFacts;
 use arco_model::time::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Node, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff;
@@ -202,6 +202,7 @@ impl Recorded for Pod {
             restarts: 0,
             ready: false,
             ready_changed: None,
+            unheard: false,
             lost: false,
             was_ready: false,
             unschedulable: None,
@@ -227,7 +228,8 @@ impl Recorded for Pod {
             }
         }
         // A node says both; of one that is silent the cluster itself takes back the first. A closed gate does that, too.
-        pod.lost = containers_ready && !pod.ready && pod.ready_changed.is_some() && !is_gated(self);
+        pod.unheard = containers_ready && !pod.ready && pod.ready_changed.is_some() && !is_gated(self);
+        pod.lost = pod.unheard;
         if let Some(it) = status.container_statuses.iter().flatten().find(|it| it.name == names::CONTAINER) {
             pod.restarts = u32::try_from(it.restart_count).unwrap_or_default();
             pod.program = it.state.as_ref().map(program).unwrap_or_default();
@@ -239,6 +241,12 @@ impl Recorded for Pod {
         }
         Record::Pod(Box::new(pod))
     }
+}
+
+/// Whether a node does not answer, or says that it can run nothing now. One that has not said anything yet has no pods.
+pub(crate) fn is_silent(node: &Node) -> bool {
+    let mut conditions = node.status.iter().flat_map(|it| it.conditions.iter().flatten());
+    conditions.any(|it| it.type_ == "Ready" && it.status != "True")
 }
 
 /// Whether a condition that the pod waits for before it is ready does not hold.

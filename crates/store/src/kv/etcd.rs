@@ -56,7 +56,7 @@ fn endpoint(address: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, KvError> {
     };
     let endpoint = Endpoint::from_shared(url.clone()).map_err(|it| refused(&it))?;
     let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(3))
+        .connect_timeout(CALL)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         // etcd closes connections that ping without a call or watch under way.

@@ -92,7 +92,7 @@ impl SeaOrmMetadata {
             loop {
                 match self.readers.query_all(select).await {
                     Ok(found) => return found.iter().map(read).collect::<Result<_, _>>().map_err(unavailable(step)),
-                    Err(error) if faults::of(&error) != Fault::Final && attempts.another().await => {}
+                    Err(error) if attempts.another(faults::of(&error)).await => {}
                     Err(error) => return Err(unavailable(step)(error)),
                 }
             }
@@ -111,7 +111,7 @@ impl Writer {
         loop {
             match try_commit(pool, batch).await {
                 Ok(()) => return Ok(()),
-                Err(Failed { again: true, .. }) if attempts.another().await => {}
+                Err(Failed { fault, .. }) if attempts.another(fault).await => {}
                 Err(Failed { error, .. }) => return Err(error),
             }
         }
@@ -148,21 +148,21 @@ async fn try_commit(connection: &DatabaseConnection, batch: &Batch) -> Result<()
     commit(transaction).await
 }
 
-/// Why a batch was not done, and whether it is worth another try.
+/// Why a batch was not done, and what that means for another try.
 struct Failed {
     error: SqlError,
-    again: bool,
+    fault: Fault,
 }
 
 impl Failed {
     fn at(step: &'static str, error: DbErr) -> Self {
-        Self { again: faults::of(&error) != Fault::Final, error: unavailable(step)(error) }
+        Self { fault: faults::of(&error), error: unavailable(step)(error) }
     }
 }
 
 impl From<SqlError> for Failed {
     fn from(error: SqlError) -> Self {
-        Self { error, again: false }
+        Self { error, fault: Fault::Final }
     }
 }
 
@@ -256,7 +256,7 @@ impl Metadata for SeaOrmMetadata {
             loop {
                 match self.readers.execute_unprepared("SELECT 1").await {
                     Ok(_) => return Ok(()),
-                    Err(error) if faults::of(&error) == Fault::Lost && attempts.another().await => {}
+                    Err(error) if faults::of(&error) == Fault::Lost && attempts.another(Fault::Lost).await => {}
                     Err(error) => return Err(unavailable("answer")(error)),
                 }
             }

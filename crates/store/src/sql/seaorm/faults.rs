@@ -7,8 +7,10 @@ use sea_orm::{DbErr, RuntimeErr};
 use sqlx::mysql::MySqlDatabaseError;
 use std::time::Duration;
 
-/// Tries of one call.
+/// Tries of one call whose connection is lost.
 const MOST: u32 = 8;
+/// Tries of one that others are in the way of: each time one of them went on, and the call has a deadline besides.
+const MOST_BUSY: u32 = 100;
 /// Longest pause between two tries.
 const LONGEST_PAUSE_MS: u64 = 400;
 
@@ -71,13 +73,18 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Waits a little, longer each time and never as long as a neighbour does, then says whether to try again.
-    pub(super) async fn another(&mut self) -> bool {
+    /// After a fault: waits a little, longer each time and never as long as a neighbour does, then says whether to try again.
+    pub(super) async fn another(&mut self, fault: Fault) -> bool {
         self.done += 1;
-        if self.done >= MOST {
+        let most = match fault {
+            Fault::Busy => MOST_BUSY,
+            Fault::Lost => MOST,
+            Fault::Final => 0,
+        };
+        if self.done >= most {
             return false;
         }
-        let pause = (5u64 << self.done).min(LONGEST_PAUSE_MS);
+        let pause = (5u64 << self.done.min(10)).min(LONGEST_PAUSE_MS);
         tokio::time::sleep(Duration::from_millis(pause / 2 + crate::clock::random() % pause)).await;
         true
     }
