@@ -210,6 +210,7 @@ impl Runner<'_> {
             caches: step.caches,
             cache_mb: config.cache_mb,
             volumes: Vec::new(),
+            place: 0,
             files: Vec::new(),
             export,
             scheduling: Scheduling::default(),

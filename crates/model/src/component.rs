@@ -5,7 +5,7 @@ use crate::id::{ApplicationId, ComponentId, OperationId, RevisionId};
 use crate::name::{ApplicationName, ComponentName, TenantName};
 use crate::observed::ScalingFacts;
 use crate::spec::autoscaling::Autoscaling;
-use crate::spec::{Command, ComponentSpec, Port};
+use crate::spec::{Command, ComponentKind, ComponentSpec, Port};
 use crate::status::StatusReport;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,12 @@ impl Component {
     pub fn wanted_replicas(&self, scaling: Option<&ScalingFacts>) -> u32 {
         let of_load = |asked: &Autoscaling| asked.within(scaling.map_or(self.spec.replicas, |it| it.replicas));
         self.spec.autoscaling.as_ref().map_or(self.spec.replicas, of_load)
+    }
+
+    /// How many places it may have, as a component of this kind; one that is not stateful has one.
+    pub fn places(&self, kind: ComponentKind) -> u32 {
+        let most = self.spec.autoscaling.as_ref().map_or(self.spec.replicas, |it| it.max_replicas);
+        if kind == ComponentKind::Stateful { most.max(1) } else { 1 }
     }
 
     /// The default hosts of its first outer HTTP port: by labels (`web.shop.<domain>`), which cannot collide and is the

@@ -40,6 +40,13 @@ pub struct WorkloadPlan {
     pub may_call: BTreeSet<ComponentId>,
     /// Whether new instances wait because a binding is not ready yet.
     pub hold: bool,
+    /// How many places of a stateful component have their own volumes although nothing runs: an import fills them in.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prepared_places: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How one instance is made.
@@ -207,6 +214,10 @@ pub fn build(component: &Component, revision: &Revision, context: &PlanContext) 
         rollout: spec.rollout,
         may_call: context.bound.iter().map(|it| it.id.clone()).collect(),
         hold: !context.already_runs && context.bound.iter().any(|it| !it.ready),
+        prepared_places: match component.arriving {
+            Some(_) if spec.kind == ComponentKind::Stateful => component.places(spec.kind),
+            _ => 0,
+        },
         template: InstanceTemplate {
             revision: revision.id.clone(),
             revision_number: revision.number,
@@ -316,6 +327,9 @@ pub struct OneShot {
     pub cache_mb: u32,
     /// Volumes of the component (for `arco run`).
     pub volumes: Vec<VolumeSpec>,
+    /// The place of a stateful component whose own volumes these are.
+    #[serde(default)]
+    pub place: u32,
     /// Configuration files, as of the component's instances.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<InstanceFile>,
@@ -358,6 +372,7 @@ impl OneShot {
             caches: Vec::new(),
             cache_mb: 0,
             volumes: template.volumes,
+            place: 0,
             files: template.files,
             export: None,
             scheduling: template.scheduling,

@@ -59,6 +59,7 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
         autoscaling: None,
         may_call: BTreeSet::new(),
         hold: false,
+        prepared_places: 0,
     }
 }
 
@@ -258,6 +259,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         caches: Vec::new(),
         cache_mb: 64,
         volumes: Vec::new(),
+        place: 0,
         files: Vec::new(),
         export: None,
         scheduling: Scheduling::default(),

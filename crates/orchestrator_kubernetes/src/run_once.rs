@@ -369,14 +369,7 @@ fn pod(
     in_session: bool,
 ) -> Result<Object, Error> {
     let hosts = inner.hosts(std::iter::empty());
-    let claims = inner.seen().with(&work.component, |it| {
-        let place = |name: &str, volume: &str| (volume.to_owned(), name.to_owned());
-        let claims = it.of(Kind::Claim).filter_map(|(name, claim)| Some(place(name, &claim.detail.volume.as_ref()?.0)));
-        // Of the claims of a stateful component's places, that of place 0: it comes last here, so it stays.
-        let mut claims: Vec<_> = claims.collect();
-        claims.sort_by_key(|(_, name)| name.ends_with("-0"));
-        claims.into_iter().collect::<BTreeMap<_, _>>()
-    });
+    let claims = inner.seen().with(&work.component, |it| it.claims_of(&work.component, work.place));
     let around = Surroundings {
         config: &inner.config,
         image: config,

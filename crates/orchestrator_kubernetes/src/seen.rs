@@ -133,6 +133,19 @@ impl ComponentSeen {
     pub(crate) fn of(&self, kind: Kind) -> impl Iterator<Item = (&str, &ObjectSeen)> {
         self.objects.iter().filter(move |(it, _)| it.0 == kind).map(|((_, name), it)| (name.as_str(), it))
     }
+
+    /// Names of the claims of an instance of this place, by volume: its own, and those that all instances share.
+    pub(crate) fn claims_of(&self, component: &ComponentId, place: u32) -> BTreeMap<String, String> {
+        let own = format!("-{place}");
+        let mut claims: Vec<(String, String)> = self
+            .of(Kind::Claim)
+            .filter(|(name, _)| name.ends_with(component.as_str()) || name.ends_with(&own))
+            .filter_map(|(name, it)| Some((it.detail.volume.as_ref()?.0.clone(), name.to_owned())))
+            .collect();
+        // Its own come last, so they stay.
+        claims.sort_by_key(|(_, name)| name.ends_with(&own));
+        claims.into_iter().collect()
+    }
 }
 
 /// Something that was seen: a pod, or another object.

@@ -458,6 +458,8 @@ pub struct ExecCall<'a> {
     pub input: bool,
     /// A certain instance.
     pub instance: Option<&'a str>,
+    /// The place of a stateful component whose own volumes an instance of its own gets.
+    pub place: u32,
 }
 
 /// A connection to a port inside a running instance.
@@ -501,6 +503,9 @@ impl ExecCall<'_> {
         }
         if let Some(instance) = self.instance {
             add("instance", instance);
+        }
+        if self.place > 0 {
+            add("place", &self.place.to_string());
         }
         path
     }

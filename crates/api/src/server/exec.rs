@@ -40,6 +40,7 @@ pub(super) struct ExecAsked {
     terminal: Option<(u16, u16)>,
     input: bool,
     instance: Option<InstanceId>,
+    place: u32,
 }
 
 /// How a one-off instance is connected.
@@ -58,8 +59,8 @@ impl ExecAsked {
     /// `argv` repeats; all else stands once.
     pub(super) fn parse(query: Vec<(String, String)>) -> Result<Self, Problem> {
         let bad = |message: String| Problem::invalid("exec_invalid", message, "name a program after `--`");
-        let (mut argv, mut tty, mut input, mut columns, mut rows, mut instance) =
-            (Vec::new(), false, true, 80, 24, None);
+        let (mut argv, mut tty, mut input, mut columns, mut rows, mut instance, mut place) =
+            (Vec::new(), false, true, 80, 24, None, 0);
         for (key, value) in query {
             let size =
                 |value: &str| value.parse::<u16>().map_err(|_| bad(format!("`{key}` is not a number up to 65535")));
@@ -72,6 +73,7 @@ impl ExecAsked {
                 "instance" => {
                     instance = Some(value.parse().map_err(|it: arco_model::id::IdError| bad(it.to_string()))?)
                 }
+                "place" => place = u32::from(size(&value)?),
                 other => return Err(bad(format!("`{other}` is not a parameter"))),
             }
         }
@@ -82,7 +84,7 @@ impl ExecAsked {
         if argv.len() > ARGV_MAX.0 || bytes > ARGV_MAX.1 || argv.iter().any(|it| it.contains('\0')) {
             return Err(bad("the arguments are too many, too long, or hold a NUL".to_owned()));
         }
-        Ok(Self { argv, terminal: tty.then_some((columns, rows)), input, instance })
+        Ok(Self { argv, terminal: tty.then_some((columns, rows)), input, instance, place })
     }
 }
 
@@ -102,6 +104,11 @@ impl Api {
             let message = format!("`{}` has no revision yet", component.reference());
             Problem::new(ErrorKind::Conflict, "no_revision", message, "deploy it first")
         })?;
+        let places = component.places(revision.spec.kind);
+        if asked.place >= places {
+            let message = format!("`{}` has no place {}, it has {places}", component.reference(), asked.place);
+            return Err(Problem::invalid("exec_invalid", message, "places count from 0").into());
+        }
         let context = PlanContext {
             bound: self.bound(&component, &revision).await?,
             secrets: self.opened(&revision).await?,
@@ -109,7 +116,8 @@ impl Api {
         };
         let template = plan::build(&component, &revision, &context).template;
         let template = InstanceTemplate { argv: asked.argv, ..template };
-        Ok(OneShot::of_template(clock::fresh(), component.tenant, component.id, template, RUN_MS))
+        let run = OneShot::of_template(clock::fresh(), component.tenant, component.id, template, RUN_MS);
+        Ok(OneShot { place: asked.place, ..run })
     }
 
     async fn bound(&self, component: &Component, revision: &Revision) -> Result<Vec<BoundComponent>, ApiError> {

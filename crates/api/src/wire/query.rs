@@ -51,6 +51,8 @@ pub struct ExecQuery {
     pub rows: Option<u16>,
     /// A certain instance.
     pub instance: Option<String>,
+    /// The place of a stateful component whose own volumes an instance of its own gets; 0 when absent.
+    pub place: Option<u32>,
 }
 
 /// Which port of an instance.

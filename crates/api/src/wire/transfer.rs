@@ -7,7 +7,7 @@ use super::{RouteRequest, SecretText, StreamRequest};
 use arco_model::artifact::{Descriptor, Digest};
 use arco_model::component::RunDefaults;
 use arco_model::name::{ApplicationName, ComponentName};
-use arco_model::spec::{ComponentSpec, VolumeKind, VolumeSpec};
+use arco_model::spec::{ComponentKind, ComponentSpec, VolumeKind, VolumeSpec};
 use arco_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -85,12 +85,34 @@ pub struct CarriedComponent {
     /// Blobs of its image and its source, the image's manifest first.
     #[schema(value_type = Vec<Object>)]
     pub blobs: Vec<Descriptor>,
+    /// How many places of a stateful component there were, each with volumes of its own.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub places: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 impl CarriedComponent {
     /// Volumes whose content travels; those of memory have none.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeSpec> {
         self.revision.iter().flat_map(|it| &it.spec.volumes).filter(|it| it.kind != VolumeKind::Memory)
+    }
+
+    /// How many contents a volume has: one, or one for each place.
+    pub fn contents_of(&self, volume: &VolumeSpec) -> u32 {
+        let stateful = self.revision.as_ref().is_some_and(|it| it.spec.kind == ComponentKind::Stateful);
+        if stateful && volume.kind == VolumeKind::Local { self.places.max(1) } else { 1 }
+    }
+
+    /// Volumes whose content travels, with the place whose content it is.
+    pub fn contents(&self) -> impl Iterator<Item = (&VolumeSpec, u32)> {
+        self.volumes().flat_map(move |it| (0..self.contents_of(it)).map(move |place| (it, place)))
     }
 }
 

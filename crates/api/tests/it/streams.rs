@@ -5,6 +5,7 @@ use arco_api::client::{ExecCall, ExecStream, ForwardCall, LogOf};
 use arco_api::wire::{Channel, ExecControl, Frame, LogQuery, SpecPatch};
 use arco_daemon::pki::Subject;
 use arco_model::plan::OneShotNetwork;
+use arco_model::spec::ComponentKind;
 use futures_util::StreamExt as _;
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn call<'a>(argv: &'a [String], one_off: bool, terminal: Option<(u16, u16)>) -> ExecCall<'a> {
-    ExecCall { tenant: "default", name: WEB, one_off, argv, terminal, input: !one_off, instance: None }
+    ExecCall { tenant: "default", name: WEB, one_off, argv, terminal, input: !one_off, instance: None, place: 0 }
 }
 
 #[tokio::test]
@@ -96,6 +97,20 @@ async fn a_one_off_runs_what_serves_with_its_variables() {
     let ran = platform.orchestrator.ran.lock().unwrap().remove(0);
     assert_eq!((ran.component, ran.network), (component.id, OneShotNetwork::Instance));
     assert_eq!((ran.env["A"].as_str(), ran.env["S"].as_str(), ran.env["PORT"].as_str()), ("1", "sealed", "8080"));
+}
+
+#[tokio::test]
+async fn a_one_off_gets_the_volumes_of_the_asked_place() {
+    let platform = Platform::start().await;
+    let patch = SpecPatch { kind: Some(ComponentKind::Stateful), replicas: Some(2), ..SpecPatch::default() };
+    platform.running(WEB, patch).await;
+    let argv = ["tar".to_owned()];
+    let asked = |place: u32| ExecCall { place, ..call(&argv, true, None) };
+    for place in [0, 1] {
+        collect(&platform, &asked(place), &[]).await;
+        assert_eq!(platform.orchestrator.ran.lock().unwrap().remove(0).place, place);
+    }
+    assert_eq!(code(platform.client.exec(&asked(2)).await.map(drop)), "exec_invalid");
 }
 
 #[tokio::test]

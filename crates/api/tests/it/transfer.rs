@@ -124,6 +124,7 @@ async fn an_application_arrives_whole_and_once() {
         terminal: None,
         input: false,
         instance: None,
+        place: 0,
     };
     let (_sender, mut receiver) = into.client.exec(&call).await.unwrap();
     while let Some(frame) = receiver.next().await {

@@ -5,6 +5,7 @@
 //! manifest.json                                  Manifest
 //! blobs/sha256/HEX                               images and sources
 //! volumes/APP/COMPONENT/VOLUME/00000000 …        a tar, cut into pieces
+//! volumes/APP/COMPONENT/VOLUME.1/00000000 …      of a further place of a stateful component (version 2)
 //! end.json                                       End
 //! ```
 //! What must hold: secrets stand in it only sealed; whoever reads it ([`read`]) believes nothing in it.
@@ -13,6 +14,7 @@ pub(crate) mod read;
 
 use arco_api::wire::{CarriedApplication, CarriedComponent};
 use arco_model::artifact::Digest;
+use arco_model::spec::{ComponentKind, ComponentSpec, VolumeKind, VolumeSpec};
 use arco_store::secrets::{Sealed, SecretBox, key_of_passphrase};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -22,8 +24,12 @@ use std::num::NonZeroU32;
 
 /// What the first line of a manifest says.
 const FORMAT: &str = "arco-archive";
-/// The version that is written; older ones are read.
-const VERSION: u32 = 1;
+/// The newest version; older ones are read.
+const VERSION: u32 = 2;
+/// The version of an archive without content of further places, which older programs read, too.
+const FIRST_VERSION: u32 = 1;
+/// Most contents of volumes of one archive.
+const CONTENTS_MAX: u64 = 100_000;
 /// Bytes of a piece of a volume.
 pub(crate) const PIECE: usize = 4 << 20;
 /// Rounds of PBKDF2-HMAC-SHA-256 (OWASP's figure), and how few and many are believed.
@@ -84,7 +90,23 @@ impl Manifest {
         applications: Vec<CarriedApplication>,
     ) -> Self {
         let platform = platform.to_owned();
-        Self { format: FORMAT.to_owned(), version: VERSION, platform, created_at_ms, seal, volumes, applications }
+        let further = applications.iter().flat_map(|it| &it.components).any(|it| it.places != 1);
+        let version = if further { VERSION } else { FIRST_VERSION };
+        Self { format: FORMAT.to_owned(), version, platform, created_at_ms, seal, volumes, applications }
+    }
+
+    /// Whether an older program wrote of a component the content of its first place alone.
+    pub(crate) fn is_halved(&self, component: &CarriedComponent) -> bool {
+        let ComponentSpec { kind, replicas, autoscaling, .. } = &component.spec;
+        let several = *kind == ComponentKind::Stateful && *replicas > 1 && autoscaling.is_none();
+        let own = component.volumes().any(|it| it.kind == VolumeKind::Local);
+        self.version == FIRST_VERSION && self.volumes && several && own
+    }
+
+    /// How many contents of volumes it names.
+    fn contents(&self) -> u64 {
+        let of = |it: &CarriedComponent| -> u64 { it.volumes().map(|volume| u64::from(it.contents_of(volume))).sum() };
+        self.components().map(|(_, it)| of(it)).sum()
     }
 
     fn components(&self) -> impl Iterator<Item = (&CarriedApplication, &CarriedComponent)> {
@@ -101,16 +123,17 @@ impl Manifest {
         let all = self.components().filter(|_| self.volumes);
         all.flat_map(|(application, component)| {
             component
-                .volumes()
-                .map(|it| volume_path(application.name.as_str(), component.name.as_str(), it.name.as_str()))
+                .contents()
+                .map(|(it, place)| volume_path(application.name.as_str(), component.name.as_str(), it, place))
         })
         .collect()
     }
 }
 
 /// Folder of a volume in the archive.
-pub(crate) fn volume_path(application: &str, component: &str, volume: &str) -> String {
-    format!("volumes/{application}/{component}/{volume}")
+pub(crate) fn volume_path(application: &str, component: &str, volume: &VolumeSpec, place: u32) -> String {
+    let further = if place == 0 { String::new() } else { format!(".{place}") };
+    format!("volumes/{application}/{component}/{}{further}", volume.name)
 }
 
 impl Seal {

@@ -73,6 +73,7 @@ pub(crate) async fn run(args: &ExecArgs, one_off: bool, session: &Session<'_>) -
         terminal,
         input: args.interactive,
         instance: args.instance.as_deref(),
+        place: 0,
     };
     let (sender, receiver) = session.client.exec(&call).await?;
     // Put back when this value goes, also on errors.

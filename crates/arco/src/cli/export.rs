@@ -151,9 +151,9 @@ async fn write(
         for component in &application.components {
             report.components += 1;
             let pair = (application.name.as_str(), component.name.as_str());
-            for spec in component.volumes().filter(|_| manifest.volumes) {
-                session.ui.progress(format!("{}/{}: volume {}", pair.0, pair.1, spec.name));
-                let path = volume_path(pair.0, pair.1, spec.name.as_str());
+            for (spec, place) in component.contents().filter(|_| manifest.volumes) {
+                let path = volume_path(pair.0, pair.1, spec, place);
+                session.ui.progress(path.clone());
                 let mut piece = Vec::with_capacity(PIECE);
                 let mut keep = |mut bytes: &[u8]| -> Result<(), Failure> {
                     while !bytes.is_empty() {
@@ -167,7 +167,7 @@ async fn write(
                     }
                     Ok(())
                 };
-                Volume { component: pair, spec }.read(session, &mut keep).await?;
+                Volume { component: pair, spec, place }.read(session, &mut keep).await?;
                 if !piece.is_empty() {
                     writer.volume_piece(&path, &piece).map_err(failed(&path))?;
                 }

@@ -114,6 +114,13 @@ pub(crate) async fn run(args: &ImportArgs, session: &Session<'_>) -> Result<(), 
         report.notes.clear();
         carry_out(args, &contents, &requests, whole, session, &mut report).await?;
     }
+    for application in requests.iter().map(|it| &it.application) {
+        let halved = application.components.iter().filter(|it| contents.manifest.is_halved(it));
+        report.notes.extend(halved.map(|it| {
+            let reference = format!("{}/{}", application.name, it.name);
+            format!("`{reference}`: an older program wrote this archive, with the content of the first place alone")
+        }));
+    }
     session.ui.progress_done();
     tell(&report, session);
     session.ui.document(&report, |_| {});
@@ -232,12 +239,12 @@ async fn fill_volumes(
     session: &Session<'_>,
 ) -> Result<usize, Failure> {
     let mut filled = 0;
-    for spec in carried.volumes() {
-        session.ui.progress(format!("{}/{}: volume {}", pair.0, pair.1, spec.name));
-        let path = volume_path(pair.0, pair.1, spec.name.as_str());
-        let places = contents.volumes.get(&path).map(Vec::as_slice).unwrap_or_default();
-        let numbered = |number: usize| places.get(number).map(|it| piece(args, *it)).transpose();
-        Volume { component: pair, spec }.write(session, numbered).await?;
+    for (spec, place) in carried.contents() {
+        let path = volume_path(pair.0, pair.1, spec, place);
+        session.ui.progress(path.clone());
+        let pieces = contents.volumes.get(&path).map(Vec::as_slice).unwrap_or_default();
+        let numbered = |number: usize| pieces.get(number).map(|it| piece(args, *it)).transpose();
+        Volume { component: pair, spec, place }.write(session, numbered).await?;
         filled += 1;
     }
     Ok(filled)

@@ -19,10 +19,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of its errors that are shown.
 const ERRORS: usize = 400;
 
-/// A volume of a component.
+/// A volume of a component, or of one place of it.
 pub(crate) struct Volume<'a> {
     pub(crate) component: (&'a str, &'a str),
     pub(crate) spec: &'a VolumeSpec,
+    pub(crate) place: u32,
 }
 
 impl Volume<'_> {
@@ -94,6 +95,7 @@ impl Volume<'_> {
             terminal: None,
             input: true,
             instance: None,
+            place: self.place,
         };
         Ok(session.client.exec(&call).await?)
     }
@@ -130,7 +132,9 @@ impl Volume<'_> {
 
     fn failed(&self, step: &str, why: &str, status: i32) -> Failure {
         let (application, component) = self.component;
-        let message = format!("failed to {step} volume `{}` of `{application}/{component}`: {why}", self.spec.name);
+        let place = if self.place > 0 { format!(" of place {}", self.place) } else { String::new() };
+        let message =
+            format!("failed to {step} volume `{}`{place} of `{application}/{component}`: {why}", self.spec.name);
         let advice = if status == 127 {
             "its image needs `tar` for that; `--without-volumes` leaves the content out, to be copied by `arco run … -i`"
         } else {

@@ -19,11 +19,29 @@ for (;;) {
 }
 "#;
 const TOKEN: &str = "token-that-nobody-reads";
+/// A component with two places, each with a volume of its own.
+const PLACES: &str = "application: demo\ncomponents:\n  db:\n    source: .\n    kind: stateful\n    replicas: 2\n    volumes: [{name: files, path: /data, size_mb: 16, kind: local}]\n";
 
 fn answers(platform: &Platform, host: &str, expected: &str) {
     until(&format!("{host} answers `{expected}`"), 120, || {
         platform.get(host, "/").ok().filter(|it| it.status == 200 && it.body == expected)
     });
+}
+
+/// What a script says in each instance of the component with places.
+fn in_each_place(platform: &Platform, script: &str) -> Vec<String> {
+    let status = platform.status("demo/db");
+    let instances = status["instances"].as_array().unwrap();
+    assert_eq!(instances.len(), 2, "{status}");
+    let one = |it: &Value| {
+        let done =
+            platform.arco(&["exec", "demo/db", "--instance", it["id"].as_str().unwrap(), "--", "sh", "-c", script]);
+        assert_eq!(done.status, 0, "{done:?}");
+        done.stdout
+    };
+    let mut said: Vec<_> = instances.iter().map(one).collect();
+    said.sort();
+    said
 }
 
 fn actions(report: &Value) -> Vec<&str> {
@@ -65,11 +83,15 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     ]);
     assert_eq!(wrote.status, 0, "{wrote:?}");
 
+    let places = from.folder("places", &[("Dockerfile", DOCKERFILE), ("note.pl", PROGRAM), ("arco.yaml", PLACES)]);
+    good(&from, &["apply", "-f", &places.join("arco.yaml").display().to_string()]);
+    in_each_place(&from, "read host < /proc/sys/kernel/hostname && echo of $host > /data/note");
+
     let refused = from.arco(&["export", "demo", "-f", &archive]);
     assert!(refused.status == 2 && refused.stderr.contains("--passphrase"), "{refused:?}");
     assert!(!std::path::Path::new(&archive).exists());
     let report = good(&from, &["export", "demo", "-f", &archive, "--passphrase", &phrase]);
-    assert_eq!((report["components"].as_u64(), report["volumes"].as_u64()), (Some(2), Some(1)), "{report}");
+    assert_eq!((report["components"].as_u64(), report["volumes"].as_u64()), (Some(3), Some(3)), "{report}");
     let bytes = std::fs::read(&archive).unwrap();
     assert!(!bytes.windows(TOKEN.len()).any(|it| it == TOKEN.as_bytes()), "the secret is sealed");
     assert_eq!(
@@ -81,7 +103,7 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     let mut into = Platform::start(EXECUTABLE);
     let import = ["import", "-f", &archive, "--passphrase", &phrase];
     let looked = good(&into, &[&import[..], &["--dry-run"]].concat());
-    assert_eq!(actions(&looked), ["create", "create"], "{looked}");
+    assert_eq!(actions(&looked), ["create"; 3], "{looked}");
     assert_eq!(good(&into, &["list"])["items"].as_array().map(Vec::len), Some(0));
     let denied = into.arco(&["import", "-f", &archive, "--passphrase", &wrong]);
     assert!(denied.status == 4 && denied.stderr.contains("passphrase"), "{denied:?}");
@@ -96,8 +118,10 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     assert_eq!(good(&into, &["list"])["items"].as_array().map(Vec::len), Some(0));
 
     let made = good(&into, &import);
-    assert_eq!(actions(&made), ["create", "create"], "{made}");
-    assert!(made["blobs_sent"].as_u64() > Some(0) && made["volumes"] == 1, "{made}");
+    assert_eq!(actions(&made), ["create"; 3], "{made}");
+    assert!(made["blobs_sent"].as_u64() > Some(0) && made["volumes"] == 3, "{made}");
+    let each = in_each_place(&into, "read host < /proc/sys/kernel/hostname; read note < /data/note; echo $host $note");
+    assert_eq!(each, ["db-0 of db-0\n", "db-1 of db-1\n"]);
     let expected = format!("{TOKEN} kept");
     answers(&into, "web.demo.test.localhost", &expected);
     answers(&into, "shop.test", &expected);
@@ -110,7 +134,7 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     let wrote = into.arco(&["exec", "demo/web", "--", "sh", "-c", "echo newer > /data/note"]);
     assert_eq!(wrote.status, 0, "{wrote:?}");
     let again = good(&into, &import);
-    assert_eq!(actions(&again), ["same", "same"], "{again}");
+    assert_eq!(actions(&again), ["same"; 3], "{again}");
     assert_eq!(
         (&again["blobs_sent"], &again["volumes"], &again["operations"]),
         (&0.into(), &0.into(), &Value::Array(Vec::new()))
@@ -148,6 +172,7 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     for platform in [&mut from, &mut into] {
         platform.status("demo/web");
         platform.status("demo/front");
+        platform.status("demo/db");
         good(platform, &["delete", "demo", "--yes"]);
         assert!(platform.stop(), "the server stops by itself");
         until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));

@@ -56,6 +56,22 @@ fn a_one_off_run_knows_its_own_id() {
 }
 
 #[test]
+fn an_import_fills_in_every_place_that_a_stateful_component_may_have() {
+    let of = |kind: ComponentKind, replicas: u32, arriving: bool| {
+        let mut component = component();
+        (component.spec.kind, component.spec.replicas) = (kind, replicas);
+        component.arriving = arriving.then(|| Digest::of(b"archive"));
+        let plan = build(&component, &revision(&component), &PlanContext::default());
+        let json = serde_json::to_value(&plan).unwrap();
+        (plan.prepared_places, json.get("prepared_places").is_some())
+    };
+    assert_eq!(of(ComponentKind::Stateful, 3, true), (3, true));
+    assert_eq!(of(ComponentKind::Stateful, 0, true), (1, true));
+    assert_eq!(of(ComponentKind::Stateful, 3, false), (0, false), "and its fingerprint is as ever");
+    assert_eq!(of(ComponentKind::Stateless, 3, true), (0, false));
+}
+
+#[test]
 fn files_hold_texts_or_name_the_variable_of_their_secret() {
     let component = component();
     let mut revision = revision(&component);

@@ -48,6 +48,7 @@ pub(crate) fn plan() -> WorkloadPlan {
         autoscaling: None,
         may_call: BTreeSet::from([ComponentId::from_parts(1_700_000_000_000, 9)]),
         hold: false,
+        prepared_places: 0,
     }
 }
 
@@ -150,6 +151,24 @@ fn a_stateful_component() {
     let objects = all(&rendered(&plan), 3);
     checked(&objects);
     insta::assert_json_snapshot!(objects);
+}
+
+#[test]
+fn places_that_are_filled_in_before_anything_runs_have_the_claims_of_their_set() {
+    let mut plan = plan();
+    (plan.kind, plan.prepared_places) = (ComponentKind::Stateful, 2);
+    plan.template.volumes = vec![volume("data", VolumeKind::Local), volume("files", VolumeKind::Shared)];
+    let prepared = rendered(&plan);
+    let names: Vec<_> = prepared.claims.iter().map(|it| it.name.as_str()).collect();
+    let set = prepared.workload(2).body;
+    let shared = format!("files-{}", plan.component);
+    assert_eq!(names, ["data-shop-web-00000007-0", "data-shop-web-00000007-1", shared.as_str()]);
+    assert_eq!((&set["metadata"]["name"], &set["kind"]), (&json!("shop-web-00000007"), &json!("StatefulSet")));
+    let template = &set["spec"]["volumeClaimTemplates"][0];
+    let claim = &prepared.claims[0].body;
+    assert_eq!((&claim["spec"], &claim["metadata"]["labels"]), (&template["spec"], &template["metadata"]["labels"]));
+    plan.prepared_places = 0;
+    assert_eq!((rendered(&plan).claims.len(), rendered(&plan).key), (1, prepared.key));
 }
 
 #[test]

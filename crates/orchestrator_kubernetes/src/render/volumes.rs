@@ -17,21 +17,30 @@ fn by_place(plan: &WorkloadPlan, volume: &VolumeSpec) -> bool {
     volume.kind == VolumeKind::Local && plan.kind == ComponentKind::Stateful
 }
 
-/// The claims that a component shares.
+/// The claims that a component shares, and those of places that are to be there before their pods: called as the stateful set
+/// calls and finds them.
 pub(super) fn claims(
     plan: &WorkloadPlan,
     config: &KubernetesConfig,
     namespace: &str,
     labels: &Map<String, Value>,
 ) -> Vec<Object> {
-    let asked = plan.template.volumes.iter().filter(|it| it.kind != VolumeKind::Memory && !by_place(plan, it));
-    let claim = |it: &VolumeSpec| {
+    let base = names::base(plan);
+    let claim = |it: &VolumeSpec, name: &str| {
         let mut labels = labels.clone();
         labels.insert(names::VOLUME.to_owned(), it.name.as_str().into());
         let rest = json!({ "spec": spec(it, config) });
-        Object::new(Kind::Claim, namespace, &claim_name(&plan.component, it), labels, rest).sealed()
+        Object::new(Kind::Claim, namespace, name, labels, rest).sealed()
     };
-    asked.map(claim).collect()
+    let mut claims = Vec::new();
+    for it in plan.template.volumes.iter().filter(|it| it.kind != VolumeKind::Memory) {
+        if by_place(plan, it) {
+            claims.extend((0..plan.prepared_places).map(|place| claim(it, &format!("{}-{base}-{place}", it.name))));
+        } else {
+            claims.push(claim(it, &claim_name(&plan.component, it)));
+        }
+    }
+    claims
 }
 
 /// The claims that a stateful set makes for each place.

@@ -105,6 +105,29 @@ fn why_there_is_no_volume_is_told_of_the_pods_that_wait_for_it() {
 }
 
 #[test]
+fn an_instance_has_the_claims_of_its_place_and_those_of_all() {
+    let seen = Seen::default();
+    for (name, volume) in [
+        (format!("files-{}", component()), "files"),
+        ("data-shop-db-1".to_owned(), "data"),
+        ("data-shop-db-0".to_owned(), "data"),
+        ("data-shop-db-10".to_owned(), "data"),
+        // Of a time when it was another kind.
+        (format!("data-{}", component()), "data"),
+    ] {
+        let detail = Detail { volume: Some((volume.into(), 1)), ..Detail::default() };
+        let it = ObjectSeen { detail, ..ObjectSeen::default() };
+        seen.put(&component(), 1, Record::Object(Kind::Claim, name, Box::new(it)));
+    }
+    let of = |place: u32| seen.component(&component()).claims_of(&component(), place);
+    for place in [0, 1, 10] {
+        assert_eq!(of(place)["data"], format!("data-shop-db-{place}"));
+        assert_eq!(of(place)["files"], format!("files-{}", component()));
+    }
+    assert_eq!(of(2)["data"], format!("data-{}", component()));
+}
+
+#[test]
 fn pods_of_a_silent_node_are_lost_whatever_is_known_of_them() {
     let seen = Seen::default();
     let other = ComponentId::from_parts(2, 2);

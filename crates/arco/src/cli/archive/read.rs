@@ -2,7 +2,7 @@
 //!
 //! What must hold: no path of it becomes a path of ours; memory does not grow with what it says about itself.
 
-use super::{End, FORMAT, Manifest, PIECE, VERSION, VolumeEnd, chained};
+use super::{CONTENTS_MAX, End, FORMAT, Manifest, PIECE, VERSION, VolumeEnd, chained};
 use arco_model::artifact::Digest;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -104,7 +104,10 @@ fn manifest(bytes: &[u8]) -> Result<Contents, String> {
         Some(version) => return Err(format!("it has version {version}; this program reads up to {VERSION}")),
         None => return Err("its manifest names no version".to_owned()),
     }
-    let manifest = serde_json::from_value(head).map_err(|it| format!("its manifest is none: {it}"))?;
+    let manifest: Manifest = serde_json::from_value(head).map_err(|it| format!("its manifest is none: {it}"))?;
+    if manifest.contents() > CONTENTS_MAX {
+        return Err(format!("its manifest names more than {CONTENTS_MAX} contents of volumes"));
+    }
     Ok(Contents { manifest, id: Digest::of(bytes), blobs: BTreeMap::new(), volumes: BTreeMap::new() })
 }
 

@@ -182,7 +182,7 @@ async fn prepare(inner: &Inner, workload: &OneShot) -> Result<ContainerSpec, Err
     let (image, attached, volumes) = tokio::join!(
         inner.images.read(&workload.image),
         inner.network.attach(id, component, role),
-        inner.volumes.provide(component, &workload.volumes, 0, id),
+        inner.volumes.provide(component, &workload.volumes, workload.place, id),
     );
     let image = image.map_err(|error| Error::failed(format!("read the image {}", workload.image.repository), error))?;
     let attached = attached.map_err(|error| Error::failed("connect the workload", error))?;

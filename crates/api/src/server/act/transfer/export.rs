@@ -16,7 +16,7 @@ use arco_model::error::{ErrorKind, Problem};
 use arco_model::name::{ApplicationName, TenantName};
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
-use arco_model::spec::ComponentSpec;
+use arco_model::spec::{ComponentKind, ComponentSpec};
 use arco_store::blob::content_path;
 use arco_store::images::MANIFEST_MAX;
 use arco_store::secrets::Sealed;
@@ -101,6 +101,10 @@ impl Api {
             routes: self.export_routes(component, routes, key).await?,
             streams: streams.collect(),
             blobs,
+            places: match component.spec.kind {
+                ComponentKind::Stateful => component.wanted_replicas(component.observed.scaling.as_ref()).max(1),
+                _ => 1,
+            },
         })
     }
 

@@ -23,7 +23,7 @@ use arco_model::id::ComponentId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
-use arco_model::spec::{ComponentKind, ComponentSpec, VolumeKind, VolumeSpec};
+use arco_model::spec::{ComponentKind, ComponentSpec, VolumeSpec};
 use arco_model::time::Timestamp;
 use arco_store::blob::content_path;
 use arco_store::clock;
@@ -261,12 +261,6 @@ impl Api {
             }
             if matches!(component.spec.source, Source::Git { .. }) {
                 notes.push(format!("`{reference}` is built from a repository; if that is private, give its credential before the next deploy: `arco credential set`"));
-            }
-            if component.spec.kind == ComponentKind::Stateful && component.spec.replicas > 1 {
-                let own = component.volumes().filter(|it| it.kind == VolumeKind::Local);
-                notes.extend(own.map(|it| {
-                    format!("volume `{}` of `{reference}`: only the content of the first instance is carried", it.name)
-                }));
             }
             for stream in component.streams.iter().filter(|_| driver == "kubernetes") {
                 let (protocol, port) = (&stream.protocol, stream.port.unwrap_or_default());

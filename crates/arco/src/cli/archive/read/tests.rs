@@ -3,6 +3,7 @@
 use super::super::{Seal, Writer};
 use super::*;
 use arco_api::wire::CarriedApplication;
+use arco_model::spec::{ComponentKind, VolumeKind};
 
 const BLOB: &[u8] = b"a layer";
 
@@ -25,6 +26,19 @@ fn manifest_of(volumes: bool) -> Manifest {
     }))
     .unwrap();
     Manifest::new("1", 1, None, volumes, vec![application])
+}
+
+/// The same of a stateful component with that many places.
+fn manifest_with_places(places: u32) -> Manifest {
+    let mut application = manifest_of(true).applications.remove(0);
+    let component = &mut application.components[0];
+    let revision = component.revision.as_mut().unwrap();
+    for spec in [&mut component.spec, &mut revision.spec] {
+        (spec.kind, spec.replicas) = (ComponentKind::Stateful, places);
+        spec.volumes[0].kind = VolumeKind::Local;
+    }
+    component.places = places;
+    Manifest::new("1", 1, None, true, vec![application])
 }
 
 fn archive(volumes: bool, steps: impl FnOnce(&mut Writer<Vec<u8>>)) -> Vec<u8> {
@@ -80,6 +94,39 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn each_place_has_its_own_content_and_older_archives_have_the_first() {
+    let of = |manifest: &Manifest, places: &[&str]| {
+        let mut writer = Writer::new(Vec::new(), manifest).unwrap();
+        blob(&mut writer);
+        for it in places {
+            writer.volume_piece(&format!("volumes/demo/web/files{it}"), it.as_bytes()).unwrap();
+        }
+        verify(&writer.finish().unwrap()[..])
+    };
+    let three = manifest_with_places(3);
+    assert_eq!((three.version, three.is_halved(&three.applications[0].components[0])), (2, false));
+    let contents = of(&three, &[".0", ".1", ".2"]);
+    assert!(contents.unwrap_err().contains("not of a volume"), "the first is called as ever");
+    let mut writer = Writer::new(Vec::new(), &three).unwrap();
+    blob(&mut writer);
+    for path in three.volume_paths() {
+        writer.volume_piece(&path, path.as_bytes()).unwrap();
+    }
+    let contents = verify(&writer.finish().unwrap()[..]).unwrap();
+    let paths: Vec<&str> = contents.volumes.keys().map(String::as_str).collect();
+    assert_eq!(paths, ["volumes/demo/web/files", "volumes/demo/web/files.1", "volumes/demo/web/files.2"]);
+
+    // As a program wrote it that knew nothing of places.
+    let mut older = manifest_with_places(1);
+    older.applications[0].components[0].spec.replicas = 3;
+    let text = serde_json::to_string(&older).unwrap();
+    assert!(older.version == 1 && !text.contains("places"), "{text}");
+    assert!(older.is_halved(&older.applications[0].components[0]));
+    assert_eq!(older.volume_paths().len(), 1);
+    assert!(of(&manifest_with_places(u32::MAX), &[]).unwrap_err().contains("contents of volumes"));
+}
+
+#[test]
 fn a_blob_that_is_not_what_it_is_called_is_not_written() {
     let mut writer = Writer::new(Vec::new(), &manifest_of(false)).unwrap();
     let digest = Digest::of(BLOB);
@@ -100,7 +147,7 @@ fn what_is_missing_changed_or_foreign_is_refused() {
         volume(it);
     });
     let manifest = serde_json::to_vec(&manifest_of(false)).unwrap();
-    let later = String::from_utf8(manifest.clone()).unwrap().replace("\"version\":1", "\"version\":2").into_bytes();
+    let later = String::from_utf8(manifest.clone()).unwrap().replace("\"version\":1", "\"version\":3").into_bytes();
     let first = ("manifest.json", Regular, &manifest[..]);
     let name = format!("blobs/sha256/{}", Digest::of(BLOB).hex());
     let rows: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -133,7 +180,7 @@ fn what_is_missing_changed_or_foreign_is_refused() {
         ),
         ("no manifest", tar_of(&[("end.json", Regular, b"{}")]), "begins with"),
         ("another format", tar_of(&[("manifest.json", Regular, b"{\"format\":\"x\"}")]), "not an archive"),
-        ("a later version", tar_of(&[("manifest.json", Regular, &later)]), "version 2"),
+        ("a later version", tar_of(&[("manifest.json", Regular, &later)]), "version 3"),
         ("a manifest that is none", tar_of(&[("manifest.json", Regular, b"[")]), "is none"),
         ("a folder", tar_of(&[first, ("blobs", Directory, b"")]), "not a regular file"),
         ("a link", tar_of(&[first, (&name, Symlink, b"")]), "not a regular file"),

@@ -1,8 +1,10 @@
 //! The two Services of a stateful component: names of its places, always; an address, while it has ports. Whether a Service
-//! has an address and which one a set names cannot be changed, and earlier versions made one Service for both.
+//! has an address and which one a set names cannot be changed, and earlier versions made one Service for both. And volumes of
+//! places that are there before their pods.
 
 use super::{let_go, on_fake_nodes, volume};
 use crate::cluster::place::Place;
+use crate::several_nodes::eventually;
 use arco_model::id::ComponentId;
 use arco_model::plan::WorkloadPlan;
 use arco_model::spec::{ComponentKind, Port};
@@ -158,6 +160,33 @@ async fn what_an_earlier_version_made_of_a_stateful_component_is_taken_over() {
         assert_eq!(held().await, before);
         next.remove(&asked.component, &Removal::Everything).await.unwrap();
         next.shutdown(false).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_that_an_import_fills_in_are_those_of_the_places_afterwards() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let (mut asked, _) = without_ports(&place);
+        (asked.replicas, asked.prepared_places) = (0, 2);
+        driver.apply(&asked).await.unwrap();
+        let claims: Api<PersistentVolumeClaim> = place.api();
+        let held = async || -> BTreeMap<String, String> {
+            let found = claims.list_metadata(&ours()).await.unwrap().items.into_iter();
+            found.map(|it| (it.metadata.name.unwrap(), it.metadata.uid.unwrap())).collect()
+        };
+        eventually("both places have a claim", async || held().await.len() == 2).await;
+        let before = held().await;
+        assert!(before.keys().zip(["-0", "-1"]).all(|(name, end)| name.ends_with(end)), "{before:?}");
+        assert_eq!(set(&place).await, None, "nothing runs");
+
+        (asked.replicas, asked.prepared_places) = (2, 0);
+        driver.apply(&asked).await.unwrap();
+        assert_eq!(ready(&reached(driver, &asked).await).len(), 2);
+        assert_eq!(held().await, before);
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        assert!(held().await.is_empty());
     })
     .await;
 }
