@@ -1,13 +1,16 @@
-//! One watch over many connections: it remembers the next revision that it must see and asks from there again.
+//! One watch over many connections: it remembers the next revision that it must see and asks from there again, the member
+//! that is asked for everything then.
 
-use super::{key_value, selected};
+use super::members::{Call, Members};
+use super::verdict::{Verdict, verdict, words};
+use super::{failed, key_value, selected};
 use crate::kv::{Event, KvError, Range, Watch, WatchBatch};
 use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long opening a stream may take.
-const OPEN: Duration = Duration::from_secs(5);
+const OPEN: Call = Call { step: "watch", repeatable: true };
 /// Pauses between attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Batches that wait for a slow receiver.
@@ -15,9 +18,9 @@ const BUFFER: usize = 64;
 
 type Batches = mpsc::Sender<Result<WatchBatch, KvError>>;
 
-pub(super) fn start(client: WatchClient, range: Range, next: u64) -> Watch {
+pub(super) fn start(members: Arc<Members>, range: Range, next: u64) -> Watch {
     let (batches, receiver) = mpsc::channel(BUFFER);
-    tokio::spawn(follow(client, range, next, batches));
+    tokio::spawn(follow(members, range, next, batches));
     Watch { receiver }
 }
 
@@ -29,12 +32,12 @@ enum Turn {
     Over,
 }
 
-async fn follow(mut client: WatchClient, range: Range, mut next: u64, batches: Batches) {
+async fn follow(members: Arc<Members>, range: Range, mut next: u64, batches: Batches) {
     let mut pause = PAUSE.0;
     loop {
         let closed = batches.clone();
         let turn = tokio::select! {
-            turn = turn(&mut client, &range, &mut next, &batches) => turn,
+            turn = turn(&members, &range, &mut next, &batches) => turn,
             () = closed.closed() => return,
         };
         match turn {
@@ -49,24 +52,31 @@ async fn follow(mut client: WatchClient, range: Range, mut next: u64, batches: B
     }
 }
 
-async fn turn(client: &mut WatchClient, range: &Range, next: &mut u64, batches: &Batches) -> Turn {
+async fn turn(members: &Members, range: &Range, next: &mut u64, batches: &Batches) -> Turn {
     let options = WatchOptions::new().with_start_revision(*next as i64).with_progress_notify();
-    let (key, options) = selected(range, options);
-    let mut stream = match tokio::time::timeout(OPEN, client.watch(key, Some(options))).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
+    let open = |mut client: WatchClient, (key, options): (Vec<u8>, WatchOptions)| async move {
+        client.watch(key, Some(options)).await
+    };
+    let (at, mut stream) = match members.ask(OPEN, selected(range, options), open, failed(OPEN, 0, 0)).await {
+        Ok(opened) => opened,
+        Err(error) => {
             tracing::debug!(%error, "a watch waits for its store");
             return Turn::Again(false);
         }
-        Err(_) => return Turn::Again(false),
     };
     let mut received = false;
     loop {
         let response = match stream.message().await {
             Ok(Some(response)) => response,
-            Ok(None) => return Turn::Again(received),
+            Ok(None) => {
+                members.leave_out(at, "it ended a watch");
+                return Turn::Again(received);
+            }
             Err(error) => {
                 tracing::debug!(%error, next, "a watch lost its connection and goes on from where it was");
+                if verdict(&error) != Verdict::Answer {
+                    members.leave_out(at, &words(&error));
+                }
                 return Turn::Again(received);
             }
         };
