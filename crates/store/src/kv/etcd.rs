@@ -146,7 +146,7 @@ impl Kv for EtcdKv {
             Some(from) => from.max(1),
             None => self.range(Range::Key(vec![0]), 1, None).await?.revision + 1,
         };
-        Ok(watch::start(self.members.clone(), range, next))
+        Ok(watch::start(self.members.clone(), range, next, watch::QUIET))
     }
 
     async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {

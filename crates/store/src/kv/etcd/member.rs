@@ -6,7 +6,7 @@
 use super::health::Health;
 use super::verdict::chain;
 use crate::kv::{EtcdTls, KvError};
-use etcd_client::{Client, KvClient, LeaseClient, WatchClient};
+use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use std::fmt::Display;
@@ -47,14 +47,17 @@ impl Member {
         // Divided among the addresses of a name.
         tcp.set_connect_timeout(Some(CONNECT));
         let channel = endpoint.connect_with_connector_lazy(Door { tcp, health: health.clone() });
-        let client = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
-        let client = client.map_err(|it| KvError::Unavailable { step: "connect", cause: format!("{url}: {it}") })?;
+        let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), options);
+        let failed = |it: Error| KvError::Unavailable { step: "connect", cause: format!("{url}: {it}") };
+        let plain = client(None).await.map_err(failed)?;
+        // A member without a leader ends such streams: nothing would come on them. Other calls wait while one is elected.
+        let led = client(Some(ConnectOptions::new().with_require_leader(true))).await.map_err(failed)?;
         Ok(Self {
-            url,
             health,
-            keys: client.kv_client().max_decoding_message_size(ANSWER_BYTES),
-            leases: client.lease_client(),
-            watches: client.watch_client().max_decoding_message_size(ANSWER_BYTES),
+            keys: plain.kv_client().max_decoding_message_size(ANSWER_BYTES),
+            leases: plain.lease_client(),
+            watches: led.watch_client().max_decoding_message_size(ANSWER_BYTES),
+            url,
         })
     }
 }

@@ -1,13 +1,20 @@
 //! The driver when members fail: real ones that are stopped, killed and frozen, and addresses that refuse, say nothing,
 //! or do not even take a connection.
 
-use super::EtcdKv;
-use super::members::Members;
+use super::members::{Call, Members};
+use super::{EtcdKv, failed, watch};
 use crate::kv::{Compare, Event, KvError, Operation, Range, SharedKv, Txn, Watch};
+use arco_etcd_proto::etcdserverpb::watch_server::{self, WatchServer};
+use arco_etcd_proto::etcdserverpb::{WatchRequest, WatchResponse};
 use arco_testkit::servers::{self, RestartableEtcd};
+use etcd_client::{WatchClient, WatchOptions};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status, Streaming};
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,11 +31,18 @@ async fn driver(urls: &[&str]) -> (SharedKv, Arc<Members>) {
 async fn driver_of(members: &[RestartableEtcd]) -> (SharedKv, Arc<Members>) {
     let urls: Vec<&str> = members.iter().map(|it| it.url.as_str()).collect();
     let (kv, asked) = driver(&urls).await;
-    let began = Instant::now();
-    while let Err(error) = kv.put("/begun", Vec::new(), None).await {
-        assert!(began.elapsed() < PATIENCE, "{error}");
-    }
+    can_write(&kv, "/begun").await;
     (kv, asked)
+}
+
+/// Waits until the members agree on a leader; returns how many writes failed meanwhile.
+async fn can_write(kv: &SharedKv, key: &str) -> usize {
+    let (began, mut failed) = (Instant::now(), 0);
+    while let Err(error) = kv.put(key, Vec::new(), None).await {
+        assert!(began.elapsed() < PATIENCE, "{error}");
+        failed += 1;
+    }
+    failed
 }
 
 fn leader(members: &[RestartableEtcd]) -> usize {
@@ -92,11 +106,8 @@ async fn a_member_that_is_killed_fails_no_call() {
     asked.begin_at(leader);
     kv.get("/begun").await.unwrap();
     members[leader].kill();
-    let (began, mut failed) = (Instant::now(), 0);
-    while let Err(error) = kv.put("/elected", Vec::new(), None).await {
-        assert!(began.elapsed() < PATIENCE, "{error}");
-        failed += 1;
-    }
+    let began = Instant::now();
+    let failed = can_write(&kv, "/elected").await;
     eprintln!("{failed} writes failed in the {} ms until there was another leader", began.elapsed().as_millis());
     none_fails(&kv, 500..1000).await;
     are_told(&mut watch, 500..1000).await;
@@ -117,8 +128,82 @@ async fn a_member_that_is_frozen_fails_no_read_and_is_left() {
     // Its stream is there still, and dead: the pings on it are not answered.
     are_told(&mut watch, 1..500).await;
     members[follower].thaw();
-    none_fails(&kv, 500..600).await;
-    are_told(&mut watch, 500..600).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_leader_ends_its_watches() {
+    let Some(members) = RestartableEtcd::members(3) else { return };
+    let (kv, asked) = driver_of(&members).await;
+    let follower = (leader(&members) + 1) % 3;
+    asked.begin_at(follower);
+    let mut watch = kv.watch(numbers(), None).await.unwrap();
+    kv.put("/n/0000", b"v".to_vec(), None).await.unwrap();
+    are_told(&mut watch, 0..1).await;
+
+    // One as the driver opens it, to see what becomes of it.
+    let open = |mut client: WatchClient, key: &'static str| async move {
+        client.watch(key, Some(WatchOptions::new().with_prefix())).await
+    };
+    let call = Call { step: "watch", repeatable: true };
+    asked.begin_at(follower);
+    let (at, mut stream) = asked.ask(call, "/quiet/", open, failed(call, 0, 0)).await.unwrap();
+    assert_eq!(at, follower);
+    assert!(stream.message().await.unwrap().unwrap().created());
+    // It says that it is alive when it is asked.
+    stream.request_progress().await.unwrap();
+    let alive = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a word in time").unwrap().unwrap();
+    assert!(alive.watch_id() < 0 && alive.events().is_empty(), "{alive:?}");
+
+    let others = members.iter().enumerate().filter(|(it, _)| *it != follower).map(|(_, it)| it);
+    others.clone().for_each(RestartableEtcd::freeze);
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                ended => return ended,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("its end in time");
+    assert!(ended.is_err(), "it has no leader: {ended:?}");
+
+    others.for_each(RestartableEtcd::thaw);
+    can_write(&kv, "/n/0001").await;
+    are_told(&mut watch, 1..2).await;
+}
+
+/// Takes watches, and then says nothing any more.
+struct Mute;
+
+#[tonic::async_trait]
+impl watch_server::Watch for Mute {
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, _: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let (responses, receiver) = mpsc::channel(1);
+        let created = WatchResponse { created: true, ..WatchResponse::default() };
+        responses.send(Ok(created)).await.unwrap();
+        tokio::spawn(async move { responses.closed().await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_leaves_a_stream_that_says_nothing() {
+    let Some(real) = RestartableEtcd::start() else { return };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute = format!("http://{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_service(WatchServer::new(Mute));
+    let _server = AbortOnDropHandle::new(tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener))));
+    let (own, _) = driver(&[&real.url]).await;
+    let at = own.put("/a", b"1".to_vec(), None).await.unwrap();
+    let (_kv, members) = driver(&[&mute, &real.url]).await;
+    members.begin_at(0);
+    let mut watch = watch::start(members, Range::Key(b"/a".to_vec()), at, Duration::from_millis(100));
+    assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap().revision, at);
+    // The other one is quiet, too, but says that it is alive.
+    let next = own.put("/a", b"2".to_vec(), None).await.unwrap();
+    assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap().revision, next);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
