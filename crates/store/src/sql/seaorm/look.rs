@@ -22,7 +22,7 @@ impl SeaOrmMetadata {
     /// Tries a database on the network as [`SeaOrmMetadata::connect`] would use it. An error names the statement that
     /// was refused.
     pub async fn look(url: &str, password: Option<&str>) -> Result<Looked, SqlError> {
-        let (_, pool) = connect::remote(url, password).await?;
+        let (_, pool) = connect::remote(url, password, connect::Limits::USUAL).await?;
         let outcome = tokio::time::timeout(connect::CALL, tried(&pool)).await;
         let late =
             || SqlError::Unavailable { step: "answer", cause: format!("not within {} s", connect::CALL.as_secs()) };
