@@ -99,6 +99,7 @@ impl Controller {
         let mut context = self.context(&component, revision.as_ref(), &operations).await?;
         let mut observed = self.deps.orchestrator.observe(id).await?;
         let mut plan = String::new();
+        let mut failed = None;
         if let Some(revision) = &revision {
             self.callers.bind(id, &component.tenant, &revision.spec.bindings);
             let bound = self.bound(&component, revision).await?;
@@ -116,7 +117,8 @@ impl Controller {
             plan = wanted.fingerprint();
             self.keep_volume_rows(&component, revision).await?;
             if observed.plan != plan {
-                self.deps.orchestrator.apply(&wanted).await?;
+                // What runs is followed, and operations end in time, also while a plan cannot be taken over.
+                failed = self.deps.orchestrator.apply(&wanted).await.err();
                 observed = self.deps.orchestrator.observe(id).await?;
             }
         }
@@ -144,6 +146,9 @@ impl Controller {
                     again = sooner(again, Duration::from_secs(2));
                 }
             }
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
         }
         let moving = observed.rollout == RolloutFacts::Progressing
             || matches!(report.status, Status::Starting | Status::Stopping);
@@ -369,6 +374,41 @@ fn sooner(a: Option<Duration>, b: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::World;
+    use arco_model::sample;
+    use arco_model::spec::ComponentKind;
+    use arco_model::time::Timestamp;
+    use arco_orchestrator::Orchestrator as _;
+
+    #[tokio::test]
+    async fn what_runs_is_followed_while_a_plan_cannot_be_taken_over() {
+        let world = World::new();
+        let component = world.component(ComponentKind::Stateless).await;
+        let (controller, id) = (&world.controller, &component.id);
+        controller.reconcile(id).await.unwrap();
+        let operation = Operation { deadline: Timestamp(1), ..sample::operation(&component, OperationKind::Scale) };
+        let rows = &controller.deps.metadata;
+        rows.insert(&operation).await.unwrap();
+        let more = |it: &mut Component| {
+            it.spec.replicas = 2;
+            true
+        };
+        rows.modify::<Component>(id.as_str(), more).await.unwrap();
+
+        world.orchestrator.refuse_plans(Some("the image cannot be read"));
+        let instance = world.orchestrator.observe(id).await.unwrap().instances[0].id.clone();
+        world.orchestrator.alter(&instance, |it| it.phase = InstancePhase::Unready);
+        let error = controller.reconcile(id).await.unwrap_err().chain();
+        assert!(error.contains("the image cannot be read"), "{error}");
+        let row = world.row(&component).await;
+        assert_eq!((row.observed.ready_replicas, row.observed.instances[0].phase), (0, InstancePhase::Unready));
+        let ended = rows.get::<Operation>(operation.id.as_str()).await.unwrap().unwrap().value;
+        assert_eq!((ended.status, ended.problem.unwrap().code.as_str()), (OperationStatus::Failed, "deadline_passed"));
+
+        world.orchestrator.refuse_plans(None);
+        controller.reconcile(id).await.unwrap();
+        assert_eq!(world.orchestrator.observe(id).await.unwrap().instances.len(), 2);
+    }
 
     #[test]
     fn each_change_of_the_number_is_told_once() {

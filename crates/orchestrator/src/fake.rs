@@ -45,6 +45,7 @@ struct State {
     ran: Vec<OneShot>,
     held: bool,
     keeps: bool,
+    refuses: Option<String>,
     made: u64,
     now: Timestamp,
 }
@@ -102,6 +103,11 @@ impl FakeOrchestrator {
     /// Whether what is removed stays for now.
     pub fn hold_removals(&self, held: bool) {
         self.lock().keeps = held;
+    }
+
+    /// Why plans cannot be taken over for now; `None`: they can.
+    pub fn refuse_plans(&self, why: Option<&str>) {
+        self.lock().refuses = why.map(str::to_owned);
     }
 
     /// Every one-shot that was run.
@@ -283,6 +289,9 @@ impl Orchestrator for FakeOrchestrator {
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         {
             let mut state = self.lock();
+            if let Some(why) = &state.refuses {
+                return Err(Error::failed("apply a plan", why));
+            }
             let number = state.components.len() as u32 + 1;
             if plan.template.volumes.iter().any(|it| it.kind != arco_model::spec::VolumeKind::Memory) {
                 state.volumes.insert(plan.component.clone());

@@ -12,7 +12,7 @@ pub use hosts::{HostsSetting, judge_hosts};
 
 use crate::access::{self, GROUPS, OF_USAGE, Rule};
 use crate::cluster::{Cluster, words};
-use crate::features::{Features, NEWEST, OLDEST, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
+use crate::features::{Features, NEWEST, OLDEST, PAUSES, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
 use crate::local_storage::PROVISIONER;
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
@@ -176,6 +176,15 @@ fn judge_features(has: Features, config: &KubernetesConfig) -> Vec<Finding> {
                 "Kubernetes before 1.{PLACES_OF_JOBS} counts failures of a job as a whole (no `backoffLimitPerIndex`): an instance that fails again and again ends the others"
             ),
             "upgrade the cluster, or give such jobs one instance each",
+        ));
+    }
+    if !has.pauses && config.eviction_pause_s > 0 {
+        findings.push(Finding::warning(
+            "drained nodes",
+            format!(
+                "Kubernetes before 1.{PAUSES} ends instances without a pause (no `preStop.sleep`): requests fail when a node is drained"
+            ),
+            "upgrade the cluster, or set `kubernetes.eviction_pause_s = 0`, and drain nodes when few requests come",
         ));
     }
     findings

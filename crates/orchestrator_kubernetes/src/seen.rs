@@ -84,6 +84,8 @@ pub(crate) struct Detail {
     pub(crate) complete: bool,
     /// Address of a service.
     pub(crate) address: Option<Ipv4Addr>,
+    /// Whether a service was made without an address.
+    pub(crate) headless: bool,
     /// Name inside the platform, of a service.
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.

@@ -58,11 +58,13 @@ pub enum Kind {
     Stream,
     /// Who leads ([`crate::fence::LeaderRow`]).
     Leader,
+    /// Content that is to be deleted ([`crate::images::CondemnedRow`]).
+    Condemned,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -78,6 +80,7 @@ impl Kind {
         Kind::Certificate,
         Kind::Stream,
         Kind::Leader,
+        Kind::Condemned,
     ];
 
     /// Name of the table.
@@ -98,6 +101,7 @@ impl Kind {
             Kind::Certificate => "certificates",
             Kind::Stream => "streams",
             Kind::Leader => "leaders",
+            Kind::Condemned => "condemned",
         }
     }
 

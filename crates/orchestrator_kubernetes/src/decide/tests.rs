@@ -203,6 +203,29 @@ fn of_two_that_drain_the_released_one_goes_first() {
 }
 
 #[test]
+fn one_that_drained_and_that_no_shrinking_takes_makes_room_for_another() {
+    let two = desired(Stateless, 2);
+    let (a, b, c) = (("a", "new", 0, true), ("b", "new", 0, true), ("c", "new", 0, true));
+    let of = |pods: &[(&str, &str, u32, bool)], replicas: u32, released: bool| {
+        decided(&two, &seen(pods, &[(D, "new", replicas)]), &leaving(&[("c", released)]))
+    };
+    for (why, pods_now, replicas, released, wanted, deleted) in [
+        ("it goes when its workload shrinks", vec![a, b, c], 3, true, 2, None),
+        ("it has shrunk, and the cluster is about to follow", vec![a, b, c], 2, true, 2, None),
+        ("`b` was not ready and went in its stead", vec![a, c], 2, true, 2, Some("c")),
+        ("somebody may still talk with it", vec![a, c], 2, false, 3, None),
+    ] {
+        let it = of(&pods_now, replicas, released);
+        let first = it.delete_pods.first().map(String::as_str);
+        assert_eq!((pods(&it), first), (vec![("new", wanted)], deleted), "{why}");
+    }
+    // Three were asked, then two, and three again when it was let go of.
+    let three = desired(Stateless, 3);
+    let again = decided(&three, &seen(&[a, b, c], &[(D, "new", 3)]), &leaving(&[("c", true)]));
+    assert_eq!((pods(&again), again.delete_pods.as_slice()), (vec![("new", 3)], ["c".to_owned()].as_slice()));
+}
+
+#[test]
 fn a_change_whose_instances_fail_stops_and_the_old_keep_serving() {
     let two = desired(Stateless, 2);
     let mut cluster =

@@ -41,10 +41,12 @@ fn versions() {
 #[test]
 fn what_a_version_lacks_is_named() {
     let with = KubernetesConfig::default();
-    let without = KubernetesConfig { user_namespaces: false, ..KubernetesConfig::default() };
+    let without = KubernetesConfig { user_namespaces: false, eviction_pause_s: 0, ..KubernetesConfig::default() };
+    let pauses = ("drained nodes", Weight::Warning);
     for (minor, config, wanted) in [
-        ("28", &with, vec![("user namespaces", Weight::Bad), ("jobs", Weight::Warning)]),
+        ("28", &with, vec![("user namespaces", Weight::Bad), ("jobs", Weight::Warning), pauses]),
         ("28", &without, vec![("user namespaces", Weight::Warning), ("jobs", Weight::Warning)]),
+        ("29", &with, vec![("user namespaces", Weight::Bad), pauses]),
         ("32", &with, vec![("user namespaces", Weight::Bad)]),
         ("33", &with, vec![]),
         ("36", &without, vec![]),

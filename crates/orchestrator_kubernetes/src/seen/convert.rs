@@ -119,8 +119,10 @@ impl Recorded for Service {
     fn record(&self) -> Record {
         let label = |name| word(&self.metadata.labels, name);
         let (name, application, tenant) = (label(names::NAME), label(names::APPLICATION), label(names::TENANT));
+        let address = self.spec.as_ref().and_then(|it| it.cluster_ip.as_deref());
         let detail = Detail {
-            address: self.spec.as_ref().and_then(|it| it.cluster_ip.as_ref()).and_then(|it| it.parse().ok()),
+            address: address.and_then(|it| it.parse().ok()),
+            headless: address == Some("None"),
             host: format!("{name}.{application}.{tenant}.{INTERNAL_DOMAIN}"),
             ..Detail::default()
         };

@@ -4,6 +4,7 @@
 
 mod chores;
 mod http;
+mod interleaved;
 mod skopeo;
 
 use arco_model::artifact::Digest;

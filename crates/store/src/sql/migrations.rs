@@ -21,11 +21,12 @@ const TRIES: u32 = 20;
 const WORD: Duration = Duration::from_secs(5);
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step::Tables(&FIRST),
     Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate]),
     Step::Tables(&[Kind::Stream]),
     Step::Tables(&[Kind::Leader]),
+    Step::Tables(&[Kind::Condemned]),
 ];
 
 /// How many steps there are.

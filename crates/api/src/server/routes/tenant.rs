@@ -13,7 +13,6 @@ use arco_model::application::Tenant;
 use arco_model::artifact::Digest;
 use arco_model::error::Problem;
 use arco_model::name::TenantName;
-use arco_store::blob::content_path;
 use arco_store::clock;
 use arco_store::sql::Query;
 use axum::extract::State;
@@ -106,7 +105,7 @@ pub(super) async fn has_upload(
     Named((tenant, digest)): Named<(TenantName, Digest)>,
 ) -> Result<Json<UploadReceipt>, ApiError> {
     api.tenant_exists(&tenant).await?;
-    let found = api.deps.blobs.stat(&content_path(&digest)).await?;
+    let found = api.deps.images.claim(&digest).await?;
     let found = found.ok_or_else(|| Problem::not_found("upload", &digest))?;
     Ok(Json(UploadReceipt { digest: digest.to_string(), size: found.size }))
 }

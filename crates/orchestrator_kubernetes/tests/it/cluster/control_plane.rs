@@ -1,9 +1,12 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
 mod calls;
+mod held_up;
+mod places;
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
 use crate::several_nodes::eventually;
+use arco_model::artifact::ImageRef;
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{FileContent, InstanceFile, OneShot, WorkloadPlan};
@@ -14,6 +17,7 @@ use arco_orchestrator::contract::{in_time, one_shot, plan, reached, ready, until
 use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
 use arco_orchestrator_kubernetes::adopt;
 use arco_store::clock;
+use arco_store::images::Images;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
@@ -29,11 +33,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 async fn on_fake_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+    on_fake_nodes_with(without_content().await, test).await;
+}
+
+/// As [`on_fake_nodes`], with stores of the test's own and an image in them.
+async fn on_fake_nodes_with<F: Future<Output = ()>>(
+    (images, image): (Images, ImageRef),
+    test: impl FnOnce(Arc<Place>) -> F,
+) {
     if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
         eprintln!("SKIPPED: needs fake nodes, which run nothing (tests/kubernetes/cluster.py run --fake-nodes 1)");
         return;
     }
-    let (images, image) = without_content().await;
     on_a_platform(images, image, "registry.invalid:5000", None, test).await;
 }
 

@@ -4,6 +4,7 @@
 mod cuts;
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
+use arco_config::KubernetesConfig;
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
@@ -21,7 +22,7 @@ use arco_store::blob::{BUILD_FOLDERS, MemoryBlobs, builds_path, content_path};
 use arco_store::clock;
 use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
 use arco_store::sql::MemoryMetadata;
-use kube::api::ListParams;
+use kube::api::{EvictParams, ListParams};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -127,6 +128,46 @@ async fn layer(images: &Images) -> Layer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_driver_keeps_the_contract() {
     on_a_node(|place| async move { contract(place.driver.clone(), plan(place.image.clone(), &SERVE)).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_evicted_answers_to_the_end() {
+    on_a_node(|place| async move {
+        const MB: usize = 48;
+        let config = KubernetesConfig { eviction_pause_s: 20, ..place.config.clone() };
+        let pausing = place.another(config, None).await;
+        let driver: &dyn arco_orchestrator::Orchestrator = pausing.as_ref();
+        // At the stop signal it ends at once, whatever is open.
+        let serve = format!(
+            "trap 'exit 0' TERM; mkdir /tmp/www; dd if=/dev/zero of=/tmp/www/large bs=1M count={MB} 2> /dev/null; busybox httpd -f -p 8080 -h /tmp/www & wait"
+        );
+        let mut asked = plan(place.image.clone(), &["sh", "-c", &serve]);
+        (asked.template.resources.memory_mb, asked.template.resources.disk_mb) = (256, 256);
+        driver.apply(&asked).await.unwrap();
+        let first = reached(driver, &asked).await.instances.remove(0).id;
+        let mut web = driver.connect(&first, 8080).await.unwrap();
+        web.stream.write_all(b"GET /large HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut got = vec![0; 1 << 20];
+        web.stream.read_exact(&mut got).await.unwrap();
+
+        // Most of it is still to be sent when the node is drained: more than lies in buffers on the way.
+        let pods = place.api::<k8s_openapi::api::core::v1::Pod>();
+        let instances = ListParams::default().labels("arco.internal/role=instance");
+        let name = pods.list_metadata(&instances).await.unwrap().items.remove(0).metadata.name.unwrap();
+        pods.evict(&name, &EvictParams::default()).await.unwrap();
+        until(driver, &asked.component, "nobody new is sent to it", |it| {
+            it.instances.iter().any(|it| it.id == first && it.phase == InstancePhase::Stopping)
+        })
+        .await;
+        // One that is cut ends, too, with an error or without.
+        let rest = tokio::time::timeout(in_time(Duration::from_secs(60)), web.stream.read_to_end(&mut got));
+        let outcome = rest.await.unwrap();
+        let head = got.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(got.len() - head, MB << 20, "{outcome:?}");
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        pausing.shutdown(false).await.unwrap();
+    })
+    .await;
 }
 
 /// Applies a plan and waits until an instance of it is as wanted.
