@@ -40,6 +40,7 @@ pub struct EndpointState {
     /// Checks with the same result one after the other.
     checks: AtomicU32,
     check_due: AtomicU64,
+    checking: AtomicBool,
     born: Instant,
     idle: Arc<Notify>,
 }
@@ -59,6 +60,7 @@ impl EndpointState {
             unhealthy: AtomicBool::new(false),
             checks: AtomicU32::new(0),
             check_due: AtomicU64::new(0),
+            checking: AtomicBool::new(false),
             born: Instant::now(),
             idle,
         }
@@ -125,14 +127,14 @@ impl EndpointState {
         self.ewma.store(new.max(1), Ordering::Relaxed);
     }
 
-    /// Whether a check should begin; says so once per `interval`.
-    pub fn check_is_due(&self, interval: Duration) -> bool {
+    /// The right to a check, once per `interval` and not beside another one: a late answer must not undo a younger one.
+    pub fn begin_check(self: &Arc<Self>, interval: Duration) -> Option<Checking> {
         let (now, due) = (self.now(), self.check_due.load(Ordering::Relaxed));
-        if now < due {
-            return false;
+        if now < due || self.checking.swap(true, Ordering::Acquire) {
+            return None;
         }
         self.check_due.store(now + interval.as_millis() as u64, Ordering::Relaxed);
-        true
+        Some(Checking { state: Arc::clone(self) })
     }
 
     /// Remembers a check. Returns whether the endpoint's health changed.
@@ -156,9 +158,7 @@ impl EndpointState {
             return true;
         }
         let until = self.ejected_until.load(Ordering::Relaxed);
-        let Some(ejection) = ejection.filter(|_| until != 0) else { return false };
-        let (now, ramp) = (self.now(), ejection.slow_return.as_millis() as u64);
-        now < until || (now - until < ramp && mixed(turn as u64) % ramp >= now - until)
+        ejection.is_some_and(|it| until != 0 && is_ejected(turn, it, until, self.now()))
     }
 
     /// Why others are asked first, in words.
@@ -179,6 +179,24 @@ impl EndpointState {
     fn is_shunned(&self) -> bool {
         let failed_at = self.failed_at.load(Ordering::Relaxed);
         failed_at != 0 && self.born.elapsed() < Duration::from_millis(failed_at) + SHUN
+    }
+}
+
+/// Whether an endpoint that is left out `until` then, for its answers, is so `now`, or not back with all of its share.
+fn is_ejected(turn: usize, ejection: &Ejection, until: u64, now: u64) -> bool {
+    let ramp = ejection.slow_return.as_millis() as u64;
+    now < until || (now - until < ramp && mixed(turn as u64) % ramp >= now - until)
+}
+
+/// A check that goes on until this is dropped.
+#[derive(Debug)]
+pub struct Checking {
+    state: Arc<EndpointState>,
+}
+
+impl Drop for Checking {
+    fn drop(&mut self) {
+        self.state.checking.store(false, Ordering::Release);
     }
 }
 
@@ -369,6 +387,12 @@ mod tests {
         }
     }
 
+    /// Fails a connect that is remembered for as long as a test goes on.
+    fn shun(endpoint: &Endpoint) {
+        endpoint.state.failed();
+        endpoint.state.failed_at.fetch_add(3_600_000, Ordering::Relaxed);
+    }
+
     fn port(open: &Option<OpenRequest>) -> Option<u16> {
         open.as_ref().map(|it| it.endpoint().address.port())
     }
@@ -379,7 +403,7 @@ mod tests {
         let ports: Vec<_> = (0..6).filter_map(|_| port(&upstream.pick(&[]))).collect();
         assert_eq!(ports, [1, 2, 3, 1, 2, 3]);
         upstream.endpoints[0].state.drain(true);
-        upstream.endpoints[1].state.failed();
+        shun(&upstream.endpoints[1]);
         for _ in 0..4 {
             assert_eq!(port(&upstream.pick(&[])), Some(3));
         }
@@ -426,7 +450,7 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(port(&sticky.pick_for(&[], &choice)), Some(2));
         }
-        sticky.endpoints[1].state.failed();
+        shun(&sticky.endpoints[1]);
         assert_ne!(port(&sticky.pick_for(&[], &choice)), Some(2), "not to one that cannot be reached");
         let least = balanced(2, Balance::LeastRequests);
         let held: Vec<_> = (0..10).filter_map(|_| OpenRequest::begin(&least.endpoints[0], None)).collect();
@@ -446,20 +470,18 @@ mod tests {
 
     #[test]
     fn failures_leave_an_endpoint_out_and_it_returns_slowly() {
-        let ejection = Ejection { failures: 3, base: Duration::from_secs(100), slow_return: Duration::from_secs(100) };
+        let ejection = Ejection { failures: 3, base: Duration::from_secs(3600), slow_return: Duration::from_secs(100) };
         let state = EndpointState::new(None, Arc::default());
         assert!(!state.ended(false, &ejection) && !state.ended(false, &ejection));
         assert!(!state.ended(true, &ejection), "a success begins the count anew");
         assert!(!state.ended(false, &ejection) && !state.ended(false, &ejection) && state.ended(false, &ejection));
         assert!(state.is_out(0, Some(&ejection)) && !state.is_out(0, None));
-        // The same endpoint when a quarter of its slow return is over.
-        let later = EndpointState {
-            born: Instant::now() - Duration::from_secs(125),
-            ..EndpointState::new(None, Arc::default())
-        };
-        later.ejected_until.store(100_000, Ordering::Relaxed);
-        let out = (0..1000).filter(|it| later.is_out(*it, Some(&ejection))).count();
-        assert!((700..800).contains(&out), "{out}");
+        // When a quarter of its slow return is over, and all of it.
+        let until = state.ejected_until.load(Ordering::Relaxed);
+        let out = |now| (0..1000).filter(|it| is_ejected(*it, &ejection, until, now)).count();
+        let quarter = out(until + 25_000);
+        assert!((700..800).contains(&quarter), "{quarter}");
+        assert_eq!((out(until - 1), out(until + 100_000)), (1000, 0));
         let check = Check {
             http: None,
             interval: Duration::from_secs(1),
@@ -469,5 +491,15 @@ mod tests {
         };
         let results = [false, true, false, false, true, false, true, true].map(|it| state.checked(it, &check));
         assert_eq!(results, [false, false, false, true, false, false, false, true]);
+    }
+
+    #[test]
+    fn an_endpoint_is_checked_once_at_a_time() {
+        let state = Arc::new(EndpointState::new(None, Arc::default()));
+        let first = state.begin_check(Duration::ZERO);
+        assert!(first.is_some() && state.begin_check(Duration::ZERO).is_none(), "one goes on");
+        drop(first);
+        assert!(state.begin_check(Duration::from_secs(3600)).is_some());
+        assert!(state.begin_check(Duration::ZERO).is_none(), "the next one is not due");
     }
 }

@@ -23,12 +23,11 @@ pub(super) async fn run(shared: Arc<Shared>, supervisor: Supervisor) -> Result<(
         for upstream in &snapshot.checked {
             let Some(check) = &upstream.settings.check else { continue };
             for endpoint in &upstream.endpoints {
-                if !endpoint.state.check_is_due(check.interval) {
-                    continue;
-                }
+                let Some(checking) = endpoint.state.begin_check(check.interval) else { continue };
                 let (upstream, check, endpoint) = (Arc::clone(upstream), check.clone(), endpoint.clone());
                 let asked = supervisor.clone();
                 supervisor.spawn("health check", OnExit::Continue, async move {
+                    let _checking = checking;
                     let Some(well) = ask(&asked, &upstream, &check, endpoint.address).await else { return Ok(()) };
                     if endpoint.state.checked(well, &check) {
                         let (name, address) = (&upstream.name, endpoint.address);
