@@ -342,6 +342,7 @@ impl Engine {
     pub fn listen_udp(&self, bound: BoundUdp, upstream: &Arc<str>) -> std::io::Result<Listening> {
         let stop = self.closed.child_token();
         for (core, socket) in self.cores.iter().cycle().zip(&bound.sockets) {
+            udp::prepare(socket)?;
             let (socket, stop) = (ListenSocket::Datagram(socket.try_clone()?, Arc::clone(upstream)), stop.clone());
             let _ = core.send(Listen { socket, stop });
         }

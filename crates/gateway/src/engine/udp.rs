@@ -1,17 +1,24 @@
-//! UDP ports: the datagrams of one client address are a flow; each has a socket of its own to one endpoint, by which
-//! answers come back.
+//! UDP ports: the datagrams of one client address to one address of this machine are a flow; each has a socket of its own
+//! to one endpoint, by which answers come back.
 //!
-//! What must hold: flows are bounded, in number and by idle time; when there is no room, those that are there go on and
-//! new ones are dropped, so that made-up addresses take nothing from anybody.
+//! What must hold: an answer leaves from the address that was asked (`datagram`); flows are bounded, in number and by idle
+//! time; when there is no room, those that are there go on and new ones are dropped, so that made-up addresses take nothing
+//! from anybody.
+
+mod datagram;
 
 use super::{Core, Counted};
 use crate::upstream::OpenRequest;
 use arco_daemon::{BoxError, CancellationToken, OnExit};
+use datagram::Peer;
+pub(super) use datagram::prepare;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 /// Largest datagram.
@@ -53,7 +60,7 @@ impl Flow {
     }
 }
 
-type Flows = Arc<Mutex<HashMap<SocketAddr, Arc<Flow>>>>;
+type Flows = Arc<Mutex<HashMap<Peer, Arc<Flow>>>>;
 
 /// Serves one socket of a port until `stop`.
 pub(super) async fn serve(
@@ -64,16 +71,19 @@ pub(super) async fn serve(
 ) -> Result<(), BoxError> {
     let socket = Arc::new(socket);
     let flows = Flows::default();
-    let (mut buffer, answer) = (vec![0; LARGEST], Arc::new(Mutex::new(vec![0; LARGEST])));
+    let (mut buffer, mut room) = (vec![0; LARGEST], datagram::room());
+    let answer = Arc::new(Mutex::new(vec![0; LARGEST]));
     let mut full = false;
     loop {
+        let receiving =
+            socket.async_io(Interest::READABLE, || datagram::receive(socket.as_raw_fd(), &mut buffer, &mut room));
         let received = tokio::select! {
             () = stop.cancelled() => break,
-            received = socket.recv_from(&mut buffer) => received,
+            received = receiving => received,
         };
         // An error here is about a datagram that was sent before (ICMP): the socket still works.
-        let Ok((length, client)) = received else { continue };
-        let known = lock(&flows).get(&client).cloned();
+        let Ok((length, peer)) = received else { continue };
+        let known = lock(&flows).get(&peer).cloned();
         // An instance that is to go keeps no client.
         let leaving = known.as_ref().is_some_and(|it| it.open.endpoint().state.is_draining());
         if let Some(flow) = known.as_ref().filter(|_| leaving) {
@@ -89,7 +99,7 @@ pub(super) async fn serve(
             }
         } else {
             full = false;
-            if let Some(flow) = begin(&core, (&socket, &answer, &stop), &flows, client, &upstream).await {
+            if let Some(flow) = begin(&core, (&socket, &answer, &stop), &flows, peer, &upstream).await {
                 // A fresh socket is not known to be writable yet.
                 let _ = flow.endpoint.send(&buffer[..length]).await;
             }
@@ -99,7 +109,7 @@ pub(super) async fn serve(
     Ok(())
 }
 
-fn lock(flows: &Flows) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Arc<Flow>>> {
+fn lock(flows: &Flows) -> std::sync::MutexGuard<'_, HashMap<Peer, Arc<Flow>>> {
     flows.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -108,11 +118,11 @@ async fn begin(
     core: &Arc<Core>,
     (socket, buffer, stop): (&Arc<UdpSocket>, &Arc<Mutex<Vec<u8>>>, &CancellationToken),
     flows: &Flows,
-    client: SocketAddr,
+    peer: Peer,
     upstream: &Arc<str>,
 ) -> Option<Arc<Flow>> {
     let upstream = core.shared.snapshot.load().upstreams.get(upstream).cloned()?;
-    let choice = upstream.settings.balance.choice(&http::HeaderMap::new(), client.ip());
+    let choice = upstream.settings.balance.choice(&http::HeaderMap::new(), peer.client.ip());
     let open = upstream.pick_for(&[], &choice)?;
     let address = open.endpoint().address;
     let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
@@ -124,7 +134,7 @@ async fn begin(
     let endpoint = match connected.await {
         Ok(endpoint) => endpoint,
         Err(error) => {
-            tracing::debug!(%client, %address, %error, "a UDP flow cannot begin");
+            tracing::debug!(client = %peer.client, %address, %error, "a UDP flow cannot begin");
             upstream.metrics.failures.inc();
             return None;
         }
@@ -132,17 +142,17 @@ async fn begin(
     let (end, began) = (stop.child_token(), Instant::now());
     let (last_ms, answered_ms) = (AtomicU64::new(0), AtomicU64::new(0));
     let flow = Arc::new(Flow { endpoint, open, began, last_ms, answered_ms, end });
-    lock(flows).insert(client, Arc::clone(&flow));
+    lock(flows).insert(peer, Arc::clone(&flow));
     let (socket, buffer) = (Arc::clone(socket), Arc::clone(buffer));
     let (flows, own) = (Arc::clone(flows), Arc::clone(&flow));
     let counted = Counted::connection(&core.shared);
     core.supervisor.spawn("UDP flow", OnExit::Continue, async move {
         let _counted = counted;
         upstream.metrics.open.inc();
-        answers(&own, &socket, client, &buffer).await;
+        answers(&own, &socket, &peer, &buffer).await;
         let mut flows = lock(&flows);
-        if flows.get(&client).is_some_and(|it| Arc::ptr_eq(it, &own)) {
-            flows.remove(&client);
+        if flows.get(&peer).is_some_and(|it| Arc::ptr_eq(it, &own)) {
+            flows.remove(&peer);
         }
         drop(flows);
         upstream.metrics.open.dec();
@@ -154,7 +164,7 @@ async fn begin(
 
 /// Brings the answers of an endpoint to the client until the flow is idle, or its endpoint refuses. After the end was
 /// asked for, what is on its way still arrives.
-async fn answers(flow: &Flow, socket: &UdpSocket, client: SocketAddr, buffer: &Mutex<Vec<u8>>) {
+async fn answers(flow: &Flow, socket: &UdpSocket, peer: &Peer, buffer: &Mutex<Vec<u8>>) {
     let mut leaving = false;
     while let Some(rest) = flow.ends_in() {
         let rest = if leaving { rest.min(LEAVE) } else { rest };
@@ -172,11 +182,12 @@ async fn answers(flow: &Flow, socket: &UdpSocket, client: SocketAddr, buffer: &M
                     flow.answered_ms.store(flow.now_ms().max(1), Ordering::Relaxed);
                     flow.open.endpoint().state.answered();
                     // A full buffer loses a datagram, as a network would.
-                    let _ = socket.try_send_to(&buffer[..length], client);
+                    let answer = || datagram::send(socket.as_raw_fd(), &buffer[..length], peer);
+                    let _ = socket.try_io(Interest::WRITABLE, answer);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    tracing::debug!(%client, %error, "the endpoint of a UDP flow refuses");
+                    tracing::debug!(client = %peer.client, %error, "the endpoint of a UDP flow refuses");
                     flow.open.endpoint().state.failed();
                     return;
                 }

@@ -25,4 +25,5 @@ mod stored;
 mod streams;
 mod traffic;
 mod two_way;
+mod udp;
 mod upstream_tls;
