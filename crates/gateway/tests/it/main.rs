@@ -23,6 +23,7 @@ mod routing;
 mod shared_rates;
 mod stored;
 mod streams;
+mod tcp;
 mod traffic;
 mod two_way;
 mod udp;
