@@ -112,6 +112,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     buffers: Arc<spool::Place>,
     connections: Arc<AtomicUsize>,
+    /// Flows of datagrams: they have bounds of their own.
+    flows: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
     accepting: Arc<AtomicUsize>,
     per_address: Arc<ConnectionCounts>,
@@ -129,6 +131,7 @@ impl Shared {
             limits: ArcSwap::from_pointee(limits),
             access_log: AccessLog::default(),
             connections: Arc::default(),
+            flows: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),
             quiet: Arc::default(),
@@ -391,8 +394,8 @@ impl Engine {
         let all_ended = async {
             loop {
                 let quiet = self.shared.quiet.notified();
-                let none = |it: &AtomicUsize| it.load(Ordering::SeqCst) == 0;
-                if none(&self.shared.accepting) && none(&self.shared.connections) {
+                let open = [&self.shared.accepting, &self.shared.connections, &self.shared.flows];
+                if open.iter().all(|it| it.load(Ordering::SeqCst) == 0) {
                     return;
                 }
                 quiet.await;
@@ -402,7 +405,7 @@ impl Engine {
     }
 }
 
-/// Counts a connection, or a loop that accepts, for [`Engine::drain`].
+/// Counts a connection, a flow of datagrams or a loop that accepts, for [`Engine::drain`].
 struct Counted {
     counter: Arc<AtomicUsize>,
     quiet: Arc<Notify>,
@@ -411,6 +414,10 @@ struct Counted {
 impl Counted {
     fn connection(shared: &Shared) -> Self {
         Self::new(&shared.connections, &shared.quiet)
+    }
+
+    fn flow(shared: &Shared) -> Self {
+        Self::new(&shared.flows, &shared.quiet)
     }
 
     fn new(counter: &Arc<AtomicUsize>, quiet: &Arc<Notify>) -> Self {

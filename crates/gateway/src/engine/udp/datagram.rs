@@ -23,6 +23,13 @@ pub(super) struct Peer {
     interface: u32,
 }
 
+#[cfg(test)]
+impl Peer {
+    pub(super) fn of(client: SocketAddr) -> Self {
+        Self { client, local: IpAddr::V4(Ipv4Addr::UNSPECIFIED), interface: 0 }
+    }
+}
+
 /// Has the kernel say to which address each datagram came, on a socket that is for all of them.
 pub(in crate::engine) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     match socket.local_addr()? {
