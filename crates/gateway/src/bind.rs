@@ -132,6 +132,9 @@ pub fn bind_udp_kept(sockets: &Sockets, name: &str, address: SocketAddr, cores: 
 fn bind_udp(address: SocketAddr, cores: usize) -> std::io::Result<BoundUdp> {
     let open = |address: SocketAddr, shared: bool| {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
         socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;
         std::io::Result::Ok(socket)

@@ -116,6 +116,8 @@ pub struct Shared {
     buffers: Arc<spool::Place>,
     judges: Arc<passwords::Judges>,
     connections: Arc<AtomicUsize>,
+    /// Flows of datagrams: they have bounds of their own.
+    flows: Arc<AtomicUsize>,
     /// Loops that accept: a connection that one of them has just taken is not among `connections` yet.
     accepting: Arc<AtomicUsize>,
     per_address: Arc<ConnectionCounts>,
@@ -134,6 +136,7 @@ impl Shared {
             access_log: AccessLog::default(),
             judges: Arc::default(),
             connections: Arc::default(),
+            flows: Arc::default(),
             accepting: Arc::default(),
             per_address: Arc::default(),
             quiet: Arc::default(),
@@ -351,6 +354,7 @@ impl Engine {
     pub fn listen_udp(&self, bound: BoundUdp, upstream: &Arc<str>) -> std::io::Result<Listening> {
         let stop = self.closed.child_token();
         for (core, socket) in self.cores.iter().cycle().zip(&bound.sockets) {
+            udp::prepare(socket)?;
             let (socket, stop) = (ListenSocket::Datagram(socket.try_clone()?, Arc::clone(upstream)), stop.clone());
             let _ = core.send(Listen { socket, stop });
         }
@@ -405,8 +409,8 @@ impl Engine {
         let all_ended = async {
             loop {
                 let quiet = self.shared.quiet.notified();
-                let none = |it: &AtomicUsize| it.load(Ordering::SeqCst) == 0;
-                if none(&self.shared.accepting) && none(&self.shared.connections) {
+                let open = [&self.shared.accepting, &self.shared.connections, &self.shared.flows];
+                if open.iter().all(|it| it.load(Ordering::SeqCst) == 0) {
                     return;
                 }
                 quiet.await;
@@ -416,7 +420,7 @@ impl Engine {
     }
 }
 
-/// Counts a connection, or a loop that accepts, for [`Engine::drain`].
+/// Counts a connection, a flow of datagrams or a loop that accepts, for [`Engine::drain`].
 struct Counted {
     counter: Arc<AtomicUsize>,
     quiet: Arc<Notify>,
@@ -425,6 +429,10 @@ struct Counted {
 impl Counted {
     fn connection(shared: &Shared) -> Self {
         Self::new(&shared.connections, &shared.quiet)
+    }
+
+    fn flow(shared: &Shared) -> Self {
+        Self::new(&shared.flows, &shared.quiet)
     }
 
     fn new(counter: &Arc<AtomicUsize>, quiet: &Arc<Notify>) -> Self {

@@ -119,10 +119,10 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
             location.unwrap_or_default()
         );
     }
-    if let Some(policy) = rule.policy.as_deref() {
-        if !applied(snapshot, policy, rule, question, (&uri, scheme, written), out)? {
-            return Ok(());
-        }
+    if let Some(policy) = rule.policy.as_deref()
+        && !applied(snapshot, policy, rule, question, (&uri, scheme, written), out)?
+    {
+        return Ok(());
     }
     targets(snapshot, rule, question, &headers, out)
 }

@@ -1,14 +1,17 @@
 //! Upstreams and their endpoints: what outlives a snapshot (counters, failures, open requests) and how one is picked.
 //!
-//! What must hold: after [`EndpointState::drain`] returned and [`EndpointState::open`] was read as 0, no request is ever
-//! sent to that endpoint again. Hence a request is counted *before* the draining mark is looked at.
+//! What must hold: after [`InstanceState::drain`] returned and [`InstanceState::open`] was read as 0, no request is ever
+//! sent to that instance again. Hence a request is counted *before* the draining mark is looked at.
+//!
+//! An instance is let go of as a whole, so that is counted for all that leads to it. What was found out about it (checks,
+//! answers, failed connects) is of one upstream: routes ask other paths and ports by rules of their own, and one that
+//! fails says nothing about another.
 
 mod transport;
 
 use crate::balance::{Balance, Check, Choice, Ejection, affinity, mixed};
 use crate::metrics::UpstreamMetrics;
 use crate::snapshot::{StickyCookie, Timeouts};
-use arco_model::id::InstanceId;
 use arco_model::traffic::UpstreamState;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,50 +23,18 @@ pub use transport::{Transport, UpstreamTls};
 /// An endpoint that failed to connect is asked last for so long.
 const SHUN: Duration = Duration::from_secs(2);
 
-/// What is counted for an instance, whatever the snapshot: shared by all its ports.
-#[derive(Debug)]
-pub struct EndpointState {
-    /// The instance, when the platform runs it.
-    pub instance: Option<InstanceId>,
+/// What all upstreams of an instance share, whatever the snapshot.
+#[derive(Debug, Default)]
+pub struct InstanceState {
     draining: AtomicBool,
     open: AtomicUsize,
-    /// Milliseconds since `born` of the last failed connect, plus 1; 0 for none.
-    failed_at: AtomicU64,
-    /// Failures one after the other, and how often it was left out in a row.
-    failures: AtomicU32,
-    ejections: AtomicU32,
-    /// Milliseconds since `born`; 0 for never.
-    ejected_until: AtomicU64,
-    /// Moving average of the time to a response, in microseconds.
-    ewma: AtomicU64,
-    unhealthy: AtomicBool,
-    /// Checks with the same result one after the other.
-    checks: AtomicU32,
-    check_due: AtomicU64,
-    checking: AtomicBool,
-    born: Instant,
     idle: Arc<Notify>,
 }
 
-impl EndpointState {
-    /// A state without requests; `idle` is rung when a draining endpoint has no open request any more.
-    pub fn new(instance: Option<InstanceId>, idle: Arc<Notify>) -> Self {
-        Self {
-            instance,
-            draining: AtomicBool::new(false),
-            open: AtomicUsize::new(0),
-            failed_at: AtomicU64::new(0),
-            failures: AtomicU32::new(0),
-            ejections: AtomicU32::new(0),
-            ejected_until: AtomicU64::new(0),
-            ewma: AtomicU64::new(0),
-            unhealthy: AtomicBool::new(false),
-            checks: AtomicU32::new(0),
-            check_due: AtomicU64::new(0),
-            checking: AtomicBool::new(false),
-            born: Instant::now(),
-            idle,
-        }
+impl InstanceState {
+    /// A state without requests; `idle` is rung when a draining instance has no open request any more.
+    pub fn new(idle: Arc<Notify>) -> Self {
+        Self { idle, ..Self::default() }
     }
 
     /// Whether new requests go elsewhere (`true`) or may come here.
@@ -79,6 +50,62 @@ impl EndpointState {
     /// Whether new requests go elsewhere.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
+    }
+}
+
+/// What one upstream has found out about an endpoint, kept from snapshot to snapshot.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// The instance that is behind it.
+    instance: Arc<InstanceState>,
+    /// Milliseconds since `born` of the last failed connect, plus 1; 0 for none.
+    failed_at: AtomicU64,
+    /// Failures one after the other, and how often it was left out in a row.
+    failures: AtomicU32,
+    ejections: AtomicU32,
+    /// Milliseconds since `born`; 0 for never.
+    ejected_until: AtomicU64,
+    /// Moving average of the time to a response, in microseconds.
+    ewma: AtomicU64,
+    unhealthy: AtomicBool,
+    /// Checks with the same result one after the other.
+    checks: AtomicU32,
+    check_due: AtomicU64,
+    checking: AtomicBool,
+    born: Instant,
+}
+
+impl EndpointState {
+    /// A state in which nothing is known of an endpoint of `instance`.
+    pub fn new(instance: Arc<InstanceState>) -> Self {
+        Self {
+            instance,
+            failed_at: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            ewma: AtomicU64::new(0),
+            unhealthy: AtomicBool::new(false),
+            checks: AtomicU32::new(0),
+            check_due: AtomicU64::new(0),
+            checking: AtomicBool::new(false),
+            born: Instant::now(),
+        }
+    }
+
+    /// Whether it is an endpoint of this instance.
+    pub fn is_of(&self, instance: &Arc<InstanceState>) -> bool {
+        Arc::ptr_eq(&self.instance, instance)
+    }
+
+    /// Requests that are open at its instance.
+    pub fn open(&self) -> usize {
+        self.instance.open()
+    }
+
+    /// Whether new requests go elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.instance.is_draining()
     }
 
     /// Remembers a failed connect.
@@ -205,7 +232,7 @@ impl Drop for Checking {
 pub struct Endpoint {
     /// Where it listens.
     pub address: SocketAddr,
-    /// What is counted for it.
+    /// What is known of it.
     pub state: Arc<EndpointState>,
     /// Its share beside the others.
     pub weight: u32,
@@ -237,7 +264,7 @@ pub struct OpenRequest {
 impl OpenRequest {
     /// Counts a request, unless the endpoint drains.
     fn begin(endpoint: &Endpoint, max: Option<usize>) -> Option<Self> {
-        let before = endpoint.state.open.fetch_add(1, Ordering::SeqCst);
+        let before = endpoint.state.instance.open.fetch_add(1, Ordering::SeqCst);
         let open = Self { endpoint: endpoint.clone() };
         (!endpoint.state.is_draining() && max.is_none_or(|it| before < it)).then_some(open)
     }
@@ -250,9 +277,9 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let state = &self.endpoint.state;
-        if state.open.fetch_sub(1, Ordering::SeqCst) == 1 && state.is_draining() {
-            state.idle.notify_one();
+        let instance = &self.endpoint.state.instance;
+        if instance.open.fetch_sub(1, Ordering::SeqCst) == 1 && instance.is_draining() {
+            instance.idle.notify_one();
         }
     }
 }
@@ -372,7 +399,7 @@ mod tests {
     fn upstream(count: u16) -> Upstream {
         let endpoint = |port| Endpoint {
             address: SocketAddr::from(([127, 0, 0, 1], port)),
-            state: Arc::new(EndpointState::new(None, Arc::default())),
+            state: Arc::new(EndpointState::new(Arc::default())),
             weight: u32::from(port),
         };
         Upstream {
@@ -402,14 +429,14 @@ mod tests {
         let upstream = upstream(3);
         let ports: Vec<_> = (0..6).filter_map(|_| port(&upstream.pick(&[]))).collect();
         assert_eq!(ports, [1, 2, 3, 1, 2, 3]);
-        upstream.endpoints[0].state.drain(true);
+        upstream.endpoints[0].state.instance.drain(true);
         shun(&upstream.endpoints[1]);
         for _ in 0..4 {
             assert_eq!(port(&upstream.pick(&[])), Some(3));
         }
         assert_eq!(port(&upstream.pick(&[upstream.endpoints[2].address])), Some(2), "failed ones are the last resort");
-        upstream.endpoints[1].state.drain(true);
-        upstream.endpoints[2].state.drain(true);
+        upstream.endpoints[1].state.instance.drain(true);
+        upstream.endpoints[2].state.instance.drain(true);
         assert!(upstream.pick(&[]).is_none());
         assert!(upstream.endpoints.iter().all(|it| it.state.open() == 0));
     }
@@ -417,13 +444,13 @@ mod tests {
     #[tokio::test]
     async fn the_last_request_of_a_draining_endpoint_rings() {
         let upstream = upstream(1);
-        let state = Arc::clone(&upstream.endpoints[0].state);
+        let instance = Arc::clone(&upstream.endpoints[0].state.instance);
         let (first, second) = (upstream.pick(&[]), upstream.pick(&[]));
-        state.drain(true);
-        assert_eq!(state.open(), 2);
+        instance.drain(true);
+        assert_eq!(instance.open(), 2);
         drop((first, second));
-        assert_eq!(state.open(), 0);
-        state.idle.notified().await;
+        assert_eq!(instance.open(), 0);
+        instance.idle.notified().await;
     }
 
     fn balanced(count: u16, balance: Balance) -> Upstream {
@@ -464,14 +491,14 @@ mod tests {
         assert!((0..10).all(|_| port(&ewma.pick(&[])) == Some(1)));
         let open: Vec<_> = (0..200).filter_map(|_| ewma.pick(&[])).collect();
         assert_eq!((open.len(), ewma.is_limited()), (100, true));
-        ewma.endpoints.iter().for_each(|it| it.state.drain(true));
+        ewma.endpoints.iter().for_each(|it| it.state.instance.drain(true));
         assert!(!ewma.is_limited(), "those that are left take no more at any rate");
     }
 
     #[test]
     fn failures_leave_an_endpoint_out_and_it_returns_slowly() {
         let ejection = Ejection { failures: 3, base: Duration::from_secs(3600), slow_return: Duration::from_secs(100) };
-        let state = EndpointState::new(None, Arc::default());
+        let state = EndpointState::new(Arc::default());
         assert!(!state.ended(false, &ejection) && !state.ended(false, &ejection));
         assert!(!state.ended(true, &ejection), "a success begins the count anew");
         assert!(!state.ended(false, &ejection) && !state.ended(false, &ejection) && state.ended(false, &ejection));
@@ -495,7 +522,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_checked_once_at_a_time() {
-        let state = Arc::new(EndpointState::new(None, Arc::default()));
+        let state = Arc::new(EndpointState::new(Arc::default()));
         let first = state.begin_check(Duration::ZERO);
         assert!(first.is_some() && state.begin_check(Duration::ZERO).is_none(), "one goes on");
         drop(first);

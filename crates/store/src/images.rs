@@ -11,7 +11,7 @@ pub use stacks::{KeptStack, stack_repository};
 
 use crate::blob::{BlobError, SharedBlobs, content_path};
 use crate::clock;
-use crate::sql::{Entity, Kind, Query, SharedMetadata, SqlError, Versioned};
+use crate::sql::{Batch, Entity, Kind, Query, SharedMetadata, SqlError, Versioned};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, ImageRef, Layer};
 use arco_model::time::Timestamp;
 use bytes::Bytes;
@@ -243,6 +243,36 @@ impl Images {
         self.set_tag(repository, tag, digest, false).await
     }
 
+    /// The same as a part of `batch`: whoever sees what is written with it finds the tag. The batch is refused when somebody
+    /// else changes the tag before.
+    pub async fn tag_with(
+        &self,
+        batch: &mut Batch,
+        repository: &str,
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<(), ImageError> {
+        let row = TagRow {
+            repository: repository.to_owned(),
+            tag: tag.to_owned(),
+            digest: digest.clone(),
+            pinned: false,
+            created_at: clock::now(),
+        };
+        let found = self.metadata.get::<TagRow>(&row.key()).await?;
+        match found {
+            None => {
+                batch.insert(&row)?;
+            }
+            Some(mut found) if found.value.pinned || found.value.digest != row.digest => {
+                (found.value.pinned, found.value.digest) = (false, row.digest);
+                batch.update(&found)?;
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
     /// Lets a tag that a person chose point at a manifest that is there, and holds the manifest.
     pub async fn pin(&self, repository: &str, tag: &str, digest: &Digest) -> Result<(), ImageError> {
         self.set_tag(repository, tag, digest, true).await
@@ -424,4 +454,36 @@ struct WireConfig {
     user: Option<String>,
     exposed_ports: Option<std::collections::BTreeMap<String, serde_json::Value>>,
     stop_signal: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::MemoryBlobs;
+    use crate::sql::MemoryMetadata;
+
+    const REPOSITORY: &str = "default/shop/web";
+
+    #[tokio::test]
+    async fn a_tag_comes_with_its_batch_or_not_at_all() {
+        let images = Images::new(Arc::new(MemoryMetadata::default()), Arc::new(MemoryBlobs::default()));
+        let mut written = Vec::new();
+        for cmd in ["a", "b"] {
+            let mut image = Image::default();
+            image.config.cmd = vec![cmd.to_owned()];
+            written.push(images.write(REPOSITORY, &image).await.unwrap());
+        }
+        for image in &written {
+            let mut batch = Batch::default();
+            images.tag_with(&mut batch, REPOSITORY, "r1", &image.digest).await.unwrap();
+            assert_ne!(images.resolve(REPOSITORY, "r1").await.ok().as_ref(), Some(image));
+            images.metadata().commit(batch).await.unwrap();
+            assert_eq!(images.resolve(REPOSITORY, "r1").await.unwrap(), *image);
+        }
+        // Somebody is faster with it.
+        let mut late = Batch::default();
+        images.tag_with(&mut late, REPOSITORY, "r1", &written[0].digest).await.unwrap();
+        images.pin(REPOSITORY, "r1", &written[1].digest).await.unwrap();
+        assert!(matches!(images.metadata().commit(late).await, Err(SqlError::Conflict { .. })));
+    }
 }

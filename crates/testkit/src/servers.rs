@@ -65,7 +65,7 @@ pub fn mysql() -> Option<String> {
 
 /// URL of a MariaDB server that nobody else uses, with its database, of a user who may do everything.
 pub fn mysql_of_its_own() -> Option<String> {
-    start_mysql().map_err(|why| eprintln!("SKIPPED: {why}")).ok()
+    said(start_mysql())
 }
 
 fn start_mysql() -> Made {
@@ -145,6 +145,8 @@ pub struct RestartableEtcd {
     peer: u16,
     members: String,
     guard: Option<Child>,
+    /// Of this start.
+    start: PathBuf,
 }
 
 impl RestartableEtcd {
@@ -164,7 +166,8 @@ impl RestartableEtcd {
         let members = ports.iter().enumerate().map(member).collect::<Vec<_>>().join(",");
         let made = ports.into_iter().enumerate().map(|(at, (port, peer))| {
             let (url, name, members) = (format!("http://127.0.0.1:{port}"), format!("m{at}"), members.clone());
-            let mut made = Self { url, folder: folder(), name, port, peer, members, guard: None };
+            let (folder, start) = (folder(), PathBuf::new());
+            let mut made = Self { url, folder, name, port, peer, members, guard: None, start };
             made.boot();
             made
         });
@@ -175,10 +178,41 @@ impl RestartableEtcd {
     pub fn boot(&mut self) {
         let server = found("etcd", "etcd-server").expect("it was found before");
         let mut command = etcd_command(&server, &self.folder, &self.name, self.port, self.peer, &self.members);
+        if self.members.contains(',') {
+            // Members that wait for the disk of a busy machine are not to take each other for dead.
+            command.args(["--heartbeat-interval", "250", "--election-timeout", "2500"]);
+        }
         // The guard removes the folder that it is given: one of this start alone.
-        let of_this_start = folder();
+        self.start = folder();
         let hello = (!self.members.contains(',')).then_some(&HTTP);
-        self.guard = Some(guarded(&of_this_start, &self.folder.join("log"), &mut command, self.port, hello));
+        self.guard = Some(guarded(&self.start, &self.folder.join("log"), &mut command, self.port, hello));
+    }
+
+    /// Whether it leads the members of its etcd. Not to be asked while it is frozen.
+    pub fn leads(&self) -> bool {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.port));
+        let Ok(answer) = crate::http::post(address, "/v3/maintenance/status", "{}") else { return false };
+        // The body may be in chunks: the document is what is in braces.
+        let document = answer.body.find('{').zip(answer.body.rfind('}')).map(|(from, to)| &answer.body[from..=to]);
+        let status = document.and_then(|it| serde_json::from_str::<serde_json::Value>(it).ok()).unwrap_or_default();
+        status["leader"].is_string() && status["leader"] == status["header"]["member_id"]
+    }
+
+    /// Stops its process without ending it: its connections stay, and nothing is said on them.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = crate::until("the server's process id", 60, || {
+            std::fs::read_to_string(self.start.join("pid")).ok().filter(|it| it.ends_with('\n'))
+        });
+        done(Command::new("kill").args([signal, pid.trim()]));
     }
 
     /// Ends it without a warning.
@@ -198,13 +232,16 @@ impl Drop for RestartableEtcd {
 
 /// URLs of an etcd and of a PostgreSQL server that nobody else uses: for whole platforms, which take all of them.
 pub fn of_its_own() -> Option<(String, String)> {
-    match start_etcd().and_then(|etcd| Ok((etcd, start_postgres()?))) {
-        Ok(both) => Some(both),
-        Err(why) => {
-            eprintln!("SKIPPED: {why}");
-            None
-        }
-    }
+    said(start_etcd().and_then(|etcd| Ok((etcd, start_postgres()?))))
+}
+
+/// The same with an etcd of so many members.
+pub fn of_its_own_with_members(count: usize) -> Option<(Vec<RestartableEtcd>, String)> {
+    Some((RestartableEtcd::members(count)?, said(start_postgres())?))
+}
+
+fn said<T>(made: Result<T, String>) -> Option<T> {
+    made.map_err(|why| eprintln!("SKIPPED: {why}")).ok()
 }
 
 /// URL of an S3 server as our driver takes it, without a bucket: `s3://?endpoint=http://HOST:PORT&region=…`.

@@ -1,25 +1,32 @@
-//! A machine (a network namespace) whose addresses come and go while its gateway runs: what is bound to one of them is
-//! open exactly while it is there, and never on an interface that is ignored.
+//! A machine (a network namespace) with several addresses, which come and go while its gateway runs: what is bound to one of
+//! them is open exactly while it is there, and never on an interface that is ignored; each is answered from.
 
 use crate::behave::EXECUTABLE;
 use crate::shared_address::run;
 use arco_testkit::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::net::Ipv4Addr;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 struct Machine {
     name: String,
     folder: tempfile::TempDir,
     gateway: Option<Child>,
+    /// The namespace of another machine, once there is one.
+    other: Option<String>,
 }
 
 impl Machine {
     /// One with the interfaces `eth0` and `skip0`, and no address but that of `lo`.
     fn new() -> Self {
-        let name = format!("arco-m{}", std::process::id());
-        let this = Self { name, folder: tempfile::tempdir().unwrap(), gateway: None };
+        // Others of this process have theirs.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("arco-m{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let this = Self { name, folder: tempfile::tempdir().unwrap(), gateway: None, other: None };
         run(&["ip", "netns", "add", &this.name]);
         run(&["ip", "-n", &this.name, "link", "set", "lo", "up"]);
         for interface in ["eth0", "skip0"] {
@@ -47,6 +54,26 @@ impl Machine {
 
     fn address(&self, how: &str, address: &str, interface: &str) {
         run(&["ip", "-n", &self.name, "address", how, &format!("{address}/24"), "dev", interface]);
+    }
+
+    /// A wire to another machine: each end has its addresses.
+    fn connect(&mut self, here: &[&str], there: &[&str]) {
+        let other = format!("{}o", self.name);
+        run(&["ip", "netns", "add", &other]);
+        let here_in = self.name.as_str();
+        let there_in = self.other.insert(other).as_str();
+        run(&["ip", "-n", here_in, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", there_in]);
+        for namespace in [here_in, there_in] {
+            run(&["ip", "-n", namespace, "link", "set", "wire", "up"]);
+        }
+        for (namespace, addresses) in [(here_in, here), (there_in, there)] {
+            for address in addresses {
+                let mut words = vec!["ip", "-n", namespace, "address", "add", address, "dev", "wire"];
+                // One of IPv6 waits until it was found to be nobody else's, unless one says so.
+                words.extend(address.contains(':').then_some("nodad"));
+                run(&words);
+            }
+        }
     }
 
     fn answers(&self, address: &str) -> Option<()> {
@@ -79,8 +106,20 @@ impl Drop for Machine {
         if let Some(child) = &mut self.gateway {
             let _ = child.wait();
         }
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        for namespace in [Some(&self.name), self.other.as_ref()].into_iter().flatten() {
+            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
+        }
     }
+}
+
+/// A socket of a namespace; it stays there.
+fn socket_in(namespace: &str, address: SocketAddr) -> UdpSocket {
+    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
+    let bind = move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        UdpSocket::bind(address).unwrap()
+    };
+    std::thread::spawn(bind).join().unwrap()
 }
 
 #[test]
@@ -115,4 +154,53 @@ fn listeners_follow_the_addresses_of_their_machine() {
         (!machine.listens("10.98.0.5", 81) && !machine.listens("10.98.2.5", 83)).then_some(())
     });
     machine.answers("127.0.0.1:80").expect("what needs no address is served on");
+}
+
+#[test]
+fn datagrams_are_answered_from_the_address_that_was_asked() {
+    if !arco_testkit::is_root() {
+        return;
+    }
+    let ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    if !ipv6 {
+        eprintln!("SKIPPED: UDP by IPv6: this machine has none");
+    }
+    let families = if ipv6 { 2 } else { 1 };
+    let mut machine = Machine::new();
+    let here = ["10.98.3.5/24", "10.98.3.6/24", "fd98:3::5/64", "fd98:3::6/64"];
+    machine.connect(&here[..2 * families], &["10.98.3.1/24", "fd98:3::1/64"][..families]);
+    let endpoint = socket_in(&machine.name, ([127, 0, 0, 1], 0).into());
+    let mut listeners = "{name: four, address: \"0.0.0.0:5300\", protocol: udp, upstream: u}".to_owned();
+    if ipv6 {
+        listeners += ", {name: all, address: \"[::]:5301\", protocol: udp, upstream: u}";
+    }
+    machine.start(&format!(
+        "listeners: [{listeners}]\nupstreams: [{{name: u, endpoints: [\"{}\"]}}]\n",
+        endpoint.local_addr().unwrap()
+    ));
+    endpoint.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    std::thread::spawn(move || {
+        let mut word = [0; 100];
+        while let Ok((length, from)) = endpoint.recv_from(&mut word) {
+            endpoint.send_to(&word[..length], from).unwrap();
+        }
+    });
+    let other = machine.other.clone().unwrap();
+    // What is for all addresses of IPv6 is for those of IPv4 as well.
+    for port in if ipv6 { 5300..5302 } else { 5300..5301 } {
+        for address in here[..2 * families].iter().filter(|it| port == 5301 || !it.contains(':')) {
+            let address: IpAddr = address.split('/').next().unwrap().parse().unwrap();
+            let own = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let client = socket_in(&other, own.parse().unwrap());
+            // It takes nothing from any other address.
+            client.connect((address, port)).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            until(&format!("an answer of {address} port {port}"), 60, || {
+                client.send(b"hello").ok()?;
+                let mut answer = [0; 100];
+                let length = client.recv(&mut answer).ok()?;
+                (&answer[..length] == b"hello").then_some(())
+            });
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use arco_store::blob::DiskBlobs;
 use arco_store::images::{Image, Images};
 use arco_store::sql::SeaOrmMetadata;
+use arco_testkit::servers::RestartableEtcd;
 use arco_testkit::{Options, Platform, get, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use std::time::Instant;
 mod certificates;
 mod gateways;
 mod killed;
+mod members;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_arco");
 
@@ -28,6 +30,14 @@ impl Shared {
     fn make() -> Option<Self> {
         let (etcd, metadata) = arco_testkit::servers::of_its_own()?;
         Some(Self { folder: tempfile::tempdir().unwrap(), metadata, etcd: etcd.replace("http://", "etcd://") })
+    }
+
+    /// With an etcd of three members.
+    fn with_members() -> Option<(Self, Vec<RestartableEtcd>)> {
+        let (members, metadata) = arco_testkit::servers::of_its_own_with_members(3)?;
+        let hosts: Vec<&str> = members.iter().map(|it| it.url.trim_start_matches("http://")).collect();
+        let etcd = format!("etcd://{}", hosts.join(","));
+        Some((Self { folder: tempfile::tempdir().unwrap(), metadata, etcd }, members))
     }
 
     fn path(&self, name: &str) -> String {

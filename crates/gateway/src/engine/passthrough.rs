@@ -1,14 +1,14 @@
 //! TLS that is passed through unread: which host a client asks for, without taking a byte from its connection.
 
-use super::Core;
+use super::{Core, buffers};
 use rustls::server::Acceptor;
-use std::mem::MaybeUninit;
+use std::io;
 use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Longest beginning of a connection that is looked at: a TLS record at its largest, twice.
-const LONGEST: usize = 2 * 16_400;
+/// Longest beginning of a connection that is looked at: a message at its largest, in two records.
+const LONGEST: usize = buffers::SIZE;
 
 /// The upstream that a connection is passed to, when its host is one of those; waits until its first message is whole.
 pub(super) async fn target(core: &Core, stream: &TcpStream) -> Option<Arc<str>> {
@@ -23,26 +23,36 @@ pub(super) async fn target(core: &Core, stream: &TcpStream) -> Option<Arc<str>> 
 async fn server_name(stream: &TcpStream) -> Option<String> {
     let mut known = 0;
     loop {
-        let begun = stream.async_io(Interest::READABLE, || {
-            let mut buffer = vec![MaybeUninit::uninit(); LONGEST];
-            let length = socket2::SockRef::from(stream).peek(&mut buffer)?;
-            if length <= known && length > 0 {
-                // What was seen already: with more of it, this is called again.
-                return Err(std::io::ErrorKind::WouldBlock.into());
-            }
-            // SAFETY: the kernel has written these bytes.
-            Ok(buffer[..length].iter().map(|it| unsafe { it.assume_init() }).collect::<Vec<u8>>())
-        });
-        let begun = begun.await.ok()?;
-        if begun.is_empty() || begun.len() >= LONGEST {
+        // Before the look: the look has seen all that came before an end.
+        let has_ended = stream.ready(Interest::READABLE).await.ok()?.is_read_closed();
+        // A buffer only for the look: a client that waits holds none.
+        let mut begun = buffers::take();
+        let looked = look(stream, &mut begun, known);
+        let parsed = looked.map(|()| parse(&begun));
+        let length = begun.len();
+        buffers::put(begun);
+        match parsed {
+            Ok(Parsed::Name(name)) => return name,
+            Ok(Parsed::More) if length < LONGEST => known = length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(Parsed::More) | Err(_) => return None,
+        }
+        // No more comes, and a socket at its end is ready for ever.
+        if has_ended {
             return None;
         }
-        known = begun.len();
-        match parse(&begun) {
-            Parsed::Name(name) => return name,
-            Parsed::More => {}
-        }
     }
+}
+
+/// Looks at what has come of a connection, without taking it; `WouldBlock` when that is no more than is known.
+fn look(stream: &TcpStream, begun: &mut Vec<u8>, known: usize) -> io::Result<()> {
+    let length = stream.try_io(Interest::READABLE, || {
+        let length = socket2::SockRef::from(stream).peek(&mut begun.spare_capacity_mut()[..LONGEST])?;
+        if length > known { Ok(length) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    })?;
+    // SAFETY: the kernel has written these bytes.
+    unsafe { begun.set_len(length) };
+    Ok(())
 }
 
 enum Parsed {

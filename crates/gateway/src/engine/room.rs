@@ -1,8 +1,8 @@
 //! Room for connections: file descriptors. When they run out, those that are open are served, idle connections make room,
 //! and it is said, but not with every connection.
 //!
-//! What must hold: clients never take the last descriptors, which endpoints and files need; a lack of them is never
-//! counted against an endpoint.
+//! What must hold: clients never take the last descriptors, which endpoints and files need; datagrams, whose senders may be
+//! made up, never more than half of what clients may have; a lack is never counted against an endpoint.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
@@ -57,6 +57,8 @@ pub(super) struct Ear(Pin<Box<OwnedNotified>>);
 struct Shared {
     bells: Vec<Arc<Notify>>,
     reserved: u64,
+    /// Flows of datagrams: each has one.
+    flows: AtomicU64,
     full: AtomicBool,
     born: Instant,
     /// Milliseconds since `born`; 0 for never.
@@ -69,6 +71,7 @@ impl Shared {
         Self {
             bells: (0..cores).map(|_| Arc::default()).collect(),
             reserved: first_reserved(descriptors),
+            flows: AtomicU64::new(0),
             full: AtomicBool::new(false),
             born: Instant::now(),
             tight_until: AtomicU64::new(0),
@@ -122,6 +125,17 @@ impl Room {
         !self.all.full.load(Ordering::Relaxed)
     }
 
+    /// Whether there is room for one more flow of datagrams, beside that for clients ([`Room::has_place`]).
+    pub(super) fn has_flow(&self) -> bool {
+        self.all.flows.load(Ordering::Relaxed) < self.all.reserved / 2
+    }
+
+    /// Counts a flow of datagrams until this is dropped.
+    pub(super) fn flow(&self) -> FlowPlace {
+        self.all.flows.fetch_add(1, Ordering::Relaxed);
+        FlowPlace(Arc::clone(&self.all))
+    }
+
     /// There is a lack: idle connections end.
     pub(super) fn tighten(&self) {
         let all = &self.all;
@@ -151,6 +165,16 @@ impl Room {
     }
 }
 
+/// See [`Room::flow`].
+#[derive(Debug)]
+pub(super) struct FlowPlace(Arc<Shared>);
+
+impl Drop for FlowPlace {
+    fn drop(&mut self) {
+        self.0.flows.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +199,15 @@ mod tests {
             room.all.full.store(true, Ordering::Relaxed);
             assert_eq!(room.has_place(&any), !is_full);
         }
+    }
+
+    #[test]
+    fn datagrams_leave_half_of_the_room_to_connections() {
+        let rooms = Shared::new(2, 64).rooms();
+        let taken: Vec<_> = (0..20).map(|it| rooms[it % 2].flow()).collect();
+        assert!(!rooms[0].has_flow() && !rooms[1].has_flow(), "20 of 40");
+        drop(taken);
+        assert!(rooms[0].has_flow() && rooms[1].has_flow());
     }
 
     #[test]

@@ -299,7 +299,7 @@ impl FileSource {
         for (it, settings) in file.upstreams.iter().zip(parts.settings) {
             let endpoints = it.endpoints.iter().enumerate().map(|(at, address)| {
                 let key = (it.name.clone(), *address);
-                let fresh = || Arc::new(EndpointState::new(None, Arc::default()));
+                let fresh = || Arc::new(EndpointState::new(Arc::default()));
                 let state = self.states.remove(&key).unwrap_or_else(fresh);
                 states.insert(key, Arc::clone(&state));
                 Endpoint { address: *address, state, weight: it.weights.get(at).copied().unwrap_or(1) }

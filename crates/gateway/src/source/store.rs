@@ -5,7 +5,7 @@ use super::route::{EndpointRules, Kept, Prepared, upstream_name};
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, PathMatch, Rule, Snapshot, Table, Timeouts};
-use crate::upstream::{Endpoint, EndpointState, Upstream, UpstreamSettings};
+use crate::upstream::{Endpoint, EndpointState, InstanceState, Upstream, UpstreamSettings};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::route::{Balance, Circuit, HealthCheck, UpstreamTarget, UpstreamTls};
 use arco_model::traffic::{
@@ -65,7 +65,7 @@ pub struct StoreSource {
     streams: BTreeMap<Vec<u8>, (u64, StreamEntry, Arc<Need>)>,
     /// By name, what any host or port leads to.
     needs: HashMap<Arc<str>, Arc<Need>>,
-    instances: HashMap<InstanceId, Arc<EndpointState>>,
+    instances: HashMap<InstanceId, Arc<InstanceState>>,
     turns: HashMap<Arc<str>, Arc<AtomicUsize>>,
     /// Whether the last snapshot was made of changes that no certificate depends on.
     same_certificates: bool,
@@ -178,12 +178,12 @@ impl StoreSource {
         snapshot.checked.clear();
         for need in self.needs.values() {
             let Some((_, component)) = self.components.get(&need.component) else { continue };
-            let known = before.upstreams.get(&need.name).filter(|_| !changed.contains(&need.component));
+            let known = before.upstreams.get(&need.name);
             let turn = self.turns.get(&need.name).cloned().unwrap_or_default();
             turns.insert(Arc::clone(&need.name), Arc::clone(&turn));
             let upstream = match known {
-                Some(known) => Arc::clone(known),
-                None => Arc::new(self.upstream(need, component, turn)),
+                Some(known) if !changed.contains(&need.component) => Arc::clone(known),
+                known => Arc::new(self.upstream(need, component, known, turn)),
             };
             if upstream.settings.check.is_some() {
                 snapshot.checked.push(Arc::clone(&upstream));
@@ -255,9 +255,8 @@ impl StoreSource {
         let mut present = HashSet::new();
         for endpoint in self.components.values().flat_map(|it| &it.1.endpoints) {
             present.insert(&endpoint.instance);
-            let state = self.instances.entry(endpoint.instance.clone()).or_insert_with(|| {
-                Arc::new(EndpointState::new(Some(endpoint.instance.clone()), Arc::clone(&self.idle)))
-            });
+            let state = self.instances.entry(endpoint.instance.clone());
+            let state = state.or_insert_with(|| Arc::new(InstanceState::new(Arc::clone(&self.idle))));
             state.drain(endpoint.draining);
         }
         self.instances.retain(|instance, state| {
@@ -379,11 +378,24 @@ impl StoreSource {
         Host::new(name.into(), rules, metrics)
     }
 
-    fn upstream(&self, need: &Need, entry: &UpstreamEntry, turn: Arc<AtomicUsize>) -> Upstream {
+    /// The upstream as `entry` has it now; what `before` has found out about an endpoint that is still there stays known.
+    fn upstream(
+        &self,
+        need: &Need,
+        entry: &UpstreamEntry,
+        before: Option<&Arc<Upstream>>,
+        turn: Arc<AtomicUsize>,
+    ) -> Upstream {
         let (name, port, rules) = (&need.name, need.port, need.rules());
+        let before: &[Endpoint] = before.map_or(&[], |it| it.endpoints.as_slice());
+        let known: HashMap<SocketAddr, &Arc<EndpointState>> = before.iter().map(|it| (it.address, &it.state)).collect();
         let endpoints = entry.endpoints.iter().filter(|it| !it.draining).filter_map(|it| {
-            let state = Arc::clone(self.instances.get(&it.instance)?);
-            Some(Endpoint { address: SocketAddr::from((it.address, it.port.unwrap_or(port))), state, weight: 1 })
+            let instance = self.instances.get(&it.instance)?;
+            let address = SocketAddr::from((it.address, it.port.unwrap_or(port)));
+            // An address that another instance has now is not the same endpoint.
+            let state = known.get(&address).copied().filter(|it| it.is_of(instance)).cloned();
+            let state = state.unwrap_or_else(|| Arc::new(EndpointState::new(Arc::clone(instance))));
+            Some(Endpoint { address, state, weight: 1 })
         });
         let (over_tls, http2) = (entry.tls_ports.contains(&port), entry.http2_ports.contains(&port));
         let settings = Arc::new(UpstreamSettings {

@@ -1,7 +1,6 @@
 //! Without file descriptors: idle clients make room for others whatever they speak, and what is open goes on. The gateway is
 //! a process of its own here, so that no descriptor of a client counts.
 
-use crate::http2::gateway_by;
 use crate::kit::*;
 use arco_daemon::CancellationToken;
 use http_body_util::{BodyExt as _, Empty};

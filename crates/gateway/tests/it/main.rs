@@ -27,6 +27,8 @@ mod routing;
 mod shared_rates;
 mod stored;
 mod streams;
+mod tcp;
 mod traffic;
 mod two_way;
+mod udp;
 mod upstream_tls;

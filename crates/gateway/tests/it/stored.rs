@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;
 
@@ -436,4 +437,78 @@ async fn an_instance_that_fails_is_left_out_as_its_route_says() {
         answers.iter().all(|it| it == "2")
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_route_finds_out_about_an_instance_holds_for_that_route() {
+    static CHECKED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
+    let plane = Plane::start(&store, &folder.path().join("routes.journal"));
+    let port = 18_084;
+    with_a_bad_instance(&store, 23, port, |path| {
+        if let Some(check) = ["/well", "/ill"].iter().position(|it| *it == path) {
+            CHECKED[check].fetch_add(1, Ordering::SeqCst);
+        }
+        path == "/ill" || path == "/a"
+    })
+    .await;
+    let to = |more: serde_json::Value| {
+        let target = UpstreamTarget { component: component(23), port };
+        let mut document = serde_json::json!({"targets": [{"to": target}]});
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value::<Route<UpstreamTarget>>(document).unwrap()
+    };
+    let checked = |path: &str| {
+        let check = serde_json::json!({"path": path, "interval_ms": 50, "timeout_ms": 60_000, "unhealthy": 1});
+        to(serde_json::json!({"health_check": check}))
+    };
+    let circuit = |path: &str, failures: u32| {
+        let circuit = serde_json::json!({"failures": failures, "base_ms": 600_000});
+        to(serde_json::json!({"paths": [{"prefix": path}], "circuit": circuit}))
+    };
+    let hosts = [
+        ("well.test", vec![checked("/well")]),
+        ("ill.test", vec![checked("/ill")]),
+        ("plain.test", vec![to(serde_json::json!({}))]),
+        ("circuit.test", vec![circuit("/a", 2), circuit("/b", 3)]),
+    ];
+    let mut revision = 0;
+    for (host, rules) in hosts {
+        revision = put_host(&store, HostEntry { host: host.to_owned(), rules, ..HostEntry::default() }).await;
+    }
+    acknowledged(&store, revision).await;
+    // Who answers six requests.
+    let answers = async |host: &str, path: &str| {
+        let mut wire = Wire::connect(plane.http).await;
+        let mut all = String::new();
+        for _ in 0..6 {
+            all += &wire.ask(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.text();
+        }
+        all
+    };
+    eventually("the route whose check fails avoids the instance", || async {
+        answers("ill.test", "/").await == "222222"
+    })
+    .await;
+    let before = CHECKED.each_ref().map(|it| it.load(Ordering::SeqCst));
+    eventually("both paths are asked again and again", || async {
+        CHECKED.iter().zip(before).all(|(it, before)| it.load(Ordering::SeqCst) >= before + 2)
+    })
+    .await;
+    assert_eq!(answers("ill.test", "/").await, "222222");
+    for host in ["well.test", "plain.test"] {
+        let all = answers(host, "/").await;
+        assert!(all.contains('1') && all.contains('2'), "{host}: {all}");
+    }
+
+    // Answers that fail, and those that do not, are counted for the route that got them.
+    let mut wire = Wire::connect(plane.http).await;
+    let mut bad = 0;
+    for _ in 0..20 {
+        bad += usize::from(wire.ask("GET /a HTTP/1.1\r\nHost: circuit.test\r\n\r\n").await.status() == 500);
+        assert_eq!(wire.ask("GET /b HTTP/1.1\r\nHost: circuit.test\r\n\r\n").await.status(), 200);
+    }
+    assert_eq!(bad, 2, "two failures in a row leave it out");
+    let all = answers("circuit.test", "/b").await;
+    assert!(all.contains('1') && all.contains('2'), "{all}");
 }

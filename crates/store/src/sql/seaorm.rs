@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
+pub(super) use connect::Limits;
 pub use look::Looked;
 
 /// Rows in a database, through sea-orm.
@@ -64,9 +65,19 @@ impl SeaOrmMetadata {
     /// schema up to date; servers that start at the same time do that one after the other. `password` goes before one
     /// in the URL. On another machine TLS with a checked certificate is used unless the URL says otherwise.
     pub async fn connect(url: &str, password: Option<&str>) -> Result<Self, SqlError> {
-        let (name, pool) = connect::remote(url, password).await?;
+        Self::connect_within(url, password, Limits::USUAL).await
+    }
+
+    pub(super) async fn connect_within(url: &str, password: Option<&str>, limits: Limits) -> Result<Self, SqlError> {
+        let (name, pool) = connect::remote(url, password, limits).await?;
         migrations::run(&pool).await?;
         Ok(Self { name, writer: Arc::new(Writer::Pool(pool.clone())), readers: pool, deadline: Some(connect::CALL) })
+    }
+
+    /// The connections themselves, for tests that do what no server of ours does.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> &DatabaseConnection {
+        &self.readers
     }
 
     /// No call waits longer than the deadline.

@@ -286,6 +286,39 @@ async fn a_watch_goes_on_after_its_connection_was_lost() {
     assert!(matches!(error, KvError::Compacted { oldest, .. } if oldest == first + 7), "{error}");
 }
 
+/// The driver leaves streams that do not answer this.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_watches_says_that_it_is_alive() {
+    use arco_etcd_proto::etcdserverpb::watch_client::WatchClient;
+    use arco_etcd_proto::etcdserverpb::watch_request::RequestUnion;
+    use arco_etcd_proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest};
+    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+    let authority = Authority::new();
+    let served = serve(Arc::new(MemoryKv::new()), &authority, anywhere()).await;
+    let own = authority.certificate("admin");
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&own.ca_pem))
+        .identity(Identity::from_pem(&own.cert_pem, &own.key_pem));
+    let endpoint = Endpoint::from_shared(format!("https://{}", served.address)).unwrap().tls_config(tls).unwrap();
+    let mut client = WatchClient::new(endpoint.connect().await.unwrap());
+    let create = WatchCreateRequest { key: b"/a".to_vec(), ..WatchCreateRequest::default() };
+    let requests = [RequestUnion::CreateRequest(create), RequestUnion::ProgressRequest(WatchProgressRequest {})];
+    let (sender, receiver) = tokio::sync::mpsc::channel(requests.len());
+    for it in requests {
+        sender.send(WatchRequest { request_union: Some(it) }).await.unwrap();
+    }
+    let stream = client.watch(tokio_stream::wrappers::ReceiverStream::new(receiver)).await.unwrap();
+    let mut stream = stream.into_inner();
+    let mut message = async || {
+        let message = tokio::time::timeout(std::time::Duration::from_secs(60), stream.message()).await;
+        message.expect("a message in time").unwrap().expect("the stream goes on")
+    };
+    assert!(message().await.created);
+    let alive = message().await;
+    let revision = alive.header.map(|it| it.revision);
+    assert_eq!((alive.watch_id, revision, alive.events.len()), (-1, Some(0), 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_opens_its_prefixes_only() {
     let authority = Authority::new();

@@ -2,6 +2,7 @@
 //! connections, writers in each other's way.
 
 use super::application;
+use crate::sql::seaorm::Limits;
 use crate::sql::{Batch, Entity, Metadata, Query, SeaOrmMetadata, SharedMetadata, SqlError};
 use arco_model::application::Application;
 use arco_model::name::ApplicationName;
@@ -163,6 +164,28 @@ async fn a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
     assert!(["changed", "two", "three"].iter().all(|it| names.contains(it)), "{names:?}");
 }
 
+async fn who_falls_silent_in_a_transaction_loses_its_locks(fresh: &Fresh) {
+    let second = Duration::from_secs(1);
+    let limits = Limits { silent: 3 * second, lock: second, idle: 4 * second };
+    let open = async || Arc::new(SeaOrmMetadata::connect_within(&fresh.url, None, limits).await.unwrap());
+    let (db, other) = (open().await, open().await);
+    let db: SharedMetadata = db;
+    db.insert(&application(1, "one")).await.unwrap();
+    let mut one = db.find::<Application>("default", "one").await.unwrap().unwrap();
+    one.value.name = ApplicationName::new("changed").unwrap();
+    // As a server whose machine loses its power in the middle of a batch.
+    let silent = other.connections().begin().await.unwrap();
+    let hold = format!("UPDATE applications SET tag = 'held' WHERE id = '{}'", one.value.key());
+    silent.execute_unprepared(&hold).await.unwrap();
+    // It does not have the lock in time, comes again, and has it when the other one's transaction was ended for it.
+    db.update(&one).await.unwrap();
+    assert!(silent.commit().await.is_err(), "its transaction was rolled back");
+    let found = db.get::<Application>(&one.value.key()).await.unwrap().unwrap();
+    assert_eq!((found.version, found.value.name.as_str()), (2, "changed"));
+    // What was pooled meanwhile is not needed to live.
+    (&*other as &dyn Metadata).list::<Application>(&Query::default()).await.unwrap();
+}
+
 async fn writers_in_each_others_way_all_come_through(fresh: &Fresh) {
     let db: SharedMetadata = fresh.open().await;
     for (number, name) in [(1, "one"), (2, "two")] {
@@ -313,6 +336,7 @@ macro_rules! remote {
             servers_that_start_at_once_migrate_once
             idle_connections_that_broke_are_not_noticed
             a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
+            who_falls_silent_in_a_transaction_loses_its_locks
             writers_in_each_others_way_all_come_through
             a_look_tries_everything_and_leaves_nothing
             a_look_names_the_character_set

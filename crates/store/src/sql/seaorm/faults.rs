@@ -49,8 +49,9 @@ fn mysql(number: u16) -> Fault {
     match number {
         // Lock wait timeout, deadlock; TiDB: write conflict, transaction retryable, schema changed.
         1205 | 1213 | 8002 | 8022 | 8028 | 9007 => Fault::Busy,
-        // Server is going, connection killed, too many connections, aborted; MariaDB: connection killed.
-        1040 | 1053 | 1152 | 1184 | 1317 | 1927 => Fault::Lost,
+        // Server is going, connection killed, too many connections, aborted; MariaDB: connection killed; silent for too
+        // long.
+        1040 | 1053 | 1152 | 1184 | 1317 | 1927 | 4031 => Fault::Lost,
         _ => Fault::Final,
     }
 }
@@ -58,9 +59,11 @@ fn mysql(number: u16) -> Fault {
 /// PostgreSQL, CockroachDB and YugabyteDB, by SQLSTATE. 40003 (not known whether it was done) is not to be repeated.
 fn sqlstate(code: &str) -> Fault {
     match code {
-        "40001" | "40P01" => Fault::Busy,
-        // Terminated by an administrator, by a crash, starting up; too many connections.
-        "57P01" | "57P02" | "57P03" | "53300" => Fault::Lost,
+        // Not serializable, deadlock, a lock that was not had in time: what failed so did nothing, and is rolled back.
+        "40001" | "40P01" | "55P03" => Fault::Busy,
+        // Terminated by an administrator, by a crash, starting up; too many connections; silent for too long, in the
+        // middle of a transaction and otherwise.
+        "57P01" | "57P02" | "57P03" | "53300" | "25P03" | "57P05" => Fault::Lost,
         code if code.len() == 5 && code.starts_with("08") => Fault::Lost,
         _ => Fault::Final,
     }
@@ -96,10 +99,10 @@ mod tests {
 
     #[test]
     fn codes_mean_what_their_databases_say() {
-        for code in ["40001", "40P01"] {
+        for code in ["40001", "40P01", "55P03"] {
             assert_eq!(sqlstate(code), Fault::Busy, "{code}");
         }
-        for code in ["08006", "08003", "57P01", "53300"] {
+        for code in ["08006", "08003", "57P01", "53300", "25P03", "57P05"] {
             assert_eq!(sqlstate(code), Fault::Lost, "{code}");
         }
         // A unique name, an unknown outcome, SQLite's own numbers.
@@ -107,7 +110,7 @@ mod tests {
             assert_eq!(sqlstate(code), Fault::Final, "{code}");
         }
         assert_eq!([1213, 1205, 9007].map(mysql), [Fault::Busy; 3]);
-        assert_eq!([1927, 1053].map(mysql), [Fault::Lost; 2]);
+        assert_eq!([1927, 1053, 4031].map(mysql), [Fault::Lost; 3]);
         assert_eq!([1062, 1146, 1406].map(mysql), [Fault::Final; 3]);
     }
 }
