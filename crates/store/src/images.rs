@@ -461,6 +461,7 @@ mod tests {
     use super::*;
     use crate::blob::MemoryBlobs;
     use crate::sql::MemoryMetadata;
+    use std::sync::Arc;
 
     const REPOSITORY: &str = "default/shop/web";
 
