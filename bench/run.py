@@ -5,11 +5,12 @@ Run as root: python3 bench/run.py [--arco PATH] [--rounds N] [--components N] [-
 Every figure is the median of its rounds; where a peer is installed it runs interleaved in the same rounds. It starts its own server (own data
 dir, free ports) and removes all of it. What cannot be measured here is said, not left out. Ends with status 1 when a target is missed.
 """
-import argparse, concurrent.futures, contextlib, datetime, http.client, json, os, pathlib, platform as machine, shutil, signal, ssl, statistics, subprocess, sys, tempfile, time, tomllib
+import argparse, concurrent.futures, contextlib, http.client, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from docker import Docker
+from figures import Figures, administrator, until
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ap = argparse.ArgumentParser()
@@ -20,22 +21,8 @@ ap.add_argument("--markdown", help="write the figures to this file as a table")
 ap.add_argument("parts", nargs="*", help="start idle deploy answer many (default: all)")
 args = ap.parse_args()
 ARCO = str(pathlib.Path(args.arco).resolve())
-rows = []
-
-
-def row(what, value, unit, target, ok=None, note=""):
-    rows.append((what, f"{value:,.1f} {unit}" if isinstance(value, float) else f"{value} {unit}", target, {True: "ok", False: "MISSED", None: ""}[ok], note))
-    print(f"  {rows[-1][0]:<52} {rows[-1][1]:>14}   {target:<22} {rows[-1][3]} {note}", flush=True)
-
-
-def until(what, seconds, step=0.005):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            if (found := what()):
-                return found
-        time.sleep(step)
-    raise TimeoutError(what.__name__)
+figures = Figures(1, 52, remark=f"; medians of {args.rounds}")
+row = figures.row
 
 
 def processes(*needles):
@@ -123,14 +110,8 @@ class Platform:
 
     def credential(self, repository):
         """A registry credential, asked at the API with the administrator's certificate."""
-        context = tomllib.loads((self.data / "admin.toml").read_text())
-        pem = self.work / "admin.pem"
-        pem.touch(0o600)
-        pem.write_text(context["certificate"] + context["key"])
-        tls = ssl.create_default_context(cadata=context["ca"])
-        tls.load_cert_chain(pem)
-        name, port = context["api"].rsplit(":", 1)
-        with contextlib.closing(http.client.HTTPSConnection(name, int(port), context=tls, timeout=10)) as c:
+        host, port, tls = administrator(self.data, self.work)
+        with contextlib.closing(http.client.HTTPSConnection(host, port, context=tls, timeout=10)) as c:
             c.request("GET", f"/v1/registry/token?repository={repository}")
             return json.loads(c.getresponse().read())["token"]
 
@@ -261,19 +242,6 @@ def many_part(p):
     row("a killed program is visible after", statistics.median(seen) * 1000, "ms", "<= 1000 ms", statistics.median(seen) <= 1)
 
 
-def about():
-    """The machine, in one line."""
-    cpu = next((it.split(":", 1)[1].strip() for it in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if it.startswith("model name")), machine.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{datetime.date.today()}, {os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {machine.release()}"
-
-
-def write_markdown(path):
-    lines = [f"{about()}; medians of {args.rounds}.", "", "| what | measured | target | |", "|---|---:|---|---|"]
-    lines += [f"| {what.strip()} | {value} | {target} | {' '.join(filter(None, (ok, note)))} |" for what, value, target, ok, note in rows]
-    pathlib.Path(path).write_text("\n".join(lines) + "\n")
-
-
 def main():
     if os.geteuid() != 0:
         raise SystemExit("containers need root: sudo make bench")
@@ -287,11 +255,7 @@ def main():
             parts[name](platform)
     finally:
         platform.clean()
-    missed = sum(it[3] == "MISSED" for it in rows)
-    if args.markdown:
-        write_markdown(args.markdown)
-    print(f"{len(rows)} figures, {missed} missed their target ({about()})")
-    raise SystemExit(1 if missed else 0)
+    figures.end(args.markdown)
 
 
 main()

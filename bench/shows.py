@@ -1,20 +1,30 @@
 #!/usr/bin/env python3
-"""What clients notice while everything behind the gateway changes: nothing. Ends with status 1 when a single request fails.
+"""What clients notice while everything behind the gateway changes: nothing. Ends with status 1 when a single request fails, or an address that two
+machines share is away for longer than three seconds.
 
-Run as root: python3 bench/shows.py [--arco PATH] [--hosts N] [--changes N]
-It starts a server of its own (own data dir, free ports) with a component and N hosts, lets wrk ask it on 64 connections and a client ask it over
+Run as root: python3 bench/shows.py [--arco PATH] [--hosts N] [--changes N] [changes] [address]
+`changes` starts a server of its own (own data dir, free ports) with a component and N hosts, lets wrk ask it on 64 connections and a client ask it over
 TLS, and meanwhile changes one route after the other, changes 1,000 at once, kills the control plane and starts it again, renews a certificate, and
 lets the data plane be replaced by a new one; at the end, without load, it kills the gateway's worker three times. How long each took to be in
 effect, and the 99th percentile before and during the changes, it prints.
+`address` makes two machines (network namespaces) whose gateways share an address, and a client that asks it: one machine dies, its gateway dies, it
+is stopped, three times each; how long it took until the other one answered. Without keepalived it is left out, which it says.
 """
-import argparse, contextlib, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time, tomllib
+import argparse, concurrent.futures, contextlib, ctypes, hashlib, http.client, json, os, pathlib, re, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, threading, time, tomllib
+
+sys.dont_write_bytecode = True
+from figures import administrator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ap = argparse.ArgumentParser()
 ap.add_argument("--arco", default=str(ROOT / "target/release/arco"))
 ap.add_argument("--hosts", type=int, default=10_000)
 ap.add_argument("--changes", type=int, default=1_000)
+PARTS = ("changes", "address")
+ap.add_argument("parts", nargs="*", help=" ".join(PARTS) + " (default: all)")
 args = ap.parse_args()
+if unknown := [it for it in args.parts if it not in PARTS]:
+    raise SystemExit(f"unknown part {unknown[0]}; there are: {' '.join(PARTS)}")
 ARCO = str(pathlib.Path(args.arco).resolve())
 # Hosts in one call of the API.
 BATCH = 500
@@ -74,14 +84,8 @@ class Platform:
 
     def api(self):
         """A connection to the API with the administrator's certificate."""
-        context = tomllib.loads((self.data / "admin.toml").read_text())
-        pem = self.work / "admin.pem"
-        pem.touch(0o600)
-        pem.write_text(context["certificate"] + context["key"])
-        tls = ssl.create_default_context(cadata=context["ca"])
-        tls.load_cert_chain(pem)
-        name, port = context["api"].rsplit(":", 1)
-        return http.client.HTTPSConnection(name, int(port), context=tls, timeout=300)
+        host, port, tls = administrator(self.data, self.work)
+        return http.client.HTTPSConnection(host, port, context=tls, timeout=300)
 
     def routes(self, api, hosts, mark):
         """Lets these hosts lead to the component, with a field `x-mark` in each response."""
@@ -258,22 +262,163 @@ def main(platform):
         failures.append(f"gateway killed: a new connection was answered after {max(times):.0f} ms, not within a second")
 
 
-for tool in ("wrk", "openssl"):
-    if not shutil.which(tool):
-        raise SystemExit(f"{tool} is missing: apt-get install wrk openssl")
-if os.geteuid():
-    raise SystemExit("this starts containers: run it as root")
+# The address that two machines share, and how long it may be away.
+SHARED, MOST_MS = "10.99.0.10", 3000
+CLONE_NEWNET = 0x40000000
+
+
+def ip(*words):
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"ip {' '.join(words)}: {done.stderr}")
+    return done.stdout
+
+
+class Machines:
+    """A client with a bridge, and on it two machines `a` and `b` whose gateways share an address: three network namespaces."""
+
+    def __init__(self, work):
+        self.work, self.procs, self.made = work, {}, []
+        self.names = [f"arco-bench-{os.getpid()}{it}" for it in "abc"]
+
+    def build(self):
+        for name in self.names:
+            ip("netns", "add", name)
+            self.made.append(name)
+            ip("-n", name, "link", "set", "lo", "up")
+        client = self.names[2]
+        ip("-n", client, "link", "add", "br0", "type", "bridge")
+        ip("-n", client, "address", "add", "10.99.0.1/24", "dev", "br0")
+        ip("-n", client, "link", "set", "br0", "up")
+        for at, port in enumerate(("va", "vb")):
+            ip("-n", client, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", self.names[at])
+            ip("-n", client, "link", "set", port, "master", "br0", "up")
+            ip("-n", self.names[at], "address", "add", f"10.99.0.{at + 2}/24", "dev", "eth0")
+            ip("-n", self.names[at], "link", "set", "eth0", "up")
+
+    def file(self, at):
+        return self.work / f"{'ab'[at]}.yaml"
+
+    def start(self, at, priority):
+        self.file(at).write_text(
+            "listeners: [{name: web, address: '0.0.0.0:80', protocol: http}]\n"
+            f"routes: [{{hosts: ['*'], answer: {{status: 200, body: {'ab'[at]}}}}}]\n"
+            f"virtual_address: {{address: {SHARED}/24, interface: eth0, router_id: 51, priority: {priority}, peers: [10.99.0.{3 - at}], advert_ms: 250}}\n")
+        command = ["nsenter", f"--net=/run/netns/{self.names[at]}", ARCO, "gateway", "--config", str(self.file(at))]
+        with open(self.file(at).with_suffix(".log"), "ab") as log:
+            self.procs[at] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def check(self):
+        for at, proc in self.procs.items():
+            if proc.poll() is not None:
+                raise SystemExit(f"a gateway ended:\n{self.file(at).with_suffix('.log').read_text()[-2000:]}")
+
+    def kill(self, at, only=""):
+        """Ends what runs on a machine, or only what has this word in its command line."""
+        for pid in map(int, ip("netns", "pids", self.names[at]).split()):
+            with contextlib.suppress(OSError):
+                if only in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+
+    def clear(self, at):
+        """The machine as it was before its gateway was started."""
+        self.kill(at)
+        self.procs.pop(at).wait(60)
+        ip("-n", self.names[at], "address", "flush", "dev", "eth0")
+        ip("-n", self.names[at], "address", "add", f"10.99.0.{at + 2}/24", "dev", "eth0")
+        ip("-n", self.names[2], "link", "set", ("va", "vb")[at], "up")
+
+    def close(self):
+        for at, name in enumerate(self.made):
+            if at < 2:
+                self.kill(at)
+            subprocess.run(["ip", "netns", "delete", name])
+        for proc in self.procs.values():
+            proc.wait(60)
+        for at in range(2):
+            # Where its gateway kept what keepalived is told.
+            token = hashlib.sha256(str(self.file(at)).encode()).hexdigest()[:16]
+            shutil.rmtree(f"/run/arco-gateway/{token}", ignore_errors=True)
+
+
+def enter(name):
+    """Makes the sockets of this thread those of a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{name}") as it:
+        if libc.setns(it.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {name}")
+
+
+def shared():
+    """Which machine answers at the shared address."""
+    with socket.create_connection((SHARED, 80), 0.2) as it:
+        it.sendall(b"GET / HTTP/1.1\r\nHost: shared.example\r\nConnection: close\r\n\r\n")
+        text = b""
+        while piece := it.recv(4096):
+            text += piece
+        return text[-1:].decode()
+
+
+def shared_address():
+    if os.geteuid() or not shutil.which("keepalived"):
+        why = "it needs root" if os.geteuid() else "keepalived is not installed (apt-get install keepalived)"
+        print(f"  SKIPPED: the address that machines share is not measured: {why}", flush=True)
+        return
+    folder = tempfile.TemporaryDirectory(prefix="arco-bench-shared-")
+    machines = Machines(pathlib.Path(folder.name))
+    with folder, contextlib.closing(machines):
+        machines.build()
+        with concurrent.futures.ThreadPoolExecutor(1, initializer=enter, initargs=(machines.names[2],)) as client:
+            def answered_by(who):
+                def answered():
+                    return client.submit(shared).result() == who
+                until(answered, 60)
+
+            machines.start(1, 100)
+            answered_by("b")
+            for what, happens in (
+                ("its machine dies", lambda: ip("-n", machines.names[2], "link", "set", "va", "down")),
+                ("its gateway dies", lambda: machines.kill(0, "--config")),
+                ("its gateway is stopped", lambda: machines.procs[0].terminate()),
+            ):
+                times = []
+                for _ in range(3):
+                    machines.start(0, 150)
+                    answered_by("a")
+                    time.sleep(3)  # it has been asked several times whether it is well
+                    machines.check()
+                    began = time.monotonic()
+                    happens()
+                    answered_by("b")
+                    times.append((time.monotonic() - began) * 1000)
+                    machines.clear(0)
+                say(f"shared address, {what}: away for", f"{statistics.median(times):.0f} ms", f"longest of {len(times)}: {max(times):.0f} ms, at most {MOST_MS}")
+                if max(times) > MOST_MS:
+                    failures.append(f"shared address, {what}: it was away for {max(times):.0f} ms, not at most {MOST_MS}")
+
+
+def changes():
+    for tool in ("wrk", "openssl"):
+        if not shutil.which(tool):
+            raise SystemExit(f"{tool} is missing: apt-get install wrk openssl")
+    if os.geteuid():
+        raise SystemExit("this starts containers: run it as root")
+    work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-shows-"))
+    platform = Platform(work)
+    try:
+        main(platform)
+    finally:
+        if platform.proc and platform.proc.poll() is not None:
+            platform.start()
+        if platform.proc:
+            platform.stop()
+        shutil.rmtree(work, ignore_errors=True)
+
+
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-work = pathlib.Path(tempfile.mkdtemp(prefix="arco-bench-shows-"))
-platform = Platform(work)
-try:
-    main(platform)
-finally:
-    if platform.proc and platform.proc.poll() is not None:
-        platform.start()
-    if platform.proc:
-        platform.stop()
-    shutil.rmtree(work, ignore_errors=True)
+for part, measure in zip(PARTS, (changes, shared_address)):
+    if part in (args.parts or PARTS):
+        measure()
 for line in failures[:20]:
     print(f"  FAILED {line}")
 print(f"  {len(failures) or 'no'} failure(s)")

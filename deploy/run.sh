@@ -36,7 +36,7 @@ mkdir -p "$data"
 rm -f "$data/server.json"
 setsid nohup "$arco" server --data-dir "$data" "$@" >>"$data/server.log" 2>&1 </dev/null &
 server=$!
-for _ in $(seq 600); do
+for _ in $(seq 3000); do
   if running; then tell; exit 0; fi
   if ! kill -0 "$server" 2>/dev/null; then
     echo "the server ended; the last lines of $data/server.log:" >&2
@@ -45,5 +45,5 @@ for _ in $(seq 600); do
   fi
   sleep 0.1
 done
-echo "the server is not ready after 60 s; see $data/server.log" >&2
+echo "the server is not ready after 300 s; see $data/server.log" >&2
 exit 1

@@ -27,6 +27,8 @@ else
 fi
 
 step "tests"
+# Tests with random input take the same one in each run: what fails here fails again. `cargo test` alone takes another one each time.
+export PROPTEST_RNG_SEED=1
 cargo test --locked --workspace --all-targets
 
 step "tests on a Kubernetes control plane"

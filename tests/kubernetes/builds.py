@@ -14,17 +14,20 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from ports import free_port
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
-NODE = f"10.250.{KUBECONFIG.read_text().split('https://10.250.')[1].split('.')[0]}.2"
+NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
+# This machine, as pods see it, and the node.
+HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
 NAMESPACE = "arco-system"
 BEGAN = time.monotonic()
 EXAMPLES = ["node-express", "python-flask"]
@@ -35,33 +38,27 @@ def say(text):
     print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
 
 
-def done(*words):
-    made = subprocess.run([str(it) for it in words], capture_output=True, text=True)
+def done(*words, **options):
+    made = subprocess.run([str(it) for it in words], capture_output=True, text=True, **options)
     if made.returncode:
         raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
     return made.stdout
 
 
-def kubectl(*words):
-    return done("kubectl", *words)
+def kubectl(*words, **options):
+    return done("kubectl", *words, **options)
 
 
-def until(what, wanted, seconds=180):
+def until(what, wanted, seconds=600):
     end, last = time.monotonic() + seconds, None
     while time.monotonic() < end:
         try:
             if found := wanted():
                 return found
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
             last = error
         time.sleep(0.1)
     raise SystemExit(f"not within {seconds} s: {what} ({last})")
-
-
-def free_port():
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
 
 
 class Platform:
@@ -82,7 +79,7 @@ class Platform:
         self.end()
         self.forward = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "kubectl", "-n", NAMESPACE, "port-forward", "service/arco-api", f"{self.port}:8443"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until("the API answers", lambda: self.run("list").returncode == 0, 60)
+        until("the API answers", lambda: self.run("list").returncode == 0, 300)
 
     def run(self, *words):
         environment = {**os.environ, "ARCO_CONTEXT": str(self.context)}
@@ -109,8 +106,8 @@ def install(arco, work, *more):
                     "--volume-gb", "5", "--settings", work / "settings.toml", *more)
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
-    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/arco", "--timeout=300s")
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
+    kubectl("-n", NAMESPACE, "rollout", "status", "statefulset/arco", "--timeout=600s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=600s")
     say("the server is ready")
 
 
@@ -147,7 +144,7 @@ def deploy(platform, example, port):
     made = platform.good("deploy", ROOT / "examples" / example, "--app", "demo", "--component", example, "--memory-mb", "128")
     host = f"{example}-demo.apps.test"
     for wanted in json.loads((ROOT / "examples" / example / "expect.json").read_text())["requests"]:
-        until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 60)
+        until(f"{host} answers {wanted}", lambda: answers(host, port, wanted), 300)
     say(f"{example}: built in {made['build_ms'] / 1000:.1f} s, rolled out in {made['rollout_ms'] / 1000:.1f} s, answers through the gateway")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CLUSTER = str(HERE / "cluster.py")
 BUSYBOX = "kubetest.local/busybox:1"
-DEADLINE_S = 120
+DEADLINE_S = 300
 
 
 class Api:
@@ -33,7 +33,7 @@ class Api:
             self.context.load_cert_chain(pair.name)
 
     def call(self, method, path, document=None):
-        connection = http.client.HTTPSConnection(self.address, context=self.context, timeout=10)
+        connection = http.client.HTTPSConnection(self.address, context=self.context, timeout=60)
         connection.request(method, path, document and json.dumps(document), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         body = answer.read()

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """A real Kubernetes for tests: etcd and the control plane, on request with a real node or with fake ones.
 
-  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics] [--gateway-api]
+  cluster.py up [--node] [--fake-nodes N] [--internet] [--metrics] [--gateway-api] [--kubernetes VERSION]
                                                          starts one, prints the path of its KUBECONFIG when it is ready
   cluster.py down KUBECONFIG                             ends it and removes everything it made
   cluster.py run [options of up] -- COMMAND…             up, COMMAND with KUBECONFIG and ARCO_TEST_KUBECONFIG set, down in any case
   cluster.py load KUBECONFIG IMAGE.tar…                  puts images into the real node's containerd
   cluster.py enter KUBECONFIG -- COMMAND…                runs COMMAND in the real node's namespaces
   cluster.py binary                                      builds what is missing, prints the folder of the programs
+  cluster.py kubectl                                     builds kubectl of the cluster's version when it is missing, prints where it is
 
 All processes of a cluster live in a PID namespace whose first process is `supervise` below: when that one ends, for whatever reason, the
 kernel ends the rest and drops their mounts. `down` then removes the network namespace, control groups and the folder. Any number of clusters
@@ -16,6 +17,7 @@ and pods in 10.251.N.0/24, which this machine can reach. Pods see the outside wo
 With --kubectl the COMMAND of `run` finds a kubectl of the cluster's version, whatever is installed.
 With --metrics the real node's figures are served by metrics-server, which runs in a pod and is built the first time that somebody asks for it.
 With --gateway-api the Gateway API's own definitions are installed (its kinds, nobody who serves them).
+With --kubernetes 1.31.4 (or ARCO_TEST_KUBERNETES) etcd and Kubernetes' own parts are of that version, built the first time that somebody asks for it.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from pathlib import Path
 import certificates
 import gateway_api
 import metrics
+import older
 import parts
 from images import image_tar
 
@@ -49,7 +52,7 @@ VERSION = "1.36.3"
 READY_WITHIN_S = 300
 PAUSE, BUSYBOX = "kubetest.local/pause:1", "kubetest.local/busybox:1"
 METRICS = HERE / "metrics"
-KUBECTL = HERE.parent.parent / "bench" / "kubectl"
+KUBECTL = HERE / "kubectl"
 
 
 class Failure(Exception):
@@ -61,7 +64,7 @@ class Failure(Exception):
 def programs() -> Path:
     """The folder with `kubetest`, `coredns` and `pause`."""
     packages = ((HERE, "./pause", "pause"), (HERE / "coredns", ".", "coredns"), (HERE, ".", "kubetest"))
-    return built("kubernetes", [it for it in sources() if METRICS not in it.parents], packages)
+    return built("kubernetes", [it for it in sources() if not {METRICS, KUBECTL} & set(it.parents)], packages)
 
 
 def metrics_server() -> Path:
@@ -69,18 +72,24 @@ def metrics_server() -> Path:
     return built("metrics-server", [it for it in sources() if METRICS in it.parents], ((METRICS, ".", "metrics-server"),)) / "metrics-server"
 
 
+def parts_of(version: str) -> Path:
+    """The program with the parts of another version of Kubernetes."""
+    files = [HERE / it for it in ("go.mod", "older.py", "older/main.go", "project/project.go")]
+    module = lambda: ["-mod=mod", f"-modfile={older.written(HERE / 'go.mod', version, CACHE / f'older-{version}.mod')}"]
+    return built(f"older-{version}", files, ((HERE, "./older", "kubetest"),), version, module) / "kubetest"
+
+
 def kubectl() -> Path:
     """The folder with `kubectl` of the cluster's version."""
-    files = [KUBECTL / it for it in ("go.mod", "go.sum", "main.go")]
-    return built("kubectl", files, ((KUBECTL, ".", "kubectl"),))
+    return built("kubectl", [it for it in sources() if KUBECTL in it.parents], ((KUBECTL, ".", "kubectl"),))
 
 
 def sources() -> list[Path]:
     return sorted(it for it in HERE.glob("**/*") if it.suffix == ".go" or it.name in ("go.mod", "go.sum"))
 
 
-def built(what: str, files: list[Path], packages) -> Path:
-    """The folder with a program of each package, built when the content of `files` has changed since."""
+def built(what: str, files: list[Path], packages, kubernetes=VERSION, flags=list) -> Path:
+    """The folder with a program of each package, built when the content of `files` has changed since. `flags` is asked when it is built."""
     digest = hashlib.sha256()
     for it in files:
         digest.update(f"{os.path.relpath(it, HERE)}\0{it.stat().st_size}\0".encode() + it.read_bytes())
@@ -94,13 +103,14 @@ def built(what: str, files: list[Path], packages) -> Path:
     with open(CACHE / "kubernetes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / names[-1]).exists():
-            print(f"building {', '.join(names)} from Kubernetes' packages (the first time takes some minutes)", file=sys.stderr)
+            print(f"building {', '.join(names)} from Kubernetes' packages ({kubernetes}; the first time takes some minutes)", file=sys.stderr)
             version = "k8s.io/component-base/version"
             stamp = " ".join(f"-X {version}.{k}={v}" for k, v in
-                             {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": VERSION.split(".")[1]}.items())
+                             {"gitVersion": f"v{kubernetes}", "gitMajor": "1", "gitMinor": kubernetes.split(".")[1]}.items())
+            further = flags()
             with tempfile.TemporaryDirectory(dir=CACHE) as made:
                 for module, package, name in packages:
-                    subprocess.run(["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
+                    subprocess.run(["go", "build", *further, "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {stamp}", "-o", f"{made}/{name}", package],
                                    cwd=module, check=True, env={**os.environ, "CGO_ENABLED": "0"}, stdout=sys.stderr)
                 folder.mkdir(exist_ok=True)
                 for name in names:  # the last says that all are there
@@ -232,7 +242,7 @@ class Supervisor:
                 tail = b"\n".join(log.read_bytes().splitlines()[-8:]).decode(errors="replace")
                 raise Failure(f"{name} ended with status {os.waitstatus_to_exitcode(status)}; {log} ends with:\n{tail}")
 
-    def call(self, method: str, path: str, document=None, timeout=5) -> tuple[int, bytes]:
+    def call(self, method: str, path: str, document=None, timeout=60) -> tuple[int, bytes]:
         """One call as the administrator. A document that is bytes is YAML."""
         context = ssl.create_default_context(cafile=self.plan.pki("ca.crt"))
         context.load_cert_chain(self.plan.pki("admin.crt"), self.plan.pki("admin.key"))
@@ -243,19 +253,50 @@ class Supervisor:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
-    def wait_for(self, what: str, path: str, good):
+    def until(self, what: str, attempt):
+        """Attempts until nothing is in the way any more (None); what fails on the way is in the way."""
         deadline, last = time.monotonic() + READY_WITHIN_S, "no answer"
         while time.monotonic() < deadline:
             self.reap(block=False)
             try:
-                status, body = self.call("GET", path)
-                if status == 200 and good(body):
+                last = attempt()
+                if last is None:
                     return
-                last = f"{status} {body[-300:]!r}"
-            except OSError as error:
-                last = str(error)
+            except (OSError, http.client.HTTPException) as error:
+                last = str(error) or type(error).__name__
             time.sleep(0.1)
         raise Failure(f"{what} was not ready within {READY_WITHIN_S} s: {last}; logs are in {self.plan.folder}/log")
+
+    def wait_for(self, what: str, path: str, good):
+        def attempt():
+            status, body = self.call("GET", path, timeout=10)
+            return None if status == 200 and good(body) else f"{status} {body[-300:]!r}"
+
+        self.until(what, attempt)
+
+    def make(self, what: str, path: str, document):
+        """Makes an object. Whose answer was lost is there already, and a server without time is asked again."""
+        def attempt():
+            status, body = self.call("POST", path, document)
+            if status in (201, 409):
+                return None
+            # What it lies in may be made in a moment (404).
+            if status < 500 and status not in (404, 429):
+                raise Failure(f"{what} was refused: {status} {body!r}")
+            return f"{status} {body[-300:]!r}"
+
+        self.until(what, attempt)
+
+    def wait_for_etcd(self):
+        """The API server gives up soon when nobody serves. Whoever answers serves, whatever the answer is."""
+        def attempt():
+            with socket.socket(socket.AF_UNIX) as it:
+                it.settimeout(10)
+                it.connect(self.plan.file("etcd.sock"))
+                it.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                it.recv(1)
+
+        self.until("etcd", attempt)
 
     def prepare_mounts(self):
         checked(LIBC.mount(b"none", b"/", None, 0x4000 | 0x80000, None), "making mounts slaves of the machine's")  # MS_REC | MS_SLAVE
@@ -280,7 +321,7 @@ class Supervisor:
             except FileNotFoundError:
                 pass  # no br_netfilter in this kernel
         self.start("containerd", parts.worker(self.plan)["containerd"])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + READY_WITHIN_S
         for name in ("pause", "busybox", *(["metrics-server"] if self.options.metrics else [])):
             load = ["ctr", "-n", "k8s.io", "images", "import", self.plan.file(f"{name}.tar")]
             while (done := subprocess.run(load, capture_output=True, text=True)).returncode != 0:
@@ -291,8 +332,9 @@ class Supervisor:
     def run(self, report):
         self.prepare_mounts()
         control = parts.control_plane(self.plan)
-        for name in ("etcd", "apiserver"):
-            self.start(name, control.pop(name))
+        self.start("etcd", control.pop("etcd"))
+        self.wait_for_etcd()
+        self.start("apiserver", control.pop("apiserver"))
         if self.plan.node:
             self.prepare_node()
         self.wait_for("the API server", "/readyz", lambda _: True)
@@ -310,14 +352,9 @@ class Supervisor:
         self.wait_for("the default service account", "/api/v1/namespaces/default/serviceaccounts/default", lambda _: True)
         if self.plan.node:
             for path, document in parts.dns_objects(self.plan):
-                status, body = self.call("POST", path, document)
-                if status != 201:
-                    raise Failure(f"the address of the cluster's DNS was refused: {status} {body!r}")
+                self.make("the address of the cluster's DNS", path, document)
         for plural, definition in self.options.definitions.items():
-            # A definition with many rules takes the server a while to read.
-            status, body = self.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, timeout=60)
-            if status != 201:
-                raise Failure(f"the Gateway API's definition of {plural} was refused: {status} {body!r}")
+            self.make(f"the Gateway API's definition of {plural}", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
         for plural in self.options.definitions:
             self.wait_for(plural, f"/apis/gateway.networking.k8s.io/v1/{plural}", lambda _: True)
         names = [f"fake-{it}" for it in range(1, self.options.fake_nodes + 1)] + ([self.plan.node] if self.plan.node else [])
@@ -325,9 +362,7 @@ class Supervisor:
             self.wait_for(f"node {name}", f"/api/v1/nodes/{name}", node_is_ready)
         if self.options.metrics:
             for path, document in metrics.objects():
-                status, body = self.call("POST", path, document)
-                if status != 201:
-                    raise Failure(f"{document['kind']} {document['metadata']['name']} of metrics-server was refused: {status} {body!r}")
+                self.make(f"{document['kind']} {document['metadata']['name']} of metrics-server", path, document)
             self.wait_for("figures of the node", "/apis/metrics.k8s.io/v1beta1/nodes", lambda body: json.loads(body)["items"])
         report("ready")
         self.reap(block=True)
@@ -384,8 +419,12 @@ def up(options, keeper=None) -> Path:
     require(options.node)
     if options.metrics and not options.node:
         raise Failure("--metrics measures a real node: add --node")
+    another = options.kubernetes if options.kubernetes not in (None, "", VERSION) else None
+    if another and older.minor(another) < older.OLDEST_WITH_NODE and options.node:
+        raise Failure(f"a real node needs Kubernetes 1.{older.OLDEST_WITH_NODE} or newer, not {another}: leave --node out")
     sweep()
     tools, measurer = programs(), metrics_server() if options.metrics else None
+    kubernetes = parts_of(another) if another else None
     options.definitions = gateway_api.definitions() if options.gateway_api else {}
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=options.folder))
     network = None
@@ -402,7 +441,8 @@ def up(options, keeper=None) -> Path:
             reserved.bind((address, 0))
         port = 6443 if network else reserved.getsockname()[1]
         plan = parts.Plan(
-            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads)
+            folder, tools / "kubetest", address, port, f"10.251.{network}.0/24", "node-1" if network else None, options.fake_nodes, not options.no_workloads,
+            kubernetes)
         state = {"network": network, "cgroup": folder.name if network else None}
         certificates.make(folder / "pki", address, plan.node)
         for name in ("admin", "controller-manager", "scheduler") + (("kubelet", "proxy") if network else ()):
@@ -431,7 +471,9 @@ def up(options, keeper=None) -> Path:
                 word, _, rest = line.rstrip("\n").partition(" ")
                 if word == "pid":
                     state |= {"pid": int(rest), "started_at": started_at(int(rest))}
-                    (folder / "state.json").write_text(json.dumps(state))
+                    # Whole or not at all: other clusters look at it.
+                    (folder / "state.new").write_text(json.dumps(state))
+                    os.replace(folder / "state.new", folder / "state.json")
                 elif word == "ready":
                     return folder / "kubeconfig"
                 elif word == "failed":
@@ -442,7 +484,7 @@ def up(options, keeper=None) -> Path:
             end(folder, keep_folder=True)
         elif network:
             remove_network(network)
-            remove_cgroups(folder.name, time.monotonic() + 10)
+            remove_cgroups(folder.name, time.monotonic() + 120)
         print(f"logs are kept in {folder}/log", file=sys.stderr)
         raise
 
@@ -455,33 +497,47 @@ def state_of(kubeconfig: str) -> tuple[Path, dict]:
     return folder, json.loads((folder / "state.json").read_text())
 
 
-def end(folder: Path, keep_folder=False):
-    _, state = state_of(str(folder))
-    deadline = time.monotonic() + 60
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        patience = time.monotonic() + 10
-        while started_at(state["pid"]) == state["started_at"] and time.monotonic() < patience:
+def end(folder: Path, keep_folder=False, state=None):
+    state = state or state_of(str(folder))[1]
+    lives = lambda: state["started_at"] is not None and started_at(state["pid"]) == state["started_at"]
+    for number, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 120)):
+        patience = time.monotonic() + patience_s
+        while lives() and time.monotonic() < patience:
             try:
                 os.kill(state["pid"], number)
             except ProcessLookupError:
                 break
             time.sleep(0.05)
+    if lives():
+        raise Failure(f"the cluster in {folder} does not end: its first process is {state['pid']}")
     if state["cgroup"]:
-        remove_cgroups(state["cgroup"], deadline)
+        remove_cgroups(state["cgroup"], time.monotonic() + 120)
     if state["network"]:
         remove_network(state["network"])
     if keep_folder:
-        (folder / "state.json").unlink()
+        (folder / "state.json").unlink(missing_ok=True)
     else:
-        shutil.rmtree(folder)
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path):
+    """Removes it, also while somebody else removes it as well."""
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
 
 
 def sweep():
     """Removes what clusters left whose first process is gone, as after a power failure."""
     for it in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/state.json"):
-        state = json.loads(it.read_text())
+        try:
+            state = json.loads(it.read_text())
+        except FileNotFoundError:
+            continue  # whoever ended it removes it just now
         if started_at(state["pid"]) != state["started_at"]:
-            end(it.parent)
+            end(it.parent, state=state)
 
 
 def run(options, words) -> int:
@@ -515,6 +571,7 @@ def main() -> int:
         it.add_argument("--internet", action="store_true", help="pods of the real node reach outside through this machine")
         it.add_argument("--metrics", action="store_true", help="the metrics API, by metrics-server on the real node")
         it.add_argument("--gateway-api", action="store_true", help="the definitions of the Gateway API")
+        it.add_argument("--kubernetes", default=os.environ.get("ARCO_TEST_KUBERNETES"), metavar="VERSION", help=f"instead of {VERSION}: 1.{older.OLDEST} or newer")
         it.add_argument("--no-workloads", action="store_true", help="nobody makes pods of Deployments: what a client alone takes can be measured")
         it.add_argument("--folder", default=tempfile.gettempdir(), help="where the cluster's own folder is made")
         if name == "run":
@@ -526,6 +583,7 @@ def main() -> int:
         it.add_argument("kubeconfig")
         it.add_argument(rest, nargs="+")
     commands.add_parser("binary")
+    commands.add_parser("kubectl")
     options = parser.parse_args()
     try:
         if options.command == "up":
@@ -541,10 +599,12 @@ def main() -> int:
                         return 1
         elif options.command == "enter":
             return enter(options.kubeconfig, options.words)
+        elif options.command == "kubectl":
+            print(kubectl() / "kubectl")
         else:
             print(programs())
         return 0
-    except (Failure, gateway_api.Failure, subprocess.CalledProcessError, OSError) as error:
+    except (Failure, gateway_api.Failure, subprocess.CalledProcessError, OSError, ValueError) as error:
         print(f"cluster.py: {error}", file=sys.stderr)
         return 1
 

@@ -1,8 +1,8 @@
 package main
 
 // A node that is only an object: its Ready condition and lease are kept fresh, and its pods are said to run (or to have succeeded, when
-// they are not to be restarted), and to write nothing: whoever follows their output waits until they are gone. Deleted pods are confirmed.
-// The node's label `kubetest/pods` says how far this goes and may be changed
+// they are not to be restarted), and to write nothing: whoever follows their output waits until they have ended or are gone. Deleted pods are
+// confirmed. The node's label `kubetest/pods` says how far this goes and may be changed
 // while it runs: `ready` (default); `manual`: the test itself writes the status of pods, only deletions are confirmed; or `silent`: the node
 // says nothing, as one that has no power, until the label is another one. A node that was deleted is silent until somebody makes it again.
 
@@ -158,7 +158,11 @@ func silence(pods cache.Store) http.HandlerFunc {
 		look := time.NewTicker(time.Second)
 		defer look.Stop()
 		for {
-			if _, there, _ := pods.GetByKey(asked.PathValue("namespace") + "/" + asked.PathValue("pod")); !there {
+			it, there, _ := pods.GetByKey(asked.PathValue("namespace") + "/" + asked.PathValue("pod"))
+			if !there {
+				return
+			}
+			if phase := it.(*core.Pod).Status.Phase; phase == core.PodSucceeded || phase == core.PodFailed {
 				return
 			}
 			select {
@@ -176,9 +180,17 @@ func register(ctx context.Context, client *kubernetes.Clientset, name string, at
 	if err != nil {
 		return err
 	}
-	node.Status = well(name, at)
-	_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
-	return err
+	for {
+		node.Status = well(name, at)
+		_, err = client.CoreV1().Nodes().UpdateStatus(ctx, node, meta.UpdateOptions{})
+		if !errors.IsConflict(err) {
+			return err
+		}
+		// The cluster's controllers write to a node as soon as it is there.
+		if node, err = client.CoreV1().Nodes().Get(ctx, name, meta.GetOptions{}); err != nil {
+			return err
+		}
+	}
 }
 
 // well is the status of a node that is ready.

@@ -74,7 +74,7 @@ class Shell:
         status, pid, said = self.tell(command)
         if forwarded:
             self.forwards[forwarded[1]] = pid
-            until(f"`{command}` forwards", lambda: "Forwarding from" in said.read_text(), 60)
+            until(f"`{command}` forwards", lambda: "Forwarding from" in said.read_text(), 300)
         return status, said.read_text(errors="replace")
 
     def tell(self, command):
@@ -149,7 +149,7 @@ def an_image_that_is_not_there_is_refused(arco, folder, registry):
     if status != 1 or it["level"] != "bad" or "cannot pull" not in it["found"] or not it["advice"]:
         raise SystemExit(f"an image that is not there: exit {status}, {it}")
     if left := kubectl("-n", "default", "get", "pods", "-l", "app.kubernetes.io/component=preflight", "-o", "name", "--ignore-not-found"):
-        until("the pods of the preflight are gone", lambda: not kubectl("-n", "default", "get", "pods", "-l", "app.kubernetes.io/component=preflight", "-o", "name"), 60)
+        until("the pods of the preflight are gone", lambda: not kubectl("-n", "default", "get", "pods", "-l", "app.kubernetes.io/component=preflight", "-o", "name"), 300)
         say(f"{left.split()} went")
     say(f"an image that is not there: {it['found']}")
 
@@ -169,17 +169,17 @@ def a_server_that_is_refused_something_says_why(shell, command):
         pod = json.loads(kubectl("-n", NAMESPACE, "get", "pod", "arco-0", "-o", "json", "--ignore-not-found") or "{}")
         states = [it.get(when, {}).get("terminated", {}) for it in pod.get("status", {}).get("containerStatuses", []) for when in ("state", "lastState")]
         return next((it["message"] for it in states if "--no-user-namespaces" in it.get("message", "")), None)
-    say(f"a pod's last words: {until('the pod says why it does not start', told, 120).strip()[-200:]}")
+    say(f"a pod's last words: {until('the pod says why it does not start', told, 300).strip()[-200:]}")
     return True
 
 
 def containerd_reads_our_hosts(arco, folder):
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=600s")
 
     def told():
         status, found = findings(arco, folder)
         return status == 0 and found.get("trust", {}).get("level") == "good" and found["trust"]
-    it = until("doctor says that containerd reads what the DaemonSet writes", told, 60)
+    it = until("doctor says that containerd reads what the DaemonSet writes", told, 300)
     if "/etc/containerd/config.toml" not in it["found"]:
         raise SystemExit(f"doctor does not say where `config_path` is: {it}")
     say(it["found"])
@@ -194,8 +194,8 @@ def running():
 def everything_answers():
     port = gateway_ports()["http"]
     for wanted in json.loads((ROOT / "examples/node-express/expect.json").read_text())["requests"]:
-        until(f"node-express answers {wanted}", lambda: answers("node-express-demo.apps.example.com", port, wanted), 60)
-    until("web answers", lambda: answers("web-demo.apps.example.com", port, {"path": "/", "contains": "from an image"}), 60)
+        until(f"node-express answers {wanted}", lambda: answers("node-express-demo.apps.example.com", port, wanted), 300)
+    until("web answers", lambda: answers("web-demo.apps.example.com", port, {"path": "/", "contains": "from an image"}), 300)
 
 
 def nothing_is_left():

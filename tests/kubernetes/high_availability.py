@@ -20,50 +20,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, until
 from images import image_tar
+from load import Load
 from stores import PASSWORD, Stores
 
-HERE = Path(__file__).resolve().parent
-KUBECONFIG = Path(os.environ["KUBECONFIG"]).resolve()
-NETWORK = KUBECONFIG.read_text().split("https://10.250.")[1].split(".")[0]
-HOST, NODE = f"10.250.{NETWORK}.1", f"10.250.{NETWORK}.2"
-NAMESPACE = "arco-system"
 LEASE_S = 10
 LONG = "long " + "1234567890" * 4000
-
-
-def say(text):
-    print(f"  {time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
-
-
-BEGAN = time.monotonic()
-
-
-def done(*words, **options):
-    made = subprocess.run([str(it) for it in words], capture_output=True, text=True, **options)
-    if made.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
-    return made.stdout
-
-
-def kubectl(*words, **options):
-    return done("kubectl", *words, **options)
-
-
-def until(what, wanted, seconds=180):
-    end, last = time.monotonic() + seconds, None
-    while time.monotonic() < end:
-        try:
-            if found := wanted():
-                return found
-        except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as error:
-            last = error
-        time.sleep(0.1)
-    raise SystemExit(f"not within {seconds} s: {what} ({last})")
 
 
 def flags(stores):
@@ -79,12 +45,6 @@ def credentials(work):
     kubectl("-n", NAMESPACE, "create", "secret", "generic", "arco-stores", *files)
 
 
-def free_port():
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
-
-
 class Forward:
     """`kubectl port-forward` to a service, begun again when its pod is gone."""
 
@@ -96,7 +56,7 @@ class Forward:
         if self.process is None or self.process.poll() is not None or not self.answers():
             self.end()
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *self.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            until(f"{self.words[-2]} is forwarded", self.answers, 60)
+            until(f"{self.words[-2]} is forwarded", self.answers, 300)
 
     def answers(self):
         with contextlib.suppress(OSError):
@@ -139,40 +99,9 @@ class Platform:
         def all_ended():
             found = {it["id"]: it for it in self.arco("operations")["items"]}
             return [found[it] for it in operations] if all(found[it]["status"] in ("succeeded", "failed", "cancelled") for it in operations) else None
-        for it in until("operations end", all_ended, 300):
+        for it in until("operations end", all_ended, 900):
             if it["status"] != "succeeded":
                 raise SystemExit(f"an operation did not succeed: {it}")
-
-
-class Load:
-    """Asks the application without a pause, through the node's port."""
-
-    def __init__(self, port, host):
-        self.port, self.host, self.good, self.bad, self.stop = port, host, 0, [], threading.Event()
-        until("the application answers", lambda: self.ask() == 200)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def ask(self):
-        with contextlib.closing(http.client.HTTPConnection(NODE, self.port, timeout=10)) as c:
-            c.request("GET", "/", headers={"Host": self.host, "Connection": "close"})
-            return c.getresponse().status
-
-    def run(self):
-        while not self.stop.wait(0.02):
-            try:
-                status = self.ask()
-            except (OSError, http.client.HTTPException) as error:
-                status = repr(error)
-            if status == 200:
-                self.good += 1
-            else:
-                self.bad.append(f"{time.monotonic() - BEGAN:.1f} s: {status}")
-
-    def check(self, what):
-        if self.bad:
-            raise SystemExit(f"{len(self.bad)} of {self.good + len(self.bad)} requests were lost, {what}: {self.bad[:5]}")
-        say(f"{what}: {self.good} requests answered so far, none lost")
 
 
 def pods(part, namespace=NAMESPACE):
@@ -215,7 +144,7 @@ PARTS = {"api": "deployment/arco-api", "builder": "deployment/arco-builder", "co
 
 def ready():
     for it in PARTS.values():
-        kubectl("-n", NAMESPACE, "rollout", "status", it, "--timeout=300s")
+        kubectl("-n", NAMESPACE, "rollout", "status", it, "--timeout=600s")
 
 
 def install(arco, work, stores):
@@ -230,8 +159,8 @@ def install(arco, work, stores):
     (work / "arco.yaml").write_text(manifest)
     kubectl("apply", "--server-side", "-f", work / "arco.yaml")
     ready()
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=120s")
-    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-node-logs", "--timeout=300s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-trust-registry", "--timeout=600s")
+    kubectl("-n", f"{NAMESPACE}-nodes", "rollout", "status", "daemonset/arco-node-logs", "--timeout=600s")
     say("two pods of each role are ready, and the node has its own")
 
 
@@ -285,7 +214,7 @@ def lines(platform):
         return len(written) == 2 and min(last.values()) > now and all(it == list(range(len(it))) for it in written.values())
     found, now = {}, time.time()
     try:
-        until("every line of the instances is kept once", all_is_there, 180)
+        until("every line of the instances is kept once", all_is_there, 600)
     except SystemExit:
         for name, it in found.items():
             gaps = [(a, b) for a, b in zip(it, it[1:]) if b != a + 1]
@@ -383,7 +312,7 @@ def refused_unconfined(platform, work):
     def ended():
         [found] = [it for it in platform.arco("operations")["items"] if it["id"] == operation]
         return found if found["status"] in ("succeeded", "failed", "cancelled") else None
-    problem = until("the build is refused", ended, 60).get("problem") or {}
+    problem = until("the build is refused", ended, 300).get("problem") or {}
     if problem.get("code") != "build_unconfined" or "line 2" not in problem["message"] or "builder.without_user_namespace" not in problem["advice"]:
         raise SystemExit(f"a build as root of the node: {problem}")
     platform.arco("delete", "unconfined", "--yes")
@@ -416,7 +345,7 @@ def main():
         before, _ = lease()
         killed = time.time()
         os.kill(process_of(old), 9)
-        until("another controller leads", lambda: lease()[0] not in ("", before), 60)
+        until("another controller leads", lambda: lease()[0] not in ("", before), 300)
         took = lease()[1] - killed
         platform.ended(operations)
         truth(platform, names, 1)
@@ -454,7 +383,7 @@ def main():
         platform.ended(operations)
         truth(platform, names, replicas)
         load.check("the pods of all parts were replaced at once")
-        load.stop.set()
+        load.end()
         lines(platform)
 
         platform.arco("delete", "demo", "--yes")

@@ -50,7 +50,7 @@ class Machine:
         self.log = open(work / "machine.log", "wb")
         self.server = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", arco, "server", "--stop-instances", "--data-dir", self.data, "--domain", "one.test", *listeners],
                                        stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=environment)
-        until("the machine's server is ready", lambda: self.run("list").returncode == 0 and (self.data / "server.json").exists(), 60)
+        until("the machine's server is ready", lambda: self.run("list").returncode == 0 and (self.data / "server.json").exists(), 300)
 
     def run(self, *words):
         environment = {**os.environ, "ARCO_CONTEXT": str(self.data / "admin.toml")}
@@ -68,7 +68,7 @@ class Machine:
         self.run("delete", "guestbook", "--yes")
         self.run("delete", "net", "--yes")
         self.server.send_signal(signal.SIGTERM)
-        self.server.wait(60)
+        self.server.wait(300)
         self.log.close()
 
 

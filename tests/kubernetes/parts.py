@@ -10,7 +10,8 @@ DNS = "10.96.0.10"
 
 @dataclass
 class Plan:
-    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments."""
+    """Where one cluster lives. `node` is None for a control plane alone; without `workloads` nobody makes pods of Deployments; `kubernetes` is
+    the program with Kubernetes' own parts, where that is another one than that with ours."""
     folder: Path
     binary: Path
     address: str
@@ -19,6 +20,11 @@ class Plan:
     node: str | None
     fake_nodes: int = 0
     workloads: bool = True
+    kubernetes: Path | None = None
+
+    @property
+    def project(self):
+        return str(self.kubernetes or self.binary)
 
     @property
     def server(self):
@@ -49,7 +55,7 @@ AUDIT_POLICY = {
 
 def control_plane(plan: Plan) -> dict[str, list[str]]:
     """Name of a part → its command line, in the order of their start."""
-    kubetest, pki, file = str(plan.binary), plan.pki, plan.file
+    kubetest, pki, file = plan.project, plan.pki, plan.file
     own = lambda name: [f"--{it}kubeconfig={file(name + '.kubeconfig')}" for it in ("", "authentication-", "authorization-")]
     etcd = f"unix://{file('etcd.sock')}"
     nowhere = "http://127.0.0.1:1"  # a single member is never asked where it is
@@ -83,14 +89,20 @@ def control_plane(plan: Plan) -> dict[str, list[str]]:
             # Its own default of 20 calls a second would be what a test of 1,000 components measures.
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--concurrent-deployment-syncs=20", "--concurrent-replicaset-syncs=20", "--v=1",
             *([] if plan.workloads else ["--controllers=*,-deployment-controller"]),
-            # Only where another node can take what a silent one has: a machine under load must not look like a lost node.
-            *(["--node-monitor-grace-period=20s", "--node-monitor-period=2s"] if plan.fake_nodes > 1 else []),
+            *patience(plan),
         ],
         "scheduler": [
             kubetest, "scheduler", *own("scheduler"), "--secure-port=0", "--leader-elect=false",
             "--kube-api-qps=1000", "--kube-api-burst=2000", "--v=1",
         ],
     }
+
+
+def patience(plan: Plan) -> list[str]:
+    """When a node that says nothing is lost: soon only where another one can take what it has. A machine under load must not look like that."""
+    if plan.fake_nodes > 1:
+        return ["--node-monitor-grace-period=20s", "--node-monitor-period=2s"]
+    return [] if plan.node else ["--node-monitor-grace-period=10m"]
 
 
 def aggregation(plan: Plan) -> list[str]:
@@ -105,7 +117,7 @@ def aggregation(plan: Plan) -> list[str]:
 
 def worker(plan: Plan) -> dict[str, list[str]]:
     """The parts of the real node, in the order of their start; paths are those inside the node's mount namespace."""
-    kubetest = str(plan.binary)
+    kubetest = plan.project
     return {
         "containerd": ["containerd"],
         "kubelet": [

@@ -7,15 +7,13 @@ An application spends CPU on each request. What must hold: under load one instan
 why each time, no request is lost meanwhile, and without figures the number stays and `arco status` says what is missing.
 """
 
-import contextlib
-import http.client
 import json
 import shutil
 import subprocess
-import threading
 import time
 
-from builds import NODE, gateway_ports, install, kubectl, say, trial, uninstall, until
+from builds import gateway_ports, install, kubectl, say, trial, uninstall, until
+from load import Load
 
 HOST = "burner-demo.apps.test"
 CPU_MILLI, CPU_PERCENT, DOWN_AFTER_S = 100, 50, 15
@@ -29,42 +27,6 @@ ENV PATH=/bin
 EXPOSE 8080
 CMD ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
 """
-
-
-class Asker:
-    """Asks for a page, again and again, until it is told to stop; what is not answered with 200 is kept."""
-
-    def __init__(self, port, path, pause_s, threads):
-        self.port, self.path, self.pause_s, self.good, self.bad, self.stopped = port, path, pause_s, 0, [], threading.Event()
-        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(threads)]
-        until(f"{path} answers", lambda: self.ask() == 200, 60)
-        for it in self.threads:
-            it.start()
-
-    def ask(self):
-        with contextlib.closing(http.client.HTTPConnection(NODE, self.port, timeout=60)) as c:
-            c.request("GET", self.path, headers={"Host": HOST, "Connection": "close"})
-            answer = c.getresponse()
-            answer.read()
-            return answer.status
-
-    def run(self):
-        while not self.stopped.wait(self.pause_s):
-            try:
-                status = self.ask()
-            except (OSError, http.client.HTTPException) as error:
-                status = repr(error)
-            if status == 200:
-                self.good += 1
-            else:
-                self.bad.append(status)
-
-    def end(self):
-        self.stopped.set()
-        for it in self.threads:
-            it.join()
-        if self.bad:
-            raise SystemExit(f"{len(self.bad)} of {self.good + len(self.bad)} requests for {self.path} were lost: {self.bad[:5]}")
 
 
 def source(work):
@@ -108,28 +70,28 @@ def main():
         platform.good("deploy", source(work), "--app", "demo", "--component", "burner", "--port", "8080", "--cpu-milli", CPU_MILLI, "--memory-mb", "64")
         port = gateway_ports()["http"]
         platform.good("scale", "demo/burner", "--min", "1", "--max", "3", "--cpu", CPU_PERCENT, "--down-after", DOWN_AFTER_S)
-        people = Asker(port, "/", 0.2, 1)
-        idle = until("the autoscaler has figures", figures, 180)
+        people = Load(port, HOST, pause_s=0.2)
+        idle = until("the autoscaler has figures", figures, 600)
         say(f"one instance follows load; at rest the autoscaler sees {idle} of CPU")
 
-        began, load = time.monotonic(), Asker(port, "/cgi-bin/burn", 0, 4)
-        reason = until("load makes three of one", lambda: scaled(platform, 3, "to 3: CPU is at"), 300)
+        began, load = time.monotonic(), Load(port, HOST, "/cgi-bin/burn", pause_s=0, threads=4, limit_s=60)
+        reason = until("load makes three of one", lambda: scaled(platform, 3, "to 3: CPU is at"), 600)
         say(f"three instances after {time.monotonic() - began:.0f} s of load: {reason} (the autoscaler sees {figures()} per instance)")
         load.end()
 
         began = time.monotonic()
-        reason = until("rest makes one of three", lambda: scaled(platform, 1, "to 1: CPU is at"), 300)
+        reason = until("rest makes one of three", lambda: scaled(platform, 1, "to 1: CPU is at"), 600)
         say(f"one instance after {time.monotonic() - began:.0f} s of rest: {reason}")
 
         kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "0")
-        told = until("the status says that figures are missing", lambda: platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+        told = until("the status says that figures are missing", lambda: platform.good("status", "demo/burner")["scaling"].get("problem"), 600)
         if "install metrics-server" not in told or platform.good("status", "demo/burner")["status"] != "running":
             raise SystemExit(f"without figures: {told}, {platform.good('status', 'demo/burner')}")
         people.end()
         say(f"without figures: {told}; {people.good} requests of others were answered all the while, none lost")
         # The cluster deletes no namespace while an API of its own does not answer.
         kubectl("-n", "kube-system", "scale", "deployment/metrics-server", "--replicas", "1")
-        until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 180)
+        until("figures are back", lambda: not platform.good("status", "demo/burner")["scaling"].get("problem"), 600)
 
         platform.good("delete", "demo", "--yes")
         uninstall(work, "hpa,componentscales,deployments,pods")

@@ -8,11 +8,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 # None of them needs a right, and PostgreSQL refuses to run as root.
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "KILL", "--"]
 PASSWORD = "a secret"
-READY_WITHIN_S = 180
+READY_WITHIN_S = 300
 
 
 def program(name, package):
@@ -37,7 +39,7 @@ class Stores:
         self.home = work / "stores"
         self.home.mkdir()
         os.chown(self.home, 65534, 65534)
-        self.etcd, self.postgres = self.free_port(), self.free_port()
+        self.etcd, self.postgres = free_port(host), free_port(host)
         try:
             self.start_etcd()
             self.start_postgres()
@@ -49,13 +51,8 @@ class Stores:
             self.end()
             raise
 
-    def free_port(self):
-        with socket.socket() as it:
-            it.bind((self.host, 0))
-            return it.getsockname()[1]
-
     def start_etcd(self):
-        clients, peer = (f"http://{self.host}:{it}" for it in (self.etcd, self.free_port()))
+        clients, peer = (f"http://{self.host}:{it}" for it in (self.etcd, free_port(self.host)))
         self.start([*NOBODY, program("etcd", "etcd-server"), "--data-dir", self.home / "etcd", "--log-level", "error", "--name", "one",
                     "--listen-client-urls", clients, "--advertise-client-urls", clients, "--listen-peer-urls", peer,
                     "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"])
@@ -71,7 +68,7 @@ class Stores:
                     "-c", "fsync=off", "-c", "max_connections=300", "-c", f"unix_socket_directories={self.home}"])
 
     def start_s3(self):
-        self.s3 = self.free_port()
+        self.s3 = free_port(self.host)
         environment = ROOT / "target/s3-server"
         if not (environment / "ready").exists():
             done("python3", "-m", "venv", environment)

@@ -36,7 +36,7 @@ cp -r /work/cache/stacks /var/cache/arco/
 arco() { /work/arco --context "$data/admin.toml" "$@"; }
 /work/arco server --data-dir "$data" --http-listen 127.0.0.1:8080 --https-listen 127.0.0.1:8444 >/tmp/server.log 2>&1 &
 server=$!
-for _ in $(seq 600); do curl -fsS -o /dev/null http://127.0.0.1:7070/healthz 2>/dev/null && break; sleep 0.2; done
+for _ in $(seq 1500); do curl -fsS -o /dev/null http://127.0.0.1:7070/healthz 2>/dev/null && break; sleep 0.2; done
 check "the server is ready" curl -fsS http://127.0.0.1:7070/healthz
 group_of() { find $root -mindepth 2 -maxdepth 2 -type d -path "$root/arco-*/$1"; }
 
@@ -68,7 +68,7 @@ FROM debian:12
 CMD ["sh", "-c", "cat /dev/zero | tail -c 300000000"]
 DOCKERFILE
 arco deploy /tmp/hungry --app hungry --component eater --memory-mb 32 --timeout 120 >/tmp/hungry.log 2>&1 && echo "note: the hungry one was called healthy first"
-for _ in $(seq 40); do
+for _ in $(seq 360); do
   arco status hungry/eater >/tmp/status.log 2>&1
   grep -qi 'out of memory' /tmp/status.log && break
   sleep 0.5
@@ -77,7 +77,7 @@ check "an application without memory is named" grep -i 'out of memory' /tmp/stat
 tail -n 3 /tmp/status.log
 
 for application in demo hungry; do check "$application is deleted" arco delete $application --yes; done
-for _ in $(seq 200); do [ -z "$(find $root -mindepth 2 -maxdepth 2 -type d -path "$root/arco-*")" ] && break; sleep 0.2; done
+for _ in $(seq 900); do [ -z "$(find $root -mindepth 2 -maxdepth 2 -type d -path "$root/arco-*")" ] && break; sleep 0.2; done
 equal "cgroups of instances after the delete" "" "$(find $root -mindepth 2 -maxdepth 2 -type d -path "$root/arco-*")"
 kill -TERM $server
 wait $server

@@ -94,7 +94,7 @@ make_stacks() {
   "$arco" server --data-dir "$data" $(for it in http https console api registry; do echo "--$it-listen 127.0.0.1:0"; done) \
     --stop-instances >"$work/host.log" 2>&1 &
   server=$!
-  for _ in $(seq 600); do [ -f "$data/server.json" ] && break; sleep 0.1; done
+  for _ in $(seq 3000); do [ -f "$data/server.json" ] && break; sleep 0.1; done
   "$arco" --context "$data/admin.toml" deploy examples/static-site --app warm --component site >"$work/deploy.log" 2>&1 \
     || { tail -20 "$work/host.log" "$work/deploy.log" >&2; give_up "the host could not make the stacks"; }
   "$arco" --context "$data/admin.toml" delete warm --yes >/dev/null

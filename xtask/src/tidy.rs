@@ -31,7 +31,7 @@ const FLOORS: [&[&str]; 8] = [
     &[],
 ];
 
-/// Edges on one floor that are meant: the builder and controller take jobs, the api writes their outbox.
+/// Stands on no floor: tests of every floor use it, products of none.
 const TEST_ONLY: &str = "arco-testkit";
 
 /// Libraries that only one crate may use, with the reason.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a connect may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a whole call may take; uploads and followed logs have no limit.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 

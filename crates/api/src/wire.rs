@@ -35,7 +35,7 @@ pub use patch::SpecPatch;
 pub use query::{ApplyQuery, DeleteQuery, ExecQuery, ForwardQuery, OperationQuery, RegistryToken, RegistryTokenQuery};
 pub use request::{
     CertificateAnswer, CertificateRequest, ChangeTenant, CreateTenant, DeployRequest, LogAnswer, LogQuery,
-    RollbackRequest, ScaleRequest, SecretText, SetSecret, TenantDocument, UploadReceipt, WhoAmI,
+    RollbackRequest, ScaleRequest, SecretText, SetSecret, TenantDocument, TenantRemoval, UploadReceipt, WhoAmI,
 };
 pub use route::{Applied, Explanation, RouteDocument, RouteRequest};
 pub use stack::{StackDocument, StackRequest};

@@ -24,6 +24,7 @@ mod export;
 mod failure;
 mod file;
 mod gateway;
+mod given_file;
 mod import;
 mod list;
 mod logs;

@@ -9,7 +9,7 @@ use arco_model::error::Problem;
 use arco_model::id::ComponentId;
 use arco_model::plan::CacheFolder;
 use arco_model::time::Timestamp;
-use arco_store::blob::{BUILD_FOLDERS, BUILDS, BlobError, BlobStat, builds_path, content_path};
+use arco_store::blob::{BUILD_FOLDERS, BUILDS, BlobError, BlobStat, builds_path};
 use arco_store::clock;
 use arco_store::images::Images;
 use std::path::{Path, PathBuf};
@@ -63,8 +63,8 @@ impl Cache {
         Self { folder: data_dir.join("cache/builds").join(component.as_str()), path: builds_path(component) }
     }
 
-    /// A kept folder for package clients, which steps see at `path`. Steps run as another user than this process, so it is open to all; the
-    /// folder above it is not.
+    /// A kept folder for package clients, which steps see at `path`. Steps run as another user than this process, so it
+    /// is open to all; the folder above it is not.
     pub(crate) fn folder(&self, name: &str, path: &str) -> std::io::Result<CacheFolder> {
         use std::os::unix::fs::PermissionsExt as _;
         let host_path = self.folder.join("folders").join(name);
@@ -93,8 +93,7 @@ impl Cache {
     pub(crate) async fn get(&self, key: &Key, images: &Images) -> Option<Layer> {
         let text = images.blobs().get_bytes(&self.note(key), NOTE_MAX).await.ok()?;
         let layer: Layer = serde_json::from_slice(&text).ok()?;
-        let there = images.blobs().stat(&content_path(&layer.blob.digest)).await.ok()?.is_some();
-        there.then_some(layer)
+        images.claim(&layer.blob.digest).await.ok()?.map(|_| layer)
     }
 
     /// Keeps a layer under a key. Failing only costs time later.
@@ -135,7 +134,7 @@ async fn drop_unused_at(images: &Images, now: Timestamp) -> Result<(), BlobError
 mod tests {
     use super::*;
     use arco_model::artifact::Descriptor;
-    use arco_store::blob::MemoryBlobs;
+    use arco_store::blob::{MemoryBlobs, content_path};
     use arco_store::images::LAYER_ZSTD_TYPE;
     use arco_store::sql::MemoryMetadata;
     use std::sync::Arc;

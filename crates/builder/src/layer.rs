@@ -146,22 +146,18 @@ pub(crate) fn read_tar(file: File, media_type: &str) -> io::Result<Box<dyn Read 
 
 /// Puts a finished layer into the blob store, if it is not there yet.
 pub(crate) async fn store(images: &Images, finished: FinishedLayer) -> Result<Layer, BlobError> {
-    let path = content_path(&finished.layer.blob.digest);
-    if images.blobs().stat(&path).await?.is_none() {
-        put_file(
-            images,
-            &path,
-            finished.file.reopen().map_err(|it| BlobError::Io { step: "reopen", path: path.clone(), source: it })?,
-        )
-        .await?;
+    let digest = &finished.layer.blob.digest;
+    if images.claim(digest).await?.is_none() {
+        let reopened = |it| BlobError::Io { step: "reopen", path: content_path(digest), source: it };
+        put_file(images, digest, finished.file.reopen().map_err(reopened)?).await?;
     }
     Ok(finished.layer)
 }
 
-/// Copies a file into the blob store.
-pub(crate) async fn put_file(images: &Images, path: &str, file: File) -> Result<u64, BlobError> {
+/// Copies a file that has this digest into the blob store.
+pub(crate) async fn put_file(images: &Images, digest: &Digest, file: File) -> Result<u64, BlobError> {
     let stream = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
-    images.blobs().put(path, Box::pin(stream)).await
+    images.put_content(digest, Box::pin(stream)).await
 }
 
 /// A blob as a file of this machine; where the store keeps it elsewhere, as a copy in `folder`.

@@ -377,7 +377,7 @@ impl Inner {
         Ok(Made { built, build_key, commit, earlier: None })
     }
 
-    /// Writes revision, component and operation together, then wakes the controller.
+    /// Writes revision with its tag, component and operation together, then wakes the controller.
     async fn commit(
         &self,
         operation: &Operation,
@@ -434,21 +434,16 @@ impl Inner {
             row.value.build_ms = Some(build_ms);
             row.value.status = OperationStatus::RollingOut;
             row.value.rollout_at = Some(now);
+            let image = &made.built.image;
+            if image.repository.starts_with(&format!("{}/{}/{}", started.tenant, started.application, started.name)) {
+                let tag = format!("r{number}");
+                let tagged = self.images.tag_with(&mut batch, &image.repository, &tag, &image.digest).await;
+                tagged.map_err(|it| Outcome::Again(it.to_string()))?;
+            }
             batch.update(&component)?;
             batch.update(&row)?;
             match self.metadata.commit(batch).await {
-                Ok(()) => {
-                    let image = &made.built.image;
-                    if image
-                        .repository
-                        .starts_with(&format!("{}/{}/{}", started.tenant, started.application, started.name))
-                        && let Err(error) =
-                            self.images.tag(&image.repository, &format!("r{number}"), &image.digest).await
-                    {
-                        tracing::warn!(image = image.repository, error = %error, "a revision could not be tagged");
-                    }
-                    return self.ring(&row.value).await;
-                }
+                Ok(()) => return self.ring(&row.value).await,
                 Err(SqlError::Conflict { .. } | SqlError::Exists { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

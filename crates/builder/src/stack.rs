@@ -22,7 +22,6 @@ use crate::runner::Runner;
 use arco_config::BuilderConfig;
 use arco_model::artifact::{ImageConfig, ImageRef, Layer};
 use arco_model::error::{ErrorKind, Problem};
-use arco_store::blob::content_path;
 use arco_store::images::{Image, ImageError, Images, stack_repository};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -164,10 +163,10 @@ impl Stacks {
     async fn import(&self, stack: &Stack, stored: Stored, images: &Images) -> Result<StackImage, Problem> {
         let fail = |step: &'static str| move |it: Box<dyn std::error::Error + Send + Sync>| failed(step, stack, it);
         for layer in &stored.layers {
-            let path = content_path(&layer.blob.digest);
-            if images.blobs().stat(&path).await.map_err(|it| fail("import")(it.into()))?.is_none() {
+            let digest = &layer.blob.digest;
+            if images.claim(digest).await.map_err(|it| fail("import")(it.into()))?.is_none() {
                 let file = std::fs::File::open(self.blob(layer)).map_err(|it| fail("import")(it.into()))?;
-                layer::put_file(images, &path, file).await.map_err(|it| fail("import")(it.into()))?;
+                layer::put_file(images, digest, file).await.map_err(|it| fail("import")(it.into()))?;
             }
         }
         let image = Image { layers: stored.layers, config: config(stack) };

@@ -42,9 +42,10 @@ pub struct GatewayConfig {
     pub max_buffered_bytes: u64,
     /// Networks of proxies in front of the gateway: their word about a client's address, scheme and host is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then.
+    /// Whether each connection begins with a PROXY header (version 1 or 2); only `trusted_proxies` may connect then, and this
+    /// machine for itself.
     pub proxy_protocol: bool,
-    /// How long a client may take to send its request header, in ms.
+    /// How long a client may take to send its request header (on HTTP/2: the first of a connection), in ms.
     pub request_header_ms: u64,
     /// Longest pause of a client between two pieces of a request body until its response begins, in ms.
     pub request_body_ms: u64,
@@ -53,7 +54,7 @@ pub struct GatewayConfig {
     /// How long an instance may take until its response begins, and how long neither side may send anything then (but for
     /// event streams), in ms.
     pub response_ms: u64,
-    /// How long a connection may be idle, in ms.
+    /// How long a connection may be idle (on HTTP/2: without an open request), in ms.
     pub idle_ms: u64,
     /// A line for each request that was answered.
     pub access_log: AccessLogConfig,

@@ -71,6 +71,10 @@ pub struct KubernetesConfig {
     /// 50 s, unless it says otherwise), until another node takes them. Places of stateful components and jobs are never
     /// moved by force.
     pub lost_node_s: u32,
+    /// How long an instance of a stateless component with ports goes on once the cluster ends it, in s: its program gets the stop
+    /// signal afterwards. Gateways hear of it meanwhile, when its node is drained or something more important takes its place; but
+    /// each end takes that much longer. 0 means none; so do clusters before Kubernetes 1.30.
+    pub eviction_pause_s: u32,
     /// Class of the cluster's Ingress and Gateway API objects that the gateway serves, whatever `orchestrator.driver` says;
     /// empty means none. Gateway classes name the controller `arco.internal/<class>`.
     pub route_class: String,
@@ -120,6 +124,7 @@ impl Default for KubernetesConfig {
             user_namespaces: true,
             request_percent: 50,
             lost_node_s: 30,
+            eviction_pause_s: 5,
             route_class: String::new(),
             route_addresses: Vec::new(),
             route_service: String::new(),

@@ -51,17 +51,19 @@ pub fn from_sources(
             set(&mut table, section, key, value);
         }
     }
-    let config = Config::deserialize_from(table)?;
+    from_table(table)
+}
+
+/// Settings from a table of sections; the rest are defaults.
+pub fn from_table(table: Table) -> Result<Config, ConfigError> {
+    // Its second line is the name of the setting.
+    let named = |it: toml::de::Error| ConfigError::Value(it.to_string().trim_end().replace('\n', ", "));
+    let config: Config = serde::Deserialize::deserialize(table).map_err(named)?;
     config.agrees()?;
     Ok(config)
 }
 
 impl Config {
-    fn deserialize_from(table: Table) -> Result<Self, ConfigError> {
-        serde::Deserialize::deserialize(table)
-            .map_err(|it: toml::de::Error| ConfigError::Value(it.message().to_owned()))
-    }
-
     /// Rules that span settings.
     fn agrees(&self) -> Result<(), ConfigError> {
         let shared = self.orchestrator.driver == OrchestratorDriver::Kubernetes
@@ -120,9 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn unknown_settings_are_errors() {
-        assert!(from_sources(None, environment(&[("ARCO_SERVER__NO_SUCH", "1")]), vec![]).is_err());
-        assert!(from_sources(None, environment(&[("ARCO_NO__SUCH", "1")]), vec![]).is_err());
+    fn what_is_unknown_or_wrong_is_named() {
+        for (variable, value, part) in [
+            ("ARCO_SERVER__NO_SUCH", "1", "unknown field `no_such`"),
+            ("ARCO_SERVER__NO_SUCH", "1", "in `server`"),
+            ("ARCO_GATEWAY__IDLE_MS", "soon", "in `gateway.idle_ms`"),
+            ("ARCO_GATEWAY__ACCESS_LOG", "{ sample = 'all' }", "in `gateway.access_log.sample`"),
+            ("ARCO_NO__SUCH", "1", "`ARCO_NO__SUCH` is not a setting"),
+        ] {
+            let error = from_sources(None, environment(&[(variable, value)]), vec![]).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{variable}: {error}");
+        }
     }
 
     #[test]
@@ -156,9 +166,49 @@ mod tests {
         }
     }
 
+    /// Settings that have no default, so that the template has them not.
+    const WITHOUT_DEFAULT: [&str; 6] = [
+        "gateway.public_http_port",
+        "gateway.public_https_port",
+        "gateway.virtual_address",
+        "kubernetes.dns_address",
+        "kubernetes.registry_listen",
+        "network.pool",
+    ];
+
+    #[test]
+    fn every_setting_is_described_with_its_default() {
+        let mut described = std::collections::BTreeMap::new();
+        let mut section = String::new();
+        for line in include_str!("../../../docs/operations/settings.md").lines() {
+            if let Some(heading) = line.strip_prefix("## ") {
+                // Below several sections, rows name their own.
+                let one = heading.strip_prefix("`[").and_then(|it| it.strip_suffix("]`"));
+                section = one.filter(|it| !it.contains(']')).map_or(String::new(), |it| format!("{it}."));
+            } else if let Some((name, rest)) = line.strip_prefix("| `").and_then(|it| it.split_once("` | ")) {
+                described.insert(format!("{section}{name}"), rest.split(" | ").next().unwrap_or_default());
+            }
+        }
+        let mut settings: Vec<(String, Value)> = Table::try_from(Config::default()).unwrap().into_iter().collect();
+        while let Some((name, value)) = settings.pop() {
+            match value {
+                Value::Table(fields) if !name.contains('.') || name == "gateway.access_log" => {
+                    settings.extend(fields.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+                }
+                value => {
+                    let said = described.remove(&name).unwrap_or_else(|| panic!("`{name}` is not described"));
+                    if !matches!(value, Value::Array(_) | Value::Table(_)) {
+                        assert_eq!(said, format!("`{value}`"), "{name}");
+                    }
+                }
+            }
+        }
+        assert_eq!(described.into_keys().collect::<Vec<_>>(), WITHOUT_DEFAULT);
+    }
+
     #[test]
     fn the_template_reads_back_as_the_defaults() {
         let table: Table = template().parse().unwrap();
-        assert_eq!(Config::deserialize_from(table).unwrap(), Config::default());
+        assert_eq!(from_table(table).unwrap(), Config::default());
     }
 }

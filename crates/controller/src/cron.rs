@@ -244,10 +244,14 @@ impl Controller {
         }
     }
 
+    /// Notes how a run ended, unless another controller, which leads by now, has begun a later one.
     async fn record_run(&self, component: &Component, run: CronRun) -> Result<(), ReconcileError> {
         let set = |row: &mut Component| {
-            row.observed.last_run = Some(run.clone());
-            true
+            let newest = row.observed.last_run.as_ref().is_none_or(|it| it.scheduled_at <= run.scheduled_at);
+            if newest {
+                row.observed.last_run = Some(run.clone());
+            }
+            newest
         };
         self.deps.metadata.modify::<Component>(component.id.as_str(), set).await?;
         Ok(())

@@ -12,6 +12,7 @@ use arco_model::plan::{self, PlanContext};
 use arco_model::spec::VolumeKind;
 use arco_model::status::{self, Status, StatusContext, StatusReport};
 use arco_store::clock;
+use arco_store::kv::KvError;
 use arco_store::secrets::SecretError;
 use arco_store::sql::{Query, SqlError, Versioned, VolumeRow};
 use std::collections::HashMap;
@@ -24,6 +25,9 @@ pub enum ReconcileError {
     /// Rows.
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// Keys.
+    #[error(transparent)]
+    Kv(#[from] KvError),
     /// What runs instances.
     #[error(transparent)]
     Orchestrator(#[from] arco_orchestrator::Error),
@@ -95,6 +99,7 @@ impl Controller {
         let mut context = self.context(&component, revision.as_ref(), &operations).await?;
         let mut observed = self.deps.orchestrator.observe(id).await?;
         let mut plan = String::new();
+        let mut failed = None;
         if let Some(revision) = &revision {
             self.callers.bind(id, &component.tenant, &revision.spec.bindings);
             let bound = self.bound(&component, revision).await?;
@@ -112,7 +117,8 @@ impl Controller {
             plan = wanted.fingerprint();
             self.keep_volume_rows(&component, revision).await?;
             if observed.plan != plan {
-                self.deps.orchestrator.apply(&wanted).await?;
+                // What runs is followed, and operations end in time, also while a plan cannot be taken over.
+                failed = self.deps.orchestrator.apply(&wanted).await.err();
                 observed = self.deps.orchestrator.observe(id).await?;
             }
         }
@@ -140,6 +146,9 @@ impl Controller {
                     again = sooner(again, Duration::from_secs(2));
                 }
             }
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
         }
         let moving = observed.rollout == RolloutFacts::Progressing
             || matches!(report.status, Status::Starting | Status::Stopping);
@@ -184,26 +193,28 @@ impl Controller {
         let address_changed = component.observed.address != observed.address;
         let scaling = scaling(component, observed);
         self.tell_scaling(component, scaling.as_ref()).await;
-        self.deps
-            .metadata
-            .modify::<Component>(component.id.as_str(), |row| {
-                let next = ObservedState {
-                    observed_generation: component.generation,
-                    report: report.clone(),
-                    ready_replicas,
-                    serving_revision: serving_revision.clone(),
-                    healthy_revision: healthy_revision.clone().or_else(|| row.observed.healthy_revision.clone()),
-                    instances: observed.instances.clone(),
-                    address: observed.address,
-                    last_run: row.observed.last_run.clone(),
-                    scaling: scaling.clone(),
-                    at: row.observed.at,
-                };
+        let next = |row: &Component| ObservedState {
+            observed_generation: component.generation,
+            report: report.clone(),
+            ready_replicas,
+            serving_revision: serving_revision.clone(),
+            healthy_revision: healthy_revision.clone().or_else(|| row.observed.healthy_revision.clone()),
+            instances: observed.instances.clone(),
+            address: observed.address,
+            last_run: row.observed.last_run.clone(),
+            scaling: scaling.clone(),
+            at: row.observed.at,
+        };
+        // Nobody else writes these: as long as they say what the row said when it was read, no transaction is begun.
+        if next(component) != component.observed {
+            let write = |row: &mut Component| {
+                let next = next(row);
                 let changed = next != row.observed;
                 row.observed = ObservedState { at: clock::now(), ..next };
                 changed
-            })
-            .await?;
+            };
+            self.deps.metadata.modify::<Component>(component.id.as_str(), write).await?;
+        }
         if was_ready != (ready_replicas > 0) || address_changed || report.status != component.observed.report.status {
             self.wake_callers(component);
         }
@@ -363,6 +374,41 @@ fn sooner(a: Option<Duration>, b: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::World;
+    use arco_model::sample;
+    use arco_model::spec::ComponentKind;
+    use arco_model::time::Timestamp;
+    use arco_orchestrator::Orchestrator as _;
+
+    #[tokio::test]
+    async fn what_runs_is_followed_while_a_plan_cannot_be_taken_over() {
+        let world = World::new();
+        let component = world.component(ComponentKind::Stateless).await;
+        let (controller, id) = (&world.controller, &component.id);
+        controller.reconcile(id).await.unwrap();
+        let operation = Operation { deadline: Timestamp(1), ..sample::operation(&component, OperationKind::Scale) };
+        let rows = &controller.deps.metadata;
+        rows.insert(&operation).await.unwrap();
+        let more = |it: &mut Component| {
+            it.spec.replicas = 2;
+            true
+        };
+        rows.modify::<Component>(id.as_str(), more).await.unwrap();
+
+        world.orchestrator.refuse_plans(Some("the image cannot be read"));
+        let instance = world.orchestrator.observe(id).await.unwrap().instances[0].id.clone();
+        world.orchestrator.alter(&instance, |it| it.phase = InstancePhase::Unready);
+        let error = controller.reconcile(id).await.unwrap_err().chain();
+        assert!(error.contains("the image cannot be read"), "{error}");
+        let row = world.row(&component).await;
+        assert_eq!((row.observed.ready_replicas, row.observed.instances[0].phase), (0, InstancePhase::Unready));
+        let ended = rows.get::<Operation>(operation.id.as_str()).await.unwrap().unwrap().value;
+        assert_eq!((ended.status, ended.problem.unwrap().code.as_str()), (OperationStatus::Failed, "deadline_passed"));
+
+        world.orchestrator.refuse_plans(None);
+        controller.reconcile(id).await.unwrap();
+        assert_eq!(world.orchestrator.observe(id).await.unwrap().instances.len(), 2);
+    }
 
     #[test]
     fn each_change_of_the_number_is_told_once() {

@@ -56,24 +56,54 @@ struct Published {
     owns: HashMap<ComponentId, BTreeSet<String>>,
     /// Hosts that are served with a certificate.
     serves: HashMap<RowId, BTreeSet<String>>,
+    /// Where each host stands in the three above.
+    named: HashMap<String, Named>,
+}
+
+/// Whom the entry of a host names.
+#[derive(Default)]
+struct Named {
+    leads: Vec<ComponentId>,
+    owns: Vec<ComponentId>,
+    serves: Option<RowId>,
 }
 
 impl Published {
     /// Remembers whom the entry of a host names; `None` when it has none any more.
     fn note(&mut self, host: &str, entry: Option<&HostEntry>, owners: &[ComponentId]) {
-        for hosts in self.leads.values_mut().chain(self.serves.values_mut()).chain(self.owns.values_mut()) {
+        let before = self.named.remove(host).unwrap_or_default();
+        before.leads.iter().for_each(|id| take_out(&mut self.leads, id, host));
+        before.owns.iter().for_each(|id| take_out(&mut self.owns, id, host));
+        // A certificate stays though no host is served with it any more: its entry goes with the next change.
+        if let Some(hosts) = before.serves.and_then(|id| self.serves.get_mut(&id)) {
             hosts.remove(host);
         }
-        self.leads.retain(|_, hosts| !hosts.is_empty());
-        self.owns.retain(|_, hosts| !hosts.is_empty());
-        for owner in owners {
-            self.owns.entry(owner.clone()).or_default().insert(host.to_owned());
+        let now = Named {
+            leads: entry.iter().flat_map(|it| it.callees()).map(|it| it.component.clone()).collect(),
+            owns: owners.to_vec(),
+            serves: entry.and_then(|it| it.tls.certificate.clone()),
+        };
+        if now.leads.is_empty() && now.owns.is_empty() && now.serves.is_none() {
+            return;
         }
-        if let Some(id) = entry.and_then(|it| it.tls.certificate.as_ref()) {
+        for id in &now.leads {
+            self.leads.entry(id.clone()).or_default().insert(host.to_owned());
+        }
+        for id in &now.owns {
+            self.owns.entry(id.clone()).or_default().insert(host.to_owned());
+        }
+        if let Some(id) = &now.serves {
             self.serves.entry(id.clone()).or_default().insert(host.to_owned());
         }
-        for target in entry.iter().flat_map(|it| it.callees()) {
-            self.leads.entry(target.component.clone()).or_default().insert(host.to_owned());
+        self.named.insert(host.to_owned(), now);
+    }
+}
+
+fn take_out(places: &mut HashMap<ComponentId, BTreeSet<String>>, id: &ComponentId, host: &str) {
+    if let Some(hosts) = places.get_mut(id) {
+        hosts.remove(host);
+        if hosts.is_empty() {
+            places.remove(id);
         }
     }
 }
@@ -332,7 +362,7 @@ impl Publisher {
             }
         }
         let platform = TenantName::default_tenant();
-        for tenant in [tenant, &platform] {
+        for tenant in [Some(tenant), Some(&platform).filter(|it| *it != tenant)].into_iter().flatten() {
             let query = Query { tags: vec![String::new()], ..Query::parent(tenant.as_str()) };
             let found = self.metadata.list::<CertificateRow>(&query).await?.items;
             let covering = found.into_iter().map(|it| it.value).filter(|it| covers(&it.hosts, host));

@@ -1,4 +1,5 @@
-//! TLS of our own listeners: certificates that can be swapped while connections live, clients known by certificate.
+//! TLS of our own listeners: certificates that can be swapped while connections live, clients known by certificate; and
+//! whose certificates count.
 //!
 //! What must hold: aws-lc-rs is the only provider; TLS 1.2 and 1.3 only; a swap takes effect for the next handshake.
 
@@ -105,13 +106,18 @@ pub fn client_config(authority_pem: &str, leaf: Option<&Leaf>) -> Result<ClientC
     }
 }
 
-fn roots(authority_pem: &str) -> Result<RootCertStore, PkiError> {
+/// The authorities of a PEM text, to be trusted; the reason why they cannot be.
+pub fn authorities(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(authority_pem.as_bytes()) {
-        let certificate = certificate.map_err(|it| PkiError::certificate("read the authority", it))?;
-        roots.add(certificate).map_err(|it| PkiError::certificate("trust the authority", it))?;
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|it| format!("it is no PEM: {it}"))?;
+        roots.add(certificate).map_err(|it| format!("a certificate in it cannot be used: {it}"))?;
     }
-    Ok(roots)
+    if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(roots) }
+}
+
+fn roots(authority_pem: &str) -> Result<RootCertStore, PkiError> {
+    authorities(authority_pem.as_bytes()).map_err(|it| PkiError::certificate("trust the authority", it))
 }
 
 fn certified(leaf: &Leaf) -> Result<Arc<CertifiedKey>, PkiError> {

@@ -4,7 +4,7 @@
 //! lines were deleted before they were read is told how many.
 
 use crate::Eventlog;
-use crate::query::{Filter, Found, LINES_MAX, forward, last};
+use crate::query::{Filter, Found, Gaps, LINES_MAX, forward, last};
 use crate::stream::{StreamLog, Tip};
 use arco_model::log::{LogLine, LogStream};
 use futures_util::Stream;
@@ -119,7 +119,7 @@ impl Follower {
         let filter = self.filter.clone();
         let found = self.log.read(self.stream.clone(), move |stream| match filter.tail {
             Some(tail) if first => last(stream, &filter, tail.min(LINES_MAX)),
-            _ => forward(stream, &filter, STEP_LINES, STEP_BYTES),
+            _ => forward(stream, &filter, STEP_LINES, STEP_BYTES, Gaps::End),
         });
         match found.await {
             Ok(found) => self.take(found, first),

@@ -115,6 +115,10 @@ impl Eventlog {
                 return;
             }
         }
+        // Its sender looks what is kept before it says these lines again.
+        if batch.is_abandoned() {
+            return;
+        }
         let now = Instant::now();
         let after =
             if batch.written.is_some() { self.0.limits.flush_acknowledged_after } else { self.0.limits.flush_after };

@@ -88,7 +88,7 @@ impl Eventlog {
         let (most, filter) = (filter.most(), filter.clone());
         self.read(stream, move |stream| match filter.tail {
             Some(tail) => last(stream, &filter, tail.min(LINES_MAX)),
-            None => forward(stream, &filter, most, BYTES_MAX),
+            None => forward(stream, &filter, most, BYTES_MAX, Gaps::Passed),
         })
         .await
     }
@@ -108,12 +108,22 @@ impl Eventlog {
     }
 }
 
+/// What a reader does where lines are missing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Gaps {
+    /// It counts them and reads on.
+    Passed,
+    /// It ends before them, unless they come first: so they can be told in their place.
+    End,
+}
+
 /// Lines from `filter.from` on. Lines before the first one that is left count as missed unless `from` is 0.
 pub(crate) fn forward(
     stream: &StreamLog,
     filter: &Filter,
     most: usize,
     most_bytes: usize,
+    gaps: Gaps,
 ) -> Result<Found, EventlogError> {
     let mut found = Found { next: filter.from, ..Found::default() };
     let mut room = most_bytes;
@@ -123,7 +133,7 @@ pub(crate) fn forward(
         // A number that was never given here is of another keeper, or of lines that a crash took: go on with what comes.
         found.next = found.next.min(snapshot.next);
         patience = patience.saturating_sub(1);
-        match forward_in(&snapshot, filter, most, &mut room, &mut found, patience > 0) {
+        match forward_in(&snapshot, filter, (most, gaps), &mut room, &mut found, patience > 0) {
             Err(error) if error.is_gone() => continue, // sealed or deleted meanwhile; each time the snapshot is newer
             other => return other.map(|()| found),
         }
@@ -133,16 +143,20 @@ pub(crate) fn forward(
 fn forward_in(
     snapshot: &Snapshot,
     filter: &Filter,
-    most: usize,
+    (most, gaps): (usize, Gaps),
     room: &mut usize,
     found: &mut Found,
     patient: bool,
 ) -> Result<(), EventlogError> {
+    let ends = |found: &Found| gaps == Gaps::End && !found.lines.is_empty();
     for part in &snapshot.parts {
         if part.end() <= found.next {
             continue;
         }
         if part.first() > found.next {
+            if ends(found) {
+                return Ok(());
+            }
             found.missed += if found.next > 0 { part.first() - found.next } else { 0 };
             found.next = part.first();
         }
@@ -152,6 +166,9 @@ fn forward_in(
         }
         let reader = match part.open() {
             Err(error) if error.is_loss(patient) => {
+                if ends(found) {
+                    return Ok(());
+                }
                 found.missed += part.end() - found.next;
                 found.next = part.end();
                 continue;
@@ -168,6 +185,9 @@ fn forward_in(
             }
             let block = match reader.block(mark) {
                 Err(error) if error.is_loss(patient) => {
+                    if ends(found) {
+                        return Ok(());
+                    }
                     found.missed += mark.end() - found.next;
                     found.next = mark.end();
                     continue;

@@ -242,17 +242,21 @@ impl Alone {
     /// Looks after the address that this machine shares with others.
     fn share_address(&self, supervisor: &Supervisor, settings: VirtualAddress) -> Result<Stop, GatewayError> {
         let open = self.driver.listeners();
-        let plain = open.iter().filter(|it| it.0.protocol == Protocol::Http);
-        let listener = plain.map(|it| it.1).min_by_key(|it| (!it.ip().is_unspecified(), it.port()));
+        let plain = open.iter().filter_map(|(spec, address)| match &spec.protocol {
+            Protocol::Http => Some((*address, false)),
+            Protocol::Proxied(inner) if **inner == Protocol::Http => Some((*address, true)),
+            _ => None,
+        });
+        let listener = plain.min_by_key(|(it, proxied)| (!it.ip().is_unspecified(), *proxied, it.port()));
         let missing = || {
             let why = "`virtual_address` needs an http listener that is open here, as one on 0.0.0.0:80";
             GatewayError::VirtualAddress(why.to_owned())
         };
-        let listener = listener.ok_or_else(missing)?;
+        let (listener, proxied) = listener.ok_or_else(missing)?;
         let executable = std::env::current_exe().map_err(system("find this executable"))?;
         let folder = folder(&self.path)?;
         let keepalived =
-            Keepalived::new(settings, &folder, &executable, listener).map_err(GatewayError::VirtualAddress)?;
+            Keepalived::new(settings, &folder, &executable, listener, proxied).map_err(GatewayError::VirtualAddress)?;
         let (stop, metrics, address) = (Stop::default(), self.shared.metrics.clone(), keepalived.address());
         let looking = keepalived.run(
             self.addresses.clone(),

@@ -248,13 +248,15 @@ mod tests {
 
     #[test]
     fn a_busy_port_names_its_holder() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
-        assert_eq!(first.listeners.len(), 2);
-        assert_ne!(first.address.port(), 0);
-        let error = bind(first.address, 1).unwrap_err().to_string();
-        assert!(error.contains(&first.address.to_string()), "{error}");
+        let any = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        assert_eq!(any.listeners.len(), 2);
+        assert_ne!(any.address.port(), 0);
+        // One that the kernel gives nobody else when it is let go of.
+        let address = SocketAddr::from(([127, 0, 0, 1], arco_testkit::servers::free_port()));
+        let first = bind(address, 2).unwrap();
+        let error = bind(address, 1).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
         assert!(error.contains(&format!("pid {}", std::process::id())) && error.contains("another address"), "{error}");
-        let address = first.address;
         drop(first);
         bind(address, 1).unwrap();
         let error = bind("192.0.2.1:80".parse().unwrap(), 1).unwrap_err().to_string();

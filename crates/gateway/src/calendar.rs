@@ -1,5 +1,7 @@
 //! Seconds since 1970 as a date of the calendar, in UTC. Pure.
 
+use arco_model::time::date_of_day;
+
 /// Months as they are abbreviated everywhere.
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -20,15 +22,7 @@ impl Moment {
     /// The second so many after the beginning of 1970.
     pub(crate) fn of(seconds: u64) -> Self {
         let (days, second) = (seconds / 86_400, seconds % 86_400);
-        // Years that begin in March have their leap day at the end.
-        let shifted = days + 719_468;
-        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-        let month = (month_from_march + 2) % 12 + 1;
-        let year = era * 400 + year_of_era + u64::from(month < 3);
+        let (year, month, day) = date_of_day(days);
         Self { year, month, day, hour: second / 3_600, minute: second / 60 % 60, second: second % 60 }
     }
 

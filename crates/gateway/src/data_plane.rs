@@ -270,6 +270,7 @@ impl DataPlane {
         };
         let drained = async {
             let successor = leave.await;
+            self.engine.leave();
             // Whoever connects from now on is a successor's, or refused.
             self.listening.lock().unwrap_or_else(PoisonError::into_inner).clear();
             self.left.store(true, Ordering::SeqCst);

@@ -19,7 +19,9 @@ mod headers;
 mod http;
 mod http1;
 mod http2;
+mod multiplexed;
 mod passthrough;
+mod passwords;
 mod pool;
 mod proxy_protocol;
 mod record;
@@ -41,11 +43,12 @@ use arco_daemon::{CancellationToken, OnExit, Supervisor};
 use forward::Failure;
 use guard::ClientLimits;
 use http1::Endpoint;
+use multiplexed::Multiplexed;
 use nix::libc;
 use pool::Pool;
 use room::Room;
 use socket2::TcpKeepalive;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -114,6 +117,7 @@ pub struct Shared {
     /// The access log, which may be off.
     pub access_log: AccessLog,
     buffers: Arc<spool::Place>,
+    judges: Arc<passwords::Judges>,
     connections: Arc<AtomicUsize>,
     /// Flows of datagrams: they have bounds of their own.
     flows: Arc<AtomicUsize>,
@@ -133,6 +137,7 @@ impl Shared {
             buffers: spool::Place::new(limits.max_buffered_bytes),
             limits: ArcSwap::from_pointee(limits),
             access_log: AccessLog::default(),
+            judges: Arc::default(),
             connections: Arc::default(),
             flows: Arc::default(),
             accepting: Arc::default(),
@@ -204,6 +209,7 @@ struct Core {
     number: usize,
     shared: Arc<Shared>,
     pool: Arc<Pool<Sender>>,
+    multiplexed: Arc<Multiplexed>,
     endpoints: Pool<Endpoint>,
     supervisor: Supervisor,
     /// No more requests on a connection than the one it is in.
@@ -233,6 +239,7 @@ impl Core {
                 self.room.tighten();
                 self.endpoints.clear();
                 self.pool.clear();
+                self.multiplexed.clear();
                 Endpoint::connect(address, limit).await
             }
             outcome => outcome,
@@ -274,6 +281,7 @@ impl Engine {
                 number,
                 shared: Arc::clone(&shared),
                 pool: Arc::default(),
+                multiplexed: Arc::default(),
                 endpoints: Pool::default(),
                 supervisor: supervisor.clone(),
                 // Its own: looking at them takes a lock that no other core takes.
@@ -304,13 +312,14 @@ impl Engine {
                 };
                 let ending_idle = async {
                     core.end_idle.cancelled().await;
-                    core.room.idle.notify_waiters();
+                    core.room.ring();
                     std::future::pending().await
                 };
                 tokio::select! {
                     ended = accepting => ended,
                     () = ending_idle => Ok(()),
                     () = core.pool.sweep() => Ok(()),
+                    () = core.multiplexed.sweep() => Ok(()),
                     () = core.endpoints.sweep() => Ok(()),
                     () = token.cancelled() => Ok(()),
                 }
@@ -366,6 +375,12 @@ impl Engine {
             return self.listen_udp(BoundUdp { address, sockets, lock }, upstream);
         }
         self.listen_on(Bound { address, listeners, lock }, protocol)
+    }
+
+    /// From now on each answer ends its connection. To be said before listeners are let go: whoever finds a port closed is
+    /// answered so on the connections that it has.
+    pub fn leave(&self) {
+        self.drain.cancel();
     }
 
     /// Stops accepting, ends idle connections, and waits at most `grace` for open requests. Returns whether all ended.
@@ -541,14 +556,16 @@ async fn serve(
 ) {
     let patience = limits.client.request_header;
     if let Protocol::Proxied(inner) = protocol {
-        let trusted =
-            core.shared.snapshot.load().trusted_proxies.iter().any(|it| it.contains(&peer.ip().to_canonical()));
-        if !trusted {
+        let from = peer.ip().to_canonical();
+        let trusted = core.shared.snapshot.load().trusted_proxies.iter().any(|it| it.contains(&from));
+        if !trusted && !is_this_machine(&stream, from) {
             tracing::debug!(%peer, "a PROXY header is taken from `trusted_proxies` only");
             return;
         }
         match Box::pin(tokio::time::timeout(patience, proxy_protocol::read(&mut stream))).await {
-            Ok(Ok(source)) => peer = source.unwrap_or(peer),
+            // One that speaks for nobody: a check by the proxy, or by keepalived from here.
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(source))) if trusted => peer = source,
             outcome => {
                 tracing::debug!(%peer, ?outcome, "no PROXY header");
                 return;
@@ -589,6 +606,11 @@ async fn serve(
         // Never built: a proxy header stands once at the beginning.
         Protocol::Proxied(_) => {}
     }
+}
+
+/// Whether `from` is an address of this machine, for a connection that comes from there.
+fn is_this_machine(stream: &TcpStream, from: IpAddr) -> bool {
+    from.is_loopback() || stream.local_addr().is_ok_and(|it| it.ip().to_canonical() == from)
 }
 
 /// Has the kernel end a connection whose client takes nothing for as long as one may be idle: whoever closes TLS, and

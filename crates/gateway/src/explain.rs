@@ -108,11 +108,21 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
         }
     }
     let Some(rule) = chosen else { return writeln!(out, "route: none; answer 404") };
-    if let Some(policy) = rule.policy.as_deref() {
-        let written = authority.as_str();
-        if !applied(snapshot, policy, rule, question, (&uri, scheme, written), out)? {
-            return Ok(());
-        }
+    let written = authority.as_str();
+    if let Some(redirect) = rule.redirect_to_https(secure) {
+        let answer = redirect.answer(&rule.path, scheme, written, &uri);
+        let location = answer.as_ref().and_then(|it| it.headers().get("location")?.to_str().ok());
+        return writeln!(
+            out,
+            "https: plain HTTP is not served; answer {} to {}",
+            redirect.status.as_u16(),
+            location.unwrap_or_default()
+        );
+    }
+    if let Some(policy) = rule.policy.as_deref()
+        && !applied(snapshot, policy, rule, question, (&uri, scheme, written), out)?
+    {
+        return Ok(());
     }
     targets(snapshot, rule, question, &headers, out)
 }
@@ -126,17 +136,6 @@ fn applied(
     (uri, scheme, written_host): (&Uri, &str, &str),
     out: &mut String,
 ) -> Result<bool, std::fmt::Error> {
-    if let Some(redirect) = policy.https.redirect.as_ref().filter(|_| scheme != "https") {
-        let answer = redirect.answer(&rule.path, scheme, written_host, uri);
-        let location = answer.as_ref().and_then(|it| it.headers().get("location")?.to_str().ok());
-        writeln!(
-            out,
-            "https: plain HTTP is not served; answer {} to {}",
-            redirect.status.as_u16(),
-            location.unwrap_or_default()
-        )?;
-        return Ok(false);
-    }
     let protection = &policy.protection;
     if !protection.admits(question.client) {
         writeln!(out, "address: {} may not come in; answer 403", question.client)?;

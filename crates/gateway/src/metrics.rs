@@ -261,7 +261,7 @@ impl Metrics {
         registry.register("upstream_retries", "Attempts beyond the first", inner.retries.clone());
         let ejections = "How often an endpoint was left out for a while because of its answers";
         registry.register("upstream_ejections", ejections, inner.ejections.clone());
-        registry.register("upstream_open", "Requests that are open", inner.open.clone());
+        registry.register("upstream_open", "Requests that are open by upstream", inner.open.clone());
         registry.register("refused", "Requests refused before routing", inner.refusals.clone());
         registry.register("tls_handshakes", "Handshakes of clients that succeeded", inner.handshakes.clone());
         registry.register("tls_failures", "Handshakes of clients that failed", inner.handshake_failures.clone());

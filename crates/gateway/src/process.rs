@@ -23,7 +23,7 @@ use arco_model::traffic::GATEWAY_PREFIX;
 use arco_store::kv::SharedKv;
 use arco_store::kv::mirror::Mirror;
 use arco_store::secrets::SecretBox;
-pub use handle::{Handle, adopt, end_mute, spawn};
+pub use handle::{Handle, adopt, end_mute, find, spawn};
 pub use hold::{HoldArgs, control, hold, inherited_control};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -322,5 +322,5 @@ fn admin(
     }
 }
 
-/// How long the server waits for a data plane that starts.
+/// How long the server waits for a data plane that starts, or that is slow to answer.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -232,7 +232,7 @@ pub struct Users {
     pub realm: String,
     hashes: HashMap<String, (NonZeroU32, Vec<u8>, Vec<u8>)>,
     secret: [u8; 32],
-    proven: Mutex<std::collections::HashSet<[u8; 32]>>,
+    proven: Mutex<std::collections::HashSet<Fingerprint>>,
     /// Wrong passwords per address.
     wrong: RateLimit,
 }
@@ -252,6 +252,35 @@ pub enum Login {
     Refused,
     /// Too many wrong ones came from this address.
     TooMany,
+    /// Too many wait to be judged.
+    Busy,
+}
+
+/// What can be said of a request at once.
+pub enum Look {
+    /// This came of its password, or of its having none.
+    Known(Login),
+    /// Its password has to be judged.
+    Unknown(Attempt),
+}
+
+/// Stands for a name and a password; says nothing of them.
+pub type Fingerprint = [u8; 32];
+
+/// A name and a password that were not proven before.
+#[derive(Clone)]
+pub struct Attempt {
+    encoded: String,
+    fingerprint: Fingerprint,
+    /// What wrong ones of its address are counted by.
+    source: u64,
+}
+
+impl Attempt {
+    /// What stands for it.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
 }
 
 impl Users {
@@ -275,36 +304,48 @@ impl Users {
         Ok(Self { realm: realm.to_owned(), hashes, secret, proven: Mutex::default(), wrong })
     }
 
-    /// Judges what a client at `address` sent.
-    pub fn judge(&self, headers: &HeaderMap, address: IpAddr) -> Login {
-        let Some(given) = headers.get(header::AUTHORIZATION).and_then(|it| it.to_str().ok()) else {
-            return Login::Refused;
-        };
+    /// Looks at what a client at `address` sent; takes no time.
+    pub fn look(&self, headers: &HeaderMap, address: IpAddr) -> Look {
+        let given = headers.get(header::AUTHORIZATION).and_then(|it| it.to_str().ok()).unwrap_or_default();
         let encoded = given.split_once(' ').filter(|it| it.0.eq_ignore_ascii_case("basic")).map(|it| it.1.trim());
-        let Some(encoded) = encoded else { return Login::Refused };
+        let Some(encoded) = encoded else { return Look::Known(Login::Refused) };
         let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         context.update(&self.secret);
         context.update(encoded.as_bytes());
         let mut fingerprint = [0u8; 32];
         fingerprint.copy_from_slice(context.finish().as_ref());
         if self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&fingerprint) {
-            return Login::Welcome;
+            return Look::Known(Login::Welcome);
         }
         let source = RateKey::Address.of(address, headers);
         if !self.wrong.has_room(source) {
-            return Login::TooMany;
+            return Look::Known(Login::TooMany);
         }
-        if self.is_right(encoded) {
-            let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-            if proven.len() >= MAX_PROVEN {
-                proven.clear();
-            }
-            proven.insert(fingerprint);
-            return Login::Welcome;
+        Look::Unknown(Attempt { encoded: encoded.to_owned(), fingerprint, source })
+    }
+
+    /// Whether it is right; takes tens of milliseconds. `None` when its address has sent too many wrong ones since it was
+    /// looked at: it is not judged then.
+    pub fn judge(&self, attempt: &Attempt) -> Option<bool> {
+        if !self.wrong.has_room(attempt.source) {
+            return None;
         }
+        if !self.is_right(&attempt.encoded) {
+            self.refused(attempt);
+            return Some(false);
+        }
+        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        if proven.len() >= MAX_PROVEN {
+            proven.clear();
+        }
+        proven.insert(attempt.fingerprint);
+        Some(true)
+    }
+
+    /// Counts one that is wrong, as is known from another client.
+    pub fn refused(&self, attempt: &Attempt) {
         // Whether this one still fits does not matter: it is refused anyway.
-        let _ = self.wrong.take(source);
-        Login::Refused
+        let _ = self.wrong.take(attempt.source);
     }
 
     fn is_right(&self, encoded: &str) -> bool {
@@ -441,18 +482,29 @@ mod tests {
                 let encoded = base64::engine::general_purpose::STANDARD.encode(given);
                 headers.insert("authorization", format!("Basic {encoded}").parse().unwrap());
             }
-            users.judge(&headers, address.into())
+            match users.look(&headers, address.into()) {
+                Look::Known(login) => login,
+                Look::Unknown(attempt) => match users.judge(&attempt) {
+                    Some(true) => Login::Welcome,
+                    Some(false) => Login::Refused,
+                    None => Login::TooMany,
+                },
+            }
         };
         assert_eq!(judge(None, [1; 4]), Login::Refused);
         assert_eq!(judge(Some("ann:pass:word"), [1; 4]), Login::Welcome);
         for given in ["ann:pass", "bob:pass:word", "ann", ":"] {
             assert_eq!(judge(Some(given), [1; 4]), Login::Refused);
         }
-        for _ in 0..20 {
-            judge(Some("ann:guess"), [2; 4]);
-        }
-        assert_eq!(judge(Some("ann:guess"), [2; 4]), Login::TooMany);
+        // One more guess every six seconds, however long this takes.
+        assert!((0..100).any(|_| judge(Some("ann:guess"), [2; 4]) == Login::TooMany));
         assert_eq!(judge(Some("ann:pass:word"), [2; 4]), Login::Welcome, "proven before");
+        // Looked at while there was room for them: what is judged later counts.
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", "Basic eDp5".parse().unwrap());
+        let Look::Unknown(attempt) = users.look(&headers, [3; 4].into()) else { panic!("it was never seen") };
+        let judged = (0..30).filter(|_| users.judge(&attempt) == Some(false)).count();
+        assert!((10..20).contains(&judged), "{judged}");
         assert!(Users::parse("ann:secret\n", "r").unwrap_err().contains("line 1"));
     }
 }

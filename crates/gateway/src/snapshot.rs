@@ -52,8 +52,6 @@ impl Default for Timeouts {
 pub struct Policy {
     /// Who answers.
     pub action: Action,
-    /// What is done with plain HTTP, and told about it.
-    pub https: Https,
     /// Set while nobody but a few may come in.
     pub maintenance: Option<Maintenance>,
     /// What the endpoint is asked instead.
@@ -128,6 +126,9 @@ pub struct Rule {
     pub conditions: Conditions,
     /// What is done beside passing requests on unchanged.
     pub policy: Option<Box<Policy>>,
+    /// What is done with plain HTTP, and told about it. Not in the policy: most hosts with HTTPS have it, and requests over
+    /// TLS are passed on unchanged nevertheless.
+    pub https: Option<Box<Https>>,
     /// Upstreams by name with their shares; never empty.
     pub targets: Targets,
     /// Limits of this route; `None` takes the upstream's.
@@ -161,10 +162,10 @@ impl Rule {
             targets.push(("".into(), 1));
         }
         let total = targets.iter().map(|it| it.1 as usize).sum::<usize>().max(1);
-        let (conditions, policy) = (Conditions::default(), None);
+        let (conditions, policy, https) = (Conditions::default(), None, None);
         let anywhere = matches!(&path, PathMatch::Prefix(it) if matches!(it.as_str(), "" | "/"));
         let (step, next) = (spread(total), AtomicUsize::new(0));
-        Self { path, conditions, policy, targets, timeouts, anywhere, total, step, next }
+        Self { path, conditions, policy, https, targets, timeouts, anywhere, total, step, next }
     }
 
     /// Whether `path` (without query) is meant.
@@ -176,6 +177,22 @@ impl Rule {
     pub fn with(mut self, conditions: Conditions, policy: Option<Box<Policy>>) -> Self {
         (self.conditions, self.policy) = (conditions, policy);
         self
+    }
+
+    /// The same rule, where something is done with plain HTTP, or told about it.
+    pub fn with_https(mut self, https: Option<Box<Https>>) -> Self {
+        self.https = https;
+        self
+    }
+
+    /// Where a client has to go that came over TLS (`secure`) or did not, before anything else is looked at.
+    pub fn redirect_to_https(&self, secure: bool) -> Option<&Redirect> {
+        self.https.as_ref()?.redirect.as_ref().filter(|_| !secure)
+    }
+
+    /// `Strict-Transport-Security` of answers, in place of what an endpoint says.
+    pub fn hsts(&self, secure: bool) -> Option<&http::HeaderValue> {
+        self.https.as_ref()?.hsts.as_ref().filter(|_| secure)
     }
 
     /// The target of a client that comes back with `token`, else the next one; and whether it was found by the token.

@@ -29,6 +29,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3);
 /// Longest wait for each step of [`probe`].
 const PATIENCE: Duration = Duration::from_millis(800);
+/// Pause before [`probe`] asks again: keepalived itself can ask no more often than each second.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Largest answer that [`probe`] looks at.
 const ENOUGH: usize = 12;
 
@@ -42,6 +44,8 @@ pub struct Keepalived {
     executable: PathBuf,
     /// Where the gateway serves plain HTTP on this machine.
     asked: SocketAddr,
+    /// Whether connections begin with a PROXY header there.
+    proxied: bool,
 }
 
 /// How the shared address stands on this machine.
@@ -76,12 +80,14 @@ impl Stop {
 }
 
 impl Keepalived {
-    /// For these settings. `listener` is where the gateway serves plain HTTP.
+    /// For these settings. `listener` is where the gateway serves plain HTTP, behind a proxy that writes PROXY headers when
+    /// it is `proxied`.
     pub fn new(
         settings: VirtualAddress,
         folder: &Path,
         executable: &Path,
         listener: SocketAddr,
+        proxied: bool,
     ) -> Result<Self, String> {
         settings.check()?;
         for path in [folder, executable] {
@@ -95,7 +101,7 @@ impl Keepalived {
         }
         let local = |it: IpAddr| if it.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { it };
         let asked = SocketAddr::new(local(listener.ip()), listener.port());
-        Ok(Self { settings, folder: folder.to_owned(), executable: executable.to_owned(), asked })
+        Ok(Self { settings, folder: folder.to_owned(), executable: executable.to_owned(), asked, proxied })
     }
 
     /// The configuration file.
@@ -103,13 +109,14 @@ impl Keepalived {
         let it = &self.settings;
         let mut text = String::from("# Written by arco; changes are lost.\n");
         let (executable, asked) = (self.executable.display(), self.asked);
+        let proxied = if self.proxied { " --proxied" } else { "" };
         // Script security would refuse an executable below a folder that others may write in; it is root's already.
         // A gateway that is not well counts less than every one that is; among themselves they keep their order.
         let _ = write!(
             text,
             "global_defs {{\n    vrrp_version 3\n    script_user root\n}}\n\
-             vrrp_script gateway {{\n    script \"{executable} gateway --probe {asked}\"\n    interval 1\n    timeout 2\n    \
-             fall 2\n    rise 2\n    weight -253\n}}\n\
+             vrrp_script gateway {{\n    script \"{executable} gateway --probe {asked}{proxied}\"\n    interval 1\n    timeout 2\n    \
+             fall 1\n    rise 2\n    weight -253\n}}\n\
              vrrp_instance arco {{\n    state BACKUP\n    interface {}\n    virtual_router_id {}\n    priority {}\n    \
              advert_int {}.{:02}\n",
             it.interface,
@@ -273,12 +280,27 @@ async fn ended(process: &AsyncFd<OwnedFd>) {
     drop(process.readable().await);
 }
 
-/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second.
-pub fn probe(address: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n")?;
+/// Whether a gateway answers HTTP at `address`, whatever it answers: what keepalived asks every second. One silence is none: it
+/// is asked again at once. Where connections begin with a PROXY header (`proxied`), one that speaks for nobody is enough from
+/// the same machine.
+pub fn probe(address: SocketAddr, proxied: bool) -> std::io::Result<()> {
+    probe_in(address, proxied, PATIENCE)
+}
+
+fn probe_in(address: SocketAddr, proxied: bool, patience: Duration) -> std::io::Result<()> {
+    ask(address, proxied, patience).or_else(|_| {
+        std::thread::sleep(AGAIN);
+        ask(address, proxied, patience)
+    })
+}
+
+fn ask(address: SocketAddr, proxied: bool, patience: Duration) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let header: &[u8] = if proxied { b"PROXY UNKNOWN\r\n" } else { b"" };
+    let request = b"GET /healthz HTTP/1.1\r\nHost: probe.invalid\r\nConnection: close\r\n\r\n";
+    stream.write_all(&[header, request].concat())?;
     let mut answer = Vec::with_capacity(ENOUGH);
     stream.take(ENOUGH as u64).read_to_end(&mut answer)?;
     match answer.starts_with(b"HTTP/1.1 ") && answer.len() == ENOUGH {
@@ -306,7 +328,7 @@ mod tests {
     fn the_configuration_says_what_the_settings_say() {
         let new = |settings| {
             let listener = "0.0.0.0:8080".parse().unwrap();
-            Keepalived::new(settings, Path::new("/run/a"), Path::new("/usr/bin/arco"), listener)
+            Keepalived::new(settings, Path::new("/run/a"), Path::new("/usr/bin/arco"), listener, false)
         };
         let text = new(settings()).unwrap().render();
         for line in [
@@ -322,13 +344,15 @@ mod tests {
             assert!(text.lines().any(|it| it.trim() == line), "{line}:\n{text}");
         }
         assert_eq!(text.matches('{').count(), text.matches('}').count());
+        let behind = Keepalived { proxied: true, ..new(settings()).unwrap() };
+        assert!(behind.render().contains("--probe 127.0.0.1:8080 --proxied\""));
         let alone = VirtualAddress { peers: Vec::new(), advert_ms: 500, ..settings() };
         let text = new(alone).unwrap().render();
         assert!(!text.contains("unicast_peer") && text.contains("advert_int 0.50"), "{text}");
         let wrong = VirtualAddress { interface: "eth0\n}".to_owned(), ..settings() };
         assert!(new(wrong).unwrap_err().contains("interface"));
         let listener = "0.0.0.0:80".parse().unwrap();
-        let spaced = Keepalived::new(settings(), Path::new("/run/a b"), Path::new("/usr/bin/arco"), listener);
+        let spaced = Keepalived::new(settings(), Path::new("/run/a b"), Path::new("/usr/bin/arco"), listener, false);
         assert!(spaced.unwrap_err().contains("without spaces"));
     }
 
@@ -337,17 +361,28 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let serve = std::thread::spawn(move || {
-            for answer in ["HTTP/1.1 404 Not Found\r\n\r\n", "SSH-2.0-x 1234567890", ""] {
+            const WELL: &str = "HTTP/1.1 404 Not Found\r\n\r\n";
+            for answer in [WELL, "SSH-2.0-x 1234567890", "", "", "SSH-2.0-x 1234567890", "", WELL] {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 16];
-                let _ = stream.read(&mut request);
+                let (mut request, mut byte) = (Vec::new(), [0]);
+                // What is left unread when it closes would reset the connection.
+                while !request.ends_with(b"\r\n\r\n") {
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
+        let probe = |address| probe_in(address, false, Duration::from_secs(60));
         assert!(probe(address).is_ok());
         assert!(probe(address).is_err());
         assert!(probe(address).is_err());
+        assert!(probe(address).is_ok(), "when it is asked again");
         serve.join().unwrap();
-        assert!(probe(address).is_err(), "nobody listens");
+        // Has the port, and does not listen.
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let address = silent.local_addr().unwrap().as_socket().unwrap();
+        assert!(super::probe(address, false).is_err(), "nobody listens");
     }
 }

@@ -62,13 +62,13 @@ struct Serving {
 impl Dns {
     /// A name server fed by `mirror`, on `sockets` that outlive this process; nothing is bound yet.
     pub fn build(mirror: Arc<Mirror>, sockets: Sockets) -> Self {
-        Self::with_forward_port(mirror, sockets, 53)
+        Self::with_forwarding(mirror, sockets, 53, forward::PATIENCE)
     }
 
-    /// The same with another port of the forwarders: for tests.
-    pub fn with_forward_port(mirror: Arc<Mirror>, sockets: Sockets, port: u16) -> Self {
+    /// The same with another port of the forwarders, and longest wait for each of them: for tests.
+    pub fn with_forwarding(mirror: Arc<Mirror>, sockets: Sockets, port: u16, patience: Duration) -> Self {
         let table = Arc::new(ArcSwap::from_pointee(mirror.read(Table::read)));
-        let (forwarder, bound) = (Arc::new(Forwarder::new(port)), watch::Sender::new(None));
+        let (forwarder, bound) = (Arc::new(Forwarder::new(port, patience)), watch::Sender::new(None));
         // At once: what nobody takes at the start is closed.
         let kept = sockets.take(KEPT, |_| true);
         Self { mirror, sockets, kept, table, forwarder, bound, under_way: Arc::default() }

@@ -330,7 +330,7 @@ pub struct OneShot {
 }
 
 impl OneShot {
-    /// A one-off run of what the instances of a component run (`arco run`, cron).
+    /// A one-off run of what the instances of a component run (`arco run`, cron); as they do, it knows its own id.
     pub fn of_template(
         id: InstanceId,
         tenant: TenantName,
@@ -338,6 +338,8 @@ impl OneShot {
         template: InstanceTemplate,
         timeout_ms: u64,
     ) -> Self {
+        let mut env = template.env;
+        env.insert("ARCO_INSTANCE".to_owned(), id.to_string());
         Self {
             id,
             tenant,
@@ -345,7 +347,7 @@ impl OneShot {
             image: template.image,
             extra_layers: Vec::new(),
             argv: template.argv,
-            env: template.env,
+            env,
             working_dir: template.working_dir,
             user: template.user,
             unprivileged: false,

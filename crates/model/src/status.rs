@@ -333,7 +333,8 @@ fn is_ill(instance: &InstanceFacts, context: &StatusContext) -> bool {
         InstancePhase::Ended => instance.fault.is_some(),
         InstancePhase::Pending => instance.fault.is_some(),
         InstancePhase::Starting => {
-            instance.restarts > 0
+            instance.node_silent
+                || instance.restarts > 0
                 || instance.started_at.is_some_and(|at| context.now.since_ms(at) > context.start_deadline_ms)
         }
         // It was told to end, but nobody says that it has.

@@ -1,7 +1,7 @@
 //! Jobs: at least once, in order and exclusive per key, leased, retried with back-off, dead-lettered with their reason.
 //!
 //! What must hold:
-//! - what [`Queue::enqueue`] accepted is there until it was acknowledged or a person removed it from the dead letters;
+//! - what [`Queue::enqueue`] accepted is there until it was acknowledged, or its dead letter was removed;
 //! - of the jobs of one topic and key at most one is with a worker, and they are given out in the order of acceptance;
 //!   different keys run in parallel; a job that waits for its next attempt holds back only its own key;
 //! - a job whose worker died is given out again.
@@ -42,9 +42,6 @@ pub enum QueueError {
     /// The job is no longer this worker's: its lease ended, and somebody else may have it.
     #[error("job {0} is no longer leased to this worker; it is given out again")]
     Lost(JobId),
-    /// There is no such dead-lettered job.
-    #[error("no dead-lettered job {0}; `dead` lists what is there")]
-    NotFound(JobId),
     /// A key of the queue holds something that is not ours.
     #[error("the queue's key `{key}` is not readable: {cause}")]
     Corrupt {

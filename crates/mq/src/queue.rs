@@ -175,19 +175,6 @@ impl Queue {
         list.items.iter().map(|it| keys::decode(&it.key, &it.value)).collect()
     }
 
-    /// Gives a dead-lettered job out again, with its counters at zero. When the same job was accepted again meanwhile,
-    /// the dead letter is only removed.
-    pub async fn requeue(&self, topic: Topic, id: &JobId) -> Result<JobId, QueueError> {
-        let key = keys::dead(topic, id);
-        let found = self.inner.kv.get(&key).await.map_err(store("read a dead letter"))?;
-        let Some(found) = found else { return Err(QueueError::NotFound(id.clone())) };
-        let letter: DeadJob = keys::decode(&found.key, &found.value)?;
-        // Accept first: a crash in between leaves a letter too many, never a job too few.
-        let accepted = self.enqueue(letter.job.request, None).await?;
-        self.discard(topic, id).await?;
-        Ok(accepted)
-    }
-
     /// Removes a dead letter for good.
     pub async fn discard(&self, topic: Topic, id: &JobId) -> Result<(), QueueError> {
         self.inner.kv.delete(&keys::dead(topic, id)).await.map_err(store("remove a dead letter"))

@@ -6,7 +6,7 @@
 
 use crate::wire::Line;
 use arco_model::log::LogOrigin;
-use arco_model::time::Timestamp;
+use arco_model::time::{Timestamp, day_of_date};
 
 /// Longest line, in bytes; a longer one comes in pieces, as elsewhere in the platform.
 const LINE_MAX: usize = 16 << 10;
@@ -95,20 +95,12 @@ fn instant(text: &str) -> Option<Timestamp> {
     }
     let digits = fraction.bytes().chain(*b"000").take(3);
     let ms = digits.fold(0, |sum, it| sum * 10 + i64::from(it.wrapping_sub(b'0') % 10));
-    let seconds = ((days(year, month, day) * 24 + hour) * 60 + minute - offset_min) * 60 + second;
+    let seconds = ((day_of_date(year, month, day) * 24 + hour) * 60 + minute - offset_min) * 60 + second;
     u64::try_from(seconds * 1000 + ms).ok().map(Timestamp)
 }
 
 fn number(text: &str) -> Option<i64> {
     (text.len() <= 4 && text.bytes().all(|it| it.is_ascii_digit())).then(|| text.parse().ok())?
-}
-
-/// Days from 1970-01-01 to a date (the era method: 400 years are 146,097 days, and a year begins in March).
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
 #[cfg(test)]

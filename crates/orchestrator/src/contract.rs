@@ -49,8 +49,9 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
             overlay: None,
         },
         rollout: RolloutSpec {
-            start_deadline_ms: in_time(Duration::from_secs(20)).as_millis() as u64,
-            drain_ms: 60_000,
+            // Long: who tests that they pass sets them. A busy machine must not look like a program that does not start.
+            start_deadline_ms: in_time(Duration::from_secs(300)).as_millis() as u64,
+            drain_ms: in_time(Duration::from_secs(600)).as_millis() as u64,
             stop_grace_ms: 2_000,
             max_surge: 1,
             min_ready_ms: 0,
@@ -61,6 +62,9 @@ pub fn plan(image: arco_model::artifact::ImageRef, argv: &[&str]) -> WorkloadPla
     }
 }
 
+/// How long something may take that happens at once on a machine with nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Waits until the facts of a component are as wanted.
 pub async fn until(
     driver: &dyn Orchestrator,
@@ -68,7 +72,7 @@ pub async fn until(
     what: &str,
     wanted: impl Fn(&Observed) -> bool,
 ) -> Observed {
-    until_within(Duration::from_secs(30), driver, id, what, wanted).await
+    until_within(PATIENCE, driver, id, what, wanted).await
 }
 
 /// As [`until`], for what takes longer.
@@ -185,8 +189,9 @@ pub async fn contract(driver: SharedOrchestrator, mut plan: WorkloadPlan) {
 
     plan.replicas = 0;
     driver.apply(&plan).await.unwrap();
-    let draining = driver.observe(&id).await.unwrap();
-    for leaving in draining.instances.iter().filter(|it| it.phase == InstancePhase::Draining) {
+    let leave = |it: &Observed| it.instances.iter().all(|it| it.phase == InstancePhase::Draining);
+    let draining = until(driver, &id, "all drain", leave).await;
+    for leaving in &draining.instances {
         driver.release(&leaving.id).await.unwrap();
     }
     until(driver, &id, "everything ended", |it| it.instances.is_empty()).await;
@@ -212,7 +217,7 @@ pub async fn caches(driver: &dyn Orchestrator, plan: &WorkloadPlan, host_path: &
     for script in steps {
         let mut once = one_shot(plan, &["sh", "-c", script]);
         once.network = OneShotNetwork::None;
-        once.timeout_ms = in_time(Duration::from_secs(60)).as_millis() as u64;
+        once.timeout_ms = in_time(Duration::from_secs(300)).as_millis() as u64;
         once.caches = vec![CacheFolder {
             name: "packages".to_owned(),
             path: "/cache/packages".to_owned(),
@@ -247,7 +252,7 @@ pub fn one_shot(plan: &WorkloadPlan, argv: &[&str]) -> OneShot {
         user: String::new(),
         unprivileged: false,
         resources: plan.template.resources,
-        timeout_ms: 30_000,
+        timeout_ms: in_time(Duration::from_secs(300)).as_millis() as u64,
         network: OneShotNetwork::Build,
         mounts: Vec::new(),
         caches: Vec::new(),

@@ -6,6 +6,7 @@
 use crate::local::supervise::{self, Action, Desired, Member, Progress};
 use crate::{Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed, RolloutFacts, ScalingFacts};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_model::spec::ComponentKind;
@@ -38,10 +39,13 @@ struct State {
     components: BTreeMap<ComponentId, Component>,
     behaviours: BTreeMap<ComponentId, Behaviour>,
     volumes: BTreeSet<ComponentId>,
+    /// With what stays of each.
+    tenants: BTreeMap<TenantName, Option<String>>,
     runs: Option<OneShotScript>,
     ran: Vec<OneShot>,
     held: bool,
     keeps: bool,
+    refuses: Option<String>,
     made: u64,
     now: Timestamp,
 }
@@ -73,6 +77,11 @@ impl FakeOrchestrator {
         Arc::new(Self::default())
     }
 
+    /// A tenant has something here; `stays`: what stays of it when it is removed.
+    pub fn has_tenant(&self, tenant: &TenantName, stays: Option<&str>) {
+        self.lock().tenants.insert(tenant.clone(), stays.map(str::to_owned));
+    }
+
     /// How instances of a component that are made from now on behave.
     pub fn script(&self, component: &ComponentId, behaviour: Behaviour) {
         self.lock().behaviours.insert(component.clone(), behaviour);
@@ -94,6 +103,11 @@ impl FakeOrchestrator {
     /// Whether what is removed stays for now.
     pub fn hold_removals(&self, held: bool) {
         self.lock().keeps = held;
+    }
+
+    /// Why plans cannot be taken over for now; `None`: they can.
+    pub fn refuse_plans(&self, why: Option<&str>) {
+        self.lock().refuses = why.map(str::to_owned);
     }
 
     /// Every one-shot that was run.
@@ -275,6 +289,9 @@ impl Orchestrator for FakeOrchestrator {
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error> {
         {
             let mut state = self.lock();
+            if let Some(why) = &state.refuses {
+                return Err(Error::failed("apply a plan", why));
+            }
             let number = state.components.len() as u32 + 1;
             if plan.template.volumes.iter().any(|it| it.kind != arco_model::spec::VolumeKind::Memory) {
                 state.volumes.insert(plan.component.clone());
@@ -337,6 +354,14 @@ impl Orchestrator for FakeOrchestrator {
     async fn components(&self) -> Result<Vec<ComponentId>, Error> {
         let state = self.lock();
         Ok(state.components.keys().chain(&state.volumes).cloned().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        Ok(self.lock().tenants.keys().cloned().collect())
+    }
+
+    async fn remove_tenant(&self, tenant: &TenantName) -> Result<Option<String>, Error> {
+        Ok(self.lock().tenants.remove(tenant).flatten())
     }
 
     fn changes(&self) -> broadcast::Receiver<ComponentId> {

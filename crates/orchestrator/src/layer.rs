@@ -71,11 +71,11 @@ pub fn pack(file: &Path, fill: impl FnOnce(&mut tar::Builder<LayerSink>) -> Resu
 
 /// Puts a packed layer into the blob store, unless it is there.
 pub async fn keep(images: &Images, file: &Path, layer: &Layer) -> std::result::Result<(), BlobError> {
-    let path = content_path(&layer.blob.digest);
-    if images.blobs().stat(&path).await?.is_some() {
+    let digest = &layer.blob.digest;
+    if images.claim(digest).await?.is_some() {
         return Ok(());
     }
     let opened = tokio::fs::File::open(file).await;
-    let opened = opened.map_err(|source| BlobError::Io { step: "open", path: path.clone(), source })?;
-    images.blobs().put(&path, Box::pin(ReaderStream::with_capacity(opened, PIECE))).await.map(drop)
+    let opened = opened.map_err(|source| BlobError::Io { step: "open", path: content_path(digest), source })?;
+    images.put_content(digest, Box::pin(ReaderStream::with_capacity(opened, PIECE))).await.map(drop)
 }

@@ -8,9 +8,11 @@ use crate::{
     Usage,
 };
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -83,6 +85,14 @@ impl Orchestrator for LedOrchestrator {
 
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {
         self.inner.usage(instance).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        self.inner.tenants().await
+    }
+
+    async fn remove_tenant(&self, tenant: &TenantName) -> Result<Option<String>, Error> {
+        self.acting("remove a tenant")?.remove_tenant(tenant).await
     }
 
     async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {

@@ -18,10 +18,11 @@ pub use storage::{SharedStorage, Storage, Telling};
 
 use arco_model::artifact::Layer;
 use arco_model::id::{ComponentId, InstanceId};
-use arco_model::name::VolumeName;
+use arco_model::name::{TenantName, VolumeName};
 use arco_model::observed::{ExitFacts, Observed};
 use arco_model::plan::{OneShot, WorkloadPlan};
 use async_trait::async_trait;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -145,7 +146,8 @@ impl Removal {
 /// The seam.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing.
+    /// Asks for a plan; returns when it is taken over, not when it is reached. The same plan again does nothing. Facts speak of
+    /// it at once; the bell need not ring for that.
     async fn apply(&self, plan: &WorkloadPlan) -> Result<(), Error>;
     /// Ends and deletes of a component what is asked; returns when it is gone, and without an error when it was not
     /// there. Rings only when something was there. Who waits no longer drops the call and asks again later: what is ending ends.
@@ -177,6 +179,14 @@ pub trait Orchestrator: Send + Sync + 'static {
     async fn connect(&self, instance: &InstanceId, port: u16) -> Result<Connection, Error>;
     /// What an instance uses now.
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error>;
+    /// Tenants that have something here beside their components.
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        Ok(BTreeSet::new())
+    }
+    /// Removes what a tenant has here beside its components, which are gone; may be done again. Says what stays, and why.
+    async fn remove_tenant(&self, _tenant: &TenantName) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
     /// Ends everything: instances too when `stop_instances`. Afterwards nothing of this driver runs in this process.
     async fn shutdown(&self, stop_instances: bool) -> Result<(), Error>;
 }

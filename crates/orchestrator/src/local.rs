@@ -15,3 +15,14 @@ pub mod volumes;
 
 pub use driver::{LocalConfig, LocalOrchestrator, Pace};
 pub use shim::shim_main;
+
+/// Makes a folder and those above it, also where another server that ends takes an empty one above it away meanwhile.
+fn make_folder(path: &std::path::Path) -> std::io::Result<()> {
+    for _ in 0..1000 {
+        match std::fs::create_dir_all(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    std::fs::create_dir_all(path)
+}

@@ -18,11 +18,7 @@ const SEEN: &[&str] = &["get", "list", "watch"];
 
 /// All of it.
 pub(crate) const RULES: &[Rule] = &[
-    Rule {
-        group: "",
-        resources: &["namespaces", "resourcequotas"],
-        verbs: &["get", "list", "watch", "create", "patch"],
-    },
+    Rule { group: "", resources: &["namespaces", "resourcequotas"], verbs: OURS },
     Rule {
         group: "",
         resources: &["pods", "services", "secrets", "configmaps", "persistentvolumeclaims"],
@@ -44,6 +40,12 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { group: "policy", resources: &["poddisruptionbudgets"], verbs: OURS },
     Rule { group: "storage.k8s.io", resources: &["storageclasses"], verbs: SEEN },
     Rule { group: "snapshot.storage.k8s.io", resources: &["volumesnapshotclasses"], verbs: &["list"] },
+    // What others may have in the namespace of a tenant that goes.
+    Rule { group: "", resources: &["limitranges", "serviceaccounts"], verbs: &["list"] },
+    Rule { group: "apps", resources: &["daemonsets"], verbs: &["list"] },
+    Rule { group: "batch", resources: &["cronjobs"], verbs: &["list"] },
+    Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: &["list"] },
+    Rule { group: "rbac.authorization.k8s.io", resources: &["roles", "rolebindings"], verbs: &["list"] },
 ];
 
 /// Enough for a server with the roles `api`, `registry` or `builder` and without `controller`: it sees what there is, runs
@@ -74,7 +76,7 @@ pub(crate) const OF_RUNNERS: &[Rule] = &[
 ];
 
 /// Needed beside [`RULES`] where the gateway serves the cluster's Ingress and Gateway API objects (`kubernetes.route_class`).
-pub(crate) const OF_ROUTES: &[Rule] = &[
+const OF_ROUTES: &[Rule] = &[
     Rule { group: "networking.k8s.io", resources: &["ingresses"], verbs: SEEN },
     Rule { group: "networking.k8s.io", resources: &["ingresses/status"], verbs: &["patch"] },
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: SEEN },
@@ -106,13 +108,21 @@ pub(crate) const OF_ROUTES: &[Rule] = &[
 ];
 
 /// Needed beside [`RULES`] where the leading controller makes volumes of the nodes' folders (`kubernetes.local_storage_class`).
-pub(crate) const OF_LOCAL_STORAGE: &[Rule] = &[
+const OF_LOCAL_STORAGE: &[Rule] = &[
     Rule { group: "", resources: &["persistentvolumes"], verbs: &["get", "list", "watch", "create", "delete"] },
     // Why a claim gets no volume, and why one is not removed.
     Rule { group: "", resources: &["events"], verbs: &["create", "patch"] },
 ];
 
-/// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their other doors.
+/// What whoever controls components may do, where routes of the cluster are served or not, and volumes made of folders or not.
+pub(crate) fn rules(routes: bool, local_storage: bool) -> Vec<Rule> {
+    let of_routes = if routes { OF_ROUTES } else { &[] };
+    let of_storage = if local_storage { OF_LOCAL_STORAGE } else { &[] };
+    RULES.iter().chain(of_routes).chain(of_storage).copied().collect()
+}
+
+/// Not given by the manifest: what nodes say of the use of CPU, memory and volumes comes by a right that also opens their
+/// other doors.
 pub(crate) const OF_USAGE: Rule = Rule { group: "", resources: &["nodes/proxy"], verbs: &["get"] };
 
 /// Groups and versions that must be served, with the reason; all are stable since Kubernetes 1.23 or earlier.

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, ValidationDirective,
 };
-use kube::client::Body;
+use kube::client::{Body, UpgradeConnectionError};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Resource};
@@ -43,7 +43,18 @@ pub(crate) enum Verdict {
 
 /// What to make of an error.
 pub(crate) fn verdict(error: &kube::Error) -> Verdict {
-    let kube::Error::Api(status) = error else { return Verdict::Later };
+    let status = match error {
+        kube::Error::Api(status) => status,
+        // Of a door into a pod that does not open only the number comes; the pod itself says when it is over.
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)) => {
+            return match code.as_u16() {
+                404 => Verdict::Missing,
+                403 | 405 => Verdict::Refused,
+                _ => Verdict::Later,
+            };
+        }
+        _ => return Verdict::Later,
+    };
     match status.code {
         404 => Verdict::Missing,
         // A namespace that is being deleted refuses with 403, and is made anew afterwards.
@@ -250,6 +261,22 @@ impl Cluster {
         self.api(kind, namespace).get_opt(name).await
     }
 
+    /// Metadata of the objects of a kind that a selector of labels chooses, in every namespace.
+    pub(crate) async fn labelled(&self, kind: Kind, selector: &str) -> Result<Vec<ObjectMeta>, kube::Error> {
+        let found = self.api(kind, "").list_metadata(&ListParams::default().labels(selector)).await?;
+        Ok(found.items.into_iter().map(|it| it.metadata).collect())
+    }
+
+    /// Metadata of every object of a resource in a namespace, whoever made it.
+    pub(crate) async fn everything(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+    ) -> Result<Vec<ObjectMeta>, kube::Error> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+        Ok(api.list_metadata(&ListParams::default()).await?.items.into_iter().map(|it| it.metadata).collect())
+    }
+
     /// Deletes an object; one that is not there is deleted.
     pub(crate) async fn delete(
         &self,
@@ -351,6 +378,15 @@ mod tests {
             (500, "etcd", Verdict::Later),
         ] {
             assert_eq!(of(code, message), wanted, "{code} {message}");
+        }
+        let door = |code: u16| {
+            let code = http::StatusCode::from_u16(code).unwrap();
+            verdict(&kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code)))
+        };
+        for (code, wanted) in
+            [(403, Verdict::Refused), (404, Verdict::Missing), (400, Verdict::Later), (502, Verdict::Later)]
+        {
+            assert_eq!(door(code), wanted, "{code}");
         }
     }
 }

@@ -101,6 +101,8 @@ struct State {
     leaving: BTreeMap<String, Leaving>,
     completed: Option<(String, u32)>,
     progress: Option<Progress>,
+    /// Why a plan that was given could not be taken over for now, as facts tell it.
+    held_up: Option<InstanceFacts>,
     /// How many instances load asked for last, and why.
     scaled: Option<(u32, String)>,
     removing: bool,
@@ -146,18 +148,36 @@ impl Component {
                 return;
             }
             let rendered = render().map(Arc::new);
+            state.held_up = None;
             state.asked =
                 Some(Asked { plan: Arc::new(plan.clone()), fingerprint, rendered, refusal: None, since: clock::now() });
             state.removing = false;
         }
         self.decide();
-        self.tell();
+        // Not rung: who asked observes next, and would look once more for nothing.
+        self.gather();
         self.wake.notify_one();
     }
 
-    /// Whether the plan with this fingerprint is worked on.
+    /// A plan cannot be taken over for now; the one before it, if any, stays in force. Facts say why, and speak of no plan, so
+    /// that one is given again.
+    pub(crate) fn hold_up(&self, plan: &WorkloadPlan, why: &str) {
+        let (made, template) = (names::instance_id(0, self.id.as_str()), &plan.template);
+        let cause = facts::unmade(made, template.revision.clone(), template.fingerprint(), why.to_owned());
+        self.lock().held_up = Some(cause);
+        self.tell();
+    }
+
+    /// Whether the plan with this fingerprint is worked on; then no other one is held up any more.
     pub(crate) fn has(&self, fingerprint: &str) -> bool {
-        self.lock().asked.as_ref().is_some_and(|it| it.fingerprint == fingerprint)
+        let mut state = self.lock();
+        let has = state.asked.as_ref().is_some_and(|it| it.fingerprint == fingerprint);
+        let freed = has && state.held_up.take().is_some();
+        drop(state);
+        if freed {
+            self.tell();
+        }
+        has
     }
 
     /// Whether it has a plan.
@@ -177,6 +197,7 @@ impl Component {
         let _turn = self.turn.lock().await;
         let mut state = self.lock();
         (state.asked, state.progress, state.completed, state.scaled) = (None, None, None, None);
+        state.held_up = None;
     }
 
     /// Facts as last told.
@@ -209,9 +230,8 @@ impl Component {
 
     /// Decides by what was seen, and remembers what begins to drain and how the change goes.
     fn decide(&self) -> Option<(Arc<WorkloadPlan>, Arc<Rendered>, Decision)> {
-        let seen = self.shared.seen.component(&self.id);
-        let now = clock::now();
         let mut state = self.lock();
+        let (seen, now) = (self.shared.seen.component(&self.id), clock::now());
         let uids: BTreeSet<&str> = seen.instances().map(|it| it.uid.as_str()).collect();
         state.leaving.retain(|uid, _| uids.contains(uid.as_str()));
         for pod in seen.instances() {
@@ -251,8 +271,17 @@ impl Component {
 
     /// Puts facts together; rings when they say something new.
     pub(crate) fn tell(&self) {
-        let seen = self.shared.seen.component(&self.id);
+        // Whoever ended it says so itself.
+        if self.gather() && !self.end.is_cancelled() {
+            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
+        }
+    }
+
+    /// Puts facts together; whether they say something new.
+    fn gather(&self) -> bool {
+        // Under the lock: who looked before another one must not tell after it.
         let mut state = self.lock();
+        let seen = self.shared.seen.component(&self.id);
         let job = state.asked.as_ref().is_some_and(|it| it.plan.kind.runs_to_end())
             || state.asked.is_none() && seen.of(Kind::Job).next().is_some();
         let fact = |pod: &crate::seen::PodSeen| {
@@ -287,13 +316,16 @@ impl Component {
         } else if seen.objects.is_empty() && instances.is_empty() {
             rollout = RolloutFacts::default();
         }
+        if let Some(cause) = &state.held_up {
+            plan.clear();
+            instances.retain(|it| it.id != cause.id);
+            instances.push(cause.clone());
+            rollout = RolloutFacts::Progressing;
+        }
         let observed = Observed { plan, instances, rollout, address, scaling };
         let changed = state.told != observed;
         state.told = observed;
-        drop(state);
-        if changed {
-            let _ = self.shared.bell.send(self.id.clone()); // nobody may listen
-        }
+        changed
     }
 
     /// When facts change although nothing happens: a workload that makes no pods becomes a fault.
@@ -483,6 +515,11 @@ impl Component {
 
     async fn ensure(&self, object: &Object, seen: &ComponentSeen) -> Result<(), Fault> {
         let there = seen.objects.get(&(object.kind, object.name.clone()));
+        if there.is_some_and(|it| it.detail.headless && !it.deleting) && !object.is_headless() {
+            // A Service that was made without an address never gets one: it makes way.
+            self.delete(object.kind, &object.namespace, &object.name, &DeleteParams::background()).await?;
+            return self.apply(object).await;
+        }
         match there {
             Some(it) if it.applied == object.applied() && !it.deleting => Ok(()),
             _ => self.apply(object).await,

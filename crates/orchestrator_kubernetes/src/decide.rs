@@ -187,6 +187,12 @@ fn stateless(
         if !wait.is_empty() {
             decision.first.extend(leave.iter().filter_map(|it| names.get(&it.id)).cloned());
         }
+        // No shrinking takes them any more, as when the last one took one that was not ready: they have the room of those that are
+        // to start.
+        let present = of_key().filter(|it| !matches!(it.phase, InstancePhase::Stopping | InstancePhase::Ended)).count();
+        if present <= stay {
+            decision.delete_pods.extend(leave.iter().filter_map(|it| names.get(&it.id)).cloned());
+        }
         let workload = it.seen.of(Kind::Deployment).find(|(_, it)| it.key == key);
         match workload {
             Some((_, it)) if it.deleting => {}

@@ -14,18 +14,20 @@ use crate::seen::{ObjectSeen, Seen, Whereabouts};
 use crate::tenant::{PullCredentials, Tenants};
 use crate::{exec, forward, run_once, scale, usage, watch};
 use arco_config::KubernetesConfig;
+use arco_model::artifact::ImageRef;
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::Observed;
 use arco_model::plan::{OneShot, WorkloadPlan};
 use arco_orchestrator::{
     Connection, Error, ExecRequest, ExecSession, OneShotResult, Orchestrator, OutputLine, Removal, Usage,
 };
-use arco_store::images::{Image, Images};
+use arco_store::images::{Image, ImageError, Images};
 use arco_store::logs::LogSink;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use kube::api::DeleteParams;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,6 +39,8 @@ use tokio_util::task::TaskTracker;
 const TALKING: usize = 32;
 /// How long a stop waits for what is under way.
 const LEAVING: Duration = Duration::from_secs(10);
+/// How long an image may take to be read: whoever applies plans has others to apply.
+const READING: Duration = Duration::from_secs(10);
 
 /// What the driver needs.
 #[derive(Clone)]
@@ -154,10 +158,28 @@ impl Inner {
         called.filter_map(address).collect()
     }
 
-    pub(crate) async fn image(&self, image: &arco_model::artifact::ImageRef) -> Result<Image, Error> {
-        let read = self.images.read(image).await;
-        read.map_err(|it| Error::failed(format!("read the image {}", image.repository), it))
+    /// Reads an image. Refused: it is not there, or no image; failed: what keeps it does not answer, and later may.
+    pub(crate) async fn image(&self, image: &ImageRef) -> Result<Image, Error> {
+        let step = format!("read the image {}", image.repository);
+        match tokio::time::timeout(READING, self.images.read(image)).await {
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(it @ (ImageError::NotFound(_) | ImageError::Invalid { .. }))) => {
+                Err(Error::Refused(format!("failed to {step}: {it}")))
+            }
+            Ok(Err(it)) => Err(Error::failed(step, with_causes(&it))),
+            Err(_) => Err(Error::failed(step, format!("it took longer than {} s", READING.as_secs()))),
+        }
     }
+}
+
+/// An error with what caused it.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(it) = cause {
+        text = format!("{text}: {it}");
+        cause = it.source();
+    }
+    text
 }
 
 impl KubernetesOrchestrator {
@@ -370,7 +392,14 @@ impl Orchestrator for KubernetesOrchestrator {
         if component.has(&plan.fingerprint()) {
             return Ok(());
         }
-        let image = inner.image(&plan.template.image).await;
+        let image = match inner.image(&plan.template.image).await {
+            // Nothing is wrong with the plan: whoever gave it gives it again.
+            Err(error @ Error::Failed { .. }) => {
+                component.hold_up(plan, &error.to_string());
+                return Err(error);
+            }
+            read => read,
+        };
         let hosts = inner.hosts(plan.may_call.iter());
         component.take(plan, || -> Result<Rendered, String> {
             let image = image.map_err(|it| it.to_string())?;
@@ -470,6 +499,20 @@ impl Orchestrator for KubernetesOrchestrator {
     async fn usage(&self, instance: &InstanceId) -> Result<Usage, Error> {
         let found = self.inner.whereabouts(instance)?;
         usage::of(&self.inner, &found).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        let found = self.inner.shared.tenants.all().await;
+        found.map_err(|it| failed("list the tenants' namespaces", &it))
+    }
+
+    async fn remove_tenant(&self, tenant: &TenantName) -> Result<Option<String>, Error> {
+        let shared = &self.inner.shared;
+        let acting = || match shared.leads() {
+            true => Ok(()),
+            false => Err(Error::failed(format!("remove what the tenant {tenant} has"), "another server leads now")),
+        };
+        shared.tenants.remove(tenant, acting).await
     }
 
     async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {

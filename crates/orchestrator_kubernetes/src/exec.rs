@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 /// Bytes on their way between a person and a program.
 const BUFFER: usize = 64 << 10;
 /// Exit status when the connection broke before the program's own came.
-const BROKEN: i32 = 255;
+pub(crate) const BROKEN: i32 = 255;
 
 /// Starts a program.
 pub(crate) async fn start(

@@ -84,8 +84,9 @@ fn phase(pod: &PodSeen, leaving: Leaving, job: bool) -> InstancePhase {
     if leaving.since.or(pod.draining_since).is_some() {
         return InstancePhase::Draining;
     }
-    // It was ready when its node fell silent; what its program does since, nobody knows.
-    if pod.lost {
+    // It had come so far when its node fell silent; what its program does since, nobody knows.
+    let worked = pod.ready || pod.was_ready || pod.unheard || job && matches!(pod.program, Program::Running(_));
+    if pod.lost && worked {
         return InstancePhase::Unready;
     }
     match &pod.program {
@@ -185,7 +186,7 @@ pub(crate) fn member(pod: &PodSeen, leaving: Leaving, job: bool) -> Member {
     let facts = instance(pod, leaving, job);
     let down = matches!(facts.phase, InstancePhase::BackOff | InstancePhase::Ended) && facts.last_exit.is_some();
     // One that cannot be prepared must not wait for ever: it counts as starting since it was made.
-    let stuck = facts.phase == InstancePhase::Pending && facts.fault.is_some();
+    let stuck = facts.phase == InstancePhase::Pending && facts.fault.is_some() && !pod.lost;
     let waiting_since = match (facts.phase, facts.started_at) {
         (InstancePhase::Unready, _) => pod.ready_changed.unwrap_or(pod.created),
         (_, Some(at)) => at,
@@ -199,8 +200,11 @@ pub(crate) fn member(pod: &PodSeen, leaving: Leaving, job: bool) -> Member {
         place: pod.place,
         phase: match facts.phase {
             _ if stuck => InstancePhase::Starting,
-            // Of one on a silent node nothing is known: it neither serves nor fails, and nobody waits for it to drain.
-            InstancePhase::Unready if pod.lost => InstancePhase::Pending,
+            // Of one on a silent node nothing is known: it neither serves nor fails, whatever its revision, and nobody waits for
+            // it to drain.
+            InstancePhase::Unready | InstancePhase::Starting | InstancePhase::BackOff if pod.lost => {
+                InstancePhase::Pending
+            }
             phase => phase,
         },
         ends: facts.restarts + u32::from(down),

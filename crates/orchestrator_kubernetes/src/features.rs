@@ -12,6 +12,8 @@ pub(crate) const NEWEST: u32 = 36;
 pub(crate) const USER_NAMESPACES: u32 = 33;
 /// From which version on a job counts the failures of each of its places (`backoffLimitPerIndex`).
 pub(crate) const PLACES_OF_JOBS: u32 = 29;
+/// From which version on a node can wait before it ends a program (`lifecycle.preStop.sleep`).
+pub(crate) const PAUSES: u32 = 30;
 
 /// What a cluster has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,13 +22,15 @@ pub(crate) struct Features {
     pub(crate) user_namespaces: bool,
     /// See [`PLACES_OF_JOBS`].
     pub(crate) places_of_jobs: bool,
+    /// See [`PAUSES`].
+    pub(crate) pauses: bool,
 }
 
 impl Features {
     /// By what the API server says of itself; a version that cannot be read counts as a new one.
     pub(crate) fn of(major: &str, minor: &str) -> Self {
         let has = |since: u32| minor_version(major, minor).is_none_or(|it| it >= since);
-        Self { user_namespaces: has(USER_NAMESPACES), places_of_jobs: has(PLACES_OF_JOBS) }
+        Self { user_namespaces: has(USER_NAMESPACES), places_of_jobs: has(PLACES_OF_JOBS), pauses: has(PAUSES) }
     }
 }
 
@@ -42,17 +46,18 @@ mod tests {
 
     #[test]
     fn what_a_version_has() {
-        for (major, minor, user_namespaces, places_of_jobs) in [
-            ("1", "28", false, false),
-            ("1", "28+", false, false),
-            ("1", "29", false, true),
-            ("1", "32+", false, true),
-            ("1", "33", true, true),
-            ("1", "36", true, true),
-            ("2", "0", true, true),
-            ("", "", true, true),
+        for (major, minor, user_namespaces, places_of_jobs, pauses) in [
+            ("1", "28", false, false, false),
+            ("1", "28+", false, false, false),
+            ("1", "29", false, true, false),
+            ("1", "30", false, true, true),
+            ("1", "32+", false, true, true),
+            ("1", "33", true, true, true),
+            ("1", "36", true, true, true),
+            ("2", "0", true, true, true),
+            ("", "", true, true, true),
         ] {
-            let wanted = Features { user_namespaces, places_of_jobs };
+            let wanted = Features { user_namespaces, places_of_jobs, pauses };
             assert_eq!(Features::of(major, minor), wanted, "{major}.{minor}");
         }
     }

@@ -4,6 +4,7 @@
 //! by the watcher's own clock; each change names the version that was read, so that of two that take it one fails.
 
 use crate::cluster::{Cluster, words};
+use crate::seen::convert::instant;
 use arco_config::KubernetesConfig;
 use arco_orchestrator::Error;
 use arco_store::clock;
@@ -11,7 +12,6 @@ use arco_store::leader::{LeaderLock, LockError, Taken};
 use async_trait::async_trait;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff;
 use kube::api::{Api, PostParams};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -69,8 +69,7 @@ impl LeaseLock {
 }
 
 fn micro_time() -> MicroTime {
-    let now = i64::try_from(clock::now().0).unwrap_or_default();
-    MicroTime(jiff::Timestamp::from_millisecond(now).unwrap_or_default())
+    MicroTime(instant(clock::now()))
 }
 
 fn holder(lease: &Lease) -> &str {

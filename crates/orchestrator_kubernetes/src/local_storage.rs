@@ -4,18 +4,20 @@
 //! is what follows and acts. What must hold: only who leads does anything, asked before each change; everything that was
 //! begun is in the cluster, so the next leader goes on with it; before a folder is removed the cluster is asked again
 //! whether its volume is released. Not here: a limit of size, which folders have not; the work on the node, which
-//! `arco cluster local-volume` does in the pods.
+//! `arco cluster volume-folder` does in the pods.
 
 mod decide;
 mod render;
 mod world;
 
+pub(crate) use render::{confined, folder_of_node};
 pub(crate) use world::PROVISIONER;
 
 use crate::cluster::{Verdict, verdict, words};
 use crate::driver::Inner;
 use crate::names;
 use crate::render::Kind;
+use crate::seen::convert::instant;
 use arco_config::KubernetesConfig;
 use arco_model::artifact::Digest;
 use arco_model::time::Timestamp;
@@ -26,7 +28,6 @@ use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Event as Told, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::jiff;
 use kube::Resource;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::WatchStreamExt as _;
@@ -411,7 +412,7 @@ fn event(about: &About, text: &str, now: Timestamp) -> (String, Told) {
     let own = namespace.clone().unwrap_or_else(|| "default".to_owned());
     let digest = Digest::of(format!("{uid} {text}").as_bytes());
     let begin: String = name.chars().take(NAME_MAX).collect();
-    let at = i64::try_from(now.0).ok().and_then(|it| jiff::Timestamp::from_millisecond(it).ok()).map(Time);
+    let at = Some(Time(instant(now)));
     let event = Told {
         metadata: ObjectMeta {
             name: Some(format!("{begin}.{}", &digest.hex()[..16])),

@@ -6,42 +6,38 @@
 //! several processes the leader reads. Nothing of it where nodes read their files (`kubernetes.node_namespace`). Not here:
 //! what a program wrote before it was started again while nobody read.
 
+pub(crate) mod cursor;
+pub(crate) mod stream;
 mod tries;
 
 use crate::driver::Inner;
+use crate::seen::convert::instant;
 use crate::seen::{PodSeen, Program};
-use crate::{lines, names};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::time::Timestamp;
 use arco_store::clock;
 use arco_store::logs::LogSink;
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use cursor::{Cursor, Line};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff;
-use kube::api::LogParams;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use stream::{Listener, Source};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::sync::CancellationToken;
-use tries::{Ended, Tries};
 
 /// Most pods whose output is followed at the same time.
 const FOLLOWED: usize = 500;
 /// How often it is said that more are not.
 const SAID: Duration = Duration::from_secs(3600);
-/// Streams that are opened at the same time, so that a leader that begins has the API server for its first looks as well,
-/// and how long the beginning of one may hold up the next: a node sends it with the first line, which may come much later.
+/// Streams that are opened at the same time, so that a leader that begins has the API server for its first looks as well.
 const OPENING: usize = 8;
-const OPENED: Duration = Duration::from_millis(250);
-/// A stream without a line for so long is opened anew: nobody says so when its connection is dead.
+/// A stream without a line for so long is opened anew.
 const IDLE: Duration = Duration::from_secs(300);
-/// Most lines that are handed over together.
-const BATCH: usize = 256;
 
 /// How far back lines of an instance are fetched of which none is kept, before this process began to read: longer than the
 /// platform is away. What is older was kept, and went because of its age, so it is not fetched again.
@@ -74,7 +70,7 @@ pub(crate) struct Logs {
 
 struct State {
     /// By component and uid of the pod.
-    cursors: BTreeMap<ComponentId, BTreeMap<String, Cursor>>,
+    reading: BTreeMap<ComponentId, BTreeMap<String, Reading>>,
     /// Of what is older, another process may have read a part.
     began: Timestamp,
     /// Cancelled when another process reads; `None` while one does.
@@ -86,7 +82,7 @@ struct State {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
+struct Reading {
     /// Which run of the program is followed, counted from 1.
     run: u32,
     /// Whether it still is.
@@ -100,7 +96,7 @@ impl Logs {
     pub(crate) fn new(sink: LogSink, kept: Option<Arc<dyn KeptLines>>, shared: bool) -> Self {
         let reads = (!shared).then(CancellationToken::new);
         let state = Mutex::new(State {
-            cursors: BTreeMap::new(),
+            reading: BTreeMap::new(),
             began: clock::now(),
             reads,
             waiting: BTreeSet::new(),
@@ -125,7 +121,7 @@ impl Logs {
                 ended.cancel();
             }
             state.reads = here.then(CancellationToken::new);
-            (state.cursors, state.waiting, state.began) = (BTreeMap::new(), BTreeSet::new(), clock::now());
+            (state.reading, state.waiting, state.began) = (BTreeMap::new(), BTreeSet::new(), clock::now());
         }
         if here {
             inner.seen().everything().iter().for_each(|it| Self::follow(inner, it));
@@ -140,18 +136,18 @@ impl Logs {
         let pods: Vec<PodSeen> = inner.seen().with(component, |it| it.instances().cloned().collect());
         let logs = &inner.logs;
         let mut state = logs.lock();
-        let State { cursors, began, reads: Some(reads), waiting, said } = &mut *state else { return };
+        let State { reading, began, reads: Some(reads), waiting, said } = &mut *state else { return };
         waiting.remove(component);
-        let mut open = cursors.values().flat_map(BTreeMap::values).filter(|it| it.open).count();
+        let mut open = reading.values().flat_map(BTreeMap::values).filter(|it| it.open).count();
         if pods.is_empty() {
-            cursors.remove(component);
+            reading.remove(component);
             return;
         }
-        let cursors = cursors.entry(component.clone()).or_default();
-        cursors.retain(|uid, _| pods.iter().any(|it| it.uid == *uid));
+        let reading = reading.entry(component.clone()).or_default();
+        reading.retain(|uid, _| pods.iter().any(|it| it.uid == *uid));
         for pod in pods {
             let ran = matches!(pod.program, Program::Running(_) | Program::Ended(..));
-            let known = cursors.get(&pod.uid).copied();
+            let known = reading.get(&pod.uid).copied();
             if !ran || known.is_some_and(|it| it.open || it.run > pod.restarts) {
                 continue;
             }
@@ -163,7 +159,7 @@ impl Logs {
             let earlier = (known.is_none() && pod.created < *began).then_some(*began);
             let last = known.map_or_else(|| instant(pod.created), |it| it.last);
             open += 1;
-            cursors.insert(pod.uid.clone(), Cursor { run: pod.restarts + 1, open: true, last });
+            reading.insert(pod.uid.clone(), Reading { run: pod.restarts + 1, open: true, last });
             let (inner, component, elsewhere) = (inner.clone(), component.clone(), reads.clone());
             inner.clone().tracker.spawn(async move {
                 let stop = inner.stop.clone();
@@ -199,7 +195,7 @@ impl Logs {
     }
 
     fn moved(&self, component: &ComponentId, uid: &str, open: bool, last: jiff::Timestamp) {
-        if let Some(it) = self.lock().cursors.get_mut(component).and_then(|it| it.get_mut(uid)) {
+        if let Some(it) = self.lock().reading.get_mut(component).and_then(|it| it.get_mut(uid)) {
             (it.open, it.last) = (open, last);
         }
     }
@@ -212,11 +208,6 @@ fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
         *said = Some(now);
     }
     due
-}
-
-/// The same moment as Kubernetes counts it.
-fn instant(at: Timestamp) -> jiff::Timestamp {
-    jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or_default()).unwrap_or_default()
 }
 
 /// Where reading begins, and the lines of that millisecond that are kept already.
@@ -269,8 +260,7 @@ async fn resume(inner: &Inner, component: &ComponentId, pod: &PodSeen, began: Ti
     Resume::after(&[], began)
 }
 
-/// Reads until the program has ended and all of it is read; a cut connection is made again. `earlier`: until when another
-/// process may have read.
+/// Reads until the program has ended and all of it is read. `earlier`: until when another process may have read.
 async fn read(
     inner: &Inner,
     component: &ComponentId,
@@ -278,110 +268,51 @@ async fn read(
     last: jiff::Timestamp,
     earlier: Option<Timestamp>,
 ) {
-    let mut resumed = match earlier {
+    let resumed = match earlier {
         Some(began) => resume(inner, component, pod, began).await,
         None => Resume { last, at: pod.created, texts: Vec::new() },
     };
-    let mut last = resumed.last;
-    let mut tries = Tries::default();
-    loop {
-        let (before, since) = (last, Instant::now());
-        let went = follow(inner, component, pod, &mut last, &mut resumed).await;
-        if let Err(error) = &went {
-            let error = crate::cluster::words(error);
-            tracing::debug!(pod = pod.name, error, "its output cannot be read now");
-        }
-        // Nothing when it is gone, or runs anew.
-        let runs = inner.seen().with(component, |it| {
-            let now = it.pods.get(&pod.name).map(|(_, it)| it);
-            let same = now.filter(|it| it.uid == pod.uid && it.restarts == pod.restarts);
-            same.map(|it| matches!(it.program, Program::Running(_)))
-        });
-        match runs {
-            None => break,
-            Some(false) if matches!(went, Ok(true)) => break,
-            Some(_) => {}
-        }
-        let Some(pause) = tries.after(Ended::of(&went, last > before, since.elapsed())) else {
-            tracing::warn!(pod = pod.name, "its output is not read any more: the API server does not find it");
-            break;
-        };
-        tokio::time::sleep(pause).await;
-    }
-    inner.logs.moved(component, &pod.uid, false, last);
-}
-
-/// Hands over what one connection says; `last` moves with it. Whether it came to its end, or nothing was said for long.
-async fn follow(
-    inner: &Inner,
-    component: &ComponentId,
-    pod: &PodSeen,
-    last: &mut jiff::Timestamp,
-    resumed: &mut Resume,
-) -> Result<bool, kube::Error> {
-    // It counts whole seconds, and would be rounded up: lines up to the cursor come again.
-    let since = jiff::Timestamp::from_second(last.as_second()).unwrap_or(*last);
-    let how = LogParams {
-        follow: true,
-        timestamps: true,
-        since_time: Some(since),
-        container: Some(names::CONTAINER.to_owned()),
-        ..LogParams::default()
-    };
+    let (begin, mut cursor) = (resumed.last, Cursor::after(resumed.last));
     let pods = inner.cluster().typed::<Pod>(&pod.namespace);
-    let mut opened = Box::pin(pods.log_stream(&pod.name, &how));
-    let turn = inner.logs.opening.acquire().await;
-    let early = tokio::time::timeout(OPENED, opened.as_mut()).await;
-    drop(turn);
-    let from = match early {
-        Ok(opened) => opened?,
-        Err(_) => match tokio::time::timeout(IDLE, opened).await {
-            Ok(opened) => opened?,
-            Err(_) => return Ok(false),
-        },
-    };
-    let mut lines = Box::pin(lines::of(from.compat()).ready_chunks(BATCH));
-    let mut current = None;
-    loop {
-        let chunk = match tokio::time::timeout(IDLE, lines.next()).await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => return Ok(true),
-            Err(_) => return Ok(false),
-        };
-        let (mut batch, mut broken) = (Vec::with_capacity(chunk.len()), None);
-        for line in chunk {
-            match line {
-                Ok(text) => batch.extend(next(text, &pod.id, last, &mut current).filter(|it| !resumed.holds(it))),
-                Err(error) => broken = Some(error),
-            }
-        }
-        if !batch.is_empty() {
-            inner.logs.sink.append(LogStream::Component { id: component.clone() }, batch).await;
-            inner.logs.moved(component, &pod.uid, true, *last);
-        }
-        if let Some(error) = broken {
-            return Err(kube::Error::Service(error.into()));
-        }
+    let source = Source { pods, pod: &pod.name, idle: IDLE, opening: Some(&inner.logs.opening), again: None };
+    let mut keeping = Keeping { inner, component, pod, resumed };
+    if !stream::read(&source, &mut cursor, &mut keeping).await {
+        tracing::warn!(pod = pod.name, "its output is not read any more: the API server does not find it");
     }
+    inner.logs.moved(component, &pod.uid, false, cursor.last().unwrap_or(begin));
 }
 
-/// What of a text from the API server is new. A line is time, space, text there; further parts of a long line have no
-/// time. `last` is the time of the newest line; `current` that of the line whose parts come, when it is new.
-fn next(
-    mut text: String,
-    instance: &InstanceId,
-    last: &mut jiff::Timestamp,
-    current: &mut Option<jiff::Timestamp>,
-) -> Option<LogLine> {
-    let begins =
-        text.split_once(' ').and_then(|(time, _)| Some((time.len() + 1, time.parse::<jiff::Timestamp>().ok()?)));
-    if let Some((time, at)) = begins {
-        text.drain(..time);
-        *current = (at > *last).then_some(at);
-        *last = at.max(*last);
+/// Hands the output of a pod to the keeper of logs.
+struct Keeping<'a> {
+    inner: &'a Inner,
+    component: &'a ComponentId,
+    pod: &'a PodSeen,
+    resumed: Resume,
+}
+
+#[async_trait]
+impl Listener for Keeping<'_> {
+    async fn take(&mut self, lines: Vec<Line>, cursor: &Cursor) -> bool {
+        let Self { inner, component, pod, resumed } = self;
+        let of = |Line { at, text }| LogLine { at, instance: Some(pod.id.clone()), origin: LogOrigin::Stdout, text };
+        let lines: Vec<LogLine> = lines.into_iter().map(of).filter(|it| !resumed.holds(it)).collect();
+        if !lines.is_empty() {
+            inner.logs.sink.append(LogStream::Component { id: component.clone() }, lines).await;
+        }
+        if let Some(last) = cursor.last() {
+            inner.logs.moved(component, &pod.uid, true, last);
+        }
+        true
     }
-    let at = Timestamp(u64::try_from((*current)?.as_millisecond()).unwrap_or_default());
-    Some(LogLine { at, instance: Some(instance.clone()), origin: LogOrigin::Stdout, text })
+
+    fn runs(&self) -> Option<bool> {
+        // Nothing when it is gone, or runs anew.
+        self.inner.seen().with(self.component, |it| {
+            let now = it.pods.get(&self.pod.name).map(|(_, it)| it);
+            let same = now.filter(|it| it.uid == self.pod.uid && it.restarts == self.pod.restarts);
+            same.map(|it| matches!(it.program, Program::Running(_)))
+        })
+    }
 }
 
 #[cfg(test)]
@@ -394,25 +325,6 @@ mod tests {
         let minutes = |it: u64| begin + Duration::from_secs(60 * it);
         let told: Vec<u64> = (0..=130).filter(|it| is_due(&mut said, minutes(*it))).collect();
         assert_eq!(told, [0, 60, 120]);
-    }
-
-    #[test]
-    fn every_part_of_a_new_line_is_taken() {
-        let id = InstanceId::from_parts(1, 1);
-        let (mut last, mut current) = ("2026-01-01T00:00:02Z".parse().unwrap(), None);
-        let texts = [
-            "no time at the beginning",
-            "2026-01-01T00:00:01.5Z known",
-            "its second part",
-            "2026-01-01T00:00:03.250999Z new",
-            "its second part, too",
-            "2026-01-01T00:00:03.250999Z the same time again",
-            "2026-01-01T00:00:04Z ",
-        ];
-        let taken = texts.into_iter().filter_map(|it| next(it.to_owned(), &id, &mut last, &mut current));
-        let taken: Vec<_> = taken.map(|it| (it.at.0 - 1_767_225_600_000, it.text)).collect();
-        let wanted = [(3250, "new"), (3250, "its second part, too"), (4000, "")];
-        assert_eq!(taken, wanted.map(|(at, text)| (at, text.to_owned())));
     }
 
     #[test]

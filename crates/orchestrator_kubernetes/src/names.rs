@@ -51,6 +51,10 @@ pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-co
 pub(crate) const JOB_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// Place of a pod of a stateful set (Kubernetes' own label).
 pub(crate) const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What volumes and rules call a node (Kubernetes' own label).
+pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
+/// Taints of a node that does not answer, or says that it is not well.
+pub(crate) const SILENT: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// Name of the secret with the pull credential in each tenant's namespace.
 pub(crate) const PULL_SECRET: &str = "arco-registry";

@@ -10,9 +10,9 @@ mod pull;
 
 pub use hosts::{HostsSetting, judge_hosts};
 
-use crate::access::{GROUPS, OF_LOCAL_STORAGE, OF_ROUTES, OF_USAGE, RULES, Rule};
+use crate::access::{self, GROUPS, OF_USAGE, Rule};
 use crate::cluster::{Cluster, words};
-use crate::features::{Features, NEWEST, OLDEST, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
+use crate::features::{Features, NEWEST, OLDEST, PAUSES, PLACES_OF_JOBS, USER_NAMESPACES, minor_version};
 use crate::local_storage::PROVISIONER;
 use arco_config::KubernetesConfig;
 use futures_util::{StreamExt as _, stream};
@@ -178,6 +178,15 @@ fn judge_features(has: Features, config: &KubernetesConfig) -> Vec<Finding> {
             "upgrade the cluster, or give such jobs one instance each",
         ));
     }
+    if !has.pauses && config.eviction_pause_s > 0 {
+        findings.push(Finding::warning(
+            "drained nodes",
+            format!(
+                "Kubernetes before 1.{PAUSES} ends instances without a pause (no `preStop.sleep`): requests fail when a node is drained"
+            ),
+            "upgrade the cluster, or set `kubernetes.eviction_pause_s = 0`, and drain nodes when few requests come",
+        ));
+    }
     findings
 }
 
@@ -186,10 +195,15 @@ async fn clock(client: &Client) -> Option<Finding> {
     let request = http::Request::get("/version").body(kube::client::Body::empty()).ok()?;
     let before = SystemTime::now();
     let answer = client.send(request).await.ok()?;
+    let after = SystemTime::now();
     let date = answer.headers().get(http::header::DATE)?.to_str().ok()?;
     let theirs = httpdate::parse_http_date(date).ok()?;
-    let difference = before.duration_since(theirs).or_else(|_| theirs.duration_since(before)).ok()?;
-    Some(judge_clock(difference.as_secs()))
+    Some(judge_clock(apart(theirs, before, after).as_secs()))
+}
+
+/// How far a moment lies outside of the time in which it was told: an answer that takes long says nothing of clocks.
+fn apart(theirs: SystemTime, before: SystemTime, after: SystemTime) -> Duration {
+    before.duration_since(theirs).or_else(|_| theirs.duration_since(after)).unwrap_or_default()
 }
 
 fn judge_clock(difference_s: u64) -> Finding {
@@ -243,9 +257,7 @@ fn judge_metrics(served: &BTreeSet<String>) -> Finding {
 
 /// Asks for each right that the table has.
 async fn permissions(client: &Client, config: &KubernetesConfig) -> Finding {
-    let of_routes = if config.route_class.is_empty() { &[] } else { OF_ROUTES };
-    let of_storage = if config.local_storage_class.is_empty() { &[] } else { OF_LOCAL_STORAGE };
-    let rules: Vec<Rule> = RULES.iter().chain(of_routes).chain(of_storage).copied().collect();
+    let rules = access::rules(!config.route_class.is_empty(), !config.local_storage_class.is_empty());
     match missing(client, &rules).await {
         Ok((count, missing)) => judge_permissions(count, &missing),
         Err(error) => {

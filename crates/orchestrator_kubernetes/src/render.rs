@@ -111,6 +111,11 @@ impl Object {
         self.body["metadata"]["annotations"][name] = value.into();
     }
 
+    /// Whether it is a Service without an address.
+    pub(crate) fn is_headless(&self) -> bool {
+        self.body["spec"]["clusterIP"] == "None"
+    }
+
     /// Notes what is sent in the object itself, so that a later process knows it.
     fn sealed(mut self) -> Self {
         let applied = digest(&self.body);
@@ -202,6 +207,7 @@ pub(crate) fn component(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Resul
     }
     others.extend(config_map(&plan.template.files, &namespace, &secret_name, keyed).map(Object::sealed));
     others.extend(network::service(plan, &namespace, &base, &labels));
+    others.extend(network::places(plan, &namespace, &base, &labels));
     others.push(network::policy(plan, around.config, &namespace, &base, &labels));
     others.extend(network::disruption_budget(plan, &namespace, &base, &labels));
     others.extend(autoscaling::autoscaler(plan, &namespace, &base, &labels));
@@ -237,12 +243,13 @@ fn workload(
         }
         ComponentKind::Stateful => {
             let templates = volumes::templates(plan, around.config, labels);
-            let fixed = digest(&templates);
+            let service = network::places_name(base);
+            let fixed = digest(&json!([templates, service]));
             let selector = json!({ "matchLabels": { (names::COMPONENT): component, (names::ROLE): "instance" } });
             let rest = json!({ "spec": {
                 "replicas": 0,
                 "revisionHistoryLimit": 1,
-                "serviceName": base,
+                "serviceName": service,
                 "podManagementPolicy": "OrderedReady",
                 "selector": selector,
                 "updateStrategy": { "type": "OnDelete" },

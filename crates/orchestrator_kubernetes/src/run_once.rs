@@ -3,36 +3,48 @@
 //! A workload without folders and export *is* its pod: the pod's program is the workload's. One with them runs inside a
 //! pod that waits ([`session`]): folders are copied in, the program is started, what it wrote is copied out.
 //! What must hold: however it ends (by itself, time limit, cancel, fault), nothing of it is left in the cluster; its exit
-//! is told only after its last line of output.
+//! is told only after its last line of output. How it ends its pod says, never a connection to the API server: while that one is
+//! away, a workload waits for it within its own time.
 
 mod layer;
+mod output;
 mod session;
 
-use crate::cluster::{Verdict, failed, verdict};
+use crate::cluster::{Verdict, failed, verdict, words};
 use crate::driver::Inner;
 use crate::facts;
 use crate::render::{self, Kind, Object, Surroundings};
 use crate::seen::{PodSeen, Program};
-use crate::{exec, lines, names};
+use crate::{exec, names};
 use arco_model::artifact::{ImageConfig, ImageRef};
 use arco_model::id::ComponentId;
+use arco_model::name::TenantName;
 use arco_model::observed::ExitFacts;
 use arco_model::plan::OneShot;
 use arco_orchestrator::{Error, ExecRequest, ExecSession, OneShotResult, OutputLine, one_off};
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use kube::api::{Api, DeleteParams, ListParams, LogParams};
+use kube::api::{Api, DeleteParams, ListParams};
+use output::Output;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+use tokio::time::Instant;
 
-/// How long the pod of an ended run may take to tell how it ended, and its log to end.
-const LAST_WORDS: Duration = Duration::from_secs(15);
+/// The pause before a cluster that does not do what is needed is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Faults that do not pass by themselves.
 const HOPELESS: [&str; 3] = ["InvalidImageName", "CreateContainerConfigError", "cannot be started"];
+
+/// How far a workload has come.
+#[derive(Default)]
+struct Begun {
+    started: bool,
+    /// What the cluster said last while it did not do what a start needs.
+    hindrance: String,
+}
 
 /// Runs it to its end.
 pub(crate) async fn run(
@@ -42,15 +54,38 @@ pub(crate) async fn run(
     mut cancel: oneshot::Receiver<()>,
 ) -> Result<OneShotResult, Error> {
     let namespace = names::namespace(&inner.config.namespace_prefix, &work.tenant);
-    let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
-    let mut started = false;
-    let outcome = tokio::select! {
-        outcome = attempt(&inner, &namespace, &work, output, deadline, &mut started) => outcome,
-        _ = &mut cancel => ended(started, "it was cancelled", false),
-        () = inner.stop.cancelled() => ended(started, "the server stops", false),
-        () = tokio::time::sleep_until(deadline) => ended(started, "its time was over before it could start", true),
+    let deadline = Instant::now() + Duration::from_millis(work.timeout_ms);
+    let mut begun = Begun::default();
+    let by_itself = tokio::select! {
+        outcome = attempt(&inner, &namespace, &work, output, deadline, &mut begun) => Some(outcome),
+        _ = &mut cancel => None,
+        () = inner.stop.cancelled() => None,
+        () = tokio::time::sleep_until(deadline) => None,
     };
-    let cleared = clear_one(&inner, &namespace, &names::one_shot(&work.id), !work.files.is_empty()).await;
+    let (name, files) = (names::one_shot(&work.id), !work.files.is_empty());
+    let (outcome, cleared) = match by_itself {
+        Some(outcome) => {
+            // Its end is known; that the cluster is away in this moment must not change it.
+            let given_up = async {
+                tokio::select! {
+                    _ = cancel => {}
+                    () = inner.stop.cancelled() => {}
+                    () = tokio::time::sleep_until(deadline) => {}
+                }
+            };
+            (outcome, clear_patiently(&inner, &namespace, &name, files, given_up).await)
+        }
+        None => {
+            let outcome = if Instant::now() >= deadline {
+                ended(&begun, "its time was over before it could start", true)
+            } else if inner.stop.is_cancelled() {
+                ended(&begun, "the server stops", false)
+            } else {
+                ended(&begun, "it was cancelled", false)
+            };
+            (outcome, clear_one(&inner, &namespace, &name, files).await)
+        }
+    };
     match cleared {
         Ok(()) => outcome,
         Err(error) => {
@@ -62,9 +97,11 @@ pub(crate) async fn run(
 }
 
 /// We ended it.
-fn ended(started: bool, why: &str, timed_out: bool) -> Result<OneShotResult, Error> {
-    if !started {
-        return Err(Error::Refused(why.to_owned()));
+fn ended(begun: &Begun, why: &str, timed_out: bool) -> Result<OneShotResult, Error> {
+    if !begun.started {
+        let hindrance = &begun.hindrance;
+        let why = if hindrance.is_empty() { why.to_owned() } else { format!("{why}: {hindrance}") };
+        return Err(Error::Refused(why));
     }
     let exit =
         ExitFacts { status: 137, signal: Some(9), asked: true, at: arco_store::clock::now(), ..ExitFacts::default() };
@@ -84,6 +121,27 @@ async fn clear_one(inner: &Inner, namespace: &str, name: &str, files: bool) -> R
     pod.and(rest)
 }
 
+/// The same, again and again while the cluster does not answer, until `given_up`.
+async fn clear_patiently(
+    inner: &Inner,
+    namespace: &str,
+    name: &str,
+    files: bool,
+    given_up: impl Future<Output = ()>,
+) -> Result<(), kube::Error> {
+    let mut given_up = pin!(given_up);
+    loop {
+        let cleared = clear_one(inner, namespace, name, files).await;
+        if cleared.as_ref().err().is_none_or(|it| verdict(it) != Verdict::Later) {
+            return cleared;
+        }
+        tokio::select! {
+            () = &mut given_up => return cleared,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
 /// Removes what runs of an earlier process left: whoever asked for them went with it.
 pub(crate) async fn clear(inner: &Inner) {
     let prefix = &inner.config.namespace_prefix;
@@ -96,7 +154,7 @@ pub(crate) async fn clear(inner: &Inner) {
         let all: BTreeSet<_> = pods.chain(others.map(|(name, it)| (it.namespace.clone(), name.to_owned()))).collect();
         for (namespace, name) in all.into_iter().filter(|it| it.0.starts_with(prefix)) {
             if let Err(error) = clear_one(inner, &namespace, &name, true).await {
-                let error = crate::cluster::words(&error);
+                let error = words(&error);
                 tracing::warn!(namespace, name, error, "a one-shot workload of an earlier run is not cleared");
             }
         }
@@ -133,25 +191,45 @@ pub(crate) async fn clear_of(inner: &Inner, server: &str) -> Result<(), kube::Er
     Ok(())
 }
 
-/// Makes the pod and waits until its program runs, or ran.
+/// Makes objects in the namespace of a tenant, which is made if it is not there. `step`: which of it is under way.
+async fn make(inner: &Inner, tenant: &TenantName, objects: &[&Object], step: &mut String) -> Result<(), kube::Error> {
+    "make the tenant's namespace".clone_into(step);
+    inner.shared.tenants.ensure(tenant).await?;
+    for object in objects {
+        *step = format!("make {} `{}`", object.kind.wire().1, object.name);
+        inner.cluster().apply(object).await?;
+    }
+    Ok(())
+}
+
+/// Makes the pod and waits until its program runs, or ran. `hindrance`: what the cluster said when it did not follow. Whoever
+/// waits for it has a limit of its own.
 async fn begin(
     inner: &Inner,
     namespace: &str,
     work: &OneShot,
     in_session: bool,
     changed: &mut broadcast::Receiver<ComponentId>,
+    hindrance: &mut String,
 ) -> Result<(), Error> {
-    let tenants = &inner.shared.tenants;
-    tenants.ensure(&work.tenant).await.map_err(|it| failed("make the tenant's namespace", &it))?;
     let (image, config) = image(inner, work).await?;
     let object = pod(inner, work, &image, &config, in_session)?;
     let secret = variables(namespace, work, &object);
     let labels = object.body["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     let files = render::config_map(&work.files, namespace, &object.name, labels);
-    for object in [Some(&secret), files.as_ref(), Some(&object)].into_iter().flatten() {
-        let step = format!("make {} `{}`", object.kind.wire().1, object.name);
-        inner.cluster().apply(object).await.map_err(|it| failed(step, &it))?;
+    let objects: Vec<&Object> = [Some(&secret), files.as_ref(), Some(&object)].into_iter().flatten().collect();
+    let mut step = String::new();
+    while let Err(error) = make(inner, &work.tenant, &objects, &mut step).await {
+        match verdict(&error) {
+            Verdict::Refused => return Err(failed(step, &error)),
+            Verdict::Missing => inner.shared.tenants.forget(), // its namespace was deleted behind our back
+            Verdict::Later => {}
+        }
+        *hindrance = format!("failed to {step}: {}", words(&error));
+        tracing::debug!(hindrance = hindrance.as_str(), "a one-shot workload cannot begin yet");
+        tokio::time::sleep(PAUSE).await;
     }
+    hindrance.clear();
     let begun = |pod: &PodSeen| {
         if pod.over.is_some() || matches!(pod.program, Program::Running(_) | Program::Ended(..)) {
             return Some(Ok(()));
@@ -171,12 +249,12 @@ pub(crate) async fn attach(
 ) -> Result<ExecSession, Error> {
     let namespace = names::namespace(&inner.config.namespace_prefix, &work.tenant);
     let name = names::one_shot(&work.id);
-    let deadline = tokio::time::Instant::now() + Duration::from_millis(work.timeout_ms);
+    let deadline = Instant::now() + Duration::from_millis(work.timeout_ms);
     let request = ExecRequest { argv: work.argv.clone(), terminal };
     let waiting = OneShot { argv: session::waiting(), ..work };
     let begun = async {
         let mut changed = inner.changed.subscribe();
-        begin(&inner, &namespace, &waiting, false, &mut changed).await?;
+        begin(&inner, &namespace, &waiting, false, &mut changed, &mut String::new()).await?;
         exec::start(inner.cluster(), &namespace, &name, request).await
     };
     let session = match one_off::begun(begun, deadline, &inner.stop).await {
@@ -196,7 +274,7 @@ pub(crate) async fn attach(
 async fn leave(inner: &Inner, namespace: &str, work: &OneShot) {
     let name = names::one_shot(&work.id);
     if let Err(error) = clear_one(inner, namespace, &name, !work.files.is_empty()).await {
-        let error = crate::cluster::words(&error);
+        let error = words(&error);
         tracing::error!(instance = %work.id, error, "a one-off instance is not wholly cleared; the next start clears it");
     }
 }
@@ -206,34 +284,21 @@ async fn attempt(
     namespace: &str,
     work: &OneShot,
     output: mpsc::Sender<OutputLine>,
-    deadline: tokio::time::Instant,
-    started: &mut bool,
+    deadline: Instant,
+    begun: &mut Begun,
 ) -> Result<OneShotResult, Error> {
     let copies = !work.mounts.is_empty() || !work.caches.is_empty() || work.export.is_some();
     let in_session = copies || work.unprivileged;
     let name = names::one_shot(&work.id);
     let mut changed = inner.changed.subscribe();
-    begin(inner, namespace, work, in_session, &mut changed).await?;
-    *started = true;
+    begin(inner, namespace, work, in_session, &mut changed, &mut begun.hindrance).await?;
+    begun.started = true;
     if in_session {
-        return session::run(inner, namespace, &name, work, output, deadline, &mut changed).await;
+        return Box::pin(session::run(inner, namespace, &name, work, output, deadline, &mut changed)).await;
     }
-    let lines = forward(inner, namespace, &name, &output);
     let over = until(inner, &work.component, &name, &mut changed, |pod| pod.over.as_ref().map(|_| pod.clone()));
-    tokio::pin!(lines);
-    tokio::pin!(over);
-    let (pod, told) = tokio::select! {
-        pod = &mut over => (pod?, None),
-        told = &mut lines => (tokio::time::timeout(LAST_WORDS, over).await.map_err(|_| Error::failed("see how the workload ended", "its pod does not tell"))??, Some(told)),
-    };
-    let told = match told {
-        Some(told) => told,
-        None => tokio::time::timeout(LAST_WORDS, lines).await.unwrap_or(Ok(())),
-    };
-    if let Err(error) = told {
-        tracing::warn!(instance = %work.id, error = crate::cluster::words(&error), "the output of a one-shot is not whole");
-    }
-    Ok(result(&pod))
+    let said = Output { inner, namespace, component: &work.component, pod: &name, to: &output, mark: None };
+    Box::pin(output::told(&said, over)).await.map(|pod| result(&pod))
 }
 
 /// How a pod's program ended.
@@ -319,7 +384,7 @@ fn pod(
         pull_secret: inner.shared.tenants.have_credentials(),
         features: inner.features,
     };
-    let argv = if in_session { session::waiting() } else { work.argv.clone() };
+    let argv = if in_session { session::holding(work) } else { work.argv.clone() };
     let rendered = if in_session {
         // The session is root of its pod; the program gets its own user.
         let root = OneShot { user: String::new(), ..work.clone() };
@@ -347,24 +412,4 @@ fn variables(namespace: &str, work: &OneShot, pod: &Object) -> Object {
         "data": data,
     });
     Object { kind: Kind::Secret, namespace: namespace.to_owned(), name, body }
-}
-
-/// Hands on the log of the pod until it ends. The API server mixes both outputs, so all of it counts as standard output.
-async fn forward(
-    inner: &Inner,
-    namespace: &str,
-    name: &str,
-    output: &mpsc::Sender<OutputLine>,
-) -> Result<(), kube::Error> {
-    let how = LogParams { follow: true, container: Some(names::CONTAINER.to_owned()), ..LogParams::default() };
-    let stream = match inner.cluster().typed::<Pod>(namespace).log_stream(name, &how).await {
-        Err(error) if verdict(&error) == Verdict::Missing => return Ok(()),
-        other => other?,
-    };
-    let mut lines = std::pin::pin!(lines::of(stream.compat()));
-    while let Some(line) = lines.next().await {
-        let text = line.map_err(|it| kube::Error::Service(it.into()))?;
-        let _ = output.send(OutputLine { stderr: false, text }).await; // nobody listens: read on to the end
-    }
-    Ok(())
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Group of the kind.
 pub(crate) const GROUP: &str = "arco.internal";
@@ -24,8 +25,8 @@ const VERSION: &str = "v1";
 const KIND: &str = "ComponentScale";
 const PLURAL: &str = "componentscales";
 
-/// How long the cluster may take to serve a kind that it has just learnt.
-const LEARNING: Duration = Duration::from_secs(30);
+/// How long the cluster may take to serve a kind that it has just learnt, and to say whether it does.
+const LEARNING: Duration = Duration::from_secs(120);
 /// Between two looks whether it does.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -116,10 +117,10 @@ pub(crate) fn definition() -> Value {
 pub(crate) async fn ready(cluster: &Cluster) -> Result<(), String> {
     let advice = "apply the documents of this version's `arco cluster manifest`";
     let fails = |what: &str, error: &kube::Error| format!("{what}: {}; {advice}", words(error));
-    if let Err(error) = first::<HorizontalPodAutoscaler>(&cluster.client).await {
+    if let Err(error) = listed::<HorizontalPodAutoscaler>(&cluster.client).await {
         return Err(fails("HorizontalPodAutoscalers cannot be listed", &error));
     }
-    match first::<ComponentScale>(&cluster.client).await {
+    match listed::<ComponentScale>(&cluster.client).await {
         Ok(()) => return Ok(()),
         Err(error) if verdict(&error) == Verdict::Missing => {}
         Err(error) => return Err(fails("ComponentScales cannot be listed", &error)),
@@ -139,6 +140,20 @@ pub(crate) async fn ready(cluster: &Cluster) -> Result<(), String> {
     };
     let served = tokio::time::timeout(LEARNING, serves).await;
     served.map_err(|_| format!("the cluster does not serve {PLURAL}.{GROUP} after {} s", LEARNING.as_secs()))
+}
+
+/// As [`first`], asked again while it is not known: what is said here counts as long as this process runs.
+async fn listed<K>(client: &Client) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let end = Instant::now() + LEARNING;
+    loop {
+        match first::<K>(client).await {
+            Err(error) if verdict(&error) == Verdict::Later && Instant::now() < end => tokio::time::sleep(LOOK).await,
+            answer => return answer,
+        }
+    }
 }
 
 async fn first<K>(client: &Client) -> Result<(), kube::Error>

@@ -59,7 +59,9 @@ pub(crate) struct PodSeen {
     pub(crate) ready: bool,
     /// When it became ready, or stopped being it.
     pub(crate) ready_changed: Option<Timestamp>,
-    /// Whether its node does not answer.
+    /// Whether its node was said to be silent when it was ready: the cluster itself took that back.
+    pub(crate) unheard: bool,
+    /// Whether its node does not answer, as the pod or the node says it.
     pub(crate) lost: bool,
     /// Whether this run of its program was ready before.
     pub(crate) was_ready: bool,
@@ -82,6 +84,8 @@ pub(crate) struct Detail {
     pub(crate) complete: bool,
     /// Address of a service.
     pub(crate) address: Option<Ipv4Addr>,
+    /// Whether a service was made without an address.
+    pub(crate) headless: bool,
     /// Name inside the platform, of a service.
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.
@@ -157,9 +161,27 @@ struct Store {
     by_uid: HashMap<String, Whose>,
     /// Uids of pods that went, oldest first: their last output may still be on its way.
     departed: VecDeque<String>,
+    /// Names of nodes that do not answer.
+    silent: BTreeSet<String>,
 }
 
 impl Store {
+    /// Looks at every pod again by what nodes say; the components for which that is news.
+    fn hear(&mut self) -> Vec<ComponentId> {
+        let mut news = Vec::new();
+        for (id, of) in &mut self.components {
+            let mut changed = false;
+            for (_, pod) in of.pods.values_mut() {
+                let lost = pod.unheard || self.silent.contains(&pod.node);
+                changed |= std::mem::replace(&mut pod.lost, lost) != lost;
+            }
+            if changed {
+                news.push(id.clone());
+            }
+        }
+        news
+    }
+
     fn depart(&mut self, pod: &PodSeen) {
         self.instances.remove(&pod.id);
         if !self.by_uid.contains_key(&pod.uid) {
@@ -249,6 +271,7 @@ impl Seen {
         let of = store.components.entry(component.clone()).or_default();
         match record {
             Record::Pod(mut pod) => {
+                pod.lost = pod.unheard || store.silent.contains(&pod.node);
                 if let Some((known, before)) = of.pods.get(&pod.name) {
                     if *known > version {
                         return false;
@@ -286,6 +309,20 @@ impl Seen {
                 changed
             }
         }
+    }
+
+    /// A node answers, or does not; the components with pods for which that is news.
+    pub(crate) fn node(&self, name: &str, silent: bool) -> Vec<ComponentId> {
+        let mut store = self.lock();
+        let changed = if silent { store.silent.insert(name.to_owned()) } else { store.silent.remove(name) };
+        if changed { store.hear() } else { Vec::new() }
+    }
+
+    /// After a full list of nodes: these do not answer. The components with pods for which that is news.
+    pub(crate) fn silent_nodes(&self, names: BTreeSet<String>) -> Vec<ComponentId> {
+        let mut store = self.lock();
+        store.silent = names;
+        store.hear()
     }
 
     /// A pod or another object is gone; whether it was known.

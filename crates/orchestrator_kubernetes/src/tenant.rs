@@ -1,4 +1,7 @@
-//! Namespaces of tenants: made once, with quota, policies and pull credential; the credential is renewed in time.
+//! Namespaces of tenants: made once, with quota, policies and pull credential; the credential is renewed in time. Their end:
+//! [`removal`].
+
+pub(crate) mod removal;
 
 use crate::cluster::{Cluster, Verdict, verdict};
 use crate::names;

@@ -6,7 +6,7 @@
 use crate::names;
 use crate::render::Kind;
 use crate::scale::ComponentScale;
-use crate::seen::convert::{Recorded, owner, plain, version};
+use crate::seen::convert::{Recorded, is_silent, owner, plain, version};
 use crate::seen::{Record, Seen};
 use arco_model::id::ComponentId;
 use arco_orchestrator::Error;
@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Event as Warning, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as Warning, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -24,7 +24,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long the first lists may take.
-const FIRST_LISTS: Duration = Duration::from_secs(60);
+const FIRST_LISTS: Duration = Duration::from_secs(120);
 
 /// What warnings are about, in Kubernetes' words.
 const POD: &str = "Pod";
@@ -80,6 +80,7 @@ pub(crate) async fn start(
         tracker.spawn(whole::<ComponentScale>(client, config.clone(), watch.clone()));
         tracker.spawn(whole::<HorizontalPodAutoscaler>(client, config, watch.clone()));
     }
+    tracker.spawn(nodes(client.clone(), watch.clone()));
     for about in [POD, CLAIM] {
         tracker.spawn(warnings(client.clone(), prefix.to_owned(), about, watch.clone()));
     }
@@ -187,6 +188,38 @@ pub(crate) fn why(error: &watcher::Error) -> String {
         | watcher::Error::WatchStartFailed(error)
         | watcher::Error::WatchFailed(error) => crate::cluster::words(error),
         other => other.to_string(),
+    }
+}
+
+/// Follows which nodes answer. Of a pod that was not ready yet the cluster itself says nothing when its node falls silent.
+async fn nodes(client: Client, watch: Watch) {
+    let mut events = pin!(watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff());
+    let mut silent = BTreeSet::new();
+    loop {
+        let event = tokio::select! {
+            () = watch.stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        let name = |it: &Node| it.metadata.name.clone().unwrap_or_default();
+        let news = match event {
+            None => return,
+            Some(Ok(Event::Init)) => {
+                silent.clear();
+                continue;
+            }
+            Some(Ok(Event::InitApply(it))) => {
+                silent.extend(is_silent(&it).then(|| name(&it)));
+                continue;
+            }
+            Some(Ok(Event::InitDone)) => watch.seen.silent_nodes(std::mem::take(&mut silent)),
+            Some(Ok(Event::Apply(it))) => watch.seen.node(&name(&it), is_silent(&it)),
+            Some(Ok(Event::Delete(it))) => watch.seen.node(&name(&it), false),
+            Some(Err(error)) => {
+                tracing::warn!(error = why(&error), "nodes of the cluster are asked for again");
+                continue;
+            }
+        };
+        news.iter().for_each(|it| (watch.bell)(it));
     }
 }
 

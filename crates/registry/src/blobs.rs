@@ -154,7 +154,7 @@ impl Registry {
 
     /// Writes a blob if its content is what its digest says.
     async fn keep(&self, repository: &str, digest: &Digest, content: ByteStream) -> Result<(), Refusal> {
-        let written = self.0.images.blobs().put(&content_path(digest), verified(content, digest.clone())).await;
+        let written = self.0.images.put_content(digest, verified(content, digest.clone())).await;
         match written {
             Err(BlobError::Io { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
                 return Err(Refusal::invalid(ErrorCode::DigestInvalid, format!("the content is not {digest}")));

@@ -5,6 +5,8 @@
 //!
 //! What must hold: everything that a revision runs or was built from stays, and so does what is younger than the grace
 //! time (pushes, builds and uploads that are under way). When something that decides cannot be read, nothing is deleted.
+//! Others write and collect meanwhile: a manifest goes only as it was read, and a blob in two steps: what nothing names is
+//! condemned, and deleted by a later collection unless somebody has claimed it for the grace time.
 
 use crate::RegistryError;
 use crate::links::LINKS;
@@ -13,7 +15,7 @@ use arco_model::component::{Component, Revision};
 use arco_model::source::Source;
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::images::{Images, ManifestRow, TagRow, short_hash};
+use arco_store::images::{CondemnedRow, Images, ManifestRow, TagRow, short_hash};
 use arco_store::sql::{Batch, Entity, Query, SharedMetadata, SqlError, Versioned};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -35,7 +37,7 @@ pub struct Collected {
 }
 
 /// Collects once. `keep` names digests that are in use although no row says so (caches of builds, images of instances
-/// that still run); `grace` is the age below which nothing is deleted.
+/// that still run); `grace` is the age below which nothing is deleted, and for how long blobs are condemned before.
 pub async fn collect(images: &Images, keep: &HashSet<Digest>, grace: Duration) -> Result<Collected, RegistryError> {
     let (metadata, blobs) = (images.metadata(), images.blobs());
     let limit = Timestamp(clock::now().0.saturating_sub(grace.as_millis() as u64));
@@ -43,7 +45,7 @@ pub async fn collect(images: &Images, keep: &HashSet<Digest>, grace: Duration) -
     let contents = blobs.list("content/").await?;
     let links = blobs.list(&format!("{LINKS}/")).await?;
 
-    let _gate = images.exclusive().await;
+    let condemned = images.condemned().await?;
     let manifests: Vec<Versioned<ManifestRow>> = all(metadata).await?;
     let tags: Vec<Versioned<TagRow>> = all(metadata).await?;
     let revisions: Vec<Versioned<Revision>> = all(metadata).await?;
@@ -92,13 +94,27 @@ pub async fn collect(images: &Images, keep: &HashSet<Digest>, grace: Duration) -
     for link in links.iter().filter(|it| it.modified < limit) {
         blobs.delete(&link.path).await?;
     }
+    let mut condemned: HashMap<&str, &Versioned<CondemnedRow>> =
+        condemned.iter().map(|it| (it.value.digest.hex(), it)).collect();
     for blob in contents.iter().filter(|it| it.modified < limit && !used.contains(last_word(&it.path))) {
-        // Looked at again: it may have been written anew since it was listed.
-        if blobs.stat(&blob.path).await?.is_some_and(|it| it.modified < limit) {
-            blobs.delete(&blob.path).await?;
-            done.blobs += 1;
-            done.bytes += blob.size;
+        match condemned.remove(last_word(&blob.path)) {
+            Some(row) if row.value.is_due(limit) => {
+                if images.delete_condemned(row, limit).await? {
+                    done.blobs += 1;
+                    done.bytes += blob.size;
+                }
+            }
+            Some(_) => {}
+            None => {
+                if let Ok(digest) = format!("sha256:{}", last_word(&blob.path)).parse() {
+                    images.condemn(digest).await?;
+                }
+            }
         }
+    }
+    // What is left of them is named again, was written anew, or is gone.
+    for row in condemned.into_values() {
+        images.pardon(row).await?;
     }
     Ok(done)
 }

@@ -6,7 +6,7 @@
 use crate::Registry;
 use crate::refusal::Refusal;
 use arco_model::artifact::Digest;
-use arco_store::blob::{BlobStat, content_path};
+use arco_store::blob::BlobStat;
 use arco_store::images::{ManifestRow, short_hash};
 use arco_store::sql::Query;
 
@@ -24,10 +24,10 @@ impl Registry {
         Ok(())
     }
 
-    /// The blob, if the repository has it.
+    /// The blob, if the repository has it; it stays for whoever was told so.
     pub(crate) async fn find_blob(&self, repository: &str, digest: &Digest) -> Result<Option<BlobStat>, Refusal> {
         let blobs = self.0.images.blobs();
-        let Some(found) = blobs.stat(&content_path(digest)).await? else { return Ok(None) };
+        let Some(found) = self.0.images.claim(digest).await? else { return Ok(None) };
         let has =
             blobs.stat(&link_path(repository, digest)).await?.is_some() || self.is_named(repository, digest).await?;
         Ok(has.then_some(found))

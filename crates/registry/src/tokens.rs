@@ -228,7 +228,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(ours.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let scope = Scope::everything(&[Pull]);
-        let token = tokens.issue(&scope, Duration::from_secs(60));
+        let token = tokens.issue(&scope, Duration::from_secs(3600));
         assert_eq!(Tokens::open(&ours).unwrap().check(&token), Some(scope.clone()));
         assert_eq!(other.check(&token), None);
         assert_eq!(tokens.check("x.y.z"), None);

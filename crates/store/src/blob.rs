@@ -30,10 +30,12 @@ pub fn content_path(digest: &arco_model::artifact::Digest) -> String {
 
 /// Beginning of [`builds_path`].
 pub const BUILDS: &str = "builds/";
-/// Below [`builds_path`]: folders of package clients, as archives of drivers that have no disk of their own to keep them on.
+/// Where below [`builds_path`] drivers without a disk of their own keep the folders of package clients, each as an
+/// archive.
 pub const BUILD_FOLDERS: &str = "folders/";
 
-/// Below it, what the builds of a component leave for the next ones. Nothing else holds it, and it may go at any time.
+/// Beginning of the blobs that the builds of a component leave for the next ones. Nothing else holds them, and they may
+/// go at any time.
 pub fn builds_path(component: &arco_model::id::ComponentId) -> String {
     format!("{BUILDS}{component}/")
 }

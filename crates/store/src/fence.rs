@@ -235,7 +235,7 @@ impl Metadata for FencedMetadata {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::kv::{EmbeddedKv, EtcdKv};
+    use crate::kv::{EmbeddedKv, real_etcd};
     use crate::sql::MemoryMetadata;
     use arco_model::application::Tenant;
 
@@ -284,8 +284,7 @@ pub(crate) mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn on_etcd() {
-        let Some(url) = arco_testkit::servers::etcd() else { return };
-        let kv = Arc::new(EtcdKv::connect(&[url], None).await.unwrap());
+        let Some((kv, _turn)) = real_etcd().await else { return };
         a_leader_that_was_followed_writes_nothing(kv, Arc::new(MemoryMetadata::default())).await;
     }
 

@@ -3,19 +3,19 @@
 //! Registry, builder and orchestrator meet here: what the builder writes, the registry serves and the orchestrator
 //! runs. Manifests follow the OCI image spec 1.1; Docker's media types are understood when they are pushed.
 
+mod condemned;
 mod stacks;
 
+pub use condemned::CondemnedRow;
 pub use stacks::{KeptStack, stack_repository};
 
 use crate::blob::{BlobError, SharedBlobs, content_path};
 use crate::clock;
-use crate::sql::{Entity, Kind, Query, SharedMetadata, SqlError, Versioned};
+use crate::sql::{Batch, Entity, Kind, Query, SharedMetadata, SqlError, Versioned};
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, ImageRef, Layer};
 use arco_model::time::Timestamp;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 /// Media type of an OCI manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -147,14 +147,12 @@ pub struct Image {
 pub struct Images {
     metadata: SharedMetadata,
     blobs: SharedBlobs,
-    /// Held by writers of manifests while they look at blobs, and whole by who deletes blobs.
-    gate: Arc<RwLock<()>>,
 }
 
 impl Images {
     /// Images over these stores.
     pub fn new(metadata: SharedMetadata, blobs: SharedBlobs) -> Self {
-        Self { metadata, blobs, gate: Arc::default() }
+        Self { metadata, blobs }
     }
 
     /// The blob store below.
@@ -167,17 +165,12 @@ impl Images {
         &self.metadata
     }
 
-    /// Keeps manifests from being written, for who deletes what no manifest names. Holds for this value and its clones.
-    pub async fn exclusive(&self) -> OwnedRwLockWriteGuard<()> {
-        self.gate.clone().write_owned().await
-    }
-
     /// Writes configuration and manifest for layers that are in the blob store already; returns the reference.
     /// The same image gives the same digest.
     pub async fn write(&self, repository: &str, image: &Image) -> Result<ImageRef, ImageError> {
         let invalid = |it: serde_json::Error| ImageError::Invalid { image: repository.to_owned(), why: it.to_string() };
         let Documents { config, manifest } = documents(image).map_err(invalid)?;
-        self.blobs.put_bytes(&content_path(&Digest::of(&config)), config).await?;
+        self.put_content_bytes(config).await?;
         let digest = self.put_manifest(repository, MANIFEST_TYPE, manifest).await?;
         Ok(ImageRef { repository: repository.to_owned(), digest })
     }
@@ -192,22 +185,27 @@ impl Images {
         let digest = Digest::of(&document);
         let invalid = |why: String| ImageError::Invalid { image: format!("{repository}@{digest}"), why };
         let parsed: WireManifest = serde_json::from_slice(&document).map_err(|it| invalid(it.to_string()))?;
-        let _gate = self.gate.read().await;
         let mut references = Vec::new();
         for named in parsed.config.iter().chain(&parsed.layers) {
-            if self.blobs.stat(&content_path(&named.digest)).await?.is_none() {
+            if self.claim(&named.digest).await?.is_none() {
                 return Err(invalid(format!("blob {} is missing; push it first", named.digest)));
             }
             references.push(named.digest.clone());
         }
+        let now = clock::now();
+        let touch = |found: &mut ManifestRow| {
+            found.created_at = now;
+            true
+        };
         for named in &parsed.manifests {
-            if self.manifest(repository, &named.digest).await?.is_none() {
+            // Young again, so that no collection that has seen nothing name it takes it meanwhile.
+            if self.metadata.modify(&manifest_key(repository, &named.digest), touch).await?.is_none() {
                 return Err(invalid(format!("manifest {} is missing; push it first", named.digest)));
             }
             references.push(named.digest.clone());
         }
         let size = document.len() as u64;
-        self.blobs.put_bytes(&content_path(&digest), document).await?;
+        self.put_content_bytes(document).await?;
         let row = ManifestRow {
             repository: repository.to_owned(),
             digest: digest.clone(),
@@ -215,20 +213,18 @@ impl Images {
             size,
             references,
             subject: parsed.subject.map(|it| it.digest),
-            created_at: clock::now(),
+            created_at: now,
         };
-        match self.metadata.insert(&row).await {
-            Ok(()) => Ok(digest),
-            Err(SqlError::Exists { .. }) => {
-                // Young again: what was put just now is not garbage, although nothing points at it yet.
-                let touch = |found: &mut ManifestRow| {
-                    found.created_at = row.created_at;
-                    true
-                };
-                self.metadata.modify(&row.key(), touch).await?;
-                Ok(digest)
+        // One that is there becomes young again: what was put just now is not garbage, although nothing points at it yet.
+        loop {
+            match self.metadata.insert(&row).await {
+                Ok(()) => return Ok(digest),
+                Err(SqlError::Exists { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
+            if self.metadata.modify(&row.key(), touch).await?.is_some() {
+                return Ok(digest);
+            }
         }
     }
 
@@ -245,6 +241,36 @@ impl Images {
     /// when no revision holds the manifest any longer.
     pub async fn tag(&self, repository: &str, tag: &str, digest: &Digest) -> Result<(), ImageError> {
         self.set_tag(repository, tag, digest, false).await
+    }
+
+    /// The same as a part of `batch`: whoever sees what is written with it finds the tag. The batch is refused when somebody
+    /// else changes the tag before.
+    pub async fn tag_with(
+        &self,
+        batch: &mut Batch,
+        repository: &str,
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<(), ImageError> {
+        let row = TagRow {
+            repository: repository.to_owned(),
+            tag: tag.to_owned(),
+            digest: digest.clone(),
+            pinned: false,
+            created_at: clock::now(),
+        };
+        let found = self.metadata.get::<TagRow>(&row.key()).await?;
+        match found {
+            None => {
+                batch.insert(&row)?;
+            }
+            Some(mut found) if found.value.pinned || found.value.digest != row.digest => {
+                (found.value.pinned, found.value.digest) = (false, row.digest);
+                batch.update(&found)?;
+            }
+            Some(_) => {}
+        }
+        Ok(())
     }
 
     /// Lets a tag that a person chose point at a manifest that is there, and holds the manifest.
@@ -428,4 +454,36 @@ struct WireConfig {
     user: Option<String>,
     exposed_ports: Option<std::collections::BTreeMap<String, serde_json::Value>>,
     stop_signal: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::MemoryBlobs;
+    use crate::sql::MemoryMetadata;
+
+    const REPOSITORY: &str = "default/shop/web";
+
+    #[tokio::test]
+    async fn a_tag_comes_with_its_batch_or_not_at_all() {
+        let images = Images::new(Arc::new(MemoryMetadata::default()), Arc::new(MemoryBlobs::default()));
+        let mut written = Vec::new();
+        for cmd in ["a", "b"] {
+            let mut image = Image::default();
+            image.config.cmd = vec![cmd.to_owned()];
+            written.push(images.write(REPOSITORY, &image).await.unwrap());
+        }
+        for image in &written {
+            let mut batch = Batch::default();
+            images.tag_with(&mut batch, REPOSITORY, "r1", &image.digest).await.unwrap();
+            assert_ne!(images.resolve(REPOSITORY, "r1").await.ok().as_ref(), Some(image));
+            images.metadata().commit(batch).await.unwrap();
+            assert_eq!(images.resolve(REPOSITORY, "r1").await.unwrap(), *image);
+        }
+        // Somebody is faster with it.
+        let mut late = Batch::default();
+        images.tag_with(&mut late, REPOSITORY, "r1", &written[0].digest).await.unwrap();
+        images.pin(REPOSITORY, "r1", &written[1].digest).await.unwrap();
+        assert!(matches!(images.metadata().commit(late).await, Err(SqlError::Conflict { .. })));
+    }
 }

@@ -20,6 +20,8 @@ mod state;
 mod swap;
 mod tls;
 
+#[cfg(test)]
+pub(crate) use contract::real_etcd;
 pub use embedded::EmbeddedKv;
 pub use etcd::EtcdKv;
 pub use memory::MemoryKv;

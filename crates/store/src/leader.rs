@@ -198,14 +198,14 @@ impl LeaderLock for KvLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::{EmbeddedKv, EtcdKv, MemoryKv};
+    use crate::kv::{EmbeddedKv, MemoryKv, real_etcd};
     use std::sync::Arc;
 
     async fn run(kv: SharedKv) {
         // A name of its own: the store may be one that others use.
         let make = |area: &str| {
             let (kv, name) = (kv.clone(), format!("{area}-{:016x}", crate::clock::random()));
-            move |me: &str| Arc::new(KvLock::new(kv.clone(), &name, me, 2)) as Arc<dyn LeaderLock>
+            move |me: &str, life_s| Arc::new(KvLock::new(kv.clone(), &name, me, life_s)) as Arc<dyn LeaderLock>
         };
         contract::suite(make).await;
     }
@@ -223,8 +223,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_lock_on_etcd() {
-        let Some(url) = arco_testkit::servers::etcd() else { return };
-        run(Arc::new(EtcdKv::connect(&[url], None).await.unwrap())).await;
+        let Some((kv, _turn)) = real_etcd().await else { return };
+        run(kv).await;
     }
 
     #[tokio::test]

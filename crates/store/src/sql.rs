@@ -58,11 +58,13 @@ pub enum Kind {
     Stream,
     /// Who leads ([`crate::fence::LeaderRow`]).
     Leader,
+    /// Content that is to be deleted ([`crate::images::CondemnedRow`]).
+    Condemned,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Tenant,
         Kind::Application,
         Kind::Component,
@@ -78,6 +80,7 @@ impl Kind {
         Kind::Certificate,
         Kind::Stream,
         Kind::Leader,
+        Kind::Condemned,
     ];
 
     /// Name of the table.
@@ -98,6 +101,7 @@ impl Kind {
             Kind::Certificate => "certificates",
             Kind::Stream => "streams",
             Kind::Leader => "leaders",
+            Kind::Condemned => "condemned",
         }
     }
 
@@ -186,6 +190,18 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Where the next page begins; `None` when this is the last.
     pub next: Option<Cursor>,
+}
+
+impl Page<Row> {
+    /// The first `limit` of these rows, of which there are more when there is another page; a limit of 0 is none.
+    fn of(mut rows: Vec<Row>, limit: usize) -> Self {
+        let more = limit > 0 && rows.len() > limit;
+        if more {
+            rows.truncate(limit);
+        }
+        let next = rows.last().filter(|_| more).map(|row| Cursor { created_at: row.created_at, key: row.key.clone() });
+        Self { items: rows, next }
+    }
 }
 
 /// One write.

@@ -17,11 +17,22 @@ pub struct Response {
 
 /// `GET path` with a Host header; an error when there is no whole answer within 60 s.
 pub fn get(address: SocketAddr, host: &str, path: &str) -> std::io::Result<Response> {
+    asked(address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+}
+
+/// `POST path` of a JSON document; otherwise as [`get`].
+pub(crate) fn post(address: SocketAddr, path: &str, document: &str) -> std::io::Result<Response> {
+    let length = document.len();
+    let head =
+        format!("Host: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close");
+    asked(address, &format!("POST {path} HTTP/1.1\r\n{head}\r\n\r\n{document}"))
+}
+
+fn asked(address: SocketAddr, request: &str) -> std::io::Result<Response> {
     let limit = Duration::from_secs(60);
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     // In one piece: who reads once has all of it.
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

@@ -3,6 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long processes that were killed may take to be gone.
+const ENDING: Duration = Duration::from_secs(60);
 
 /// Everything that mentions the data dir, or is named by one of the instances.
 pub(crate) fn find(data: &Path, instances: &[String]) -> Vec<String> {
@@ -26,7 +30,8 @@ pub(crate) fn find(data: &Path, instances: &[String]) -> Vec<String> {
 pub(crate) fn clean(data: &Path, instances: &[String]) {
     let names = cgroup_names(data, instances);
     // A shim that is killed while it starts a program may have forked since the look, so look again until none is left.
-    for _ in 0..50 {
+    let end = Instant::now() + ENDING;
+    while Instant::now() < end {
         let pids = all_processes(data, &names);
         if pids.is_empty() {
             break;

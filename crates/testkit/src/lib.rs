@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on must panic")]
 
 mod http;
+mod killed;
 mod leftovers;
 mod openssl;
 mod platform;
@@ -13,14 +14,20 @@ mod random;
 pub mod servers;
 
 pub use http::{Response, get};
+pub use killed::Killed;
 pub use openssl::{has_openssl, openssl};
 pub use platform::{Options, Outcome, Platform};
 pub use random::Random;
 
 use std::time::{Duration, Instant};
 
-/// Asks until the answer is `Some`, at most `seconds`; says what was waited for when time is up.
+/// How much longer than it should take a machine may take that has much else to do.
+const BUSY: u64 = 4;
+
+/// Asks until the answer is `Some`, at most four times the `seconds` that it should take; says what was waited for when time
+/// is up.
 pub fn until<T>(what: &str, seconds: u64, mut ask: impl FnMut() -> Option<T>) -> T {
+    let seconds = seconds * BUSY;
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(answer) = ask() {

@@ -89,7 +89,7 @@ impl Platform {
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         self.child = Some(command.spawn().expect("the server starts"));
         let mut last = String::new();
-        until("the server is ready", 60, || {
+        until("the server is ready", 300, || {
             if let Some(Some(status)) = self.child.as_mut().map(|it| it.try_wait().ok().flatten()) {
                 panic!("the server ended with {status}:\n{}", self.log());
             }
@@ -122,7 +122,7 @@ impl Platform {
     pub fn stop(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return true };
         let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-        let status = until("the server stops", 60, || child.try_wait().ok().flatten());
+        let status = until("the server stops", 300, || child.try_wait().ok().flatten());
         status.success()
     }
 

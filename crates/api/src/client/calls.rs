@@ -6,8 +6,8 @@ use crate::wire::{
     ComponentDocument, ContextDocument, CreateTenant, CredentialDocument, CredentialQuery, CredentialRequest,
     DeployRequest, Explanation, HostCertificateDocument, InstanceUsage, LogAnswer, LogQuery, OperationDocument, Page,
     RegistryToken, RevisionDocument, RollbackRequest, RouteDocument, RouteRequest, ScaleRequest, SecretDocument,
-    SetHostCertificate, SpecPatch, StorageDocument, StreamDocument, StreamRequest, TenantDocument, UploadReceipt,
-    VolumeClassDocument, VolumeDocument, WhoAmI,
+    SetHostCertificate, SpecPatch, StorageDocument, StreamDocument, StreamRequest, TenantDocument, TenantRemoval,
+    UploadReceipt, VolumeClassDocument, VolumeDocument, WhoAmI,
 };
 use arco_model::traffic::RouteQuestion;
 use http::Method;
@@ -68,9 +68,8 @@ impl Client {
     }
 
     /// Deletes a tenant in which nothing is left.
-    pub async fn delete_tenant(&self, tenant: &str) -> Result<(), ClientError> {
-        let request = self.request(Method::DELETE, &of_tenant(tenant, &[]));
-        self.send(request.timeout(CALL_TIMEOUT)).await.map(drop)
+    pub async fn delete_tenant(&self, tenant: &str) -> Result<TenantRemoval, ClientError> {
+        self.json(self.request(Method::DELETE, &of_tenant(tenant, &[]))).await
     }
 
     /// A client certificate for a person.

@@ -1,10 +1,10 @@
 //! A context: where a platform is and who we are there. One TOML file, mode 0600, PEM inline.
 
+use arco_daemon::tls::{authorities, provider};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Where a platform is and who we are there (`admin.toml`).
 #[derive(Clone, Deserialize, Serialize)]
@@ -89,16 +89,12 @@ impl Context {
     /// The TLS settings: only the platform's own authority is trusted, and we show our certificate.
     pub fn tls(&self) -> Result<rustls::ClientConfig, ContextError> {
         let failed = |what: &'static str| move |it: &dyn std::fmt::Display| ContextError::Tls(format!("{what}: {it}"));
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(self.ca.as_bytes()) {
-            let certificate = certificate.map_err(|it| failed("ca")(&it))?;
-            roots.add(certificate).map_err(|it| failed("ca")(&it))?;
-        }
+        let roots = authorities(self.ca.as_bytes()).map_err(|it| failed("ca")(&it))?;
         let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|it| failed("certificate")(&it))?;
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|it| failed("key")(&it))?;
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        rustls::ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|it| failed("protocol")(&it))?
             .with_root_certificates(roots)

@@ -30,7 +30,6 @@ use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::operation::{Operation, OperationKind};
 use arco_model::source::Source;
 use arco_model::spec::ComponentSpec;
-use arco_store::blob::content_path;
 use arco_store::clock;
 use arco_store::sql::Query;
 
@@ -158,7 +157,7 @@ impl Api {
     /// An upload has arrived before anything is built from it.
     async fn source_is_here(&self, source: &Source) -> Result<(), ApiError> {
         let Source::Upload { digest, .. } = source else { return Ok(()) };
-        match self.deps.blobs.stat(&content_path(digest)).await? {
+        match self.deps.images.claim(digest).await? {
             Some(_) => Ok(()),
             None => {
                 let message = format!("the upload {digest} is not here");

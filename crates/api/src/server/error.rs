@@ -43,7 +43,7 @@ impl ApiError {
     }
 
     /// A store that does not answer; `setting` names which.
-    fn unavailable(code: &str, message: &str, setting: &str, cause: impl std::fmt::Display) -> Self {
+    pub(super) fn unavailable(code: &str, message: &str, setting: &str, cause: impl std::fmt::Display) -> Self {
         let advice = format!(
             "try again in a moment; if it stays, check what `{setting}` names: the log of the server has the cause"
         );

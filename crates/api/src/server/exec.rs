@@ -10,7 +10,7 @@ use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::InstanceId;
 use arco_model::observed::InstancePhase;
-use arco_model::plan::{self, BoundComponent, OneShot, OneShotNetwork, PlanContext};
+use arco_model::plan::{self, BoundComponent, InstanceTemplate, OneShot, PlanContext};
 use arco_model::secret::SecretVersion;
 use arco_orchestrator::{ExecRequest, ExecSession, OutputLine};
 use arco_store::clock;
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 /// Longest `arco run`, in ms: a day.
 const RUN_MS: u64 = 86_400_000;
 /// How long output may still come after the program ended.
-const LAST_OUTPUT: Duration = Duration::from_millis(200);
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// How long a client may go on sending after the last word.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// Most arguments, and most bytes of them together.
@@ -108,32 +108,8 @@ impl Api {
             already_runs: true,
         };
         let template = plan::build(&component, &revision, &context).template;
-        let mut env = template.env;
-        let id: InstanceId = clock::fresh();
-        env.insert("ARCO_INSTANCE".to_owned(), id.to_string());
-        Ok(OneShot {
-            id,
-            tenant: component.tenant,
-            component: component.id,
-            image: template.image,
-            extra_layers: Vec::new(),
-            argv: asked.argv,
-            env,
-            working_dir: template.working_dir,
-            user: template.user,
-            unprivileged: false,
-            resources: template.resources,
-            timeout_ms: RUN_MS,
-            network: OneShotNetwork::Instance,
-            mounts: Vec::new(),
-            caches: Vec::new(),
-            cache_mb: 0,
-            volumes: template.volumes,
-            files: template.files,
-            export: None,
-            scheduling: template.scheduling,
-            overlay: template.overlay,
-        })
+        let template = InstanceTemplate { argv: asked.argv, ..template };
+        Ok(OneShot::of_template(clock::fresh(), component.tenant, component.id, template, RUN_MS))
     }
 
     async fn bound(&self, component: &Component, revision: &Revision) -> Result<Vec<BoundComponent>, ApiError> {
@@ -288,9 +264,11 @@ pub(super) async fn carry(session: ExecSession, socket: WebSocket) {
         pipes.await;
         std::future::pending::<()>().await;
     };
+    // What is there to be read is read before the moment is over.
     let control = tokio::select! {
-        control = writer => control,
+        biased;
         () = pipes_then_nothing => return,
+        control = writer => control,
         () = receive(&mut stream, stdin, resize) => return,
     };
     farewell(sink, stream, control).await;

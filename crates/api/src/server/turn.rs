@@ -58,24 +58,29 @@ impl Turn {
                 match lock.take().await {
                     Ok(Taken::Ours) => return Ok(()),
                     Ok(Taken::Held { .. }) => lock.moved().await,
-                    Err(error) => return Err(error.to_string()),
+                    Err(error) => return Err(error),
                 }
             }
         };
-        let why = match tokio::time::timeout(PATIENCE, taken).await {
+        let message = "the change could not get its turn among those of other servers";
+        match tokio::time::timeout(PATIENCE, taken).await {
             Ok(Ok(())) => {
                 // From here on it is given back however this goes on.
                 let mut ours = OurTurn { here, metadata: self.metadata.clone(), everywhere: Some(lock.clone()) };
                 let by: RowId = clock::fresh();
                 ours.metadata = fence::raise_metadata(&self.metadata, FENCE, by.as_str()).await?;
-                return Ok(ours);
+                Ok(ours)
             }
-            Ok(Err(why)) => why,
-            Err(_) => format!("other changes took longer than {} s", PATIENCE.as_secs()),
-        };
-        let message = format!("the change could not get its turn among those of other servers: {why}");
-        let advice = "try again; if it stays so, look whether the coordination store (`store.coordination`) answers";
-        Err(Problem::new(ErrorKind::Unavailable, "no_turn", message, advice).into())
+            Ok(Err(error)) => {
+                let message = format!("{message}: the coordination store does not answer");
+                Err(ApiError::unavailable("no_turn", &message, "store.coordination", error))
+            }
+            Err(_) => {
+                let message = format!("{message}: these took longer than {} s", PATIENCE.as_secs());
+                let advice = "try again; `arco operations` shows what is under way";
+                Err(Problem::new(ErrorKind::Unavailable, "no_turn", message, advice).into())
+            }
+        }
     }
 }
 
@@ -97,7 +102,7 @@ mod tests {
     use super::*;
     use arco_model::application::Tenant;
     use arco_model::time::Timestamp;
-    use arco_store::kv::{MemoryKv, SharedKv};
+    use arco_store::kv::{EtcdKv, MemoryKv, SharedKv};
     use arco_store::leader::KvLock;
     use arco_store::sql::MemoryMetadata;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -129,6 +134,18 @@ mod tests {
             ended.unwrap();
         }
         assert_eq!(done.load(Ordering::SeqCst), 30);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_is_named_and_its_addresses_stay_in_the_log() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let kv: SharedKv = Arc::new(EtcdKv::connect(std::slice::from_ref(&address), None).await.unwrap());
+        let lock = Arc::new(KvLock::new(kv, "turn", "a", 30));
+        let turn = Turn::new(Arc::new(MemoryMetadata::default()), Some(lock));
+        let Err(error) = turn.lock().await else { panic!("nobody listens at {address}") };
+        let body = error.body();
+        let told = format!("{} {}", body.message, body.advice);
+        assert!(body.code == "no_turn" && told.contains("store.coordination") && !told.contains(&address), "{told}");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use crate::wire::UploadReceipt;
 use arco_model::artifact::Digest;
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::RowId;
-use arco_store::blob::{BlobError, content_path};
+use arco_store::blob::BlobError;
 use arco_store::clock;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -72,9 +72,8 @@ impl Api {
     async fn keep(&self, content: Bytes, expected: Option<&Digest>) -> Result<UploadReceipt, ApiError> {
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         is_expected(&digest, expected)?;
-        let path = content_path(&digest);
-        if self.deps.blobs.stat(&path).await?.is_none() {
-            self.deps.blobs.put_bytes(&path, content).await?;
+        if self.deps.images.claim(&digest).await?.is_none() {
+            self.deps.images.put_content_bytes(content).await?;
         }
         Ok(UploadReceipt { digest: digest.to_string(), size })
     }
@@ -109,10 +108,9 @@ impl Api {
     }
 
     async fn settle(&self, staged: &str, digest: &Digest) -> Result<(), BlobError> {
-        let path = content_path(digest);
-        if self.deps.blobs.stat(&path).await?.is_none() {
+        if self.deps.images.claim(digest).await?.is_none() {
             let content = self.deps.blobs.get(staged, 0).await?;
-            self.deps.blobs.put(&path, content).await?;
+            self.deps.images.put_content(digest, content).await?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The body of every answer that is not a success: `application/problem+json`.
 
-use arco_model::error::{ErrorKind, Problem};
+use arco_model::error::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -22,12 +22,5 @@ pub struct ErrorBody {
 impl From<Problem> for ErrorBody {
     fn from(problem: Problem) -> Self {
         Self { code: problem.code, message: problem.message, advice: problem.advice, operation: None }
-    }
-}
-
-impl ErrorBody {
-    /// The problem again, with the kind that the status code of the answer told.
-    pub fn into_problem(self, kind: ErrorKind) -> Problem {
-        Problem { kind, code: self.code, message: self.message, advice: self.advice }
     }
 }

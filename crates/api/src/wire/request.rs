@@ -117,6 +117,13 @@ pub struct TenantDocument {
     pub created_at: String,
 }
 
+/// A tenant was deleted.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TenantRemoval {
+    /// What of it stays, and why; on a cluster, its namespace when others have something in it.
+    pub left: Option<String>,
+}
+
 /// What became of an upload.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UploadReceipt {

@@ -3,6 +3,10 @@
 use crate::platform::{Platform, WEB, code};
 use arco_api::client::{Client, Context};
 use arco_api::wire::{CertificateRequest, ChangeTenant, CreateTenant, SpecPatch};
+use arco_model::application::Tenant;
+use arco_model::job::Topic;
+use arco_model::name::TenantName;
+use arco_mq::Queue;
 
 #[tokio::test]
 async fn roles_and_tenants_limit_what_a_certificate_can_do() {
@@ -97,6 +101,25 @@ async fn a_tenant_goes_when_nothing_is_left_in_it() {
     assert_eq!(code(platform.client.delete_tenant("empty").await), "not_found");
     let there: Vec<_> = platform.client.tenants().await.unwrap().into_iter().map(|it| it.name).collect();
     assert!(there.iter().any(|it| it == "team-b") && !there.iter().any(|it| it == "empty"), "{there:?}");
+}
+
+#[tokio::test]
+async fn what_stays_of_a_deleted_tenant_is_told() {
+    let platform = Platform::start().await;
+    platform.client.create_tenant(&CreateTenant { name: "team-b".into(), memory_quota_mb: 0 }).await.unwrap();
+    let name: TenantName = "team-b".parse().unwrap();
+    platform.orchestrator.tenants.lock().unwrap().insert(name.clone());
+    let queue = Queue::new(platform.kv.clone());
+    let controller = async {
+        let job = queue.lease(Topic::Controller, "controller").await.unwrap();
+        assert_eq!(Tenant::of_removal_key(&job.job().request.key), Some(name));
+        assert!(platform.metadata.get::<Tenant>("team-b").await.unwrap().is_none(), "its row goes first");
+        let key = format!("{}team-b", Tenant::LEFT);
+        platform.kv.put(&key, b"the namespace stays".to_vec(), None).await.unwrap();
+        job.ack().await.unwrap();
+    };
+    let (removal, ()) = tokio::join!(platform.client.delete_tenant("team-b"), controller);
+    assert_eq!(removal.unwrap().left.as_deref(), Some("the namespace stays"));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use arco_daemon::tls::{ClientAuth, HotCertificate, server_config};
 use arco_daemon::{OnExit, Supervisor, listener};
 use arco_model::component::{Component, Revision, RunDefaults};
 use arco_model::id::{ComponentId, InstanceId};
+use arco_model::name::TenantName;
 use arco_model::observed::{ExitFacts, InstanceFacts, InstancePhase, Observed};
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::plan::{OneShot, WorkloadPlan};
@@ -38,6 +39,7 @@ use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
@@ -299,6 +301,8 @@ pub(crate) struct Pretender {
     pub(crate) ran: Mutex<Vec<OneShot>>,
     pub(crate) removed: Mutex<Vec<(ComponentId, Removal)>>,
     pub(crate) volumes: Mutex<Vec<VolumeFacts>>,
+    /// Tenants that have something beside their components.
+    pub(crate) tenants: Mutex<BTreeSet<TenantName>>,
 }
 
 impl Pretender {
@@ -308,6 +312,7 @@ impl Pretender {
             ran: Mutex::default(),
             removed: Mutex::default(),
             volumes: Mutex::default(),
+            tenants: Mutex::default(),
         }
     }
 }
@@ -347,6 +352,9 @@ impl Orchestrator for Pretender {
     }
     async fn components(&self) -> Result<Vec<ComponentId>, Error> {
         Ok(Vec::new())
+    }
+    async fn tenants(&self) -> Result<BTreeSet<TenantName>, Error> {
+        Ok(self.tenants.lock().unwrap().clone())
     }
     fn changes(&self) -> broadcast::Receiver<ComponentId> {
         self.changes.subscribe()

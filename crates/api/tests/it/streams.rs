@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn call<'a>(argv: &'a [String], one_off: bool, terminal: Option<(u16, u16)>) -> ExecCall<'a> {
     ExecCall { tenant: "default", name: WEB, one_off, argv, terminal, input: !one_off, instance: None }

@@ -5,6 +5,7 @@ mod routes;
 use super::args::WaitArgs;
 use super::deploy;
 use super::failure::Failure;
+use super::given_file;
 use super::reference::Named;
 use super::session::Session;
 use super::source::Asked;
@@ -17,7 +18,6 @@ use clap::Args;
 use routes::Plan;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Most characters of a value in a line of the difference.
@@ -109,17 +109,9 @@ pub(crate) fn from_yaml<T: serde::de::DeserializeOwned>(text: &str) -> serde_yam
 
 /// The manifest of a file. Unknown keys are errors.
 pub(crate) fn read(file: &Path) -> Result<ApplicationManifest, Failure> {
-    let shown = file.display();
-    let mut content = String::new();
-    let read = if file == Path::new("-") {
-        std::io::stdin().lock().read_to_string(&mut content)
-    } else {
-        std::fs::File::open(file).and_then(|mut it| it.read_to_string(&mut content))
-    };
-    read.map_err(|it| Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path"))?;
-    from_yaml(&content).map_err(|it| {
+    from_yaml(&given_file::text(file)?).map_err(|it| {
         let advice = "`arco config schema` prints the JSON Schema of the file";
-        Failure::usage("manifest_invalid", format!("`{shown}` is not a valid manifest: {it}"), advice)
+        Failure::usage("manifest_invalid", format!("`{}` is not a valid manifest: {it}", file.display()), advice)
     })
 }
 

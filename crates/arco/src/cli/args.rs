@@ -198,7 +198,7 @@ pub(crate) enum Command {
         after_help = "Example:\n  arco stack save stacks.tar      as root, on a Debian machine\n  arco stack load stacks.tar      for a platform that cannot make them"
     )]
     Stack(stack::StackCommand),
-    /// Make, list and delete tenants
+    /// Make, change, list and delete tenants
     #[command(subcommand, after_help = "Example:\n  arco tenant create team-b --memory-quota-mb 4096")]
     Tenant(tenant::TenantCommand),
     /// Install the platform on a Kubernetes cluster

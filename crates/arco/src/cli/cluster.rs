@@ -1,15 +1,16 @@
 //! `arco cluster`: the platform on a Kubernetes cluster: its image, and what is applied there.
 
 mod image;
-mod local_volume;
 mod manifest;
 mod node_logs;
 mod trust_registry;
+mod volume_folder;
 
 use super::failure::Failure;
 use super::ui::Ui;
 use clap::Subcommand;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What to do for a cluster.
 #[derive(Debug, Subcommand)]
@@ -28,7 +29,7 @@ pub(crate) enum ClusterCommand {
     TrustRegistry(trust_registry::TrustArgs),
     /// Make or remove the folder of a volume on this node (run by pods that the controller starts)
     #[command(subcommand, hide = true)]
-    LocalVolume(local_volume::LocalVolumeCommand),
+    VolumeFolder(volume_folder::VolumeFolderCommand),
     /// Read the output of the platform's pods on this node (run by the manifest's DaemonSet)
     #[command(hide = true)]
     NodeLogs(node_logs::NodeLogsArgs),
@@ -47,11 +48,19 @@ pub(crate) async fn run(command: &ClusterCommand, ui: &Ui) -> Result<(), Failure
         ClusterCommand::Image(command) => image::run(command, ui).await,
         ClusterCommand::Manifest(args) => manifest::run(args, ui),
         ClusterCommand::TrustRegistry(args) => trust_registry::run(args).await,
-        ClusterCommand::LocalVolume(command) => local_volume::run(command).await,
+        ClusterCommand::VolumeFolder(command) => volume_folder::run(command).await,
         ClusterCommand::NodeLogs(args) => node_logs::run(args).await,
         ClusterCommand::Linger { seconds } => {
             tokio::time::sleep(Duration::from_secs(*seconds)).await;
             Ok(())
         }
     }
+}
+
+/// What tells a pod that it is to end.
+fn end_of_pod() -> Result<Signal, Failure> {
+    signal(SignalKind::terminate()).map_err(|it| {
+        let message = format!("when this pod is to end cannot be heard: {it}");
+        Failure::local(message, "check its limits of memory and open files")
+    })
 }

@@ -53,7 +53,8 @@ pub(crate) fn run(command: &ConfigCommand, ui: &Ui) -> Result<ExitCode, Failure>
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(file: Option<&Path>) -> Result<Config, Failure> {
+/// The settings of a file, if one is given, and of this environment.
+pub(crate) fn read(file: Option<&Path>) -> Result<Config, Failure> {
     arco_config::from_sources(file, std::env::vars(), Vec::new()).map_err(|error| {
         let mut message = error.to_string();
         if let ConfigError::Read(_, cause) = &error {

@@ -7,6 +7,7 @@ mod addresses;
 mod checks;
 mod programs;
 
+use super::config;
 use super::failure::Failure;
 use super::ui::Ui;
 use arco_orchestrator_kubernetes::preflight::{self, PullTrial, Weight};
@@ -82,8 +83,7 @@ struct Report {
 
 /// Looks at everything.
 pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> Result<ExitCode, Failure> {
-    let config = arco_config::from_sources(args.config.as_deref(), std::env::vars(), Vec::new());
-    let config = config.map_err(|it| Failure::usage("config_invalid", it.to_string(), "see `arco config template`"))?;
+    let config = config::read(args.config.as_deref())?;
     let mut findings = checks::machine();
     findings.extend(checks::disk(&config.server.data_dir));
     findings.extend(addresses::all(&config));
@@ -94,8 +94,7 @@ pub(crate) fn run(args: &DoctorArgs, ui: &Ui) -> Result<ExitCode, Failure> {
 
 /// Looks at a cluster.
 pub(crate) async fn cluster(args: &DoctorArgs, ui: &Ui) -> Result<ExitCode, Failure> {
-    let config = arco_config::from_sources(args.config.as_deref(), std::env::vars(), Vec::new());
-    let config = config.map_err(|it| Failure::usage("config_invalid", it.to_string(), "see `arco config template`"))?;
+    let config = config::read(args.config.as_deref())?;
     let trial = args.image.as_ref().map(|image| PullTrial {
         image: image.clone(),
         namespace: args.namespace.clone(),

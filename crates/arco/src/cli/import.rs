@@ -6,6 +6,7 @@ use super::archive::volume_path;
 use super::args::WaitArgs;
 use super::export::passphrase;
 use super::failure::{Failure, exit};
+use super::given_file::unreadable;
 use super::session::Session;
 use super::text;
 use super::volume_content::Volume;
@@ -67,11 +68,7 @@ struct Report {
 pub(crate) async fn run(args: &ImportArgs, session: &Session<'_>) -> Result<(), Failure> {
     let shown = args.file.display();
     session.ui.progress(format!("checking {shown}"));
-    let open = || {
-        File::open(&args.file).map_err(|it| {
-            Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path")
-        })
-    };
+    let open = || File::open(&args.file).map_err(|it| unreadable(&shown, &it));
     let contents = verify(BufReader::with_capacity(1 << 20, open()?)).map_err(|why| {
         let advice = "copy or export it again; nothing was changed here";
         Failure::usage("archive_invalid", format!("`{shown}` is refused: {why}"), advice)

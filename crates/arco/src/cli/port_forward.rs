@@ -60,6 +60,7 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
     let pair = named.pair();
     // A component that is not there is told at once, not at the first connection.
     session.client.component(&session.tenant, pair).await?;
+    let failed = |step: &str, it: &std::io::Error| Failure::local(format!("failed to {step}: {it}"), "try again");
     let mut lanes = Vec::new();
     for (local, remote) in &args.ports {
         let listener = TcpListener::bind((args.address, *local)).await.map_err(|error| {
@@ -70,16 +71,15 @@ pub(crate) async fn run(args: &ForwardArgs, session: &Session<'_>) -> Result<(),
     }
     let mut told = Vec::new();
     for lane in &lanes {
-        let local = lane.listener.local_addr().map_err(|it| Failure::local(it.to_string(), "try again"))?;
+        let local = lane.listener.local_addr().map_err(|it| failed("say which port is listened on", &it))?;
         session.ui.note(&format!("{local} leads to port {} of {}/{}", lane.remote, named.application, named.component));
         told.push(serde_json::json!({ "local": local.to_string(), "remote": lane.remote }));
     }
     if session.ui.json() {
         session.ui.json_line(&serde_json::json!({ "forwards": told }));
     }
-    let failed = |it: std::io::Error| Failure::local(it.to_string(), "try again");
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut ended = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(|it| failed("listen to Ctrl-C", &it))?;
+    let mut ended = signal(SignalKind::terminate()).map_err(|it| failed("listen to signals", &it))?;
     let mut open = FuturesUnordered::new();
     let accept = async || {
         let accepts = lanes.iter().map(|lane| Box::pin(async move { (lane.listener.accept().await, lane.remote) }));

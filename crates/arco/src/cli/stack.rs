@@ -3,8 +3,9 @@
 mod layout;
 
 use super::failure::Failure;
+use super::given_file::unreadable;
 use super::session::Session;
-use super::{text, ui::Ui, whole_file};
+use super::{config, text, ui::Ui, whole_file};
 use arco_api::wire::{StackDocument, StackRequest};
 use arco_builder::{USUAL_STACKS, make_stacks, stack_edition};
 use clap::{Args, Subcommand};
@@ -70,8 +71,7 @@ struct Saved {
 
 /// Makes stacks and writes them to a file.
 pub(crate) async fn save(args: &SaveArgs, ui: &Ui) -> Result<(), Failure> {
-    let config = arco_config::from_sources(args.config.as_deref(), std::env::vars(), Vec::new());
-    let config = config.map_err(|it| Failure::usage("config_invalid", it.to_string(), "see `arco config template`"))?;
+    let config = config::read(args.config.as_deref())?;
     let mut names = args.names.clone();
     if names.is_empty() {
         names = USUAL_STACKS.map(str::to_owned).to_vec();
@@ -127,14 +127,12 @@ fn show(found: &[StackDocument], ui: &Ui) {
 
 async fn load(file: &Path, session: &Session<'_>) -> Result<(), Failure> {
     let shown = file.display();
-    let unreadable = |it: std::io::Error| {
-        Failure::usage("file_unreadable", format!("`{shown}` cannot be read: {it}"), "check its path and the disk")
-    };
     session.ui.progress(format!("reading {shown}"));
     let content = match file == Path::new("-") {
-        true => standard_input().map_err(unreadable)?,
-        false => File::open(file).map_err(unreadable)?,
-    };
+        true => standard_input(),
+        false => File::open(file),
+    }
+    .map_err(|it| unreadable(&shown, &it))?;
     let layout = Layout::read(content).map_err(|why| {
         let advice = "give a file that `arco stack save` wrote";
         Failure::usage("stack_invalid", format!("`{shown}` is refused: {why}"), advice)
@@ -145,7 +143,7 @@ async fn load(file: &Path, session: &Session<'_>) -> Result<(), Failure> {
             if session.client.has_upload(&session.tenant, digest.as_str()).await? {
                 continue;
             }
-            let (blob, size) = layout.blob(digest).map_err(unreadable)?;
+            let (blob, size) = layout.blob(digest).map_err(|it| unreadable(&shown, &it))?;
             session.ui.progress(format!("{}: sending {} MB", stack.name, size >> 20));
             let content = tokio::fs::File::from_std(blob).take(size);
             session.client.put_blob(&session.tenant, digest.as_str(), size, content).await?;

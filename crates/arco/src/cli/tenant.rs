@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::session::Session;
 use super::text;
-use arco_api::wire::{ChangeTenant, CreateTenant, TenantDocument};
+use arco_api::wire::{ChangeTenant, CreateTenant, TenantDocument, TenantRemoval};
 use clap::Subcommand;
 
 /// What to do with tenants.
@@ -35,7 +35,7 @@ pub(crate) enum TenantCommand {
     /// Delete a tenant in which no application and no volume is left (administrators)
     #[command(
         visible_alias = "remove",
-        after_help = "Example:\n  arco tenant delete team-b --yes\n\nIts credentials and certificates of hosts go with it. Contexts that were made for it stay: `arco context revoke NAME`."
+        after_help = "Example:\n  arco tenant delete team-b --yes\n\nIts credentials and certificates of hosts go with it, and on Kubernetes its namespace, unless others have something in there: that is told then. Contexts that were made for it stay: `arco context revoke NAME`."
     )]
     Delete {
         /// Its name
@@ -82,8 +82,11 @@ pub(crate) async fn run(command: &TenantCommand, session: &Session<'_>) -> Resul
         TenantCommand::Delete { name, yes } => {
             let what = format!("the tenant {name} with its credentials and certificates");
             super::delete::confirm(&what, *yes, session.ui)?;
-            session.client.delete_tenant(name).await?;
-            let document = serde_json::json!({"deleted": name});
+            let TenantRemoval { left } = session.client.delete_tenant(name).await?;
+            if let Some(left) = &left {
+                session.ui.warn(left);
+            }
+            let document = serde_json::json!({"deleted": name, "left": left});
             session.ui.document(&document, |ui| ui.line(&format!("tenant {name} is deleted")));
         }
     }

@@ -1,5 +1,6 @@
 //! Small texts for people: ages, sizes, durations, and keeping foreign text harmless on a terminal.
 
+use arco_model::time::day_of_date;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Text without characters that a terminal would obey.
@@ -47,9 +48,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<u64> {
     let (year, month, day) = (part(0, 4)?, part(5, 7)?, part(8, 10)?);
     let (hours, minutes, seconds) = (part(11, 13)?, part(14, 16)?, part(17, 19)?);
     let ms = if text.as_bytes().get(19) == Some(&b'.') { part(20, 23)? } else { 0 };
-    // Days from civil, years beginning in March.
-    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 719_469;
+    let days = day_of_date(year, month, day);
     u64::try_from(((days * 24 + hours) * 60 + minutes) * 60_000 + seconds * 1000 + ms).ok()
 }
 

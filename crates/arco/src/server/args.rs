@@ -104,6 +104,9 @@ pub(crate) struct GatewayArgs {
     /// Whether a gateway answers at this address: asked by keepalived
     #[arg(long, hide = true, value_name = "ADDRESS", conflicts_with = "config")]
     pub(crate) probe: Option<std::net::SocketAddr>,
+    /// A PROXY header goes first
+    #[arg(long, hide = true, requires = "probe")]
+    pub(crate) proxied: bool,
     /// Something else than to run it
     #[command(subcommand)]
     pub(crate) command: Option<GatewayCommand>,

@@ -162,7 +162,7 @@ pub(crate) async fn start(
     access_log::check(&config.gateway.access_log).map_err(|it| anyhow::anyhow!("[gateway] {it}"))?;
     let (link, leaf) = make(config.gateway.clone())?;
     link.write(&data_dir)?;
-    let handle = match plane::adopt(&data_dir).await {
+    let handle = match plane::find(&data_dir, PATIENCE).await {
         Some(found) => take_over(found, &link, &executable).await?,
         None => {
             plane::end_mute(&data_dir).await;

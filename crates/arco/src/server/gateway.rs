@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) fn gateway(args: &GatewayArgs) -> ExitCode {
     let outcome = match args {
-        GatewayArgs { probe: Some(address), .. } => {
-            probe(*address).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from)
+        GatewayArgs { probe: Some(address), proxied, .. } => {
+            probe(*address, *proxied).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from)
         }
         GatewayArgs { check: true, .. } => check(args.file()).map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from),
         GatewayArgs { worker: true, .. } => worker(args.file()).map(|()| ExitCode::SUCCESS),

@@ -19,14 +19,10 @@ pub(crate) fn keep(
     supervisor: &Supervisor,
 ) -> anyhow::Result<Option<Stop>> {
     let Some(settings) = config.gateway.virtual_address.clone() else { return Ok(None) };
-    anyhow::ensure!(
-        !config.gateway.proxy_protocol,
-        "`gateway.virtual_address` and `gateway.proxy_protocol` do not go together: the gateway could not be asked \
-         whether it is well"
-    );
     let executable = std::env::current_exe().context("failed to find this executable")?;
     let folder = std::path::absolute(config.server.data_dir.join("run").join("shared-address"))?;
-    let keepalived = Keepalived::new(settings, &folder, &executable, http).map_err(anyhow::Error::msg)?;
+    let proxied = config.gateway.proxy_protocol;
+    let keepalived = Keepalived::new(settings, &folder, &executable, http, proxied).map_err(anyhow::Error::msg)?;
     let (role, gauge) = (health.role("shared_address"), Gauge::<i64>::default());
     metrics.register("shared_address", |it| {
         it.register("standing", "0 keepalived is down, 1 standby, 2 active here", gauge.clone());

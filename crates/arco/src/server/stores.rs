@@ -114,7 +114,16 @@ async fn coordination(config: &StoreConfig, data_dir: &Path) -> anyhow::Result<S
         _ => bail!("`coordination_ca_file`, `coordination_cert_file` and `coordination_key_file` go together"),
     };
     let endpoints = etcd_endpoints(url, tls.is_some())?;
-    Ok(Arc::new(EtcdKv::connect(&endpoints, tls.as_ref()).await?))
+    let kv: SharedKv = Arc::new(EtcdKv::connect(&endpoints, tls.as_ref()).await?);
+    // Said here, with what to do, instead of by whoever asks first.
+    if let Err(error) = kv.get("/").await {
+        bail!(
+            "{error}\n  `etcdctl --endpoints={} endpoint health` with the same certificates says how each member is; \
+             `store.coordination` names them",
+            endpoints.join(",")
+        );
+    }
+    Ok(kv)
 }
 
 async fn blobs(config: &StoreConfig, data_dir: &Path) -> anyhow::Result<SharedBlobs> {

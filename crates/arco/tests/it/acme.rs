@@ -3,13 +3,13 @@
 use crate::behave::{EXECUTABLE, good, says};
 use crate::routes::{ask_over_tls, get_over_tls, who};
 use arco_testkit::servers::free_port;
-use arco_testkit::{Options, Platform, until};
+use arco_testkit::{Killed, Options, Platform, until};
 use base64::Engine as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where programs for tests are kept between runs.
@@ -28,19 +28,9 @@ fn tool(name: &str) -> Option<PathBuf> {
     made.is_ok_and(|it| it.success()).then_some(path)
 }
 
-/// Ends with the test.
-pub(crate) struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn run(command: &mut Command, log: &Path) -> Running {
+fn run(command: &mut Command, log: &Path) -> Killed {
     let log = std::fs::File::create(log).unwrap();
-    Running(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
+    Killed(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
 }
 
 fn local(port: u16) -> SocketAddr {
@@ -158,7 +148,7 @@ pub(crate) struct Authority {
     authority_pem: String,
     /// Who signs what it issues.
     root: String,
-    _programs: [Running; 2],
+    _programs: [Killed; 2],
     folder: tempfile::TempDir,
 }
 

@@ -53,9 +53,12 @@ fn builds_reach_listed_hosts_only() {
         "around",
     ]);
     assert_eq!(failed["code"], "egress_refused", "{failed}");
-    let log = platform.arco(&["logs", "--operation", failed["operation"].as_str().unwrap()]).stdout;
-    assert!(log.contains("looked") && !log.lines().any(|it| it.starts_with("REACHED")), "{log}");
-    assert!(log.lines().any(|it| it.contains("refused by builder.allowed_hosts") && it.contains(":80")), "{log}");
+    let log = until("the log of the build", 60, || {
+        let log = platform.arco(&["logs", "--operation", failed["operation"].as_str().unwrap()]).stdout;
+        let refused = |it: &str| it.contains("refused by builder.allowed_hosts") && it.contains(":80");
+        (log.contains("\nlooked\n") && log.lines().any(refused)).then_some(log)
+    });
+    assert!(!log.lines().any(|it| it.starts_with("REACHED")), "{log}");
     good(&platform, &["delete", "demo", "--yes"]);
     assert!(platform.stop(), "the server stops by itself");
     until("nothing is left over", 60, || platform.leftovers().is_empty().then_some(()));

@@ -83,8 +83,9 @@ impl FakeApi {
             server_config(HotCertificate::new(&server).unwrap(), pki.authority_pem(), ClientAuth::Required).unwrap();
         let router = router(seen.clone());
         let api = runtime.block_on(async {
-            let listener = listener::bind("127.0.0.1:0".parse().unwrap(), "fake", "--none").await.unwrap();
-            let address = listener.local_addr().unwrap();
+            // One that nobody gets when it is stopped.
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], arco_testkit::servers::free_port()));
+            let listener = listener::bind(address, "fake", "--none").await.unwrap();
             supervisor.spawn(
                 "fake",
                 OnExit::Continue,

@@ -125,10 +125,10 @@ fn grpc_passes_from_client_to_instance() {
 
     let https = platform.address("https").unwrap();
     until("the certificate is served", 60, || {
-        crate::routes::get_over_tls(https, "rpc.test", "rpc.test", "/", &root).ok()
+        crate::routes::get_over_tls(https, "rpc.test", "rpc.test", "/", &root).ok().filter(|it| it.contains(" 200 "))
     });
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let call = async { tokio::time::timeout(Duration::from_secs(60), converse(https, "rpc.test", &root)).await };
+    let call = async { tokio::time::timeout(Duration::from_secs(240), converse(https, "rpc.test", &root)).await };
     runtime.block_on(call).expect("the call ends");
 
     // Clients that speak HTTP/1.1 reach a component that does not.

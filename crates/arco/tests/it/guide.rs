@@ -73,7 +73,7 @@ fn every_example_of_the_guide_works() {
         return;
     }
     // The guide's ports may be somebody else's on this machine.
-    let first = crate::streams::pool(4);
+    let first = arco_testkit::servers::free_ports(3);
     let text = std::fs::read_to_string(GUIDE).unwrap();
     let text = text.replace("10042", &(first + 1).to_string()).replace("10053", &(first + 2).to_string());
     let env = vec![
@@ -95,7 +95,7 @@ fn every_example_of_the_guide_works() {
     std::os::unix::fs::symlink(EXECUTABLE, folder.join("bin/arco")).unwrap();
     let to = |port: u16, listener: &str| format!("connect-to = \":{port}:{}\"\n", platform.address(listener).unwrap());
     let to = to(80, "http") + &to(443, "https");
-    let curl = format!("{to}cacert = \"{}\"\nmax-time = 30\n", folder.join("ca.pem").display());
+    let curl = format!("{to}cacert = \"{}\"\nmax-time = 240\n", folder.join("ca.pem").display());
     std::fs::write(folder.join(".curlrc"), curl).unwrap();
     let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
 

@@ -35,9 +35,11 @@ impl Inside<'_> {
         (ended.status, ended.stdout + &ended.stderr)
     }
 
-    /// Whether a connection comes about.
-    fn reaches(&self, host: &str, port: u16) -> bool {
-        let (status, text) = self.run(&format!("timeout 1 bash -c 'exec 3<>/dev/tcp/{host}/{port}' && echo reached"));
+    /// Whether a connection comes about. One that is to come about may take its time.
+    fn reaches(&self, host: &str, port: u16, wanted: bool) -> bool {
+        let time = if wanted { 120 } else { 1 };
+        let script = format!("timeout {time} bash -c 'exec 3<>/dev/tcp/{host}/{port}' && echo reached");
+        let (status, text) = self.run(&script);
         assert!(status == 0 || !text.contains("reached"), "{text}");
         text.contains("reached")
     }
@@ -45,6 +47,10 @@ impl Inside<'_> {
     fn resolves(&self, name: &str) -> Option<String> {
         let (_, text) = self.run(&format!("getent ahostsv4 {name} | head -n 1 | cut -d ' ' -f 1"));
         Some(text.trim().to_owned()).filter(|it| it.parse::<std::net::Ipv4Addr>().is_ok())
+    }
+
+    fn resolves_at_last(&self, name: &str) -> String {
+        until(&format!("{name} resolves"), 60, || self.resolves(name))
     }
 }
 
@@ -74,18 +80,17 @@ fn an_instance_reaches_only_what_it_may() {
 
     // Names: stable addresses of the own tenant only.
     let name = "store.back.ta.arco.internal";
-    let stable = front.resolves(name).unwrap();
+    let stable = front.resolves_at_last(name);
     assert_ne!(stable, back_at);
     assert_eq!(foreign.resolves(name), None, "names of other tenants do not exist");
     assert_eq!(front.resolves("store.back.tb.arco.internal"), None);
-    let foreign_stable = foreign.resolves("store.back.tb.arco.internal").unwrap();
+    let foreign_stable = foreign.resolves_at_last("store.back.tb.arco.internal");
     let (_, host) = front.run("echo $STORE_HOST $STORE_PORT");
     assert!(host.contains("8080"), "{host}");
 
     // Who reaches whom.
-    assert!(
-        front.run("timeout 3 bash -c 'exec 3<>/dev/tcp/$STORE_HOST/$STORE_PORT' && echo reached").1.contains("reached")
-    );
+    let script = "timeout 120 bash -c 'exec 3<>/dev/tcp/$STORE_HOST/$STORE_PORT' && echo reached";
+    assert!(front.run(script).1.contains("reached"));
     for (what, from, to, reached) in [
         ("a bound component", &front, &stable, true),
         ("its instance", &front, &back_at, true),
@@ -97,7 +102,7 @@ fn an_instance_reaches_only_what_it_may() {
         ("another tenant, the other way", &front, &foreign_stable, false),
         ("another tenant's instance, the other way", &front, &foreign_at, false),
     ] {
-        assert_eq!(from.reaches(to, 8080), reached, "{what}: {to}");
+        assert_eq!(from.reaches(to, 8080, reached), reached, "{what}: {to}");
     }
 
     the_machine_is_out_of_reach(&platform, &lone);
@@ -114,7 +119,7 @@ fn an_instance_reaches_only_what_it_may() {
 
 fn the_machine_is_out_of_reach(platform: &Platform, from: &Inside<'_>) {
     let gateway = from.run("sed -n 's/^nameserver //p' /etc/resolv.conf | head -n 1").1.trim().to_owned();
-    assert!(from.reaches(&gateway, 53), "DNS is");
+    assert!(from.reaches(&gateway, 53, true), "DNS is");
     let own = std::process::Command::new("hostname").arg("-I").output().map(|it| it.stdout).unwrap_or_default();
     let own = String::from_utf8_lossy(&own).split_whitespace().find(|it| it.contains('.')).map(str::to_owned);
     let anywhere = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -134,7 +139,7 @@ fn the_machine_is_out_of_reach(platform: &Platform, from: &Inside<'_>) {
          timeout 3 bash -c \"exec 3<>/dev/tcp/$host/$port\" 2>/dev/null && echo REACHED $host $port & done; done; wait; echo looked"
     ));
     assert!(text.contains("looked") && !text.contains("REACHED"), "{text}");
-    assert!(!from.reaches("169.254.169.254", 80));
+    assert!(!from.reaches("169.254.169.254", 80, false));
     assert!(
         [&anywhere, &loopback].iter().all(|it| it.set_nonblocking(true).is_ok() && it.accept().is_err()),
         "nobody came"

@@ -78,7 +78,7 @@ impl Machine {
 
     fn answers(&self, address: &str) -> Option<()> {
         let mut curl = self.inside("curl");
-        let output = curl.args(["-s", "--noproxy", "*", "-m", "5", &format!("http://{address}/")]).output().unwrap();
+        let output = curl.args(["-s", "--noproxy", "*", "-m", "60", &format!("http://{address}/")]).output().unwrap();
         (output.status.success() && output.stdout == b"here").then_some(())
     }
 

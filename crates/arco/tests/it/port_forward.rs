@@ -1,10 +1,10 @@
 //! `arco port-forward`: ports inside an instance from this machine.
 
 use crate::behave::{EXECUTABLE, good, source};
-use arco_testkit::{Platform, is_root, until};
+use arco_testkit::{Killed, Platform, is_root, until};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Gives everything back, and a last word when it has seen the end; on loopback of the instance only.
@@ -17,20 +17,10 @@ while (my $client = $server->accept) {
   print $client "end\n"; exit 0;
 }"#;
 
-/// Killed when it goes, so that nothing is left of a test that fails.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(platform: &Platform, words: &[&str]) -> Running {
+fn spawn(platform: &Platform, words: &[&str]) -> Killed {
     let mut command = Command::new(EXECUTABLE);
     command.args(words).env("ARCO_CONTEXT", platform.data_dir().join("admin.toml"));
-    Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    Killed(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
 }
 
 fn connect(to: SocketAddr) -> TcpStream {

@@ -121,15 +121,20 @@ fn routes_and_certificates_end_to_end() {
     assert_eq!(platform.get("w.test", "/").unwrap().status, 200);
     let answers: Vec<String> = (0..100).map(|_| platform.get("w.test", "/").unwrap().body).collect();
     assert_eq!(answers.iter().filter(|it| it.starts_with("canary ")).count(), 10, "{answers:?}");
-    let told = good(&platform, &["gateway", "explain", "http://w.test/x", "--header", "a=b"]);
-    let steps = told["steps"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect::<Vec<_>>().join("\n");
+    let told = until("the gateway tells the way", 60, || {
+        platform.json(&["gateway", "explain", "http://w.test/x", "--header", "a=b"])["steps"].as_array().cloned()
+    });
+    let steps = told.iter().map(|it| it.as_str().unwrap()).collect::<Vec<_>>().join("\n");
     for part in ["`shop/web:8080` gets 90.0 %", "`shop/canary:8080` gets 10.0 %", "endpoint: "] {
         assert!(steps.contains(part), "{part}: {steps}");
     }
-    let listed = good(&platform, &["route", "list"]);
-    let shown = listed["items"].as_array().unwrap().iter().find(|it| it["host"] == "w.test").unwrap().clone();
-    assert!(shown["rates"]["requests_per_s"].as_f64().unwrap() > 1.0, "{shown}");
-    assert!(shown["rates"]["p99_ms"].as_f64().unwrap() > 0.0, "{shown}");
+    // What came in the last seconds; on a slow machine they may be over.
+    until("rates of the route", 60, || {
+        body(&platform, "w.test", "/");
+        let listed = good(&platform, &["route", "list"]);
+        let shown = listed["items"].as_array()?.iter().find(|it| it["host"] == "w.test")?["rates"].clone();
+        (shown["requests_per_s"].as_f64()? > 0.0 && shown["p99_ms"].as_f64()? > 0.0).then_some(())
+    });
 
     // Conditions, rewrites and answers.
     good(&platform, &["route", "add", "shop/canary", "w.test", "--path", "/api", "--rewrite-prefix", "/"]);

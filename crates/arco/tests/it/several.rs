@@ -3,6 +3,7 @@
 use arco_store::blob::DiskBlobs;
 use arco_store::images::{Image, Images};
 use arco_store::sql::SeaOrmMetadata;
+use arco_testkit::servers::RestartableEtcd;
 use arco_testkit::{Options, Platform, get, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use std::time::Instant;
 mod certificates;
 mod gateways;
 mod killed;
+mod members;
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_arco");
 
@@ -30,13 +32,20 @@ impl Shared {
         Some(Self { folder: tempfile::tempdir().unwrap(), metadata, etcd: etcd.replace("http://", "etcd://") })
     }
 
+    /// With an etcd of three members.
+    fn with_members() -> Option<(Self, Vec<RestartableEtcd>)> {
+        let (members, metadata) = arco_testkit::servers::of_its_own_with_members(3)?;
+        let hosts: Vec<&str> = members.iter().map(|it| it.url.trim_start_matches("http://")).collect();
+        let etcd = format!("etcd://{}", hosts.join(","));
+        Some((Self { folder: tempfile::tempdir().unwrap(), metadata, etcd }, members))
+    }
+
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("ARCO_SERVER__LEADER_LEASE_S", "5".to_owned()),
             ("ARCO_STORE__METADATA", self.metadata.clone()),
             ("ARCO_STORE__COORDINATION", self.etcd.clone()),
             ("ARCO_STORE__BLOBS", format!("file:{}", self.path("blobs"))),
@@ -166,7 +175,7 @@ mod control_plane {
         first.kill();
         let killed = Instant::now();
         until("the other one leads", 60, || leads(second).then_some(()));
-        eprintln!("another server led {} ms after kill -9; the lease is 5000 ms", killed.elapsed().as_millis());
+        eprintln!("another server led {} ms after kill -9; the lease is 10000 ms", killed.elapsed().as_millis());
         for operation in &deploys {
             assert_eq!(second.ended(operation, 120)["status"], "succeeded");
         }
@@ -192,7 +201,7 @@ mod control_plane {
         for operation in &scales {
             let (here, there) = until("both show the same log", 60, || {
                 let (here, there) = (log_of(first, operation), log_of(second, operation));
-                (here == there && !here.is_empty()).then_some((here, there))
+                (here == there && here.iter().any(|it| it.ends_with("done"))).then_some((here, there))
             });
             assert_eq!(here.iter().filter(|it| it.contains("scale of demo/")).count(), 1, "{there:?}");
             assert_eq!(here.iter().filter(|it| it.ends_with("done")).count(), 1, "{there:?}");
@@ -221,10 +230,13 @@ fn faults_roles_in_processes_of_their_own_work_together() {
     let source = source.to_str().unwrap();
 
     let operation = begun(&api, &["deploy", source, "--app", "calm", "--component", "site"]);
-    let answer = get(control.address("http").unwrap(), "site.calm.test.localhost", "/").unwrap();
-    assert!(answer.status == 200 && answer.body.contains("shared"), "{answer:?}");
-    let log = log_of(&api, &operation);
-    assert!(log.iter().any(|it| it.ends_with("done")) && log.len() > 3, "{log:?}");
+    let answer = until("the application answers", 60, || {
+        get(control.address("http").unwrap(), "site.calm.test.localhost", "/").ok().filter(|it| it.status == 200)
+    });
+    assert!(answer.body.contains("shared"), "{answer:?}");
+    let log = until("the log of the deploy", 60, || {
+        Some(log_of(&api, &operation)).filter(|it| it.iter().any(|it| it.ends_with("done")) && it.len() > 3)
+    });
     // Status tells the URL of a gateway that runs elsewhere.
     let urls = api.status("calm/site")["urls"].to_string();
     assert!(urls.contains(&control.address("http").unwrap().port().to_string()), "{urls}");
@@ -241,7 +253,8 @@ fn faults_roles_in_processes_of_their_own_work_together() {
     until("the lines are kept once a keeper is back", 60, || {
         log_of(&api, &restart).iter().any(|it| it.ends_with("done")).then_some(())
     });
-    assert_eq!(log_of(&api, &operation), log, "what was kept is still there");
+    let kept = log_of(&api, &operation);
+    assert!(log.iter().all(|it| kept.contains(it)), "what was kept is still there: {log:?} and {kept:?}");
 
     // A second controller would know nothing of the first one's containers.
     let work = tempfile::tempdir().unwrap();
@@ -383,7 +396,9 @@ fn faults_a_rolling_restart_of_every_role_loses_nothing() {
         assert!(missing.is_empty(), "{} of {last} lines are missing: {:?}", missing.len(), missing.first());
     }
     for operation in &operations {
-        let log = log_of(&servers[1], operation);
+        let log = until("a log to its end", 60, || {
+            Some(log_of(&servers[1], operation)).filter(|it| it.iter().any(|it| it.ends_with("done")))
+        });
         assert_eq!(log.iter().filter(|it| it.ends_with("done")).count(), 1, "{log:?}");
     }
 

@@ -177,15 +177,11 @@ fn truth(platform: &Platform, round: &str) {
         good(platform, &["deploy", &source(platform, &calm), "--app", "demo", "--component", name, "--env", &variable]);
         answers(platform, &format!("{name}.demo.test.localhost"), &format!("{calm} {calm}"));
         let reference = format!("demo/{name}");
-        let status = until(&format!("{reference} has one instance"), 60, || {
+        until(&format!("{reference} has one instance, which is ready"), 60, || {
             let status = platform.status(&reference);
-            (status["instances"].as_array().map(Vec::len) == Some(1)).then_some(status)
+            let alone = status["instances"].as_array().map(Vec::len) == Some(1);
+            (alone && status["status"] == "running" && status["ready_replicas"] == 1).then_some(())
         });
-        assert_eq!(
-            (status["status"].as_str(), status["ready_replicas"].as_u64()),
-            (Some("running"), Some(1)),
-            "{status}"
-        );
         let revisions = items(&platform.json(&["revisions", &reference]));
         let asked = items(&platform.json(&["operations"]));
         let asked = asked.iter().filter(|it| it["component"] == name).count();

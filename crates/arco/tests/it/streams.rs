@@ -1,6 +1,7 @@
 //! Ports of the gateway that lead to components of a whole platform without HTTP.
 
 use crate::behave::{EXECUTABLE, good};
+use arco_testkit::servers::free_ports;
 use arco_testkit::{Options, Platform, until};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -34,7 +35,7 @@ syswrite($socket, 'z'); sysread($socket, my $answer, 100) or die "read: $!"; pri
 
 pub(crate) fn said(port: u16, word: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(word.as_bytes())?;
     let mut answer = vec![0; 100];
     let length = stream.read(&mut answer)?;
@@ -43,18 +44,11 @@ pub(crate) fn said(port: u16, word: &str) -> std::io::Result<String> {
 
 fn said_by_udp(port: u16, word: &str) -> std::io::Result<String> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.send_to(word.as_bytes(), (Ipv4Addr::LOCALHOST, port))?;
     let mut answer = vec![0; 100];
     let length = socket.recv(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
-}
-
-/// Three ports in a row that nobody has; another `offset` (0 or 4; 3 for the first alone) gives others.
-pub(crate) fn pool(offset: u16) -> u16 {
-    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let first = 20_000 + offset + u16::try_from(std::process::id() % 1000).unwrap() * 8;
-    (first..31_000).step_by(8).find(|it| (0..3).all(|more| free(it + more))).expect("three free ports")
 }
 
 fn port_of(document: &serde_json::Value) -> u16 {
@@ -67,7 +61,7 @@ fn tcp_and_udp_ports_lead_to_components() {
         eprintln!("skipped: needs root");
         return;
     }
-    let first = pool(0);
+    let first = free_ports(3);
     let env = vec![
         ("ARCO_GATEWAY__STREAM_LISTEN", "0.0.0.0".to_owned()),
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{first}-{}", first + 2)),
@@ -99,7 +93,13 @@ fn tcp_and_udp_ports_lead_to_components() {
     refused(&["--tcp", &(first + 2).to_string()], 6, "port_busy");
     refused(&["--tcp"], 6, "ports_exhausted");
     drop(held);
-    assert_eq!(port_of(&good(&platform, &["route", "add", "shop/other", "--tcp"])), first + 2);
+    // A program that another test starts in this moment has it for as long as its start takes.
+    let again = until("the port is nobody's", 60, || {
+        let outcome = platform.arco(&["route", "add", "shop/other", "--tcp", "-o", "json"]);
+        assert!(outcome.status == 0 || outcome.stdout.contains("ports_exhausted"), "{outcome:?}");
+        (outcome.status == 0).then(|| serde_json::from_str(&outcome.stdout).unwrap())
+    });
+    assert_eq!(port_of(&again), first + 2);
     assert_eq!(until("an answer of the other component", 60, || said(first + 2, "c").ok()), "other c");
 
     // Instances reach it by the gateway's address, as they reach its HTTP ports; other ports of the machine they do not.

@@ -31,9 +31,10 @@ sed \"s/@PORT@/${PORT:-8080}/\" \"/etc/arco-web/$1.conf\" > /tmp/web/nginx.conf
 exec nginx -c /tmp/web/nginx.conf -g 'daemon off;'
 ";
 
-/// `no-cache`: browsers ask whether a file is still the same, and get 304. Without it they guess by the age of its time, which
-/// says nothing here, and would show an old site for months after a deploy (RFC 9111 §4.2.2).
-const COMMON: &str = "user root;
+/// Beginning of both configurations. `no-cache`: browsers ask whether a file is still the same, and get 304. Without it
+/// they guess by the age of its time, which says nothing here, and would show an old site for months after a deploy
+/// (RFC 9111 §4.2.2).
+const BEGINNING: &str = "user root;
 worker_processes 1;
 pid /tmp/web/nginx.pid;
 error_log stderr warn;
@@ -101,8 +102,8 @@ pub(super) fn layer(work: &Path) -> io::Result<FinishedLayer> {
     writer.link("var/log/nginx/access.log", Meta::root(0o777), Path::new("/dev/stdout"))?;
     writer.link("var/log/nginx/error.log", Meta::root(0o777), Path::new("/dev/stderr"))?;
     writer.text("etc/nginx/conf.d/default.conf", 0o644, DEFAULT_SITE)?;
-    writer.text("etc/arco-web/site.conf", 0o644, &format!("{COMMON}{SITE}"))?;
-    writer.text("etc/arco-web/spa.conf", 0o644, &format!("{COMMON}{SPA}"))?;
+    writer.text("etc/arco-web/site.conf", 0o644, &format!("{BEGINNING}{SITE}"))?;
+    writer.text("etc/arco-web/spa.conf", 0o644, &format!("{BEGINNING}{SPA}"))?;
     writer.text("usr/local/bin/arco-web", 0o755, PROGRAM)?;
     writer.finish()
 }

@@ -24,6 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// How long a build may take, on a slow machine too: the first one makes its stack.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
+
 pub(crate) struct Harness {
     _folder: tempfile::TempDir,
     pub(crate) metadata: SharedMetadata,
@@ -92,7 +95,7 @@ impl Harness {
         });
         let queue = Queue::new(Arc::new(MemoryKv::default()));
         let deps = BuilderDeps {
-            config: BuilderConfig { concurrency: 2, ..config },
+            config: BuilderConfig { concurrency: 2, timeout_ms: PATIENCE.as_millis() as u64, ..config },
             data_dir: folder.path().join("data"),
             cache_dir,
             makes_stacks,
@@ -154,7 +157,7 @@ impl Harness {
             status: OperationStatus::Pending,
             topic: Topic::Builder,
             created_at: clock::now(),
-            deadline: clock::now().plus_ms(1_200_000),
+            deadline: clock::now().plus_ms(PATIENCE.as_millis() as u64),
             ..sample::operation(&component, OperationKind::Deploy)
         };
         self.metadata.insert(&operation).await.unwrap();
@@ -165,7 +168,7 @@ impl Harness {
 
     /// Waits until the builder has done its part.
     pub(crate) async fn wait(&self, id: &OperationId) -> Operation {
-        let end = tokio::time::Instant::now() + Duration::from_secs(900);
+        let end = tokio::time::Instant::now() + PATIENCE;
         loop {
             let operation = self.metadata.get::<Operation>(id.as_str()).await.unwrap().unwrap().value;
             if operation.status.is_final() || operation.status == OperationStatus::RollingOut {
@@ -198,6 +201,6 @@ impl Harness {
     }
 
     pub(crate) async fn stop(self) {
-        assert!(self.supervisor.shutdown(Duration::from_secs(60)).await, "the builder did not stop");
+        assert!(self.supervisor.shutdown(Duration::from_secs(300)).await, "the builder did not stop");
     }
 }

@@ -16,7 +16,7 @@ use rustls_pki_types::pem::PemObject as _;
 use std::time::Duration;
 
 /// How long gateways may take to answer a challenge.
-const PUBLISHED: Duration = Duration::from_secs(15);
+const PUBLISHED: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 

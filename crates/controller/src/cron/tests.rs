@@ -60,6 +60,24 @@ async fn a_run_ends_with_the_leader_that_began_it() {
     assert!(world.said().concat().contains("cut off"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_run_hides_no_later_one() {
+    let world = World::new();
+    let component = world.component(ComponentKind::Cron).await;
+    world.orchestrator.hold_runs();
+    let (leads, later) = (CancellationToken::new(), Timestamp(120_000));
+    leads.cancel();
+    let next_leader = async {
+        while open_run(&world.row(&component).await) != Some(AT) {
+            tokio::task::yield_now().await;
+        }
+        assert!(world.controller.claim_run(&component, later).await.unwrap());
+    };
+    let (ended, ()) = tokio::join!(world.controller.run_cron(&component, AT, &leads), next_leader);
+    ended.unwrap();
+    assert_eq!(open_run(&world.row(&component).await), Some(later));
+}
+
 #[tokio::test]
 async fn what_an_earlier_leader_left_without_an_end_is_closed_once() {
     let mut world = World::new();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// How long a worker may take to serve.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 /// How much longer than it said a worker may drain.
 const MERCY: Duration = Duration::from_secs(5);
 /// Pause before a start after several early deaths: the first and the longest.

@@ -5,11 +5,14 @@ use crate::OnExit;
 use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, SharedKv, Txn, TxnResult, Watch};
 use arco_store::leader::KvLock;
 use async_trait::async_trait;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const LIFE_S: u64 = 2;
+const PATIENCE: Duration = Duration::from_secs(180);
+/// What a lock's life is where it must not end by itself, and where it must.
+const LONG_S: u64 = 3600;
+const SHORT_S: u64 = 2;
 
 /// A store that can be cut off from one process.
 struct Cut {
@@ -58,61 +61,101 @@ impl Kv for Cut {
     }
 }
 
-fn candidate(kv: SharedKv, me: &str) -> Candidate {
-    Candidate::new(Arc::new(KvLock::new(kv, "test", me, LIFE_S)))
+fn candidate(kv: SharedKv, me: &str, life_s: u64) -> Candidate {
+    Candidate::new(Arc::new(KvLock::new(kv, "test", me, life_s)))
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.unwrap()
 }
 
-/// A process that says when it begins and ends to lead.
-fn process(kv: SharedKv, me: &'static str, says: mpsc::UnboundedSender<(&'static str, bool)>) -> Supervisor {
-    let supervisor = Supervisor::new();
-    let (candidate, tasks) = (candidate(kv, me), supervisor.clone());
-    supervisor.spawn("lead", OnExit::Shutdown, async move {
-        let work = move |term: Term, tasks: Supervisor| {
-            let says = says.clone();
-            async move {
-                assert!(term.verify().await);
-                says.send((me, true)).unwrap();
-                let token = tasks.token().clone();
-                tasks.spawn("work", OnExit::Shutdown, async move {
-                    token.cancelled().await;
-                    says.send((me, false))?;
+/// Every time in which one of several processes led.
+type Terms = Arc<Mutex<Vec<Term>>>;
+
+/// What is said by processes: who begins or ends to lead, and whether nobody else led when it began.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    me: &'static str,
+    leads: bool,
+    alone: bool,
+}
+
+struct Processes {
+    terms: Terms,
+    says: mpsc::UnboundedSender<Said>,
+    heard: mpsc::UnboundedReceiver<Said>,
+    leads: BTreeMap<&'static str, bool>,
+}
+
+impl Processes {
+    fn new() -> Self {
+        let (says, heard) = mpsc::unbounded_channel();
+        Self { terms: Terms::default(), says, heard, leads: BTreeMap::new() }
+    }
+
+    /// A process that says when it begins and ends to lead.
+    fn start(&self, kv: SharedKv, me: &'static str) -> Supervisor {
+        let supervisor = Supervisor::new();
+        let (candidate, tasks) = (candidate(kv, me, SHORT_S), supervisor.clone());
+        let (says, terms) = (self.says.clone(), self.terms.clone());
+        supervisor.spawn("lead", OnExit::Shutdown, async move {
+            let work = move |term: Term, tasks: Supervisor| {
+                let (says, terms) = (says.clone(), terms.clone());
+                async move {
+                    if !term.verify().await {
+                        return Err("its time is over already: this machine stood still".into());
+                    }
+                    let others_lead = terms.lock().unwrap().iter().any(Term::holds);
+                    // Asked after that: who still holds the lock has held it then.
+                    let alone = !(others_lead && term.holds());
+                    terms.lock().unwrap().push(term);
+                    says.send(Said { me, leads: true, alone }).unwrap();
+                    let token = tasks.token().clone();
+                    tasks.spawn("work", OnExit::Shutdown, async move {
+                        token.cancelled().await;
+                        says.send(Said { me, leads: false, alone: true })?;
+                        Ok(())
+                    });
                     Ok(())
-                });
-                Ok(())
-            }
-        };
-        lead(candidate, tasks, work).await
-    });
-    supervisor
+                }
+            };
+            lead(candidate, tasks, work).await
+        });
+        supervisor
+    }
+
+    /// Listens until the work of exactly this one goes on.
+    async fn until(&mut self, leader: &'static str) {
+        let leads = |it: &BTreeMap<&'static str, bool>| it.iter().filter(|it| *it.1).map(|it| *it.0).eq([leader]);
+        while !leads(&self.leads) {
+            let said = soon(self.heard.recv()).await.unwrap();
+            assert!(said.alone, "{said:?} while another one led");
+            self.leads.insert(said.me, said.leads);
+        }
+    }
 }
 
 #[tokio::test]
 async fn who_is_cut_off_stops_before_the_next_one_begins() {
     let kv: SharedKv = Arc::new(MemoryKv::new());
-    let (says, mut heard) = mpsc::unbounded_channel();
+    let mut processes = Processes::new();
     let near = Cut::new(&kv);
-    let a = process(near.clone(), "a", says.clone());
-    assert_eq!(soon(heard.recv()).await, Some(("a", true)));
-    let b = process(kv.clone(), "b", says);
+    let a = processes.start(near.clone(), "a");
+    processes.until("a").await;
+    let b = processes.start(kv.clone(), "b");
     near.cut.store(true, Ordering::SeqCst);
-    assert_eq!(soon(heard.recv()).await, Some(("a", false)));
-    assert_eq!(soon(heard.recv()).await, Some(("b", true)));
-    // The first one is back, and follows.
+    processes.until("b").await;
+    // The first one is back, and follows; a stop gives the lock to it.
     near.cut.store(false, Ordering::SeqCst);
     assert!(b.shutdown(PATIENCE).await);
-    assert_eq!(soon(heard.recv()).await, Some(("b", false)));
-    assert_eq!(soon(heard.recv()).await, Some(("a", true)), "a stop gives the lock to the next one");
+    processes.until("a").await;
     assert!(a.shutdown(PATIENCE).await);
 }
 
 #[tokio::test]
 async fn a_candidate_says_how_it_stands() {
     let kv: SharedKv = Arc::new(MemoryKv::new());
-    let (a, b) = (candidate(kv.clone(), "a"), candidate(kv.clone(), "b"));
+    let (a, b) = (candidate(kv.clone(), "a", LONG_S), candidate(kv.clone(), "b", LONG_S));
     let (mut of_a, mut of_b) = (a.standing(), b.standing());
     assert_eq!(*of_a.borrow(), Standing::Unknown);
     let term = soon(a.campaign()).await;
@@ -131,7 +174,7 @@ async fn a_candidate_says_how_it_stands() {
 #[tokio::test]
 async fn work_that_cannot_begin_is_tried_again_and_work_that_ends_stops_the_process() {
     let supervisor = Supervisor::new();
-    let candidate = candidate(Arc::new(MemoryKv::new()), "a");
+    let candidate = candidate(Arc::new(MemoryKv::new()), "a", LONG_S);
     let failed = Arc::new(AtomicBool::new(false));
     let work = {
         let failed = failed.clone();
@@ -154,13 +197,13 @@ async fn work_that_cannot_begin_is_tried_again_and_work_that_ends_stops_the_proc
 async fn who_cannot_make_sure_does_not_lead() {
     let kv: SharedKv = Arc::new(MemoryKv::new());
     let near = Cut::new(&kv);
-    let term = soon(candidate(near.clone(), "a").campaign()).await;
+    let term = soon(candidate(near.clone(), "a", LONG_S).campaign()).await;
     near.cut.store(true, Ordering::SeqCst);
     assert!(!term.verify().await);
     near.cut.store(false, Ordering::SeqCst);
     assert!(term.lost().is_cancelled() && !term.holds());
     term.end().await;
-    soon(candidate(kv, "b").campaign()).await.end().await;
+    soon(candidate(kv, "b", LONG_S).campaign()).await.end().await;
 }
 
 #[tokio::test]
@@ -180,7 +223,7 @@ async fn what_began_does_not_lead_while_it_ends() {
             Err("the rest cannot begin".into())
         }
     };
-    supervisor.spawn("lead", OnExit::Shutdown, lead(candidate(kv, "a"), supervisor.clone(), work));
+    supervisor.spawn("lead", OnExit::Shutdown, lead(candidate(kv, "a", LONG_S), supervisor.clone(), work));
     assert_eq!(soon(told.recv()).await, Some(false));
     assert!(supervisor.shutdown(PATIENCE).await);
 }

@@ -72,6 +72,34 @@ async fn followers_filter_end_and_are_told_what_they_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_told_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = Running::start(folder.path(), Limits { segment_bytes: 64 << 10, ..limits() });
+    let stream = component(1);
+    logs.sink.append_durably(stream.clone(), lines(0..20_000)).await;
+    let count = |ending| files(folder.path(), ending).len();
+    until("full segments are sealed", async || count("log") == 1 && count("zst") > 2).await;
+    std::fs::remove_file(&files(folder.path(), "zst")[1]).unwrap();
+    let mut events = pin!(logs.log.follow(&stream, 0, Filter::default()));
+    let (mut expected, mut gaps) = (0, Vec::new());
+    while expected < 20_000 {
+        match next(&mut events).await {
+            Some(Event::Line { number, .. }) => {
+                assert_eq!(number, expected);
+                expected += 1;
+            }
+            Some(Event::Missed(lines)) => {
+                gaps.push(expected);
+                expected += lines;
+            }
+            other => panic!("{other:?} instead of line {expected}"),
+        }
+    }
+    assert!(gaps.len() == 1 && gaps[0] > 0, "{gaps:?}");
+    logs.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_saw_numbers_that_were_never_given_here_goes_on_with_what_comes() {
     let folder = tempfile::tempdir().unwrap();
     let logs = Running::start(folder.path(), limits());

@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
+use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt as _;
 
 async fn get(logs: &Running, method: &str, path: &str, accept: &str) -> (StatusCode, String) {
@@ -55,6 +56,19 @@ async fn json_events_and_errors() {
     logs.stop().await;
 }
 
+/// The next message that is no sign of life.
+async fn said<S>(socket: &mut S) -> Message
+where
+    S: futures_util::Stream<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin,
+{
+    loop {
+        let message = tokio::time::timeout(DEADLINE, socket.next()).await.unwrap().unwrap().unwrap();
+        if !message.is_ping() {
+            return message;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_socket_gets_what_is_there_and_what_comes() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,7 +83,7 @@ async fn a_web_socket_gets_what_is_there_and_what_comes() {
     let mut texts = Vec::new();
     for round in 0..2 {
         for _ in 0..2 {
-            let message = tokio::time::timeout(DEADLINE, socket.next()).await.unwrap().unwrap().unwrap();
+            let message = said(&mut socket).await;
             let line: LogLine = serde_json::from_str(message.to_text().unwrap()).unwrap();
             texts.push(line.text);
         }
@@ -79,7 +93,6 @@ async fn a_web_socket_gets_what_is_there_and_what_comes() {
     }
     assert_eq!(texts, ["line 0", "line 1", "line 2", "line 3"]);
     logs.stop().await;
-    let message = tokio::time::timeout(DEADLINE, socket.next()).await.unwrap().unwrap().unwrap();
-    assert!(message.is_close());
+    assert!(said(&mut socket).await.is_close());
     server.abort();
 }

@@ -14,13 +14,13 @@ use arco_eventlog::{Eventlog, EventlogError, Filter, Limits};
 use arco_model::id::{ComponentId, InstanceId, OperationId};
 use arco_model::log::{LogLine, LogOrigin, LogStream};
 use arco_model::time::Timestamp;
-use arco_store::logs::LogSink;
-use std::path::Path;
+use arco_store::logs::{LogBatch, LogSink};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// Longest wait for anything.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Logs that run.
 struct Running {
@@ -78,6 +78,25 @@ fn line(at: u64, text: impl Into<String>) -> LogLine {
 
 fn lines(range: std::ops::Range<u64>) -> Vec<LogLine> {
     range.map(|it| line(1000 + it, format!("line {it}"))).collect()
+}
+
+/// The files with this ending, below a folder.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // What is cleared away meanwhile is not there.
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if entry.path().extension().is_some_and(|it| it == ending) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// Waits until `condition` holds.

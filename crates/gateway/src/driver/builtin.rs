@@ -160,6 +160,7 @@ impl Driver for Builtin {
     }
 
     fn end(&mut self, successor: bool) -> BoxFuture<'_, bool> {
+        self.engine.leave();
         // Whoever connects from now on is a successor's, or refused.
         self.listening.clear();
         Box::pin(async move {

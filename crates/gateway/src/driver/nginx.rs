@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Pause before nginx is started again: the first and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long it may take to be there after it listens.
-const START: Duration = Duration::from_secs(5);
+const START: Duration = Duration::from_secs(20);
 /// How often a process that starts or ends is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 

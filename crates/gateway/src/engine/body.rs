@@ -392,7 +392,8 @@ impl Exchange {
         if let Some(watch) = &self.watch {
             watch.answer_ended();
         }
-        if let Some(sender) = self.sender.filter(|_| whole)
+        // Of a connection that many share a place is free when it is dropped.
+        if let Some(sender @ Sender::One(_)) = self.sender.filter(|_| whole)
             && self.watch.is_none_or(|it| it.is_complete())
         {
             self.pool.put((self.open.endpoint().address, self.transport), sender);
@@ -436,7 +437,7 @@ impl Body for EndpointBody {
 pub(super) struct ResponseBody {
     content: Content,
     exchange: Option<Exchange>,
-    /// How long neither this nor the request's body may move; `None` for streams of events.
+    /// How long neither this nor the request's body may move; `None` for streams of events or messages.
     silence: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     /// The request's body, which may still be on its way.

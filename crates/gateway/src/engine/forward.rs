@@ -6,7 +6,8 @@
 use super::Core;
 use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
 use super::http1::direct;
-use super::pool::Pooled as _;
+use super::multiplexed::Taken;
+use super::pool::Key;
 use super::transport::{Sender, connect};
 use crate::balance::Choice;
 use crate::snapshot::{Retry, Timeouts};
@@ -254,27 +255,16 @@ async fn attempt(
     let limit = limit_of(plan, repeatable);
     let mut stale = 0;
     loop {
-        let pooled = plan.core.pool.take(key, repeatable).filter(|_| stale < MAX_STALE);
-        let from_pool = pooled.is_some();
-        let mut sender = match pooled {
-            Some(sender) => sender,
-            None => match connect(&plan.core.supervisor, transport, address, plan.timeouts.connect).await {
-                Ok(sender) => {
-                    // Others may share it from now on.
-                    if let Some(shared) = sender.share() {
-                        plan.core.pool.put(key, shared);
-                    }
-                    sender
-                }
-                Err(Failure::NoRoom) => {
-                    plan.core.room.tighten();
-                    return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
-                }
-                Err(failure) => {
-                    open.endpoint().state.failed();
-                    return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(whole(request)) });
-                }
-            },
+        let (mut sender, from_pool) = match connection(plan, key, repeatable, stale >= MAX_STALE).await {
+            Ok(it) => it,
+            Err(Failure::NoRoom) => {
+                plan.core.room.tighten();
+                return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
+            }
+            Err(failure) => {
+                open.endpoint().state.failed();
+                return Err(Attempt { failure, outcome: RetryOn::Connect, request: Some(whole(request)) });
+            }
         };
         if from_pool && matches!(sender, Sender::One(_)) {
             // Its own task looks first whether the endpoint has closed it, or said something that nobody asked for.
@@ -293,29 +283,71 @@ async fn attempt(
         }
         let copy = repeatable.then(|| copy_of(&request));
         let sending = sender.send(request);
-        let (failure, unsent) = match in_time(sending, limit, plan.watch.as_deref()).await {
+        let (failure, unsent, is_gone) = match in_time(sending, limit, plan.watch.as_deref()).await {
             Some(Ok(response)) => return Ok((response.map(EndpointBody::Hyper), Some(sender))),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
+                let is_gone = error.error().is_timeout();
                 tracing::debug!(%address, error = %error.error(), sent = unsent.is_none(), "an endpoint broke off");
-                (Failure::Broken, unsent.or(copy))
+                (Failure::Broken, unsent.or(copy), is_gone)
             }
             None => {
+                if let Sender::Many(it) = &sender {
+                    it.timed_out();
+                }
                 // Only where a route says so: whoever is slow gets no more of the same otherwise.
                 let request = copy.filter(|_| plan.retry.is_some()).map(whole);
                 return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
             }
         };
+        if is_gone {
+            // It gave no sign of life: others are asked first.
+            open.endpoint().state.failed();
+        }
         match unsent {
-            Some(again) if from_pool => {
+            Some(again) if from_pool && !is_gone => {
                 // Its server closed it while it lay idle; the others of that age are no better.
-                plan.core.pool.forget(key);
+                match &sender {
+                    Sender::One(_) => plan.core.pool.forget(key),
+                    Sender::Many(it) => it.leave_out(),
+                }
                 stale += 1;
                 request = again;
             }
             unsent => return Err(Attempt { failure, outcome: RetryOn::Broken, request: unsent.map(whole) }),
         }
     }
+}
+
+/// A connection for one request, and whether it was there already; one that was not when it has to be `fresh`.
+async fn connection(plan: &Forward<'_>, key: Key, repeatable: bool, fresh: bool) -> Result<(Sender, bool), Failure> {
+    let (core, transport, limit) = (plan.core, &plan.upstream.settings.transport, plan.timeouts.connect);
+    if !transport.http2 {
+        if let Some(sender) = core.pool.take(key, repeatable).filter(|_| !fresh) {
+            return Ok((sender, true));
+        }
+        return Ok((connect(&core.supervisor, transport, key.0, limit).await?, false));
+    }
+    let (mut deadline, mut waits) = (None, true);
+    let leave = loop {
+        if fresh {
+            break core.multiplexed.another(key);
+        }
+        match core.multiplexed.take(key, repeatable, waits) {
+            Taken::Place(it) => return Ok((Sender::Many(it), true)),
+            Taken::Leave(it) => break it,
+            Taken::Wait(made) if waits => {
+                let deadline = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + limit);
+                waits = tokio::time::timeout_at(deadline, made).await.is_ok();
+            }
+            Taken::Wait(_) => return Err(Failure::TimedOut),
+        }
+    };
+    let sender = connect(&core.supervisor, transport, key.0, limit).await?;
+    if let Sender::Many(it) = &sender {
+        leave.keep(it);
+    }
+    Ok((sender, false))
 }
 
 fn whole(request: Request<RequestBody>) -> Message {

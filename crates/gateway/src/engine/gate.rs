@@ -1,14 +1,17 @@
-//! What a rule answers by itself, and what it changes on the way in and out. Nothing here waits.
+//! What a rule answers by itself, and what it changes on the way in and out. Nothing here waits, but for a password that
+//! was not proven before.
 
 use super::Core;
 use super::body::{RequestBody, ResponseBody};
 use super::forward::{Forward, forward};
 use super::headers::Origin;
+use super::passwords;
 use crate::pages::Page;
-use crate::protect::Login;
+use crate::protect::{Login, Look};
 use crate::snapshot::{Action, Policy, Rule, Snapshot, StickyCookie};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,20 +20,16 @@ use std::time::{Duration, Instant};
 const MAX_MIRRORED: usize = 256;
 static MIRRORED: AtomicUsize = AtomicUsize::new(0);
 
-/// The answer that needs no endpoint.
-pub(super) fn answer<B>(
-    policy: &Policy,
-    rule: &Rule,
-    request: &Request<B>,
-    origin: &Origin<'_>,
-) -> Option<Response<String>> {
+/// The answer to a request that may not come in, whoever sent it.
+pub(super) fn refuse<B>(rule: &Rule, request: &Request<B>, origin: &Origin<'_>) -> Option<Response<String>> {
     let headers = request.headers();
-    let protection = &policy.protection;
     // Before anything secret is asked for.
-    if let Some(redirect) = policy.https.redirect.as_ref().filter(|_| origin.scheme != "https") {
+    if let Some(redirect) = rule.redirect_to_https(origin.scheme == "https") {
         let answer = redirect.answer(&rule.path, origin.scheme, origin.host, request.uri());
         return Some(answer.unwrap_or_else(|| Page::bad_path().render(headers)));
     }
+    let policy = rule.policy.as_deref()?;
+    let protection = &policy.protection;
     if !protection.admits(origin.client) {
         let (message, advice) = ("You may not come in from this address.", "Ask whoever runs this application.");
         return Some(Page::refused(StatusCode::FORBIDDEN, "forbidden", message, advice).render(headers));
@@ -38,23 +37,45 @@ pub(super) fn answer<B>(
     if let Some(answer) = policy.cors.as_ref().and_then(|it| it.preflight(request.method(), headers)) {
         return Some(answer);
     }
-    if let Some(wait) = protection.wait(origin.client, headers) {
-        return Some(too_many(wait, headers));
-    }
-    if let Some(users) = &protection.users {
-        match users.judge(headers, origin.client) {
-            Login::Welcome => {}
-            Login::TooMany => return Some(too_many(Duration::from_secs(6), headers)),
-            Login::Refused => {
-                let (message, advice) = ("This needs a name and a password.", "Log in, or ask whoever runs this.");
-                let page = Page::refused(StatusCode::UNAUTHORIZED, "unauthorized", message, advice);
-                let mut answer = page.render(headers);
-                let asked = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", users.realm));
-                asked.into_iter().for_each(|it| drop(answer.headers_mut().insert(header::WWW_AUTHENTICATE, it)));
-                return Some(answer);
-            }
+    protection.wait(origin.client, headers).map(|wait| too_many("You ask too often.", wait, headers))
+}
+
+/// The answer to a client at `client` who has no right password where one is needed.
+pub(super) async fn login(
+    core: &Arc<Core>,
+    rule: &Rule,
+    headers: &HeaderMap,
+    client: IpAddr,
+) -> Option<Response<String>> {
+    let users = rule.policy.as_deref()?.protection.users.as_ref()?;
+    let login = match users.look(headers, client) {
+        Look::Known(login) => login,
+        // On the heap: most requests never need it.
+        Look::Unknown(_) => {
+            Box::pin(passwords::judge(&core.shared.judges, &core.supervisor, users, headers, client)).await
+        }
+    };
+    match login {
+        Login::Welcome => None,
+        Login::TooMany => Some(too_many("You ask too often.", Duration::from_secs(6), headers)),
+        Login::Busy => {
+            Some(too_many("Many names and passwords are checked just now.", Duration::from_secs(2), headers))
+        }
+        Login::Refused => {
+            let (message, advice) = ("This needs a name and a password.", "Log in, or ask whoever runs this.");
+            let page = Page::refused(StatusCode::UNAUTHORIZED, "unauthorized", message, advice);
+            let mut answer = page.render(headers);
+            let asked = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", users.realm));
+            asked.into_iter().for_each(|it| drop(answer.headers_mut().insert(header::WWW_AUTHENTICATE, it)));
+            Some(answer)
         }
     }
+}
+
+/// The answer to a request that may come in and needs no endpoint.
+pub(super) fn answer<B>(rule: &Rule, request: &Request<B>, origin: &Origin<'_>) -> Option<Response<String>> {
+    let (policy, headers) = (rule.policy.as_deref()?, request.headers());
+    let protection = &policy.protection;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
     if protection.max_body_bytes.zip(length).is_some_and(|(max, length)| length > max) {
         return Some(too_large().render(headers));
@@ -82,8 +103,8 @@ pub(super) fn too_large() -> Page {
     Page::refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message, advice)
 }
 
-fn too_many(wait: Duration, headers: &HeaderMap) -> Response<String> {
-    let (message, advice) = ("You ask too often.", "Wait a moment, then try again.");
+fn too_many(message: &str, wait: Duration, headers: &HeaderMap) -> Response<String> {
+    let advice = "Wait a moment, then try again.";
     let mut answer = Page::refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message, advice).render(headers);
     let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -92,20 +113,21 @@ fn too_many(wait: Duration, headers: &HeaderMap) -> Response<String> {
 
 /// What of a request is needed for its response.
 pub(super) struct Outgoing<'a> {
-    policy: &'a Policy,
+    policy: Option<&'a Policy>,
+    hsts: Option<&'a HeaderValue>,
     origin: HeaderMap,
     cookie: Option<HeaderValue>,
-    secure: bool,
 }
 
 impl<'a> Outgoing<'a> {
     /// For a request with these fields.
-    pub(super) fn new(policy: &'a Policy, request: &HeaderMap, scheme: &str) -> Self {
+    pub(super) fn new(rule: &'a Rule, request: &HeaderMap, scheme: &str) -> Self {
+        let policy = rule.policy.as_deref();
         let mut origin = HeaderMap::new();
-        if let Some(value) = policy.cors.as_ref().and_then(|_| request.get(header::ORIGIN)) {
+        if let Some(value) = policy.and_then(|it| it.cors.as_ref()).and_then(|_| request.get(header::ORIGIN)) {
             origin.insert(header::ORIGIN, value.clone());
         }
-        Self { policy, origin, cookie: None, secure: scheme == "https" }
+        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None }
     }
 
     /// Lets the client come back to the target `name`.
@@ -116,14 +138,16 @@ impl<'a> Outgoing<'a> {
     /// Changes a response, an endpoint's or our own. A preflight is marked already.
     pub(super) fn apply(self, response: &mut HeaderMap) {
         let preflight = response.contains_key(header::ACCESS_CONTROL_MAX_AGE);
-        if let Some(cors) = self.policy.cors.as_ref().filter(|_| !preflight) {
+        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !preflight) {
             cors.mark(&self.origin, response);
         }
         if let Some(cookie) = self.cookie {
             response.append(header::SET_COOKIE, cookie);
         }
-        self.policy.response_headers.apply(response);
-        if let Some(hsts) = self.policy.https.hsts.as_ref().filter(|_| self.secure) {
+        if let Some(policy) = self.policy {
+            policy.response_headers.apply(response);
+        }
+        if let Some(hsts) = self.hsts {
             response.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
     }

@@ -1,6 +1,7 @@
 //! Stands between a client's socket and the HTTP parser: passes on only what [`Tracker`] accepts, and keeps the
-//! deadlines of a client that is slow or silent between requests.
+//! deadlines of a client that is slow or silent between requests. One that is silent there makes room for others.
 
+use super::room::{Ear, Room};
 use crate::framing::{Refusal, Tracker};
 use futures_util::task::AtomicWaker;
 use std::io;
@@ -103,13 +104,18 @@ pub(super) struct Guard<S> {
     control: Arc<Control>,
     limits: ClientLimits,
     served_one: bool,
+    room: Room,
+    ear: Ear,
     wait: Wait,
+    /// Since when it is waited.
+    since: Instant,
     deadline: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guard<S> {
-    pub(super) fn new(stream: S, limits: ClientLimits, control: Arc<Control>) -> Self {
+    pub(super) fn new(stream: S, limits: ClientLimits, control: Arc<Control>, room: Room) -> Self {
+        let (ear, now) = (room.ear(), Instant::now());
         Self {
             stream,
             tracker: Tracker::new(limits.max_header_bytes),
@@ -117,8 +123,11 @@ impl<S> Guard<S> {
             control,
             limits,
             served_one: false,
+            room,
+            ear,
             wait: Wait::Nothing,
-            deadline: Instant::now(),
+            since: now,
+            deadline: now,
             timer: None,
         }
     }
@@ -143,7 +152,8 @@ impl<S> Guard<S> {
         self.stream
     }
 
-    /// Whether the client has been silent for too long. Call when nothing can be read.
+    /// Whether the client has been silent for too long, or for long enough when its place is needed. Call when nothing can
+    /// be read.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let wait = if self.tracker.is_in_head() {
             Wait::RestOfHead
@@ -160,10 +170,17 @@ impl<S> Guard<S> {
                 Wait::NextRequest | Wait::RestOfHead => self.limits.request_header,
             };
             self.served_one |= wait == Wait::RestOfHead;
-            self.deadline = Instant::now() + limit;
+            self.since = Instant::now();
+            self.deadline = self.since + limit;
         }
         if wait == Wait::Nothing {
             return Poll::Pending;
+        }
+        if wait == Wait::NextRequest {
+            self.room.listen(&mut self.ear, cx);
+            if self.room.wants(self.since.into_std()) {
+                return Poll::Ready(());
+            }
         }
         // The timer is moved only when it fires early: most requests never touch it.
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(self.deadline)));

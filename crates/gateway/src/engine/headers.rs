@@ -35,10 +35,11 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Whether a body of this type is a stream of events: it may pause for long, and is never held back.
+/// Whether a body of this type is a stream of events or of gRPC's messages: it may pause for long, and is never held back.
 pub(super) fn is_events(content_type: &[u8]) -> bool {
-    const EVENTS: &[u8] = b"text/event-stream";
-    content_type.get(..EVENTS.len()).is_some_and(|it| it.eq_ignore_ascii_case(EVENTS))
+    // Of gRPC there are `application/grpc+proto`, `application/grpc-web` and more.
+    const KINDS: [&[u8]; 2] = [b"text/event-stream", b"application/grpc"];
+    KINDS.iter().any(|kind| content_type.get(..kind.len()).is_some_and(|it| it.eq_ignore_ascii_case(kind)))
 }
 
 /// Whether the field `name`, in any case, is one of [`HOP_BY_HOP`] or `Upgrade`.
@@ -191,6 +192,10 @@ mod tests {
         for (kind, events) in [
             ("text/event-stream", true),
             ("Text/Event-Stream;charset=utf-8", true),
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/gRPC-Web-Text+proto", true),
+            ("application/json", false),
             ("text/event", false),
             ("text/plain; text/event-stream", false),
             ("", false),

@@ -49,18 +49,17 @@ where
 {
     let control = Arc::new(Control::default());
     let (limits, max_uri) = limits_of(&core);
-    let guard = Guard::new(stream, limits, Arc::clone(&control));
-    let (drain, end_idle) = (core.drain.clone(), core.end_idle.clone());
+    let guard = Guard::new(stream, limits, Arc::clone(&control), core.room.clone());
+    let end_idle = core.end_idle.clone();
     let metrics = core.shared.metrics.clone();
     let max_buffer = limits.max_header_bytes.max(16 * 1024) + 16 * 1024;
     let connection = Arc::new(Connection { core, peer, tls, control, max_uri });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         let in_flight = connection.control.begin();
-        let drain = drain.clone();
         async move {
             let mut response = handle(&connection, request, Some(in_flight)).await;
-            if drain.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS && connection.core.keeps_none() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -70,16 +69,22 @@ where
     http.timer(TokioTimer::new()).header_read_timeout(None).max_headers(crate::framing::MAX_HEADERS);
     http.max_buf_size(max_buffer);
     let mut serving = http.serve_connection(TokioIo::new(guard), service).with_upgrades();
+    let mut ends = std::pin::pin!(async {
+        end_idle.cancelled().await;
+        // A request may be there that this thread has not been told of: it is when the runtime asks the kernel.
+        tokio::task::yield_now().await;
+    });
     let mut draining = false;
     loop {
         tokio::select! {
+            biased;
             ended = &mut serving => {
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "a client connection broke off");
                 }
                 break;
             }
-            () = end_idle.cancelled(), if !draining => {
+            () = &mut ends, if !draining => {
                 draining = true;
                 Pin::new(&mut serving).graceful_shutdown();
             }
@@ -227,24 +232,27 @@ async fn answer(
     };
     recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
-    let mut outgoing = policy.map(|it| Outgoing::new(it, request.headers(), origin.scheme));
-    if let Some(answer) = policy.and_then(|it| gate::answer(it, rule, &request, &origin)) {
+    let mut outgoing = Outgoing::new(rule, request.headers(), origin.scheme);
+    let mut own = gate::refuse(rule, &request, &origin);
+    if own.is_none() {
+        let headers = request.headers();
+        own = gate::login(core, rule, headers, client).await;
+    }
+    if let Some(answer) = own.or_else(|| gate::answer(rule, &request, &origin)) {
         metrics.answered(answer.status().as_u16());
         let mut response = answer.map(|it| ResponseBody::own(it, in_flight));
-        if let Some(outgoing) = outgoing {
-            outgoing.apply(response.headers_mut());
-        }
+        outgoing.apply(response.headers_mut());
         return response;
     }
-    let target = match (policy.and_then(|it| it.sticky.as_ref()), &mut outgoing) {
-        (Some(sticky), Some(outgoing)) => {
+    let target = match policy.and_then(|it| it.sticky.as_ref()) {
+        Some(sticky) => {
             let (target, known) = rule.sticky_target(sticky.value(request.headers()));
             if !known {
                 outgoing.remember(sticky, &StickyCookie::token(target), origin.scheme);
             }
             target
         }
-        _ => rule.target(),
+        None => rule.target(),
     };
     let Some(upstream) = snapshot.upstreams.get(target) else {
         metrics.answered(503);
@@ -365,9 +373,7 @@ async fn answer(
     let events = parts.headers.get(header::CONTENT_TYPE).is_some_and(|it| headers::is_events(it.as_bytes()));
     let silence = (!events).then_some(timeouts.response);
     parts.version = Version::HTTP_11;
-    if let Some(outgoing) = outgoing {
-        outgoing.apply(&mut parts.headers);
-    }
+    outgoing.apply(&mut parts.headers);
     let body = if buffer.response && !events && !incoming.is_end_stream() {
         ResponseBody::ahead(AheadBody::start(core, incoming, exchange), watch, silence, in_flight)
     } else {
@@ -380,7 +386,7 @@ async fn answer(
 fn denied_answer(
     denied: Denied,
     metrics: &RouteMetrics,
-    outgoing: Option<Outgoing<'_>>,
+    outgoing: Outgoing<'_>,
     accept: Option<HeaderValue>,
     silence: Duration,
     in_flight: Option<InFlight>,
@@ -397,9 +403,7 @@ fn denied_answer(
     headers::strip_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::UPGRADE);
     parts.version = Version::HTTP_11;
-    if let Some(outgoing) = outgoing {
-        outgoing.apply(&mut parts.headers);
-    }
+    outgoing.apply(&mut parts.headers);
     Response::from_parts(parts, ResponseBody::proxied(incoming, exchange, Some(silence), in_flight))
 }
 

@@ -12,6 +12,7 @@ pub(super) mod request;
 mod response;
 
 use super::guard::ClientLimits;
+use super::room::Ear;
 use super::timer::Timer;
 use super::tls::Secured;
 use super::{Core, buffers, date, http};
@@ -20,7 +21,7 @@ use ::http::Response;
 use arco_daemon::BoxError;
 pub(super) use endpoint::Endpoint;
 use handover::Prefixed;
-use request::{Client, Judged, judge};
+use request::{Answer, Client, Judged, judge};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -28,7 +29,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::futures::OwnedNotified;
 use tokio_util::io::poll_read_buf;
 
 /// What the requests of one connection share.
@@ -37,8 +37,8 @@ struct Session<S> {
     stream: S,
     limits: ClientLimits,
     timer: Timer,
-    /// Rung when a connection without a request may have to end.
-    rung: Pin<Box<OwnedNotified>>,
+    /// Hears when a connection without a request may have to end.
+    ear: Ear,
 }
 
 /// What becomes of the connection after an exchange.
@@ -56,6 +56,8 @@ enum More {
     Bytes,
     Late,
     End,
+    /// Nothing came, and the gateway drains or needs its place.
+    Unwanted,
 }
 
 /// Serves one client connection to its end; `guards` are held so long.
@@ -74,9 +76,9 @@ where
 {
     let (limits, max_uri) = http::limits_of(&core);
     let written: Box<str> = peer.ip().to_canonical().to_string().into();
-    let rung = Box::pin(Arc::clone(&core.room.idle).notified_owned());
+    let ear = core.room.ear();
     let timer = Timer::new(Instant::now().into());
-    let mut session = Session { core, stream, limits, timer, rung };
+    let mut session = Session { core, stream, limits, timer, ear };
     let mut bytes = Vec::new();
     // Until the first request there is less patience.
     let (mut patience, mut since) = (limits.request_header, Instant::now());
@@ -84,7 +86,7 @@ where
         let _guards = &guards;
         loop {
             if !bytes.is_empty() {
-                let mut hands_over = false;
+                let (mut hands_over, mut answer) = (false, None);
                 let end = {
                     let (address, max_head) = (peer.ip().to_canonical(), limits.max_header_bytes);
                     let (core, tls) = (&session.core, tls.as_ref());
@@ -93,6 +95,10 @@ where
                             Judged::Forward(plan, recording) => {
                                 let bytes = std::mem::take(&mut bytes);
                                 Some(Box::pin(session.exchange(plan, recording, bytes)))
+                            }
+                            Judged::Answer(it) => {
+                                answer = Some(it);
+                                None
                             }
                             Judged::Incomplete if bytes.len() <= limits.max_header_bytes => {
                                 patience = limits.request_header;
@@ -107,6 +113,10 @@ where
                         Some(exchange) => Some(exchange.await),
                         None => None,
                     }
+                };
+                let end = match answer {
+                    Some(answer) => Some(Box::pin(session.answer(answer, std::mem::take(&mut bytes))).await),
+                    None => end,
                 };
                 match end {
                     Some(End::Keep(rest)) => {
@@ -139,7 +149,7 @@ where
                     Box::pin(http::refuse(session.stream, answer.as_bytes())).await;
                     return Ok(());
                 }
-                More::Late | More::End => return session.close().await,
+                More::Late | More::End | More::Unwanted => return session.close().await,
             }
         }
     }
@@ -149,32 +159,53 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Waits for bytes. Without any, the connection also ends when the gateway drains or needs its place.
     async fn more(&mut self, bytes: &mut Vec<u8>, since: Instant, patience: Duration) -> More {
         self.timer.set((since + patience).into());
-        poll_fn(|cx| {
-            if bytes.capacity() == 0 {
-                *bytes = buffers::take();
-            } else if bytes.len() == bytes.capacity() {
-                bytes.reserve(bytes.len());
-            }
-            match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
-                Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
-                Poll::Ready(_) => {
+        let mut looked = false;
+        loop {
+            let more = poll_fn(|cx| {
+                if bytes.capacity() == 0 {
+                    *bytes = buffers::take();
+                } else if bytes.len() == bytes.capacity() {
+                    bytes.reserve(bytes.len());
+                }
+                match poll_read_buf(Pin::new(&mut self.stream), cx, bytes) {
+                    Poll::Ready(Ok(1..)) => return Poll::Ready(More::Bytes),
+                    Poll::Ready(_) => {
+                        buffers::put(std::mem::take(bytes));
+                        return Poll::Ready(More::End);
+                    }
+                    Poll::Pending => {}
+                }
+                if bytes.is_empty() {
                     buffers::put(std::mem::take(bytes));
-                    return Poll::Ready(More::End);
+                    self.core.room.listen(&mut self.ear, cx);
+                    if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
+                        return Poll::Ready(More::Unwanted);
+                    }
                 }
-                Poll::Pending => {}
+                self.timer.poll(cx).map(|()| More::Late)
+            })
+            .await;
+            if looked || !matches!(more, More::Unwanted) {
+                return more;
             }
-            if bytes.is_empty() {
-                buffers::put(std::mem::take(bytes));
-                while self.rung.as_mut().poll(cx).is_ready() {
-                    self.rung.set(Arc::clone(&self.core.room.idle).notified_owned());
-                }
-                if self.core.end_idle.is_cancelled() || self.core.room.wants(since) {
-                    return Poll::Ready(More::End);
-                }
-            }
-            self.timer.poll(cx).map(|()| More::Late)
-        })
-        .await
+            // A request may be there that this thread has not been told of: it is when the runtime asks the kernel.
+            tokio::task::yield_now().await;
+            looked = true;
+        }
+    }
+
+    /// Answers the request that `bytes` begin with.
+    async fn answer(&mut self, answer: Box<Answer>, mut bytes: Vec<u8>) -> End {
+        let Answer { page, mut recording, length, is_head, close } = *answer;
+        let close = close || self.core.keeps_none();
+        let sent = self.page(&page, is_head, close).await;
+        recording.passed(0, if sent && !is_head { page.body().len() as u64 } else { 0 });
+        if !sent || close {
+            buffers::put(bytes);
+            return End::Close;
+        }
+        bytes.drain(..length);
+        End::Keep(bytes)
     }
 
     /// Ends the connection. Whatever goes wrong now, it is over.
@@ -191,7 +222,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         for (name, value) in page.headers() {
             response::push_field(&mut out, name.as_str().as_bytes(), value.as_bytes());
         }
-        response::push_field(&mut out, b"content-length", page.body().len().to_string().as_bytes());
+        // As hyper has it, which does the same on the general path.
+        if !(is_head && page.body().is_empty()) {
+            response::push_field(&mut out, b"content-length", page.body().len().to_string().as_bytes());
+        }
         if close {
             response::push_field(&mut out, b"connection", b"close");
         }

@@ -2,16 +2,18 @@
 //! so that answers that are ready at once leave with one write.
 //!
 //! What must hold: a request that panics ends alone; what a client may keep open or reset has a bound, and so has the time
-//! in which it takes nothing of an answer (`http2/taking.rs`).
+//! in which it takes nothing of an answer (`http2/taking.rs`) or asks for nothing (`http2/life.rs`).
 //!
 //! Requests are answered by `http2/ordinary.rs` when they only pass, else by the general path (`http.rs`).
 
+mod life;
 mod ordinary;
 mod taking;
 
 use super::Core;
 use super::body::ResponseBody;
 use super::http::{Connection, handle, limits_of};
+use super::timer::Timer;
 use super::tls::Secured;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -19,6 +21,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use life::{Life, SHORT};
 use ordinary::Ordinary;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -27,6 +30,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::Instant;
 use taking::{TakenBody, Taking, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -79,7 +83,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (limits, max_uri) = limits_of(&core);
-    let drain = core.drain.clone();
+    let (drain, room) = (core.drain.clone(), core.room.clone());
     let begun = Begun::default();
     let mut http = hyper::server::conn::http2::Builder::new(begun.clone());
     http.timer(TokioTimer::new())
@@ -105,23 +109,52 @@ where
     });
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut drained = std::pin::pin!(drain.cancelled());
-    let mut streams = FuturesUnordered::new();
+    let mut streams = FuturesUnordered::<Watched>::new();
     let mut draining = false;
+    let mut life = Life::new(limits, Instant::now());
+    let (mut timer, mut ear) = (Timer::new(Instant::now().into()), room.ear());
     let ended = poll_fn(|cx| {
         if !draining && drained.as_mut().poll(cx).is_ready() {
             draining = true;
             serving.as_mut().graceful_shutdown();
+            life.tell(limits.request_header, Instant::now());
         }
         loop {
-            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
+            while let Poll::Ready(Some(left)) = streams.poll_next_unpin(cx) {
+                life.ended(left);
+            }
             if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
                 return Poll::Ready(ended);
             }
             let mut begun = begun.lock();
-            if begun.streams.is_empty() {
+            if !begun.streams.is_empty() {
+                streams.extend(begun.streams.drain(..));
+                life.begins();
+                continue;
+            }
+            drop(begun);
+            if !streams.is_empty() {
                 return Poll::Pending;
             }
-            streams.extend(begun.streams.drain(..));
+            let since = life.rests(Instant::now);
+            if !life.is_told() {
+                room.listen(&mut ear, cx);
+                if room.wants(since) {
+                    serving.as_mut().graceful_shutdown();
+                    life.tell(SHORT, Instant::now());
+                    continue;
+                }
+            }
+            timer.set(life.until(since).into());
+            if timer.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if life.is_told() {
+                tracing::debug!(%peer, "a client was told to go and did not, its connection is cut");
+                return Poll::Ready(Ok(()));
+            }
+            serving.as_mut().graceful_shutdown();
+            life.tell(life.grace(), Instant::now());
         }
     });
     if let Err(error) = ended.await {

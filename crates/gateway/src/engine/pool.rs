@@ -1,4 +1,5 @@
-//! Idle connections to endpoints, per core. A connection is used by one request at a time.
+//! Idle connections to endpoints, per core. A connection is used by one request at a time; those that many share are in
+//! `multiplexed.rs`.
 //!
 //! What must hold: nothing is taken that the other side has closed as far as this side knows. Who closes first is a race
 //! that a request may lose: one that can be repeated is, and so it takes older connections than one that cannot.
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Longest time that a connection lies idle.
-const MAX_IDLE: Duration = Duration::from_secs(30);
+pub(super) const MAX_IDLE: Duration = Duration::from_secs(30);
 /// The same for a request that must not be sent twice: far below the idle limit of any server (5 s is common).
-const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
+pub(super) const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
 /// Pause between two looks at what is there.
-const SWEEP: Duration = Duration::from_secs(2);
+pub(super) const SWEEP: Duration = Duration::from_secs(2);
 /// Most idle connections to one endpoint: two HTTP/2 clients with all their streams, each of which has one.
 const MAX_PER_ENDPOINT: usize = 256;
 
@@ -22,12 +23,9 @@ const MAX_PER_ENDPOINT: usize = 256;
 pub(super) type Key = (SocketAddr, u64);
 
 /// A connection that can lie in a pool.
-pub(super) trait Pooled: Sized {
+pub(super) trait Pooled {
     /// Whether the other side has closed it, as far as this side knows.
     fn is_closed(&self) -> bool;
-
-    /// Another handle of a connection that many requests share.
-    fn share(&self) -> Option<Self>;
 }
 
 struct Idle<C> {
@@ -67,9 +65,6 @@ impl<C: Pooled> Pool<C> {
                 return None;
             }
             if !youngest.connection.is_closed() {
-                if let Some(shared) = youngest.connection.share() {
-                    connections.push(Idle { connection: shared, since: Instant::now() });
-                }
                 return Some(youngest.connection);
             }
         }
@@ -83,10 +78,6 @@ impl<C: Pooled> Pool<C> {
         }
         let mut idle = self.lock();
         let connections = idle.entry(address).or_default();
-        // One handle of a connection that many share is enough.
-        if connection.share().is_some() {
-            connections.clear();
-        }
         if connections.len() < MAX_PER_ENDPOINT {
             connections.push(Idle { connection, since: Instant::now() });
         }

@@ -7,10 +7,13 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 /// How long a lack lasts at least.
 const TIGHT: Duration = Duration::from_secs(1);
@@ -38,12 +41,16 @@ fn first_reserved(descriptors: u64) -> u64 {
 }
 
 /// One core's view of it. Its bell is its own, because waiting for it takes a lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Room {
     /// Rung when connections without a request are to look whether they may stay.
-    pub(super) idle: Arc<Notify>,
+    idle: Arc<Notify>,
     all: Arc<Shared>,
 }
+
+/// What one connection hears of the bell. One task listens.
+#[derive(Debug)]
+pub(super) struct Ear(Pin<Box<OwnedNotified>>);
 
 /// What all cores know.
 #[derive(Debug)]
@@ -82,6 +89,23 @@ impl Room {
     /// One for each core.
     pub(super) fn of_cores(cores: usize) -> Vec<Self> {
         Shared::new(cores, getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |it| it.0)).rooms()
+    }
+
+    /// One for a connection.
+    pub(super) fn ear(&self) -> Ear {
+        Ear(Box::pin(Arc::clone(&self.idle).notified_owned()))
+    }
+
+    /// Has the task woken when the bell rings next.
+    pub(super) fn listen(&self, ear: &mut Ear, cx: &mut Context<'_>) {
+        while ear.0.as_mut().poll(cx).is_ready() {
+            ear.0.set(Arc::clone(&self.idle).notified_owned());
+        }
+    }
+
+    /// Has the connections of this core look whether they may stay.
+    pub(super) fn ring(&self) {
+        self.idle.notify_waiters();
     }
 
     /// A client got this descriptor. The kernel gives the lowest free one: its number says how many are in use.
@@ -192,7 +216,10 @@ mod tests {
         let rooms = Shared { born: long_ago, ..Shared::new(2, 1024) }.rooms();
         assert!(!rooms[0].wants(long_ago));
         rooms[1].tighten();
-        assert!(rooms[0].is_tight() && rooms[0].wants(long_ago) && !rooms[0].wants(Instant::now()));
+        // For as long as this takes.
+        rooms[0].all.tight_until.fetch_add(3_600_000, Ordering::Relaxed);
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(rooms[0].is_tight() && rooms[0].wants(long_ago) && !rooms[0].wants(later));
         rooms[0].all.tight_until.store(1, Ordering::Relaxed);
         assert!(!rooms[1].is_tight());
     }

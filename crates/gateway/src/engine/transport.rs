@@ -2,6 +2,7 @@
 
 use super::body::RequestBody;
 use super::forward::Failure;
+use super::multiplexed::{Driven, Many};
 use super::pool::{Key, Pooled};
 use super::room;
 use crate::upstream::{Transport, UpstreamTls};
@@ -22,6 +23,17 @@ use tokio::net::TcpStream;
 const SAID: Duration = Duration::from_secs(30);
 /// Of most so many endpoints it is known when that was; nobody else is complained of meanwhile.
 const MAX_SAID: usize = 1024;
+/// How many requests an HTTP/2 connection takes until its endpoint says how many.
+const UNTOLD: usize = 1;
+/// A machine from which the kernel hears nothing for so long is gone, and so is a program that takes nothing of what is sent
+/// for so long: HTTP/2 connections to it end. While nothing is sent, the kernel asks.
+const GONE: Duration = Duration::from_secs(30);
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often the program is asked for a sign of life while a request is open and nothing comes, and how long it may take.
+/// Servers of gRPC end a connection on which that is done more often than every five minutes.
+const PING_EVERY: Duration = Duration::from_secs(305);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 static COMPLAINTS: Mutex<Complaints> = Mutex::new(Complaints(BTreeMap::new()));
 
@@ -68,10 +80,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
     }
 }
 
-/// A connection to an endpoint, or a handle of one that many requests share.
+/// A connection to an endpoint, or a place on one that many requests share.
 pub(super) enum Sender {
     One(http1::SendRequest<RequestBody>),
-    Many(http2::SendRequest<RequestBody>),
+    Many(Many),
 }
 
 impl Pooled for Sender {
@@ -79,13 +91,6 @@ impl Pooled for Sender {
         match self {
             Self::One(it) => it.is_closed(),
             Self::Many(it) => it.is_closed(),
-        }
-    }
-
-    fn share(&self) -> Option<Self> {
-        match self {
-            Self::One(_) => None,
-            Self::Many(it) => Some(Self::Many(it.clone())),
         }
     }
 }
@@ -104,7 +109,7 @@ impl Sender {
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
             Self::One(it) => it.try_send_request(request).await,
-            Self::Many(it) => it.try_send_request(request).await,
+            Self::Many(it) => it.send(request).await,
         }
     }
 }
@@ -135,6 +140,9 @@ pub(super) async fn connect(
         };
         // Without it small answers wait for acknowledgements; a socket that refuses it still works.
         let _ = stream.set_nodelay(true);
+        if transport.http2 {
+            notice_absence(&stream);
+        }
         let Some((config, name)) = tls else { return speak(supervisor, transport.http2, stream, address).await };
         let name = name.clone().unwrap_or_else(|| address.ip().into());
         match tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await {
@@ -146,6 +154,16 @@ pub(super) async fn connect(
         }
     };
     tokio::time::timeout(limit, connecting).await.unwrap_or(Err(Failure::TimedOut))
+}
+
+/// Has the kernel end a connection to a machine that is gone without a word: requests would be put on it for as long as it
+/// is there.
+fn notice_absence(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let probes = socket2::TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    // A socket that refuses these still works.
+    let _ = socket.set_tcp_keepalive(&probes);
+    let _ = socket.set_tcp_user_timeout(Some(GONE));
 }
 
 async fn speak<S>(supervisor: &Supervisor, http2: bool, stream: S, address: SocketAddr) -> Result<Sender, Failure>
@@ -161,9 +179,14 @@ where
     if http2 {
         let mut builder = http2::Builder::new(Spawner(supervisor.clone()));
         builder.timer(TokioTimer::new()).adaptive_window(true).max_header_list_size(128 * 1024);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
-        supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(connection.await) });
-        return Ok(Sender::Many(sender));
+        builder.initial_max_send_streams(UNTOLD);
+        builder.keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(false);
+        let (sender, connection): (http2::SendRequest<RequestBody>, _) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+        let (driven, place) = Driven::new(connection);
+        supervisor.spawn("endpoint connection", OnExit::Continue, async move { ended(driven.await) });
+        let ceiling = move || place.ask(|it| it.current_max_send_streams()).unwrap_or_default();
+        return Ok(Sender::Many(Many::new(sender, Box::new(ceiling))));
     }
     let mut builder = http1::Builder::new();
     builder.max_buf_size(128 * 1024);

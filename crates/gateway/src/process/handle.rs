@@ -74,6 +74,22 @@ pub async fn adopt(data_dir: &Path) -> Option<Handle> {
     Some(Handle { run, status })
 }
 
+/// The same; one that runs and does not answer is asked again for at most `patience`. On a busy machine it may only be
+/// late, and who ends it cuts what it serves.
+pub async fn find(data_dir: &Path, patience: Duration) -> Option<Handle> {
+    let run = data_dir.join("run");
+    let began = Instant::now();
+    loop {
+        if let Some(found) = adopt(data_dir).await {
+            return Some(found);
+        }
+        if holder(&run).is_none() || began.elapsed() >= patience {
+            return None;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Ends a data plane of `data_dir` that runs but does not answer.
 pub async fn end_mute(data_dir: &Path) {
     let run = data_dir.join("run");

@@ -90,8 +90,10 @@ pub(super) fn folder(path: &Path) -> Result<PathBuf, GatewayError> {
     Ok(path.to_owned())
 }
 
-/// How long a lock may be taken by those who only look: [`holder`] has it for a moment.
-const LOOKED_AT: Duration = Duration::from_secs(1);
+/// How long a lock may be somebody's who is just ending.
+const ENDING: Duration = Duration::from_secs(1);
+/// How long it may be taken by those who only look: [`holder`] has it for a moment, which is longer where threads are held up.
+const LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// Takes the lock and writes the process id into it.
 fn lock(path: &Path) -> Result<File, GatewayError> {
@@ -100,7 +102,10 @@ fn lock(path: &Path) -> Result<File, GatewayError> {
     let mut file = options.open(path).map_err(system("open its lock"))?;
     let began = Instant::now();
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if began.elapsed() < LOOKED_AT {
+        // Who looks shares it; who has it does not.
+        let is_looked_at = flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+        let _ = flock(&file, FlockOperation::Unlock);
+        if began.elapsed() < if is_looked_at { LOOKED_AT } else { ENDING } {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         }

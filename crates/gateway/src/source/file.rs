@@ -463,7 +463,7 @@ fn check(file: &File, folder: &Path, kept: &Kept) -> Result<Parts, String> {
     }
     if let Some(address) = &file.virtual_address {
         address.check()?;
-        if !file.listeners.iter().any(|it| it.protocol == ProtocolFile::Http && !it.proxy_protocol) {
+        if !file.listeners.iter().any(|it| it.protocol == ProtocolFile::Http) {
             return Err("`virtual_address` needs an http listener: it is asked whether the gateway is well".to_owned());
         }
     }

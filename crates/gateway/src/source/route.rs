@@ -112,7 +112,9 @@ impl Prepared {
             let names: Vec<Arc<str>> = route.targets.iter().map(|it| &it.to).map(target).collect();
             let targets = names.into_iter().zip(route.targets.iter().map(|it| it.weight));
             let timeouts = (!route.timeouts.is_empty()).then(|| merged(base.unwrap_or_default(), &route.timeouts));
-            Some(Rule::new(path.clone(), targets, timeouts).with(self.conditions.clone(), self.policy(route).ok()?))
+            let rule = Rule::new(path.clone(), targets, timeouts);
+            let rule = rule.with(self.conditions.clone(), self.policy(route).ok()?);
+            Some(rule.with_https(https(&route.tls, self.https_port)))
         };
         self.paths.iter().filter_map(rule).collect()
     }
@@ -123,9 +125,7 @@ impl Prepared {
             (_, Some(it)) => Action::Answer(answer(it)?),
             _ => Action::Forward,
         };
-        let https = https(&route.tls, self.https_port);
         let plain = !route.answers_itself()
-            && https == Https::default()
             && route.rewrite.is_none()
             && route.maintenance.is_none()
             && route.request_headers.is_empty()
@@ -146,7 +146,6 @@ impl Prepared {
         }
         Ok(Some(Box::new(Policy {
             action,
-            https,
             maintenance: route.maintenance.as_ref().map(|it| Maintenance {
                 message: it.message.clone(),
                 retry_after_s: it.retry_after_s,
@@ -409,7 +408,7 @@ fn answer(written: &route::Answer) -> Result<Answer, String> {
     })
 }
 
-fn https(written: &route::RouteTls, port: Option<u16>) -> Https {
+fn https(written: &route::RouteTls, port: Option<u16>) -> Option<Box<Https>> {
     let redirect = written.redirect.then(|| Redirect {
         scheme: Some("https"),
         host: None,
@@ -418,7 +417,7 @@ fn https(written: &route::RouteTls, port: Option<u16>) -> Https {
         status: StatusCode::PERMANENT_REDIRECT,
     });
     let hsts = written.hsts_max_age_s.and_then(|it| HeaderValue::try_from(format!("max-age={it}")).ok());
-    Https { redirect, hsts }
+    (redirect.is_some() || hsts.is_some()).then(|| Box::new(Https { redirect, hsts }))
 }
 
 fn joined(list: &[String], default: &str) -> Result<HeaderValue, String> {

@@ -5,9 +5,9 @@
 //! Not here: connecting (the engine's `transport`).
 
 use crate::balance::hash;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use arco_daemon::tls;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::sync::{Arc, OnceLock};
 
 /// See the module.
@@ -49,18 +49,10 @@ impl Transport {
 
     /// Over TLS, with a certificate for `name` of one of the authorities in `ca_pem`; the reason why that cannot be.
     pub fn of(name: &str, ca_pem: &[u8], http2: bool) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem) {
-            let certificate = certificate.map_err(|it| it.to_string())?;
-            roots.add(certificate).map_err(|it| it.to_string())?;
-        }
-        if roots.is_empty() {
-            return Err("there is no certificate of an authority".to_owned());
-        }
+        let roots = tls::authorities(ca_pem)?;
         let bare = name.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(name);
         let known = ServerName::try_from(bare.to_owned()).map_err(|_| format!("`{name}` is not a name"))?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = ClientConfig::builder_with_provider(tls::provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(|it| it.to_string())?;
         let config = speaking(builder.with_root_certificates(roots).with_no_client_auth(), http2);
         let id = hash(ca_pem, hash(name.as_bytes(), 2 + u64::from(http2))) | 4;

@@ -3,11 +3,11 @@
 
 use crate::kit::*;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::net::SocketAddr;
 
 /// What an endpoint answers, by number.
-const ANSWERS: usize = 9;
+const ANSWERS: usize = 10;
 
 /// An endpoint that answers as `X-Answer` says; where there is a body, it is what the endpoint saw.
 async fn actor() -> SocketAddr {
@@ -39,6 +39,10 @@ async fn actor() -> SocketAddr {
                      Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n{length}\r\n{body}"
                 ),
                 8 => format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n{length}\r\n{body}"),
+                9 => format!(
+                    "HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=1\r\nstrict-transport-security: max-age=2\r\n\
+                     {length}\r\n{body}"
+                ),
                 _ => format!("HTTP/1.1 200 OK\r\nServer: x\r\n{length}\r\n{body}"),
             };
             wire.send(answer).await;
@@ -160,11 +164,58 @@ fn both_paths_give_endpoints_and_clients_the_same() {
         );
         Gateway::start(&yaml).await
     });
-    let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
+    let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
+    // The same requests each time: what fails here fails again.
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let checked = runner.run(&requests(), |requests| {
         let (own, general) = runtime.block_on(async {
             (seen(gateway.web(), "a.test", &requests).await, seen(gateway.web(), "b.test", &requests).await)
         });
+        prop_assert_eq!(own, general);
+        Ok(())
+    });
+    checked.unwrap_or_else(|it| panic!("{it}"));
+}
+
+/// What a host says about plain HTTP: the requests that it leads to HTTPS, and those that come over TLS.
+#[test]
+fn both_paths_lead_to_https_and_tell_clients_to_stay_there() {
+    const HOSTS: [&str; 2] = ["own.test", "general.test"];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (gateway, secure) = runtime.block_on(async {
+        let (folder, client) = certified(&HOSTS);
+        let route = "targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}";
+        let routes = format!(
+            "routes: [{{hosts: [own.test], {route}}}, \
+             {{hosts: [general.test], {route}, request_headers: {{remove: [x-never]}}}}, "
+        );
+        let yaml = file(&[actor().await])
+            .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+            .replace("routes: [", &routes)
+            + "certificates: [{hosts: [own.test, general.test], certificate_file: c.pem, key_file: c.key}]\n";
+        let gateway = Gateway::start_in(folder, &yaml).await;
+        let tls = gateway.addresses["tls"];
+        let secure = [over_tls(tls, HOSTS[0], &client).await, over_tls(tls, HOSTS[1], &client).await];
+        (gateway, secure)
+    });
+    let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
+    let checked = runner.run(&requests(), |requests| {
+        let (own, general) = runtime.block_on(async {
+            (seen(secure[0], HOSTS[0], &requests).await, seen(secure[1], HOSTS[1], &requests).await)
+        });
+        for answer in own.iter().filter(|it| *it != "ended" && !it.contains("x-arco-gateway: ")) {
+            let told: Vec<_> = answer.lines().filter(|it| it.starts_with("strict-transport-security: ")).collect();
+            prop_assert_eq!(told, ["strict-transport-security: max-age=60"]);
+        }
+        prop_assert_eq!(own, general);
+        // When a body is read that nobody wants is not told: these have none.
+        let requests: Vec<_> = requests.into_iter().map(|it| Asked { body: None, ..it }).collect();
+        let (own, general) = runtime.block_on(async {
+            (seen(gateway.web(), HOSTS[0], &requests).await, seen(gateway.web(), HOSTS[1], &requests).await)
+        });
+        for answer in &own {
+            prop_assert!(answer.starts_with("HTTP/1.1 308 ") && !answer.contains("strict-transport"), "{}", answer);
+        }
         prop_assert_eq!(own, general);
         Ok(())
     });

@@ -6,12 +6,14 @@ use arco_gateway::driver::Driver as _;
 use arco_gateway::metrics::Metrics;
 use arco_gateway::snapshot::StickyCookie;
 use arco_gateway::source::file::FileSource;
+use arco_testkit::servers::free_port;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 
 const ROUTES: &str = r#"
 routes:
@@ -107,8 +109,8 @@ struct World {
     client: Arc<rustls::ClientConfig>,
 }
 
-async fn free() -> SocketAddr {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+fn free() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
 async fn named(name: &'static str) -> SocketAddr {
@@ -134,7 +136,7 @@ async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
     std::fs::create_dir(folder.path().join("bodies")).unwrap();
     // Its workers are not root, and keep bodies there.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (web, tls) = (free().await, free().await);
+    let (web, tls) = (free(), free());
     let yaml = format!(
         "driver: {driver}\nthreads: 1\nbuffer_folder: bodies\n\
          listeners: [{{name: web, address: \"{web}\", protocol: http}}, {{name: tls, address: \"{tls}\", protocol: https}}]\n\
@@ -145,12 +147,14 @@ async fn start(driver: &str, upstreams: &str) -> (World, Nginx) {
     (World { gateway, web, tls, client: Arc::new(client) }, nginx)
 }
 
-async fn upstreams() -> String {
-    let (echo, one, two, down) = (echo().await, named("1").await, named("2").await, free().await);
-    format!(
+/// The upstreams of a file, and what keeps others from listening where one of them does not.
+async fn upstreams() -> (String, TcpSocket) {
+    let (echo, one, two, (down, kept)) = (echo().await, named("1").await, named("2").await, closed());
+    let text = format!(
         "upstreams: [{{name: a, endpoints: [\"{echo}\"]}}, {{name: one, endpoints: [\"{one}\"]}}, \
          {{name: two, endpoints: [\"{two}\"]}}, {{name: down, endpoints: [\"{down}\"]}}]\n"
-    )
+    );
+    (text, kept)
 }
 
 impl World {
@@ -177,7 +181,7 @@ async fn both_drivers_answer_alike() {
     if skipped() {
         return;
     }
-    let upstreams = upstreams().await;
+    let (upstreams, _kept) = upstreams().await;
     let ((ours, _none), (theirs, nginx)) = (start("builtin", &upstreams).await, start("nginx", &upstreams).await);
     // More than nginx keeps in memory.
     let large = format!("Content-Length: 50000\r\n\r\n{}", "x".repeat(50_000));
@@ -255,7 +259,8 @@ async fn nginx_follows_its_file_and_refuses_what_it_cannot_do() {
     if skipped() {
         return;
     }
-    let (world, nginx) = start("nginx", &upstreams().await).await;
+    let (upstreams, _kept) = upstreams().await;
+    let (world, nginx) = start("nginx", &upstreams).await;
     let status = async |host: &str| world.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.status();
     let pid = nginx.pid().expect("it runs");
     let path = world.gateway.folder.path().join("gateway.yaml");
@@ -300,8 +305,8 @@ async fn nginx_is_not_told_an_address_that_is_taken() {
         std::fs::write(&path, text).unwrap();
         driver.put(source.load().unwrap()).await
     };
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (first, second) = (free().await, taken.local_addr().unwrap());
+    let (first, second) = (free(), free());
+    let taken = std::net::TcpListener::bind(second).unwrap();
     let listener = |name: &str, it: SocketAddr| format!("{{name: {name}, address: \"{it}\", protocol: http}}");
     let (one, two) = (listener("one", first), listener("two", second));
     put(std::slice::from_ref(&one)).await.unwrap();

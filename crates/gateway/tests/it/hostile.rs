@@ -184,7 +184,8 @@ async fn what_is_too_large_is_refused() {
             (format!("{chunked}0\r\n{}\r\n", repeated("X: y\r\n", 10_000)), [431, 400]),
         ] {
             let mut wire = Wire::connect(gateway.web()).await;
-            let answer = wire.ask(&request).await;
+            wire.offer(&request).await;
+            let answer = wire.message().await.expect("an answer");
             assert!(statuses.contains(&answer.status()), "{host} {:.80}: {answer:?}", request);
             wire.rest().await;
         }
@@ -194,27 +195,41 @@ async fn what_is_too_large_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_trickles_in_is_given_up() {
-    let (gateway, _) = watched(hasty).await;
+    let (gateway, _) = watched(|it| hasty(it, "request_header_ms")).await;
     for host in HOSTS {
-        let mut wire = Wire::connect(gateway.web()).await;
-        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nX: {}", "x".repeat(2000));
-        // Each byte is in time; all of them together are not.
-        let (mut reader, mut writer) = wire.stream.split();
-        let mut answer = String::new();
-        let trickling = async {
-            for byte in head.bytes() {
-                if writer.write_all(&[byte]).await.is_err() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        tokio::select! {
-            read = reader.read_to_string(&mut answer) => drop(read),
-            () = trickling => panic!("{host}: nobody answers"),
-        }
+        // Whose first byte comes late is not answered: then this thread was held up, and it begins anew.
+        let answer = at_last("an answer", || async {
+            let answer = trickle(&gateway, host).await;
+            Some(answer).filter(|it| !it.is_empty())
+        })
+        .await;
         assert!(answer.starts_with("HTTP/1.1 408 "), "{host}: {answer}");
     }
+}
+
+/// Sends a head byte by byte; what comes back until the connection ends.
+async fn trickle(gateway: &Gateway, host: &str) -> String {
+    let mut wire = Wire::connect(gateway.web()).await;
+    let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nX: {}", "x".repeat(2000));
+    // Each byte is in time; all of them together are not.
+    let (mut reader, mut writer) = wire.stream.split();
+    let mut answer = Vec::new();
+    let trickling = async {
+        for byte in head.bytes() {
+            if writer.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    // It may be reset when it goes on after the end.
+    let reading = async { while reader.read_buf(&mut answer).await.is_ok_and(|it| it > 0) {} };
+    tokio::select! {
+        read = tokio::time::timeout(PATIENCE, reading) => read.unwrap_or_else(|_| panic!("{host}: nobody answers")),
+        () = trickling => {}
+    }
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +249,7 @@ async fn who_does_not_read_is_let_go_and_frees_the_endpoint() {
     .await;
     let (folder, client) = certified(&HOSTS);
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
-    let yaml = hasty(&both(&[address]))
+    let yaml = hasty(&both(&[address]), "idle_ms")
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
         + "certificates: [{hosts: [a.test, b.test], certificate_file: c.pem, key_file: c.key}]\n"
         + "admin: {address: \"127.0.0.1:0\"}\n";
@@ -360,7 +375,7 @@ async fn an_endpoint_that_lies_harms_its_own_answer_only() {
         }
     })
     .await;
-    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
+    let gateway = Gateway::start(&both(&[address])).await;
     for host in HOSTS {
         for (name, _, statuses) in LIES {
             for reset in ["", "X-Reset: 1\r\n"] {
@@ -400,7 +415,8 @@ async fn an_endpoint_without_end_is_given_up() {
         }
     })
     .await;
-    let gateway = Gateway::start(&hasty(&both(&[address]))).await;
+    let endless = Gateway::start(&both(&[address])).await;
+    let stalling = Gateway::start(&hasty(&both(&[address]), "response_ms")).await;
     for (host, path, status) in [
         ("a.test", "/informs", Some(502)),
         ("a.test", "/head", Some(502)),
@@ -408,14 +424,20 @@ async fn an_endpoint_without_end_is_given_up() {
         ("a.test", "/stalls", None),
         ("b.test", "/stalls", None),
     ] {
-        let mut wire = Wire::connect(gateway.web()).await;
-        wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
-        let answer = loop {
-            match wire.message().await {
-                Some(it) if it.status() == 103 => {}
-                other => break other,
-            }
+        let gateway = if status.is_some() { &endless } else { &stalling };
+        let asked = || async {
+            let mut wire = Wire::connect(gateway.web()).await;
+            wire.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let answer = loop {
+                match wire.message().await {
+                    Some(it) if it.status() == 103 => {}
+                    other => break other,
+                }
+            };
+            // An endpoint that was held up before it began has not stalled.
+            Some(answer).filter(|it| status.is_some() || it.as_ref().map(Message::status) != Some(504))
         };
+        let answer = at_last("an endpoint that begins in time", asked).await;
         assert_eq!(answer.as_ref().map(Message::status), status, "{host}{path}: {answer:?}");
     }
 }

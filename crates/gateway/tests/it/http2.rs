@@ -12,20 +12,20 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const ACK: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -36,7 +36,7 @@ fn field(name: u8, value: &str) -> Vec<u8> {
 }
 
 /// `GET https://a.test` of `path`.
-fn get_block(path: &str) -> Vec<u8> {
+pub(crate) fn get_block(path: &str) -> Vec<u8> {
     [vec![0x82, 0x87], field(4, path), field(1, "a.test")].concat()
 }
 
@@ -406,6 +406,46 @@ async fn answers_in_every_framing_reach_a_client_whole() {
             }
         };
         assert_eq!(seen, body, "{method} {path}");
+    }
+}
+
+/// On the ordinary path and on the general one, which the route with conditions takes, and a request with a body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_once_to_stay_with_tls() {
+    let answer = "HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=1\r\nStrict-Transport-Security: max-age=2\r\n\
+         Content-Length: 2\r\n\r\nok";
+    let (address, _) = counted_origin(answer).await;
+    for (part, expected) in
+        [("redirect: true", &["max-age=1", "max-age=2"][..]), ("redirect: true, hsts_max_age_s: 60", &["max-age=60"])]
+    {
+        let (folder, mut client) = certified(&["a.test"]);
+        let route = format!("targets: [{{upstream: a}}], tls: {{{part}}}");
+        let yaml = file(&[address])
+            .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+            .replace("targets: [{upstream: a}]", &route)
+            .replace(
+                "routes: [",
+                &format!(
+                    "routes: [{{hosts: [a.test], paths: [{{prefix: /general}}], methods: [GET, POST], {route}}}, "
+                ),
+            )
+            + "certificates: [{hosts: [a.test], certificate_file: c.pem, key_file: c.key}]\n";
+        let gateway = Gateway::start_in(folder, &yaml).await;
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let tls = connector.connect("a.test".try_into().unwrap(), stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+        tokio::spawn(connection);
+        for (method, path, body) in [("GET", "/", ""), ("GET", "/general", ""), ("POST", "/", "body")] {
+            let request = http::Request::builder().method(method).uri(format!("https://a.test{path}"));
+            let response =
+                sender.send_request(request.body(Full::new(bytes::Bytes::from(body))).unwrap()).await.unwrap();
+            let told = response.headers().get_all("strict-transport-security").iter();
+            let told: Vec<_> = told.map(|it| it.to_str().unwrap()).collect();
+            assert_eq!((response.status().as_u16(), told.as_slice()), (200, expected), "{method} {path} {part}");
+        }
     }
 }
 

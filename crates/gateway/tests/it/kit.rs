@@ -2,6 +2,7 @@
 
 use arco_daemon::{CancellationToken, Supervisor};
 use arco_gateway::alone::Alone;
+use arco_gateway::engine::Shared;
 use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, Txn, TxnResult, Watch};
 use arco_store::secrets::SecretBox;
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Nothing here takes longer; a test that waits for it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +56,11 @@ impl Wire {
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Sends as much as the other side takes: who refuses may close before all of it is there.
+    pub(crate) async fn offer(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
     async fn more(&mut self) -> bool {
@@ -176,6 +182,13 @@ pub(crate) async fn counted_origin(answer: &str) -> (SocketAddr, Arc<AtomicUsize
     (address, seen)
 }
 
+/// An address that nobody listens on, and what keeps it from others: a port that is let go of is soon somebody else's.
+pub(crate) fn closed() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    (socket.local_addr().unwrap(), socket)
+}
+
 /// What an endpoint answers when nothing about it matters.
 pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -197,6 +210,7 @@ pub(crate) struct Gateway {
     pub(crate) supervisor: Supervisor,
     pub(crate) stop: CancellationToken,
     pub(crate) folder: tempfile::TempDir,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) addresses: std::collections::HashMap<String, SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
 }
@@ -212,11 +226,11 @@ impl Gateway {
         std::fs::write(&path, yaml).unwrap();
         let supervisor = Supervisor::new();
         let alone = Alone::build(&supervisor, &path).await.unwrap();
-        let (addresses, admin) = (alone.addresses(), alone.admin());
+        let (shared, addresses, admin) = (alone.shared(), alone.addresses(), alone.admin());
         let stop = supervisor.token().child_token();
         let stopped = stop.clone();
         supervisor.spawn("gateway", arco_daemon::OnExit::Shutdown, async move { Ok(alone.run(stopped).await?) });
-        Self { supervisor, stop, folder, addresses, admin }
+        Self { supervisor, stop, folder, shared, addresses, admin }
     }
 
     pub(crate) fn web(&self) -> SocketAddr {
@@ -249,9 +263,12 @@ pub(crate) fn file(endpoints: &[SocketAddr]) -> String {
     )
 }
 
-/// The same with limits of time that are soon over.
-pub(crate) fn hasty(file: &str) -> String {
-    file.replace("600000", "1500")
+/// The same with one limit of time that is soon over. It is the only one: another could end what is asked of this one when
+/// a thread is held up.
+pub(crate) fn hasty(file: &str, limit: &str) -> String {
+    let long = format!("{limit}: 600000");
+    assert!(file.contains(&long), "{file} has no {limit}");
+    file.replace(&long, &format!("{limit}: 1500"))
 }
 
 /// A folder with `c.pem` and `c.key`, a certificate for these hosts, and a client that trusts nobody else.
@@ -275,6 +292,27 @@ pub(crate) fn trusting(
         .with_root_certificates(roots)
 }
 
+/// An address from where plain bytes reach `gateway` over TLS, by a connection for `host`.
+pub(crate) async fn over_tls(gateway: SocketAddr, host: &str, client: &rustls::ClientConfig) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client.clone()));
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut plain, _) = listener.accept().await.unwrap();
+            let (connector, name) = (connector.clone(), name.clone());
+            tokio::spawn(async move {
+                let stream = TcpStream::connect(gateway).await.unwrap();
+                let mut secure = connector.connect(name, stream).await.unwrap();
+                // Whichever side breaks it off, both end with this.
+                let _ = tokio::io::copy_bidirectional(&mut plain, &mut secure).await;
+            });
+        }
+    });
+    address
+}
+
 /// Whether this is a process with no other test: another one's memory must not count. If not, runs `test` in such a one.
 pub(crate) fn in_a_process_of_its_own(test: &str) -> bool {
     const ALONE: &str = "ARCO_TEST_ALONE";
@@ -296,14 +334,27 @@ pub(crate) fn resident() -> usize {
 
 /// Waits until `ready` says so.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ready: impl FnMut() -> F) {
+    at_last(what, || {
+        let ready = ready();
+        async move { ready.await.then_some(()) }
+    })
+    .await;
+}
+
+/// Waits for what `ask` finds.
+pub(crate) async fn at_last<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !ready().await {
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
         assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A store in memory that can fall silent.
+/// A store in memory that can fall silent. It waits long for those who hold leases: they are threads of this process, and a
+/// busy machine holds them up.
 pub(crate) struct Store {
     inner: MemoryKv,
     silence: Mutex<(bool, CancellationToken)>,
@@ -366,7 +417,7 @@ impl Kv for Store {
 
     async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
         self.check()?;
-        self.inner.lease_grant(ttl_s).await
+        self.inner.lease_grant(60 * ttl_s).await
     }
 
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {

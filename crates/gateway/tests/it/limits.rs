@@ -2,6 +2,7 @@
 //! serves (`b.test`). What a limit is not meant for has none, so that only the one that is meant can end it.
 
 use crate::kit::*;
+use crate::log;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,11 +45,21 @@ async fn a_request_has_no_more_than_its_total_time() {
     let gateway = Gateway::start(&both(&[address], "total_ms", 500)).await;
     for host in HOSTS {
         assert_eq!(get(gateway.web(), host, "/silent").await.status(), 504, "{host}");
-        let mut wire = Wire::connect(gateway.web()).await;
-        wire.send(format!("GET /begins HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
-        let head = wire.until("\r\n\r\n").await.unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{host}: {head}");
-        assert_eq!(wire.rest().await, b"and", "{host}: it breaks off");
+        // On a busy machine an answer may come too late to begin.
+        eventually("an answer that begins in time breaks off", || async {
+            let mut wire = Wire::connect(gateway.web()).await;
+            wire.send(format!("GET /begins HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            let head = wire.until("\r\n\r\n").await.unwrap_or_default();
+            let began = head.starts_with("HTTP/1.1 200");
+            if !began {
+                assert!(head.is_empty() || head.starts_with("HTTP/1.1 504"), "{host}: {head}");
+                return false;
+            }
+            let rest = wire.rest().await;
+            assert!(b"and".starts_with(&rest), "{host}: {}", rest.escape_ascii());
+            !rest.is_empty()
+        })
+        .await;
     }
 }
 
@@ -105,7 +116,9 @@ async fn an_endpoint_that_does_not_read_has_the_time_of_a_response() {
         });
         let mut answer = Vec::new();
         let reading = async {
-            while !answer.windows(4).any(|it| it == b"\r\n\r\n") && reader.read_buf(&mut answer).await.unwrap() > 0 {}
+            while !answer.windows(4).any(|it| it == b"\r\n\r\n")
+                && reader.read_buf(&mut answer).await.is_ok_and(|it| it > 0)
+            {}
         };
         tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time");
         writing.abort();
@@ -144,12 +157,14 @@ async fn a_check_without_a_path_connects() {
         }
     })
     .await;
-    // Has the port, and does not listen.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let yaml = both(&[well, socket.local_addr().unwrap()], "response_ms", 600_000)
-        .replace("name: a, ", "name: a, check: {interval_ms: 50, unhealthy: 1, healthy: 1}, ");
+    log::keep();
+    let (address, socket) = closed();
+    let yaml = both(&[well, address], "response_ms", 600_000)
+        .replace("name: a, ", "name: a, check: {interval_ms: 50, timeout_ms: 600000, unhealthy: 1, healthy: 1}, ");
     let gateway = Gateway::start(&yaml).await;
+    let place = format!("address={address} ");
+    let told = |well: &str| log::with(&place).iter().any(|it| it.contains("changed its health") && it.contains(well));
+    eventually("it is left out", || async { told("well=false") }).await;
     eventually("several checks", || async { connections.load(Ordering::SeqCst) >= 20 }).await;
     for host in HOSTS {
         for _ in 0..10 {
@@ -162,4 +177,5 @@ async fn a_check_without_a_path_connects() {
     let mut sent = Vec::new();
     stream.read_to_end(&mut sent).await.unwrap();
     assert!(sent.is_empty(), "nothing is sent");
+    eventually("it is asked again", || async { told("well=true") }).await;
 }

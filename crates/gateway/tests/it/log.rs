@@ -8,7 +8,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Keeps warnings and errors of this process from here on.
+/// Keeps what this process says from here on, but for what is said of single requests.
 pub(crate) fn keep() {
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| tracing::subscriber::set_global_default(Keeping).unwrap());
@@ -23,7 +23,7 @@ struct Keeping;
 
 impl Subscriber for Keeping {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::WARN
+        *metadata.level() <= Level::INFO
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

@@ -4,12 +4,15 @@
 
 mod access_log;
 mod buffering;
+mod descriptors;
 mod differential;
 mod drivers;
 mod framing;
 mod hostile;
 mod http2;
 mod http2_conformance;
+mod http2_endpoints;
+mod http2_life;
 mod kit;
 mod limits;
 mod log;
@@ -17,6 +20,7 @@ mod mutated;
 mod process;
 mod protection;
 mod proxy_protocol;
+mod quiet_streams;
 mod retry;
 mod rolling;
 mod routing;

@@ -2,7 +2,7 @@
 //! directory. What the holder does is tested on the real executable.
 
 use crate::kit::*;
-use arco_config::GatewayConfig;
+use crate::rolling::patient;
 use arco_daemon::Supervisor;
 use arco_daemon::handover::{Sockets, Start};
 use arco_gateway::data_plane::Listeners;
@@ -14,14 +14,9 @@ async fn a_data_plane_answers_on_its_control_socket_and_stops() {
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().join("deep".repeat(40)).join("data");
     std::fs::create_dir_all(&data_dir).unwrap();
-    let config = GatewayConfig {
-        http_listen: "127.0.0.1:0".parse().unwrap(),
-        https_listen: "127.0.0.1:0".parse().unwrap(),
-        ..GatewayConfig::default()
-    };
     let args = DataPlaneArgs {
         journal: data_dir.join("routes.journal"),
-        config,
+        config: patient(),
         id: "gw".to_owned(),
         build: "b".to_owned(),
         settings: "s".to_owned(),
@@ -40,14 +35,17 @@ async fn a_data_plane_answers_on_its_control_socket_and_stops() {
         process.run(store).await.unwrap();
         assert!(supervisor.shutdown(PATIENCE).await);
     });
-    let handle = adopt(&data_dir).await.unwrap();
+    // It is asked with little patience: whoever does not answer now is asked again.
+    let handle = at_last("an answer", || adopt(&data_dir)).await;
     assert_eq!((handle.status.pid, handle.status.http), (std::process::id(), http));
     assert_eq!((handle.status.build.as_str(), handle.status.settings.as_str()), ("b", "s"));
     eventually("the store", || async { handle.refresh().await.is_some_and(|it| it.live) }).await;
     assert_eq!(get(http, "nobody.test", "/").await.status(), 404);
-    assert!(handle.metrics().await.unwrap().contains("arco_gateway_accepted_total"));
+    let metrics = at_last("its counters", || handle.metrics()).await;
+    assert!(metrics.contains("arco_gateway_accepted_total"), "{metrics}");
     stop.cancel();
     running.await.unwrap();
-    assert!(adopt(&data_dir).await.is_none());
-    assert!(tokio::net::TcpStream::connect(http).await.is_err());
+    // A child of this process may have its sockets for a moment, until it is another program.
+    eventually("nobody answers", || async { adopt(&data_dir).await.is_none() }).await;
+    eventually("nobody listens", || async { tokio::net::TcpStream::connect(http).await.is_err() }).await;
 }

@@ -34,13 +34,15 @@ async fn moody(status: &Arc<AtomicU16>, count: &Arc<AtomicUsize>) -> SocketAddr 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rates_addresses_and_sizes_are_limited() {
-    let gateway = with_route("rate_limits: [{requests: 3, per_ms: 60000}]").await;
+    // A turn each 10,000 s: whatever this takes is little of that.
+    let gateway = with_route("rate_limits: [{requests: 3, per_ms: 30000000}]").await;
     let mut wire = Wire::connect(gateway.web()).await;
     for _ in 0..3 {
         assert_eq!(wire.ask(GET).await.status(), 200);
     }
     let answer = wire.ask(GET).await;
-    assert_eq!((answer.status(), answer.header("retry-after")), (429, Some("20")));
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!(answer.status() == 429 && (9_000..=10_000).contains(&wait), "{answer:?}");
     for (part, status) in [("deny: [127.0.0.0/8]", 403), ("allow: [10.0.0.0/8]", 403), ("allow: [127.0.0.1/32]", 200)] {
         let gateway = with_route(part).await;
         assert_eq!(get(gateway.web(), "a.test", "/").await.status(), status, "{part}");
@@ -195,9 +197,11 @@ async fn the_proxy_protocol_is_read_and_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_that_are_not_well_are_left_out() {
-    for part in
-        ["ejection: {failures: 3, base_ms: 60000}", "check: {path: /check, interval_ms: 50, healthy: 1, unhealthy: 2}"]
-    {
+    // What is left out for its answers does not come back here, and who answers a check late is no worse for it.
+    for part in [
+        "ejection: {failures: 3, base_ms: 3600000}",
+        "check: {path: /check, interval_ms: 50, timeout_ms: 600000, healthy: 1, unhealthy: 2}",
+    ] {
         let status = [Arc::new(AtomicU16::new(200)), Arc::new(AtomicU16::new(200))];
         let count: [Arc<AtomicUsize>; 2] = Default::default();
         let endpoints = [moody(&status[0], &count[0]).await, moody(&status[1], &count[1]).await];
@@ -217,9 +221,10 @@ async fn endpoints_that_are_not_well_are_left_out() {
         assert_eq!(count[0].load(Ordering::SeqCst), before, "{part}");
         if part.starts_with("check") {
             status[0].store(200, Ordering::SeqCst);
+            let deadline = tokio::time::Instant::now() + PATIENCE;
             while count[0].load(Ordering::SeqCst) == before {
                 assert_eq!(wire.ask(GET).await.status(), 200);
-                assert!(tokio::time::Instant::now() < deadline, "it came back");
+                assert!(tokio::time::Instant::now() < deadline, "it does not come back");
             }
         }
     }
@@ -370,8 +375,8 @@ async fn somebody_else_decides_who_comes_in() {
     );
     assert_eq!(answer.text(), "login");
     // Whoever decides is not there: nobody comes in.
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let gateway = Gateway::start(&yaml(closed)).await;
+    let (nobody, _kept) = closed();
+    let gateway = Gateway::start(&yaml(nobody)).await;
     let mut wire = Wire::connect(gateway.web()).await;
     let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
     assert_eq!(answer.status(), 503);

@@ -1,10 +1,12 @@
 //! The PROXY protocol over the wire: bytes as its specification has them, and nginx as who writes and reads it.
 
 use crate::kit::*;
+use arco_testkit::Killed;
+use arco_testkit::servers::free_port;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -44,6 +46,37 @@ async fn a_header_stands_before_tls() {
     }
 }
 
+/// keepalived asks from the machine itself whether the gateway is well, and speaks for nobody: that is all it may do.
+#[tokio::test(flavor = "multi_thread")]
+async fn this_machine_may_ask_for_itself() {
+    let yaml = file(&[echo().await]).replace(
+        "listeners: [",
+        "listeners: [{name: p, address: \"127.0.0.1:0\", protocol: http, proxy_protocol: true}, ",
+    ) + "trusted_proxies: [192.0.2.0/24]\n";
+    let gateway = Gateway::start(&yaml).await;
+    let local = [SIGNATURE, &[0x20, 0, 0, 0]].concat();
+    let named = b"PROXY TCP4 192.0.2.9 192.0.2.1 1 80\r\n".to_vec();
+    for (header, answered) in [
+        (b"PROXY UNKNOWN\r\n".to_vec(), true),
+        (local, true),
+        (named, false),
+        (version_2(), false),
+        (Vec::new(), false),
+    ] {
+        let mut wire = Wire::connect(gateway.addresses["p"]).await;
+        wire.send([&header[..], GET.as_bytes()].concat()).await;
+        let answer = String::from_utf8(wire.rest().await).unwrap();
+        assert_eq!(answer.contains("x-real-ip: 127.0.0.1\r\n"), answered, "{header:?}: {answer}");
+        assert!(answered || answer.is_empty(), "{header:?}: {answer}");
+    }
+    let (plain, proxied) = (gateway.web(), gateway.addresses["p"]);
+    let probing = tokio::task::spawn_blocking(move || {
+        use arco_gateway::virtual_address::probe;
+        [probe(plain, false), probe(proxied, true), probe(proxied, false)].map(|it| it.is_ok())
+    });
+    assert_eq!(probing.await.unwrap(), [true, true, false]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_reads_version_2_as_it_is_specified() {
     let endpoint = origin(|mut wire| async move {
@@ -62,36 +95,24 @@ async fn an_endpoint_reads_version_2_as_it_is_specified() {
     assert_eq!(wire.rest().await, expected);
 }
 
-/// An nginx of our own; it ends with this.
-struct Nginx(Child);
-
-impl Nginx {
-    /// Reads the protocol at `reads`, writes it to `gateway` for whoever connects to `writes`.
-    fn start(folder: &Path, reads: SocketAddr, writes: SocketAddr, gateway: SocketAddr) -> Self {
-        let at = folder.display();
-        let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let places: String = places.iter().map(|it| format!("{it}_temp_path {at}/{it}; ")).collect();
-        let text = format!(
-            "load_module {STREAM};\ndaemon off;\nmaster_process off;\npid {at}/nginx.pid;\nerror_log {at}/error.log;\n\
-             events {{}}\n\
-             http {{ access_log off; {places}\n\
-             server {{ listen {reads} proxy_protocol;\n\
-             location / {{ return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port\"; }} }} }}\n\
-             stream {{ server {{ listen {writes}; proxy_pass {gateway}; proxy_protocol on; }} }}\n"
-        );
-        let path = folder.join("nginx.conf");
-        std::fs::write(&path, text).unwrap();
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(folder).arg("-c").arg(path).args(["-e", &format!("{at}/error.log")]);
-        Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// An nginx of our own: it reads the protocol at `reads`, and writes it to `gateway` for whoever connects to `writes`.
+fn nginx(folder: &Path, reads: SocketAddr, writes: SocketAddr, gateway: SocketAddr) -> Killed {
+    let at = folder.display();
+    let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let places: String = places.iter().map(|it| format!("{it}_temp_path {at}/{it}; ")).collect();
+    let text = format!(
+        "load_module {STREAM};\ndaemon off;\nmaster_process off;\npid {at}/nginx.pid;\nerror_log {at}/error.log;\n\
+         events {{}}\n\
+         http {{ access_log off; {places}\n\
+         server {{ listen {reads} proxy_protocol;\n\
+         location / {{ return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port\"; }} }} }}\n\
+         stream {{ server {{ listen {writes}; proxy_pass {gateway}; proxy_protocol on; }} }}\n"
+    );
+    let path = folder.join("nginx.conf");
+    std::fs::write(&path, text).unwrap();
+    let mut command = Command::new("nginx");
+    command.arg("-p").arg(folder).arg("-c").arg(path).args(["-e", &format!("{at}/error.log")]);
+    Killed(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,9 +123,7 @@ async fn nginx_reads_what_is_written_and_writes_what_is_read() {
         );
         return;
     }
-    // An address that no other test has.
-    let at = |port: u16| SocketAddr::from((Ipv4Addr::new(127, 0, 9, 1), port));
-    let (reads, writes) = (at(18_086), at(18_087));
+    let [reads, writes] = [free_port(), free_port()].map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, it)));
     let endpoints =
         |version: u8| format!("{{name: v{version}, endpoints: [\"{reads}\"], proxy_protocol: {version}}}, ");
     let listeners =
@@ -117,7 +136,7 @@ async fn nginx_reads_what_is_written_and_writes_what_is_read() {
     let gateway = Gateway::start(&yaml).await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let _nginx = Nginx::start(folder.path(), reads, writes, gateway.addresses["p"]);
+    let _nginx = nginx(folder.path(), reads, writes, gateway.addresses["p"]);
     for address in [reads, writes] {
         let log = folder.path().join("error.log");
         let told = || std::fs::read_to_string(&log).unwrap_or_default();

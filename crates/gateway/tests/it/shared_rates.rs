@@ -1,8 +1,7 @@
 //! Rate limits that two gateways on one store hold together, and each by itself while the store is silent.
 
 use crate::kit::*;
-use crate::rolling::{Plane, put};
-use arco_config::GatewayConfig;
+use crate::rolling::{Plane, patient, put};
 use arco_model::route::{Route, UpstreamTarget};
 use arco_model::traffic::*;
 use arco_store::secrets::Sealed;
@@ -56,11 +55,7 @@ async fn two_gateways_hold_one_limit() {
     let rules: Vec<Route<UpstreamTarget>> = vec![serde_json::from_value(rule).unwrap()];
     let entry = HostEntry { host: "r.test".to_owned(), rules, ..HostEntry::default() };
     put(&store, format!("{HOSTS}r.test"), &entry).await;
-    let start = |id: &str| {
-        let any = "127.0.0.1:0".parse().unwrap();
-        let config = GatewayConfig { http_listen: any, https_listen: any, ..GatewayConfig::default() };
-        Plane::start_as(&store, &folder.path().join(id), id, config)
-    };
+    let start = |id: &str| Plane::start_as(&store, &folder.path().join(id), id, patient());
     let (one, two) = (start("one"), start("two"));
     for id in ["one", "two"] {
         eventually("each knows of the other", || async { told(&store, id).await.is_some() }).await;

@@ -1,16 +1,18 @@
 //! Routes and certificates as the control plane writes them into the store.
 
 use crate::kit::*;
-use crate::rolling::{Plane, acknowledged, put};
+use crate::rolling::{Plane, acknowledged, address, put};
 use arco_model::id::{ComponentId, InstanceId, RowId};
 use arco_model::route::{Route, UpstreamTarget};
 use arco_model::time::Timestamp;
 use arco_model::traffic::*;
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,9 +24,9 @@ fn component(number: u64) -> ComponentId {
     ComponentId::from_parts(3, number)
 }
 
-/// A component with one instance at 127.0.2.N that answers with its number.
+/// A component with one instance at [`address`] that answers with its number.
 async fn component_at(store: &Arc<Store>, number: u8) -> u64 {
-    let address = Ipv4Addr::new(127, 0, 2, number);
+    let address = address(number);
     origin_at(&format!("{address}:{PORT}"), move |mut wire: Wire| async move {
         while let Some(message) = wire.message().await {
             let seen = message.head.lines().next().unwrap_or_default().to_owned();
@@ -251,6 +253,16 @@ async fn ask(stream: &mut TlsStream<tokio::net::TcpStream>, host: &str) -> std::
     }
 }
 
+/// Status of an answer by HTTP/2.
+async fn ask_by_http2(stream: TlsStream<tokio::net::TcpStream>, host: &str) -> u16 {
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get(format!("https://{host}/")).body(Empty::<bytes::Bytes>::new()).unwrap();
+    let asking = tokio::time::timeout(PATIENCE, sender.send_request(request));
+    asking.await.expect("an answer in time").unwrap().status().as_u16()
+}
+
 fn shown(stream: &TlsStream<tokio::net::TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
@@ -276,7 +288,10 @@ async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
     put_host(&store, host("b.one.test", &ids[0], None)).await;
     put_host(&store, host("two.test", &ids[1], None)).await;
     put_host(&store, HostEntry { tls: HostTls::default(), ..host("plain.test", &ids[1], None) }).await;
-    let revision = put_host(&store, host("closed.test", &ids[1], Some(theirs.issuer.pem()))).await;
+    // As the controller writes it: nothing of such a host is served in the clear.
+    let mut entry = host("closed.test", &ids[1], Some(theirs.issuer.pem()));
+    entry.rules[0].tls.redirect = true;
+    let revision = put_host(&store, entry).await;
     acknowledged(&store, revision).await;
     let h1 = b"http/1.1";
     let mut old = connect(plane.https, &ours, "a.one.test", None, h1).await.unwrap();
@@ -307,8 +322,20 @@ async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
     }
     let mut closed = connect(plane.https, &ours, "closed.test", Some(&known), h1).await.unwrap();
     assert!(ask(&mut closed, "closed.test").await.unwrap().starts_with("HTTP/1.1 200 "));
-    let mut two = connect(plane.https, &ours, "two.test", None, h1).await.unwrap();
-    assert!(ask(&mut two, "closed.test").await.unwrap().starts_with("HTTP/1.1 421 "));
+    // Its requests take the shortest way there is, as those of any other host: it is asked on that way, too.
+    for (sni, own, host, status) in [
+        ("two.test", None, "closed.test", 421),
+        ("two.test", None, "two.test", 200),
+        ("closed.test", Some(&known), "closed.test", 200),
+        ("closed.test", Some(&known), "two.test", 421),
+    ] {
+        let mut stream = connect(plane.https, &ours, sni, own, h1).await.unwrap();
+        let answer = ask(&mut stream, host).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{sni} {host}: {answer}");
+        let stream = connect(plane.https, &ours, sni, own, b"h2").await.unwrap();
+        assert_eq!(ask_by_http2(stream, host).await, status, "{sni} {host}");
+    }
+    assert_eq!(get(plane.http, "closed.test", "/").await.status(), 308);
     // Renewed: new connections see it, the old one goes on.
     let before = shown(&old);
     let revision = put_certificate(&store, &ids[0], &ours.leaf(&["*.one.test"])).await;
@@ -342,11 +369,11 @@ async fn certificates_come_from_the_store_and_change_without_a_reconnect() {
     assert!(!kept.windows(secret.len()).any(|it| it == secret));
 }
 
-/// A component with two instances at 127.0.3.1 and 127.0.3.2, the first of which answers 500 where `bad` says.
+/// A component with two instances, the first of which answers 500 where `bad` says.
 async fn with_a_bad_instance(store: &Arc<Store>, number: u64, port: u16, bad: fn(&str) -> bool) {
     let mut endpoints = Vec::new();
     for instance in 1..=2u8 {
-        let address = Ipv4Addr::new(127, 0, 3, instance);
+        let address = address(instance);
         origin_at(&format!("{address}:{port}"), move |mut wire: Wire| async move {
             while let Some(message) = wire.message().await {
                 let path = message.head.split(' ').nth(1).unwrap_or_default();

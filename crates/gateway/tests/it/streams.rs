@@ -1,7 +1,7 @@
 //! Ports of the gateway without HTTP: TCP, UDP, TLS that is passed through unread; and session tickets.
 
 use crate::kit::*;
-use crate::rolling::{Plane, acknowledged, put};
+use crate::rolling::{Plane, acknowledged, patient, put};
 use arco_config::GatewayConfig;
 use arco_model::id::{ComponentId, InstanceId, RowId};
 use arco_model::route::{Route, UpstreamTarget};
@@ -13,6 +13,7 @@ use arco_testkit::servers::free_port;
 use rcgen::{CertificateParams, KeyPair};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -58,12 +59,7 @@ async fn greeting(port: u16) -> String {
 }
 
 fn local() -> GatewayConfig {
-    GatewayConfig {
-        http_listen: "127.0.0.1:0".parse().unwrap(),
-        https_listen: "127.0.0.1:0".parse().unwrap(),
-        stream_listen: Ipv4Addr::LOCALHOST.into(),
-        ..GatewayConfig::default()
-    }
+    GatewayConfig { stream_listen: Ipv4Addr::LOCALHOST.into(), ..patient() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,8 +71,8 @@ async fn tcp_ports_come_move_and_go_while_connections_stay() {
     for number in [1, 2] {
         put(&store, format!("{UPSTREAMS}{}", component(number)), &ready(number, Ipv4Addr::LOCALHOST)).await;
     }
-    let busy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let (port, held) = (free_port(), busy.local_addr().unwrap().port());
+    let (port, held) = (free_port(), free_port());
+    let busy = TcpListener::bind((Ipv4Addr::LOCALHOST, held)).await.unwrap();
     put_stream(&store, StreamProtocol::Tcp, held, 1, one.port()).await;
     let revision = put_stream(&store, StreamProtocol::Tcp, port, 1, one.port()).await;
     acknowledged(&store, revision).await;
@@ -135,11 +131,24 @@ async fn udp_echo(name: &'static str) -> SocketAddr {
 
 /// The answer to one datagram.
 async fn asked(socket: &UdpSocket, port: u16, word: &[u8]) -> Vec<u8> {
+    answered(socket, port, word, PATIENCE).await.expect("an answer in time")
+}
+
+/// The same; `None` when there is none in this time.
+async fn answered(socket: &UdpSocket, port: u16, word: &[u8], patience: Duration) -> Option<Vec<u8>> {
     let mut buffer = vec![0; 65_536];
     socket.send_to(word, (Ipv4Addr::LOCALHOST, port)).await.unwrap();
-    let received = tokio::time::timeout(PATIENCE, socket.recv_from(&mut buffer)).await;
-    let (length, _) = received.expect("an answer in time").unwrap();
-    buffer[..length].to_vec()
+    let received = tokio::time::timeout(patience, socket.recv_from(&mut buffer)).await.ok()?;
+    let (length, _) = received.unwrap();
+    Some(buffer[..length].to_vec())
+}
+
+/// Asks on this socket until the answer is another one. An answer that is on its way while a port changes may be lost.
+async fn asked_until(what: &str, socket: &UdpSocket, port: u16, word: &[u8], wanted: &[u8]) {
+    eventually(what, || async {
+        answered(socket, port, word, Duration::from_secs(1)).await.is_some_and(|it| it == wanted)
+    })
+    .await;
 }
 
 async fn udp_socket() -> UdpSocket {
@@ -154,7 +163,7 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
     for number in [1, 2] {
         put(&store, format!("{UPSTREAMS}{}", component(number)), &ready(number, Ipv4Addr::LOCALHOST)).await;
     }
-    let port = udp_socket().await.local_addr().unwrap().port();
+    let port = free_port();
     let revision = put_stream(&store, StreamProtocol::Udp, port, 1, one.port()).await;
     acknowledged(&store, revision).await;
     assert!(plane.stream_problems().is_empty(), "{:?}", plane.stream_problems());
@@ -185,23 +194,15 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
     assert_eq!((&word, &answer), (b"moved", b"third"));
     put(&store, format!("{UPSTREAMS}{}", component(1)), &ready(1, Ipv4Addr::LOCALHOST)).await;
     drop(moved);
-    let client = udp_socket().await;
-    eventually("the first instance is back", || async {
-        client.send_to(b"y", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let mut word = [0; 9];
-        let wait = std::time::Duration::from_millis(100);
-        matches!(tokio::time::timeout(wait, client.recv_from(&mut word)).await, Ok(Ok((2, _))))
-    })
-    .await;
+    asked_until("the first instance is back", &udp_socket().await, port, b"y", b"1y").await;
     let clients = [udp_socket().await];
     let large = vec![b'x'; 60_000];
     assert_eq!(asked(&clients[0], port, &large).await.len(), 60_001);
     // From now on the new component answers, those that are known as well.
     let revision = put_stream(&store, StreamProtocol::Udp, port, 2, two.port()).await;
     acknowledged(&store, revision).await;
-    eventually("the other component", || async { asked(&udp_socket().await, port, b"new").await == b"2new" }).await;
-    eventually("the other component for who is known", || async { asked(&clients[0], port, b"x").await == b"2x" })
-        .await;
+    asked_until("the other component", &udp_socket().await, port, b"new", b"2new").await;
+    asked_until("the other component for who is known", &clients[0], port, b"x", b"2x").await;
     // Taken away: nobody has the port.
     let kv: SharedKv = Arc::clone(&store) as SharedKv;
     kv.delete(&format!("{STREAMS}udp:{port}")).await.unwrap();
@@ -211,7 +212,7 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn udp_listeners_of_the_file() {
     let endpoint = udp_echo("f").await;
-    let port = udp_socket().await.local_addr().unwrap().port();
+    let port = free_port();
     let yaml = format!(
         "listeners: [{{name: dns, address: \"127.0.0.1:{port}\", protocol: udp, upstream: d}}]\n\
          upstreams: [{{name: d, endpoints: [\"{endpoint}\"]}}]\n"

@@ -1,6 +1,7 @@
 //! What passes through: headers, bodies both ways, upgrades, TLS, TCP, pages, a changed file.
 
 use crate::kit::*;
+use crate::log;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,7 +140,7 @@ async fn endpoints_take_turns_and_dead_ones_are_passed_over() {
         counts.push(count);
         endpoints.push(endpoint);
     }
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (dead, _kept) = closed();
     endpoints.push(dead);
     let gateway = Gateway::start(&file(&endpoints)).await;
     for _ in 0..60 {
@@ -196,8 +197,8 @@ async fn what_nobody_answers_gets_a_page() {
         wire.rest().await;
     })
     .await;
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let yaml = hasty(&file(&[stalls])).replace(
+    let (dead, _kept) = closed();
+    let yaml = hasty(&file(&[stalls]), "response_ms").replace(
         "routes: [",
         "routes: [{hosts: [dead.test], targets: [{upstream: dead}]}, \
          {hosts: [part.test], paths: [{prefix: /only}], targets: [{upstream: a}]}, ",
@@ -282,6 +283,47 @@ async fn hints_reach_a_client_before_the_answer_is_there() {
     }
 }
 
+/// Hints pass on our own codec alone: where they arrive, a connection has not been handed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_says_about_plain_http_hands_no_connection_over() {
+    let address = origin(|mut wire| async move {
+        while wire.message().await.is_some() {
+            wire.send("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").await;
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let (folder, client) = certified(&["led.test"]);
+    let led = "routes: [{hosts: [led.test], targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}}, ";
+    let yaml = file(&[address])
+        .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
+        .replace("routes: [", led)
+        + "certificates: [{hosts: [led.test], certificate_file: c.pem, key_file: c.key}]\n";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let mut secure = Wire::connect(over_tls(gateway.addresses["tls"], "led.test", &client).await).await;
+    for _ in 0..2 {
+        let hints = secure.ask("GET / HTTP/1.1\r\nHost: led.test\r\n\r\n").await;
+        assert_eq!((hints.status(), hints.header("strict-transport-security")), (103, None));
+        let answer = secure.message().await.unwrap();
+        assert_eq!((answer.text().as_str(), answer.header("strict-transport-security")), ("ok", Some("max-age=60")));
+    }
+    let mut plain = Wire::connect(gateway.web()).await;
+    for method in ["GET", "DELETE"] {
+        let moved = plain.ask(&format!("{method} /x?y HTTP/1.1\r\nHost: led.test\r\n\r\n")).await;
+        assert_eq!((moved.status(), moved.header("strict-transport-security")), (308, None));
+        let to = moved.header("location").unwrap();
+        assert!(to.starts_with("https://led.test") && to.ends_with("/x?y"), "{to}");
+    }
+    // Two at once, the second for a host that is served in the clear.
+    plain.send("HEAD / HTTP/1.1\r\nHost: led.test\r\n\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(plain.head_only().await.unwrap().status(), 308);
+    assert_eq!(plain.message().await.unwrap().status(), 103);
+    assert_eq!(plain.message().await.unwrap().text(), "ok");
+    let last = plain.ask("GET / HTTP/1.1\r\nHost: led.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((last.status(), last.header("connection")), (308, Some("close")));
+    assert!(plain.rest().await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tcp_listeners_pass_bytes_both_ways() {
     let address = origin(|mut wire| async move {
@@ -346,6 +388,7 @@ async fn tls_picks_the_certificate_and_keeps_hosts_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_takes_effect_and_a_bad_one_does_not() {
+    log::keep();
     let first = file(&[echo().await]) + "admin: {address: \"127.0.0.1:0\"}\n";
     let gateway = Gateway::start(&first).await;
     assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 404);
@@ -353,9 +396,15 @@ async fn a_changed_file_takes_effect_and_a_bad_one_does_not() {
     eventually("the new host", || async { get(gateway.web(), "b.test", "/").await.status() == 200 }).await;
     assert_eq!(get(gateway.web(), "a.test", "/").await.status(), 404);
     gateway.rewrite("routes: nonsense\n");
+    let path = gateway.folder.path().display().to_string();
+    eventually("the bad file is refused", || async {
+        log::with(&path).iter().any(|it| it.contains("the file is refused"))
+    })
+    .await;
+    assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 200);
     let admin = gateway.admin.unwrap();
     assert_eq!(get(admin, "admin", "/healthz").await.text(), "ok\n");
-    // A valid file after it shows that the bad one was looked at.
+    // A valid one after it counts.
     gateway.rewrite(&first.replace("a.test", "b.test, c.test"));
     eventually("the third file", || async {
         assert_eq!(get(gateway.web(), "b.test", "/").await.status(), 200);
@@ -406,12 +455,10 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
         let (arrived, held) = (Arc::clone(&tell), Arc::clone(&held));
         async move {
             while let Some(request) = wire.message().await {
-                if request.head.contains("/soon") {
-                    wire.send(OK).await;
-                    continue;
+                if request.head.contains("/held") {
+                    arrived.notify_one();
+                    held.notified().await;
                 }
-                arrived.notify_one();
-                held.notified().await;
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await;
             }
         }
@@ -420,9 +467,10 @@ async fn a_stop_lets_open_requests_finish_and_refuses_new_connections() {
     let gateway = Gateway::start(&file(&[address])).await;
     // The kernel keeps those that have said nothing yet.
     let mut idle = Wire::connect(gateway.web()).await;
-    assert_eq!(idle.ask("GET /soon HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status(), 200);
+    let answer = idle.ask("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("connection")), (200, None));
     let mut wire = Wire::connect(gateway.web()).await;
-    wire.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    wire.send("GET /held HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     arrived.notified().await;
     gateway.stop.cancel();
     assert!(idle.rest().await.is_empty(), "an idle connection ends at once");

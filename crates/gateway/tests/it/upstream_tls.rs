@@ -69,7 +69,10 @@ async fn upstreams_of_the_file_prove_who_they_are() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("ours.pem"), ours.pem()).unwrap();
     std::fs::write(folder.path().join("others.pem"), others.pem()).unwrap();
-    let mut yaml = "listeners: [{name: web, address: \"127.0.0.1:0\", protocol: http}]\nupstreams:\n".to_owned();
+    // A handshake with an endpoint is a part of the connect.
+    let mut yaml = "listeners: [{name: web, address: \"127.0.0.1:0\", protocol: http}]\n\
+         timeouts: {connect_ms: 600000, response_ms: 600000}\nupstreams:\n"
+        .to_owned();
     let mut addresses = Vec::new();
     for (upstream, part) in [
         ("fine", "tls: {name: inner.test, ca_file: ours.pem}"),

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 /// Longest wait for one name server.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Most questions that are open at once.
 const MAX_OPEN: usize = 256;
 /// Largest answer over UDP that does not get fragmented.
@@ -39,12 +39,13 @@ impl From<ProtoError> for ForwardError {
 
 pub(super) struct Forwarder {
     port: u16,
+    patience: Duration,
     open: Semaphore,
 }
 
 impl Forwarder {
-    pub(super) fn new(port: u16) -> Self {
-        Self { port, open: Semaphore::new(MAX_OPEN) }
+    pub(super) fn new(port: u16, patience: Duration) -> Self {
+        Self { port, patience, open: Semaphore::new(MAX_OPEN) }
     }
 
     /// Asks the servers in turn.
@@ -53,7 +54,7 @@ impl Forwarder {
         let mut last = ForwardError::NoServer;
         for server in servers {
             let server = SocketAddr::new(*server, self.port);
-            match tokio::time::timeout(PATIENCE, ask_one(question, server)).await {
+            match tokio::time::timeout(self.patience, ask_one(question, server)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = ForwardError::TimedOut,

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn put<T: serde::Serialize>(kv: &SharedKv, key: &str, value: &T) {
     kv.put(key, serde_json::to_vec(value).unwrap(), None).await.unwrap();
@@ -92,9 +92,14 @@ fn address(answer: &Message) -> Option<Ipv4Addr> {
 
 /// A name server for foreign names: `big.test` only over TCP.
 async fn foreign(at: Ipv4Addr) -> u16 {
-    let udp = UdpSocket::bind((at, 0)).await.unwrap();
-    let port = udp.local_addr().unwrap().port();
-    let tcp = TcpListener::bind((at, port)).await.unwrap();
+    let (udp, tcp, port) = loop {
+        let udp = UdpSocket::bind((at, 0)).await.unwrap();
+        let port = udp.local_addr().unwrap().port();
+        // Another process may have it for TCP.
+        if let Ok(tcp) = TcpListener::bind((at, port)).await {
+            break (udp, tcp, port);
+        }
+    };
     fn reply(bytes: &[u8], over_tcp: bool) -> Vec<u8> {
         let asked = Message::from_vec(bytes).unwrap();
         let name = asked.queries[0].name().clone();
@@ -153,7 +158,7 @@ async fn askers_learn_what_is_theirs_and_foreign_names_are_forwarded() {
     let mirror = Mirror::in_memory(GATEWAY_PREFIX);
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
-    let dns = Dns::with_forward_port(Arc::clone(&mirror), Sockets::alone(), port);
+    let dns = Dns::with_forwarding(Arc::clone(&mirror), Sockets::alone(), port, PATIENCE);
     let mut bound = dns.bound();
     let follow = CancellationToken::new();
     tokio::spawn(mirror.run(Arc::clone(&kv), follow.clone()));

@@ -47,6 +47,15 @@ fn variables_come_in_order_of_strength() {
 }
 
 #[test]
+fn a_one_off_run_knows_its_own_id() {
+    let component = component();
+    let template = build(&component, &revision(&component), &PlanContext::default()).template;
+    let id = InstanceId::from_parts(1, 2);
+    let run = OneShot::of_template(id.clone(), component.tenant, component.id, template, 1);
+    assert_eq!((run.env["ARCO_INSTANCE"].as_str(), run.env["NODE_ENV"].as_str()), (id.as_str(), "production"));
+}
+
+#[test]
 fn files_hold_texts_or_name_the_variable_of_their_secret() {
     let component = component();
     let mut revision = revision(&component);

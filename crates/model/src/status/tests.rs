@@ -197,6 +197,7 @@ fn a_silent_node_is_told_until_nothing_waits_for_it() {
         (&stateless, moving(vec![ready(), unready()]), Status::Degraded, "1 of 2 instances are ready: its node `n1`"),
         (&stateless, moving(vec![unready(), unready()]), Status::Abnormal, "its node `n1` does not answer"),
         (&stateless, moving(vec![ready(), stopping(), starting()]), Status::Degraded, "its node `n1`"),
+        (&stateless, moving(vec![on_silent(InstancePhase::Starting)]), Status::Abnormal, "its node `n1`"),
         (&stateless, seen(RolloutFacts::Done, vec![ready(), stopping(), ready()]), Status::Running, ""),
         (&stateful, moving(vec![ready(), unready()]), Status::Degraded, "its node `n1`"),
         (&stateful, moving(vec![ready(), stopping()]), Status::Degraded, "its node `n1`"),

@@ -4,10 +4,11 @@ use crate::{request, soon};
 use arco_model::job::Topic;
 use arco_mq::{Depth, Queue};
 use arco_store::kv::EmbeddedKv;
+use arco_testkit::Killed;
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,15 +46,6 @@ async fn server_to_be_killed() {
     tasks.join_next().await;
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[tokio::test]
 async fn nothing_accepted_is_lost() {
     let folder = tempfile::tempdir().unwrap();
@@ -80,7 +72,7 @@ async fn nothing_accepted_is_lost() {
     queue.release_claims().await.unwrap();
     while queue.depth(Topic::Builder).await.unwrap() != Depth::default() {
         // At once: what the dead process had is not waited for.
-        let leased = tokio::time::timeout(Duration::from_secs(60), queue.lease(Topic::Builder, "last")).await;
+        let leased = tokio::time::timeout(Duration::from_secs(180), queue.lease(Topic::Builder, "last")).await;
         let leased = leased.expect("a job at once").unwrap();
         worked.insert(leased.job().request.dedup_id.clone());
         soon(leased.ack()).await.unwrap();

@@ -18,7 +18,7 @@ fn request(key: &str, dedup_id: &str) -> JobRequest {
 
 /// Waits for something that must happen.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it happens within 60 s")
+    tokio::time::timeout(Duration::from_secs(180), what).await.expect("it happens within 180 s")
 }
 
 /// The next job.

@@ -5,8 +5,11 @@
 
 use crate::Usage;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// How long killed processes may take to leave a cgroup; it is a moment, unless they get no time to end.
+const LEAVING: Duration = Duration::from_secs(15);
 
 /// The cgroup of one container in every hierarchy.
 #[derive(Clone, Debug)]
@@ -121,17 +124,17 @@ impl Cgroup {
 
     /// Ends every process in it and removes it. Returns whether it is gone everywhere.
     pub(super) fn remove(&self) -> bool {
-        let mut gone = true;
+        let (mut gone, end) = (true, Instant::now() + LEAVING);
         for (_, directory) in &self.directories {
             // A killed process leaves its cgroup a moment after the signal.
-            for attempt in 0..200u32 {
-                match std::fs::remove_dir(directory) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        kill_all(directory);
-                        std::thread::sleep(std::time::Duration::from_millis(u64::from(attempt.min(10))));
-                    }
-                    _ => break,
+            let mut pause = Duration::ZERO;
+            while std::fs::remove_dir(directory).is_err_and(|it| it.raw_os_error() == Some(libc::EBUSY)) {
+                kill_all(directory);
+                if Instant::now() >= end {
+                    break;
                 }
+                std::thread::sleep(pause);
+                pause = (pause + Duration::from_millis(1)).min(Duration::from_millis(10));
             }
             gone &= !directory.exists();
         }

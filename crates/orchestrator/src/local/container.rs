@@ -208,11 +208,6 @@ impl Containers {
         self.inner.subscribe_output(id)
     }
 
-    /// Unpacks layers ahead of time, so that a later [`Containers::create`] is quick.
-    pub async fn prepare_layers(&self, layers: &[Layer]) -> Result<(), Error> {
-        layers::ensure(&self.inner, layers).await.map(drop)
-    }
-
     /// Stops watching; containers go on, but one-shots are removed. When none is left, the run directory is removed too.
     pub async fn close(&self) {
         for one_shot in self.inner.list().into_iter().filter(|it| it.component.is_none()) {

@@ -95,7 +95,7 @@ impl Network {
         let runtime_dir = PathBuf::from(format!("/run/arco/{hex}"));
         std::fs::create_dir_all(&options.dir).map_err(|it| NetworkError::step("make its folder", it))?;
         let kept = State::load(&options.dir.join("state.json"));
-        let turn = pool::turn(std::time::Duration::from_secs(5)).await;
+        let turn = pool::turn(pool::PATIENCE).await;
         let routes = pool::routes().map_err(|it| NetworkError::step("read the route table", it))?;
         let (bridge, own) = (format!("arco-{hex}"), format!("v{hex}"));
         let foreign: Vec<_> = routes
@@ -370,7 +370,7 @@ impl Network {
     /// Removes namespaces and links whose instance is gone.
     async fn sweep(&self, alive: &BTreeSet<InstanceId>) -> Result<(), NetworkError> {
         let dir = self.runtime_dir.join("netns");
-        std::fs::create_dir_all(&dir).map_err(|it| NetworkError::step("make the folder of its namespaces", it))?;
+        super::make_folder(&dir).map_err(|it| NetworkError::step("make the folder of its namespaces", it))?;
         let prefix = self.state.lock().await.link_prefix();
         let keep: BTreeSet<_> = alive.iter().map(|it| veth_name(&prefix, it)).collect();
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {

@@ -146,21 +146,20 @@ async fn a_flood_of_output_is_thinned_out_and_bounded() {
     spec.restart = RestartPolicy::BackOff;
     let id = spec.id.clone();
     let mut output = place.containers.output(&id).await;
-    place.containers.create(spec).await.unwrap();
     let (began, mut said, mut bytes) = (Instant::now(), false, 0);
-    for _ in 0..200_000 {
+    place.containers.create(spec).await.unwrap();
+    // A slow machine may never write so much that something is left out.
+    while !said && began.elapsed() < in_time(Duration::from_secs(60)) {
         let line = output.recv().await.unwrap();
         assert!(line.text.len() <= 16 << 10);
         bytes += line.text.len() as u64;
-        said |= line.text.contains("missing here");
-        if said {
-            break;
-        }
+        said = line.text.contains("missing here");
     }
-    // 16 MiB at once and 4 MiB each second; a slow machine does not write so much.
-    let most = (16 << 20) + (4 << 20) * (began.elapsed().as_secs() + 2);
+    // 16 MiB at once and 4 MiB each second.
+    let most = (16 << 20) + (4 << 20) * (began.elapsed().as_secs() + 1);
     assert!(said || bytes <= most, "{bytes} bytes were kept, at most {most} may be");
-    assert!(said || began.elapsed() > Duration::from_secs(10), "nothing was left out");
+    // What is written meanwhile moves from file to file.
+    place.containers.stop(&id, 0).await.unwrap();
     let log = place.config.data_dir.join("instances").join(id.as_str()).join("log");
     let size: u64 = std::fs::read_dir(log).unwrap().map(|it| it.unwrap().metadata().unwrap().len()).sum();
     assert!(size <= 2 << 20, "{size}");

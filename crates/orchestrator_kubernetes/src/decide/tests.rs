@@ -160,6 +160,30 @@ fn an_instance_on_a_silent_node_fails_no_change_however_long_it_is_silent() {
 }
 
 #[test]
+fn a_change_is_not_halted_by_a_new_instance_that_was_starting_when_its_node_fell_silent() {
+    let two = desired(Stateless, 2);
+    let old = [("a", "old", 0, true), ("b", "old", 0, true)];
+    let of = |more: &[(&str, &str, u32, bool)], lost: Option<bool>| {
+        let mut cluster = seen(&[&old[..], more].concat(), &[(D, "old", 2), (D, "new", 1)]);
+        if let Some(deleting) = lost {
+            silent(&mut cluster, "c", deleting);
+        }
+        // Long after it should have been ready.
+        let now = NOW.plus_ms(3_600_000);
+        decide(&Situation { desired: &two, seen: &cluster, leaving: &leaving(&[]), completed: false, now })
+    };
+    let (starts, ready) = (("c", "new", 0, false), ("d", "new", 0, true));
+    let fails = of(&[starts], None);
+    assert!(matches!(fails.progress, Some(Progress::Halted { .. })), "it had time enough: {fails:?}");
+    let lost = of(&[starts], Some(false));
+    assert_eq!((pods(&lost), &lost.progress), (vec![("new", 1), ("old", 2)], &Some(Progress::Moving)));
+    // The cluster tells it to end and makes another one elsewhere: the change goes on with that.
+    let replaced = of(&[starts, ready], Some(true));
+    assert_eq!((pods(&replaced), replaced.drain.len()), (vec![("new", 1), ("old", 2)], 1), "{replaced:?}");
+    assert_eq!(replaced.progress, Some(Progress::Moving));
+}
+
+#[test]
 fn a_place_on_a_silent_node_waits_and_one_that_is_not_asked_for_keeps_nothing_open() {
     let pods_now = [("p-0", "new", 0, true), ("p-1", "new", 1, true)];
     let mut cluster = seen(&pods_now, &[(S, "", 2)]);
@@ -176,6 +200,29 @@ fn of_two_that_drain_the_released_one_goes_first() {
     let all = [("a", "new", 0, true), ("b", "new", 0, true), ("c", "new", 0, true)];
     let it = decided(&one, &seen(&all, &[(D, "new", 3)]), &leaving(&[("a", false), ("b", true)]));
     assert_eq!((pods(&it), it.first.as_slice()), (vec![("new", 2)], ["b".to_owned()].as_slice()));
+}
+
+#[test]
+fn one_that_drained_and_that_no_shrinking_takes_makes_room_for_another() {
+    let two = desired(Stateless, 2);
+    let (a, b, c) = (("a", "new", 0, true), ("b", "new", 0, true), ("c", "new", 0, true));
+    let of = |pods: &[(&str, &str, u32, bool)], replicas: u32, released: bool| {
+        decided(&two, &seen(pods, &[(D, "new", replicas)]), &leaving(&[("c", released)]))
+    };
+    for (why, pods_now, replicas, released, wanted, deleted) in [
+        ("it goes when its workload shrinks", vec![a, b, c], 3, true, 2, None),
+        ("it has shrunk, and the cluster is about to follow", vec![a, b, c], 2, true, 2, None),
+        ("`b` was not ready and went in its stead", vec![a, c], 2, true, 2, Some("c")),
+        ("somebody may still talk with it", vec![a, c], 2, false, 3, None),
+    ] {
+        let it = of(&pods_now, replicas, released);
+        let first = it.delete_pods.first().map(String::as_str);
+        assert_eq!((pods(&it), first), (vec![("new", wanted)], deleted), "{why}");
+    }
+    // Three were asked, then two, and three again when it was let go of.
+    let three = desired(Stateless, 3);
+    let again = decided(&three, &seen(&[a, b, c], &[(D, "new", 3)]), &leaving(&[("c", true)]));
+    assert_eq!((pods(&again), again.delete_pods.as_slice()), (vec![("new", 3)], ["c".to_owned()].as_slice()));
 }
 
 #[test]

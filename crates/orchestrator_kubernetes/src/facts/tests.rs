@@ -194,6 +194,27 @@ fn only_a_silent_node_is_told_to_be_silent() {
 }
 
 #[test]
+fn what_had_not_come_up_when_its_node_fell_silent_is_lost_and_has_not_failed() {
+    let long_ago = json!({ "running": { "startedAt": "2020-01-01T00:00:00Z" } });
+    for (what, status, phase) in [
+        ("starting", container(long_ago, json!({}), 0), InstancePhase::Starting),
+        ("being made", waiting("ContainerCreating", ""), InstancePhase::Pending),
+        ("image", waiting("ImagePullBackOff", "not found"), InstancePhase::Pending),
+        ("crash loop", container(terminated(1, "Error", ""), terminated(1, "Error", ""), 4), InstancePhase::BackOff),
+        ("ready", json!({}), InstancePhase::Unready),
+    ] {
+        let it = PodSeen { lost: true, ..pod("a", status) };
+        let facts = instance(&it, Leaving::default(), false);
+        let told = (facts.phase, facts.fault.as_deref(), facts.node_silent);
+        assert_eq!(told, (phase, Some("its node `n1` does not answer"), true), "{what}");
+        assert_eq!(member(&it, Leaving::default(), false).phase, InstancePhase::Pending, "{what}");
+    }
+    let running = container(json!({ "running": { "startedAt": "2026-01-01T00:00:02Z" } }), json!({}), 0);
+    let job = PodSeen { lost: true, ..pod("a", running) };
+    assert_eq!(instance(&job, Leaving::default(), true).phase, InstancePhase::Unready);
+}
+
+#[test]
 fn a_pod_that_waits_for_a_gate_is_on_a_node_that_answers() {
     let of = |gate: &str| {
         let pod: Pod = serde_json::from_value(json!({

@@ -177,7 +177,7 @@ impl<'a> Decider<'a> {
         }
         match &pod.state {
             State::Done if node.hostname.is_empty() => {
-                self.tell(about, format!("node `{}` has no label `{}`", claim.node, super::world::HOSTNAME));
+                self.tell(about, format!("node `{}` has no label `{}`", claim.node, crate::names::HOSTNAME));
             }
             State::Done => {
                 let (folder, hostname) = (pod.folder.clone(), node.hostname.clone());

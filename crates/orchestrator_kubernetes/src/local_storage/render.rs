@@ -3,7 +3,7 @@
 //! What must hold: a pod sees the one folder that volumes lie in and nothing else of its node, has no account in the cluster,
 //! and no capability but, where it removes content of anybody, those for that; no word of a claim gets into a path.
 
-use super::world::{CHOSEN, Claim, HOSTNAME, MADE_BY, NODE, PROVISIONER, ROLE, Task};
+use super::world::{CHOSEN, Claim, MADE_BY, NODE, PROVISIONER, ROLE, Task};
 use crate::names;
 use crate::render::{Kind, Object};
 use arco_config::KubernetesConfig;
@@ -16,12 +16,17 @@ const SEEN_AT: &str = "/volumes";
 const MAKING_S: u32 = 120;
 const REMOVING_S: u32 = 3600;
 
-/// The pod that makes or removes the folder of a volume on a node.
-pub(super) fn pod(task: Task, volume: &str, node: &str, folder: &str, config: &KubernetesConfig) -> Object {
-    let mut security = json!({
+/// How a container is confined that works on folders of its node: root, because they are root's, and nothing more.
+pub(crate) fn confined() -> Value {
+    json!({
         "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-    });
+    })
+}
+
+/// The pod that makes or removes the folder of a volume on a node.
+pub(super) fn pod(task: Task, volume: &str, node: &str, folder: &str, config: &KubernetesConfig) -> Object {
+    let mut security = confined();
     if task == Task::Remove {
         // Instances run as anybody, and may have closed what they wrote.
         security["capabilities"]["add"] = json!(["DAC_OVERRIDE", "FOWNER"]);
@@ -29,7 +34,7 @@ pub(super) fn pod(task: Task, volume: &str, node: &str, folder: &str, config: &K
     let container = json!({
         "name": CONTAINER,
         "image": config.local_storage_image,
-        "args": ["cluster", "local-volume", task.word(), "--folder", SEEN_AT, volume],
+        "args": ["cluster", "volume-folder", task.word(), "--folder", SEEN_AT, volume],
         "volumeMounts": [{ "name": "volumes", "mountPath": SEEN_AT }],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } },
         "securityContext": security,
@@ -58,26 +63,32 @@ pub(super) fn pod(task: Task, volume: &str, node: &str, folder: &str, config: &K
 /// The volume of a claim, whose folder is there. `hostname`: what volumes call its node; `reclaim`: what becomes of its content.
 pub(super) fn volume(claim: &Claim, folder: &str, hostname: &str, reclaim: &str, config: &KubernetesConfig) -> Object {
     let name = claim.volume();
-    let here = json!({ "key": HOSTNAME, "operator": "In", "values": [hostname] });
     let of = json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "namespace": claim.namespace, "name": claim.name, "uid": claim.uid,
     });
-    let spec = json!({
-        "capacity": { "storage": claim.size },
-        "accessModes": ["ReadWriteOnce"],
-        "volumeMode": "Filesystem",
-        "persistentVolumeReclaimPolicy": reclaim,
-        "storageClassName": config.local_storage_class,
-        "claimRef": of,
-        "local": { "path": format!("{folder}/{name}") },
-        "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [here] }] } },
-    });
+    let path = format!("{folder}/{name}");
+    let spec = folder_of_node(&path, hostname, &claim.size, &config.local_storage_class, reclaim, &of);
     let labels = names::platform_labels(&config.namespace_prefix);
     let mut object = Object::new(Kind::Volume, "", &name, labels, json!({ "spec": spec }));
     object.annotate(MADE_BY, PROVISIONER);
     object.annotate(NODE, claim.node.as_str());
     object
+}
+
+/// What a volume is that is a folder of one node, for the claim `of`.
+pub(crate) fn folder_of_node(path: &str, hostname: &str, size: &str, class: &str, reclaim: &str, of: &Value) -> Value {
+    let here = json!({ "key": names::HOSTNAME, "operator": "In", "values": [hostname] });
+    json!({
+        "capacity": { "storage": size },
+        "accessModes": ["ReadWriteOnce"],
+        "volumeMode": "Filesystem",
+        "persistentVolumeReclaimPolicy": reclaim,
+        "storageClassName": class,
+        "claimRef": of,
+        "local": { "path": path },
+        "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [here] }] } },
+    })
 }
 
 /// What lets the scheduler choose another node for a claim.
@@ -124,7 +135,7 @@ mod tests {
                 "containers": [{
                     "name": "folder",
                     "image": "registry.test/arco:1",
-                    "args": ["cluster", "local-volume", "make", "--folder", "/volumes", "pvc-u1"],
+                    "args": ["cluster", "volume-folder", "make", "--folder", "/volumes", "pvc-u1"],
                     "volumeMounts": [{ "name": "volumes", "mountPath": "/volumes" }],
                     "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } },
                     "securityContext": {

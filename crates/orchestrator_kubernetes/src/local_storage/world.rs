@@ -20,8 +20,6 @@ pub(super) const CHOSEN: &str = "volume.kubernetes.io/selected-node";
 pub(super) const MADE_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// Name of the node that a volume's folder is on (annotation).
 pub(super) const NODE: &str = "arco.internal/node";
-/// What volumes call a node (Kubernetes' own label).
-pub(super) const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Value of [`names::ROLE`] of the pods.
 pub(super) const ROLE: &str = "volume-folder";
 
@@ -200,7 +198,7 @@ fn above(path: &str, name: &str) -> Option<String> {
 pub(super) fn node(it: &api::Node) -> (String, Option<Node>) {
     let mut conditions = it.status.iter().flat_map(|it| it.conditions.iter().flatten());
     let ready = conditions.any(|it| it.type_ == "Ready" && it.status == "True");
-    let hostname = word(&it.metadata.labels, HOSTNAME).to_owned();
+    let hostname = word(&it.metadata.labels, names::HOSTNAME).to_owned();
     (it.metadata.name.clone().unwrap_or_default(), Some(Node { hostname, ready }))
 }
 

@@ -10,7 +10,8 @@
 use super::Installation;
 use super::objects::{REGISTRY_PORT, TOLD_BY_LOG, labels, selector};
 use super::parts::PEERS_PORT;
-use crate::local_storage::PROVISIONER;
+use crate::local_storage::{PROVISIONER, confined, folder_of_node};
+use crate::names;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,8 +23,6 @@ pub(crate) const CREDENTIALS: &str = "arco-node";
 const SERVER_VOLUME: &str = "server-volume";
 /// The claim that the one server's stateful set makes.
 const SERVER_CLAIM: &str = "state-arco-0";
-/// What volumes call a node (Kubernetes' own label).
-const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// The namespace.
 pub(super) fn namespace(it: &Installation) -> String {
@@ -73,21 +72,14 @@ fn server_volume_name(it: &Installation) -> String {
 /// The volume of one server, bound to its claim. Its content stays when the platform is uninstalled.
 pub(super) fn server_volume(it: &Installation) -> Option<Value> {
     let (folder, name) = (of_server(it)?, server_volume_name(it));
-    let here = json!({ "key": HOSTNAME, "operator": "In", "values": [it.server_node] });
+    let of = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": it.namespace, "name": SERVER_CLAIM,
+    });
+    let (path, size) = (folder.join(&name), format!("{}Gi", it.volume_gb));
     Some(json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": { "name": name, "labels": labels("server") },
-        "spec": {
-            "capacity": { "storage": format!("{}Gi", it.volume_gb) },
-            "accessModes": ["ReadWriteOnce"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
-            "claimRef": {
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": it.namespace, "name": SERVER_CLAIM,
-            },
-            "local": { "path": folder.join(&name) },
-            "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [here] }] } },
-        },
+        "spec": folder_of_node(&path.to_string_lossy(), &it.server_node, &size, "", "Retain", &of),
     }))
 }
 
@@ -95,13 +87,13 @@ pub(super) fn server_volume(it: &Installation) -> Option<Value> {
 fn server_folder(it: &Installation, folder: &Path) -> Value {
     let container = json!({
         "name": SERVER_VOLUME, "image": it.image,
-        "args": ["cluster", "local-volume", "make", "--stay", "--folder", "/volumes", server_volume_name(it)],
+        "args": ["cluster", "volume-folder", "make", "--stay", "--folder", "/volumes", server_volume_name(it)],
         "volumeMounts": [{ "name": "volumes", "mountPath": "/volumes" }],
         "resources": { "requests": { "cpu": "1m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } },
     });
     let volumes = json!([{ "name": "volumes", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }]);
     let mut set = set(it, &format!("arco-{SERVER_VOLUME}"), SERVER_VOLUME, container, volumes);
-    set["spec"]["template"]["spec"]["nodeSelector"] = json!({ (HOSTNAME): it.server_node });
+    set["spec"]["template"]["spec"]["nodeSelector"] = json!({ (names::HOSTNAME): it.server_node });
     set
 }
 
@@ -164,10 +156,7 @@ fn logs(it: &Installation, folder: &Path) -> Value {
 
 fn set(it: &Installation, name: &str, part: &str, mut container: Value, volumes: Value) -> Value {
     container["terminationMessagePolicy"] = TOLD_BY_LOG.into();
-    container["securityContext"] = json!({
-        "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-    });
+    container["securityContext"] = confined();
     let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,

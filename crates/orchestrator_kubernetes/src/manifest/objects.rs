@@ -2,7 +2,7 @@
 
 use super::parts::PEERS_PORT;
 use super::{Exposure, Installation, nodes};
-use crate::access::{OF_LOCAL_STORAGE, OF_ROUTES, RULES, Rule};
+use crate::access::{self, Rule};
 use crate::names;
 use serde_json::{Value, json};
 
@@ -67,9 +67,7 @@ pub(super) fn access(it: &Installation) -> Vec<Value> {
 
 /// What whoever controls components may do.
 pub(super) fn controlling(it: &Installation) -> Vec<Rule> {
-    let of_routes = if it.route_class.is_empty() { &[] } else { OF_ROUTES };
-    let of_storage = if it.local_storage.is_none() { &[] } else { OF_LOCAL_STORAGE };
-    RULES.iter().chain(of_routes).chain(of_storage).copied().collect()
+    access::rules(!it.route_class.is_empty(), it.local_storage.is_some())
 }
 
 pub(super) fn account(it: &Installation, name: &str, part: &str) -> Value {
@@ -161,11 +159,12 @@ pub(super) fn guards(it: &Installation) -> Vec<Value> {
     vec![budget(it, "arco", "server"), policy(it, &["server"])]
 }
 
-/// Lets nodes be emptied one pod of a part after another.
+/// Lets nodes be emptied one pod of a part after another; one that does not serve holds up nobody.
 pub(super) fn budget(it: &Installation, name: &str, part: &str) -> Value {
+    let pods = json!({ "matchLabels": selector(part) });
     json!({
         "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta(it, name, part),
-        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector(part) } },
+        "spec": { "maxUnavailable": 1, "selector": pods, "unhealthyPodEvictionPolicy": "AlwaysAllow" },
     })
 }
 

@@ -9,6 +9,7 @@ use super::objects::{
 };
 use super::{Installation, Replicas};
 use crate::access::OF_RUNNERS;
+use crate::names;
 use serde_json::{Value, json};
 
 /// Where servers reach each other, mutual TLS.
@@ -127,7 +128,7 @@ fn workload(it: &Installation, part: &Part, replicas: u32, settings: &str) -> Va
     pod["topologySpreadConstraints"] = json!([
         // However many nodes there are, none has two more than another; a node that is lost does not count.
         {
-            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+            "maxSkew": 1, "topologyKey": names::HOSTNAME, "whenUnsatisfiable": "DoNotSchedule",
             "labelSelector": { "matchLabels": selector(part.name) }, "matchLabelKeys": [revision],
             "nodeTaintsPolicy": "Honor",
         },
@@ -137,7 +138,7 @@ fn workload(it: &Installation, part: &Part, replicas: u32, settings: &str) -> Va
         },
     ]);
     let lost = |key: &str| json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_S });
-    pod["tolerations"] = json!([lost("node.kubernetes.io/not-ready"), lost("node.kubernetes.io/unreachable")]);
+    pod["tolerations"] = json!(names::SILENT.map(lost));
     let container = &mut pod["containers"][0];
     container["env"] = json!([
         { "name": "POD_ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },

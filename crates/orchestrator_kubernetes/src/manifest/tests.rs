@@ -317,6 +317,7 @@ fn one_server_has_its_own_volume_on_its_node_before_it_can_make_others() {
     let wanted = json!({
         "capacity": claim["spec"]["resources"]["requests"],
         "accessModes": claim["spec"]["accessModes"],
+        "volumeMode": "Filesystem",
         "persistentVolumeReclaimPolicy": "Retain",
         "storageClassName": "",
         "claimRef": {
@@ -334,7 +335,7 @@ fn one_server_has_its_own_volume_on_its_node_before_it_can_make_others() {
     let pod = &makes["spec"]["template"]["spec"];
     assert_eq!(pod["nodeSelector"], json!({ "kubernetes.io/hostname": "n1" }));
     assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/disk/volumes");
-    let args = json!(["cluster", "local-volume", "make", "--stay", "--folder", "/volumes", "arco-system-state"]);
+    let args = json!(["cluster", "volume-folder", "make", "--stay", "--folder", "/volumes", "arco-system-state"]);
     assert_eq!(pod["containers"][0]["args"], args);
     for (other, sets) in [(local(), 0), (Installation { server_node: String::new(), ..on_a_node() }, 1)] {
         let documents = manifest(&other);

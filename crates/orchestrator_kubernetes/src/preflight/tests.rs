@@ -41,10 +41,12 @@ fn versions() {
 #[test]
 fn what_a_version_lacks_is_named() {
     let with = KubernetesConfig::default();
-    let without = KubernetesConfig { user_namespaces: false, ..KubernetesConfig::default() };
+    let without = KubernetesConfig { user_namespaces: false, eviction_pause_s: 0, ..KubernetesConfig::default() };
+    let pauses = ("drained nodes", Weight::Warning);
     for (minor, config, wanted) in [
-        ("28", &with, vec![("user namespaces", Weight::Bad), ("jobs", Weight::Warning)]),
+        ("28", &with, vec![("user namespaces", Weight::Bad), ("jobs", Weight::Warning), pauses]),
         ("28", &without, vec![("user namespaces", Weight::Warning), ("jobs", Weight::Warning)]),
+        ("29", &with, vec![("user namespaces", Weight::Bad), pauses]),
         ("32", &with, vec![("user namespaces", Weight::Bad)]),
         ("33", &with, vec![]),
         ("36", &without, vec![]),
@@ -65,6 +67,10 @@ fn clocks() {
         [(0, Weight::Good), (3, Weight::Good), (4, Weight::Warning), (30, Weight::Warning), (31, Weight::Bad)]
     {
         assert_eq!(judge_clock(seconds).weight, wanted, "{seconds}");
+    }
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    for (theirs, wanted) in [(95, 5), (100, 0), (130, 0), (160, 0), (167, 7)] {
+        assert_eq!(apart(at(theirs), at(100), at(160)).as_secs(), wanted, "{theirs}");
     }
 }
 

@@ -26,19 +26,35 @@ pub(super) fn port_name(port: &Port) -> String {
     format!("{}-{}", transport(port).to_ascii_lowercase(), port.port)
 }
 
-/// The stable address; a stateful set needs one also without ports.
+/// The stable address, of what has ports.
 pub(super) fn service(plan: &WorkloadPlan, namespace: &str, base: &str, labels: &Map<String, Value>) -> Option<Object> {
+    if plan.template.ports.is_empty() {
+        return None;
+    }
     let component = plan.component.as_str();
     let port =
         |it: &Port| json!({ "name": port_name(it), "port": it.port, "targetPort": it.port, "protocol": transport(it) });
     let ports: Vec<_> = plan.template.ports.iter().map(port).collect();
     let selector = json!({ (names::COMPONENT): component, (names::SERVING): "true" });
-    let spec = match (ports.is_empty(), plan.kind) {
-        (false, _) => json!({ "type": "ClusterIP", "selector": selector, "ports": ports }),
-        (true, ComponentKind::Stateful) => json!({ "clusterIP": "None", "selector": selector }),
-        (true, _) => return None,
-    };
+    let spec = json!({ "type": "ClusterIP", "selector": selector, "ports": ports });
     Some(Object::new(Kind::Service, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
+}
+
+/// Name of what a stateful set names its places by ([`places`]).
+pub(super) fn places_name(base: &str) -> String {
+    format!("{base}-places")
+}
+
+/// Names of the places, which a stateful set wants whether it has ports or not. It has no address, and whether a Service has
+/// one cannot be changed: so it is never the stable address as well.
+pub(super) fn places(plan: &WorkloadPlan, namespace: &str, base: &str, labels: &Map<String, Value>) -> Option<Object> {
+    if plan.kind != ComponentKind::Stateful {
+        return None;
+    }
+    let selector = json!({ (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" });
+    let spec = json!({ "clusterIP": "None", "publishNotReadyAddresses": true, "selector": selector });
+    let name = places_name(base);
+    Some(Object::new(Kind::Service, namespace, &name, labels.clone(), json!({ "spec": spec })).sealed())
 }
 
 /// What the instances of a component, and its one-off runs, may reach and be reached by.
@@ -113,7 +129,8 @@ fn dns(config: &KubernetesConfig) -> Value {
     json!({ "to": to, "ports": ports.collect::<Vec<_>>() })
 }
 
-/// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be.
+/// Lets a node be emptied one instance after another. A single instance is not protected: its node could never be. Nor are
+/// those that are not ready: a component that is ill would hold up every drain.
 pub(super) fn disruption_budget(
     plan: &WorkloadPlan,
     namespace: &str,
@@ -125,7 +142,7 @@ pub(super) fn disruption_budget(
         return None;
     }
     let selector = json!({ "matchLabels": { (names::COMPONENT): plan.component.as_str(), (names::ROLE): "instance" } });
-    let spec = json!({ "maxUnavailable": 1, "selector": selector });
+    let spec = json!({ "maxUnavailable": 1, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow" });
     Some(Object::new(Kind::DisruptionBudget, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
 }
 

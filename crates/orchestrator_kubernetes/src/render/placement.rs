@@ -10,9 +10,6 @@ use arco_model::spec::scheduling::{
 };
 use serde_json::{Map, Value, json};
 
-/// Taints of a node that does not answer, or says that it is not well.
-const SILENT: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
-
 /// Stands for the key of the pod itself; no key is written so.
 const OWN_KEY: &str = "own";
 
@@ -38,7 +35,7 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
     // What must not run twice stays where it is, as long as Kubernetes itself leaves it there.
     if plan.kind == ComponentKind::Stateless {
         let mut all: Vec<Value> = it.tolerations.iter().map(toleration).collect();
-        let own = SILENT.iter().filter(|key| !it.tolerations.iter().any(|it| tolerates(it, key)));
+        let own = names::SILENT.iter().filter(|key| !it.tolerations.iter().any(|it| tolerates(it, key)));
         all.extend(own.map(|key| {
             json!({ "key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": config.lost_node_s })
         }));
@@ -65,7 +62,7 @@ pub(super) fn of_plan(spec: &mut Value, plan: &WorkloadPlan, config: &Kubernetes
     } else if plan.kind == ComponentKind::Stateless {
         spec["topologySpreadConstraints"] = json!([{
             "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
+            "topologyKey": names::HOSTNAME,
             "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": own,
         }]);

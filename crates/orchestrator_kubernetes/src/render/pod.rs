@@ -14,6 +14,9 @@ use std::net::Ipv4Addr;
 pub(super) const CAPABILITIES: [&str; 10] =
     ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID"];
 
+/// The grace of a pod that says nothing of it, in seconds.
+const DEFAULT_GRACE_S: u64 = 30;
+
 /// The pod template of a plan, without its key.
 pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result<Value, String> {
     let it = &plan.template;
@@ -56,7 +59,26 @@ pub(super) fn template(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Result
     if let Some(asked) = &it.overlay {
         overlay::put_over(&mut pod, asked, config)?;
     }
+    // Another pod takes over for a stateless one at once; the place of a stateful one would be empty for longer at each change.
+    if plan.kind == ComponentKind::Stateless && !it.ports.is_empty() && around.features.pauses {
+        pause(&mut pod["spec"], config.eviction_pause_s);
+    }
     Ok(pod)
+}
+
+/// Lets a pod that is told to end go on for a while, so that nobody calls it any more when its programs get the stop signal: what
+/// the cluster itself ends, as when a node is drained, has not drained before. A hook of the component's own takes its place.
+fn pause(spec: &mut Value, pause_s: u32) {
+    let grace_s = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(DEFAULT_GRACE_S);
+    let Some(containers) = spec["containers"].as_array_mut() else { return };
+    let has_hook = |it: &Value| !it["lifecycle"]["preStop"].is_null();
+    if pause_s == 0 || containers.iter().any(|it| it["name"] == names::CONTAINER && has_hook(it)) {
+        return;
+    }
+    for container in containers.iter_mut().filter(|it| !has_hook(it)) {
+        container["lifecycle"]["preStop"] = json!({ "sleep": { "seconds": pause_s } });
+    }
+    spec["terminationGracePeriodSeconds"] = (grace_s + u64::from(pause_s)).into();
 }
 
 /// The template with its key, its variables from a Secret, and its configuration files from objects of that name.
@@ -136,9 +158,18 @@ fn container(
     container
 }
 
-/// Kubernetes puts variables in the place of `$(NAME)`; `$$` stands for a dollar that means itself.
+/// As Kubernetes hands it to the program unchanged. It puts variables in the place of `$(NAME)`, makes one dollar of two, and breaks
+/// what is not ASCII behind one; two dollars stand for one that means itself.
 fn literal(argument: &str) -> Value {
-    argument.replace("$(", "$$(").into()
+    let mut text = String::with_capacity(argument.len());
+    let mut rest = argument.chars().peekable();
+    while let Some(it) = rest.next() {
+        text.push(it);
+        if it == '$' && rest.peek().is_some_and(|next| matches!(next, '$' | '(') || !next.is_ascii()) {
+            text.push('$');
+        }
+    }
+    text.into()
 }
 
 fn limits(it: &Resources, percent: u32) -> Value {
@@ -293,4 +324,22 @@ pub(crate) fn one_shot(
     let mut object = Object::new(Kind::Pod, &namespace, &names::one_shot(&work.id), labels, json!({ "spec": spec }));
     object.body["metadata"]["annotations"] = annotations;
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dollars_reach_the_program_as_they_are() {
+        for (argument, wanted) in [
+            ("echo $HOME > a$", "echo $HOME > a$"),
+            ("$(HOME)", "$$(HOME)"),
+            ("echo $$", "echo $$$"),
+            ("$$(HOME) $$a", "$$$$(HOME) $$$a"),
+            ("5 $é", "5 $$é"),
+        ] {
+            assert_eq!(literal(argument), wanted, "{argument}");
+        }
+    }
 }

@@ -319,6 +319,46 @@ fn the_key_stands_for_what_replaces_instances() {
 }
 
 #[test]
+fn who_is_called_goes_on_for_a_while_when_the_cluster_ends_it() {
+    let of = |minor: &str, pause_s: u32, change: fn(&mut WorkloadPlan)| {
+        let mut plan = plan();
+        plan.template.volumes.clear();
+        change(&mut plan);
+        let config = KubernetesConfig { eviction_pause_s: pause_s, ..config() };
+        let (image, hosts) = (ImageConfig::default(), BTreeMap::new());
+        let around = Surroundings { features: Features::of("1", minor), ..around(&config, &image, &hosts) };
+        let spec = component(&plan, &around).unwrap().workload(1).body["spec"]["template"]["spec"].take();
+        let hooks = spec["containers"].as_array().unwrap().iter().map(|it| it["lifecycle"]["preStop"].clone());
+        (hooks.collect::<Vec<_>>(), spec["terminationGracePeriodSeconds"].as_u64())
+    };
+    let sleep = |seconds: u32| json!({ "sleep": { "seconds": seconds } });
+    let with_overlay = |it: &mut WorkloadPlan| {
+        it.template.overlay = Some(json!({ "spec": { "terminationGracePeriodSeconds": 60, "containers": [
+            { "name": "app", "lifecycle": { "postStart": { "exec": { "command": ["x"] } } } },
+            { "name": "proxy", "image": "proxy:1", "resources": { "limits": { "memory": "64Mi" } } },
+        ]}}));
+    };
+    let with_a_hook = |it: &mut WorkloadPlan| {
+        it.template.overlay = Some(json!({ "spec": { "containers": [
+            { "name": "app", "lifecycle": { "preStop": { "exec": { "command": ["x"] } } } },
+        ]}}));
+    };
+    let exec = json!({ "exec": { "command": ["x"] } });
+    assert_eq!(of("30", 5, |_| {}), (vec![sleep(5)], Some(15)), "the program has the same time as ever");
+    assert_eq!(of("36", 5, with_overlay), (vec![sleep(5), sleep(5)], Some(65)), "what is beside it goes on with it");
+    for (why, found, wanted) in [
+        ("an older cluster does not know it", of("29", 5, |_| {}), Value::Null),
+        ("it is switched off", of("36", 0, |_| {}), Value::Null),
+        ("nobody calls it", of("36", 5, |it| it.template.ports.clear()), Value::Null),
+        ("nothing else takes its place", of("36", 5, |it| it.kind = ComponentKind::Stateful), Value::Null),
+        ("it ends by itself", of("36", 5, |it| it.kind = ComponentKind::Job), Value::Null),
+        ("it says itself how it leaves", of("36", 5, with_a_hook), exec),
+    ] {
+        assert_eq!(found, (vec![wanted], Some(10)), "{why}");
+    }
+}
+
+#[test]
 fn a_user_by_name_is_refused_unless_it_is_the_images_own() {
     let mut plan = plan();
     plan.template.user = "node".to_owned();

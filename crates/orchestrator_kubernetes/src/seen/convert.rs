@@ -9,9 +9,10 @@ use arco_model::observed::ExitFacts;
 use arco_model::time::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Node, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff;
 use std::collections::BTreeMap;
 
 /// Most of a program's last output that is kept, in bytes.
@@ -34,6 +35,11 @@ pub(crate) fn version(meta: &ObjectMeta) -> u64 {
 
 pub(crate) fn stamp(time: &Time) -> Timestamp {
     Timestamp(u64::try_from(time.0.as_millisecond()).unwrap_or_default())
+}
+
+/// The same moment as Kubernetes counts it.
+pub(crate) fn instant(at: Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(i64::try_from(at.0).unwrap_or_default()).unwrap_or_default()
 }
 
 /// What every object has.
@@ -113,8 +119,10 @@ impl Recorded for Service {
     fn record(&self) -> Record {
         let label = |name| word(&self.metadata.labels, name);
         let (name, application, tenant) = (label(names::NAME), label(names::APPLICATION), label(names::TENANT));
+        let address = self.spec.as_ref().and_then(|it| it.cluster_ip.as_deref());
         let detail = Detail {
-            address: self.spec.as_ref().and_then(|it| it.cluster_ip.as_ref()).and_then(|it| it.parse().ok()),
+            address: address.and_then(|it| it.parse().ok()),
+            headless: address == Some("None"),
             host: format!("{name}.{application}.{tenant}.{INTERNAL_DOMAIN}"),
             ..Detail::default()
         };
@@ -194,6 +202,7 @@ impl Recorded for Pod {
             restarts: 0,
             ready: false,
             ready_changed: None,
+            unheard: false,
             lost: false,
             was_ready: false,
             unschedulable: None,
@@ -219,7 +228,8 @@ impl Recorded for Pod {
             }
         }
         // A node says both; of one that is silent the cluster itself takes back the first. A closed gate does that, too.
-        pod.lost = containers_ready && !pod.ready && pod.ready_changed.is_some() && !is_gated(self);
+        pod.unheard = containers_ready && !pod.ready && pod.ready_changed.is_some() && !is_gated(self);
+        pod.lost = pod.unheard;
         if let Some(it) = status.container_statuses.iter().flatten().find(|it| it.name == names::CONTAINER) {
             pod.restarts = u32::try_from(it.restart_count).unwrap_or_default();
             pod.program = it.state.as_ref().map(program).unwrap_or_default();
@@ -231,6 +241,12 @@ impl Recorded for Pod {
         }
         Record::Pod(Box::new(pod))
     }
+}
+
+/// Whether a node does not answer, or says that it can run nothing now. One that has not said anything yet has no pods.
+pub(crate) fn is_silent(node: &Node) -> bool {
+    let mut conditions = node.status.iter().flat_map(|it| it.conditions.iter().flatten());
+    conditions.any(|it| it.type_ == "Ready" && it.status != "True")
 }
 
 /// Whether a condition that the pod waits for before it is ready does not hold.

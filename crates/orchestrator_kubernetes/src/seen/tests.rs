@@ -105,6 +105,33 @@ fn why_there_is_no_volume_is_told_of_the_pods_that_wait_for_it() {
 }
 
 #[test]
+fn pods_of_a_silent_node_are_lost_whatever_is_known_of_them() {
+    let seen = Seen::default();
+    let other = ComponentId::from_parts(2, 2);
+    let put = |of: &ComponentId, version: u64, name: &str, node: &str| {
+        let it = PodSeen { node: node.into(), ready: false, ..pod(name, json!({})) };
+        seen.put(of, version, Record::Pod(Box::new(it)))
+    };
+    let lost = |of: &ComponentId, name: &str| seen.component(of).pods[name].1.lost;
+    put(&component(), 1, "a", "n1");
+    put(&component(), 1, "b", "n2");
+    put(&other, 1, "c", "n2");
+    assert!(seen.node("n1", false).is_empty() && seen.node("n3", true).is_empty(), "no news for anybody");
+    assert_eq!(seen.node("n1", true), [component()]);
+    assert!(seen.node("n1", true).is_empty(), "the same is no news");
+    assert!(lost(&component(), "a") && !lost(&component(), "b"));
+    assert!(!put(&component(), 2, "a", "n1"), "a new version says nothing else");
+    assert!(lost(&component(), "a"));
+    put(&other, 1, "d", "n1");
+    assert!(lost(&other, "d"), "one that is heard of later");
+
+    // A new list: another node is silent.
+    assert_eq!(seen.silent_nodes(["n2".to_owned()].into()), [component(), other.clone()]);
+    assert!(!lost(&component(), "a") && lost(&component(), "b") && lost(&other, "c") && !lost(&other, "d"));
+    assert_eq!(seen.node("n2", false), [component(), other]);
+}
+
+#[test]
 fn whose_a_pod_was_is_known_a_while_after_it_went() {
     let seen = Seen::default();
     let it = pod("p", json!({}));

@@ -8,12 +8,15 @@ mod control_plane {
     use arco_config::KubernetesConfig;
     use arco_model::observed::{Observed, RolloutFacts};
     use arco_model::plan::OneShot;
+    use arco_model::spec::APP_CONTAINER;
     use arco_orchestrator::contract::{one_shot, plan, reached, ready, until, until_within};
     use arco_orchestrator::{Orchestrator, Removal};
     use arco_orchestrator_kubernetes::{KubernetesOptions, KubernetesOrchestrator};
     use arco_store::logs::{LogBatch, LogSink};
+    use futures_util::StreamExt as _;
     use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-    use kube::api::{Api, DeleteParams, ListParams};
+    use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+    use serde_json::json;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::{Duration, Instant};
@@ -82,6 +85,7 @@ mod control_plane {
         let deadline = Instant::now() + PATIENCE;
         while pods(place).await.len() != asked.replicas as usize {
             assert!(Instant::now() < deadline, "{:#?}", pods(place).await);
+            tokio::time::sleep(Duration::from_millis(50)).await; // the pace of looking
         }
         found
     }
@@ -166,7 +170,7 @@ mod control_plane {
             let namespaces: Api<Namespace> = Api::all(place.client.clone());
             namespaces.delete(&place.namespace(), &DeleteParams::default()).await.unwrap();
             // The cluster empties a namespace in rounds, with growing pauses between them.
-            let limit = Duration::from_secs(150);
+            let limit = Duration::from_secs(300);
             let after = until_within(limit, driver.as_ref(), &asked.component, "it runs in a new namespace", |it| {
                 it.rollout == RolloutFacts::Done && ready(it).len() == 1 && ready(it).is_disjoint(&ready(&before))
             })
@@ -237,28 +241,92 @@ mod control_plane {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_run_goes_on_while_nobody_answers_and_each_of_its_lines_comes_once() {
+        on_a_faulty_server(|place, driver, faulty| async move {
+            let asked = plan(place.image.clone(), &["serve"]);
+            // No node takes it: what becomes of its pod says this test.
+            let scheduling = serde_json::from_value(json!({ "node_selector": { "kubetest/has-it": "nobody" } })).unwrap();
+            let timeout_ms = 600_000;
+            let work = OneShot { scheduling, timeout_ms, ..one_shot(&asked, &["work"]) };
+            let name = format!("run-{}", work.id);
+            let (sink, mut lines) = mpsc::channel(64);
+            let (_keep, cancelled) = oneshot::channel();
+            faulty.fail(Fault::Down);
+            let running = tokio::spawn(async move { driver.run(&work, sink, cancelled).await });
+            met(&faulty, 3).await;
+            faulty.fail(Fault::None);
+            let pods: Api<Pod> = place.api();
+            let deadline = Instant::now() + PATIENCE;
+            while pods.get_opt(&name).await.unwrap().is_none() {
+                assert!(Instant::now() < deadline, "it is not made when the API server answers again");
+                tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
+            }
+            let becomes = async |phase: &str, state: serde_json::Value| {
+                let container = json!({ "name": APP_CONTAINER, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state });
+                let status = json!({ "status": { "phase": phase, "containerStatuses": [container] } });
+                pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+            };
+            becomes("Running", json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } })).await;
+            let mut read: Vec<String> = Vec::new();
+            for (fault, count, text) in
+                [(Fault::None, 0, "one"), (Fault::Mute, 3, "two"), (Fault::Down, 8, "three"), (Fault::None, 0, "four")]
+            {
+                faulty.fail(fault);
+                met(&faulty, count).await;
+                faulty.say(text);
+                faulty.fail(Fault::None);
+                while read.last().is_none_or(|it| it != text) {
+                    let line = tokio::time::timeout(PATIENCE, lines.recv()).await;
+                    let line = line.unwrap_or_else(|_| panic!("{text} is not read after {fault:?}: {read:?}"));
+                    read.push(line.expect("it has not ended").text);
+                }
+            }
+            // It ends while nobody answers, with a last word.
+            faulty.fail(Fault::Down);
+            faulty.say("five");
+            let ended = json!({ "terminated": { "exitCode": 3, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:09Z" } });
+            becomes("Failed", ended).await;
+            faulty.say_no_more();
+            met(&faulty, 8).await;
+            faulty.fail(Fault::None);
+            let result = tokio::time::timeout(2 * PATIENCE, running).await.expect("it ends").unwrap().unwrap();
+            while let Ok(line) = lines.try_recv() {
+                read.push(line.text);
+            }
+            assert_eq!((result.exit.status, result.timed_out), (3, false));
+            assert_eq!(read, ["one", "two", "three", "four", "five"]);
+            assert!(pods.get_opt(&name).await.unwrap().is_none(), "nothing of it is left");
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_run_whose_pod_stays_leaves_no_opened_secret() {
         on_a_faulty_server(|place, driver, faulty| async move {
+            faulty.fail(Fault::Undeletable);
             let asked = plan(place.image.clone(), &["serve"]);
             let env = [("TOKEN".to_owned(), "opened".to_owned())].into();
             let work = OneShot { env, ..one_shot(&asked, &["serve"]) };
-            let left = async || {
-                let secrets: Api<Secret> = place.api();
-                let found = secrets.list(&ListParams::default()).await.unwrap().items;
-                found.iter().filter(|it| it.metadata.name.as_ref().is_some_and(|it| it.starts_with("run-"))).count()
-            };
+            let name = format!("run-{}", work.id);
+            let secrets: Api<Secret> = place.api();
+            let now = secrets.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+            let its = WatchParams::default().fields(&format!("metadata.name={name}")).disable_bookmarks();
+            let mut events = Box::pin(secrets.watch(&its, &now).await.unwrap());
             let (sink, _lines) = mpsc::channel(16);
             let (cancel, cancelled) = oneshot::channel();
             let running = tokio::spawn(async move { driver.run(&work, sink, cancelled).await });
+            let first = tokio::time::timeout(PATIENCE, events.next()).await;
+            assert!(matches!(first, Ok(Some(Ok(WatchEvent::Added(_))))), "the run has no secret: {first:?}");
+            // Its output is asked for once it runs.
             let deadline = Instant::now() + PATIENCE;
-            while left().await != 1 {
-                assert!(Instant::now() < deadline, "the run has no secret");
+            while faulty.followed() == 0 {
+                assert!(Instant::now() < deadline, "the run does not begin");
                 tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
             }
-            faulty.fail(Fault::Undeletable);
             drop(cancel);
-            assert!(running.await.unwrap().is_err(), "its pod is still there");
-            assert!(faulty.failed() > 0 && left().await == 0);
+            let why = running.await.unwrap().unwrap_err().to_string();
+            assert!(why.contains("delete the pod of a one-shot workload"), "its pod is still there: {why}");
+            assert!(faulty.failed() > 0 && secrets.get_opt(&name).await.unwrap().is_none());
             faulty.fail(Fault::None);
         })
         .await;

@@ -43,19 +43,33 @@ pub(crate) enum Fault {
     Mute,
 }
 
-struct Inner {
-    real: kube::Client,
-    fault: Mutex<(Fault, CancellationToken)>,
-    /// Requests that the present fault is about.
+/// What every instance says.
+#[derive(Clone, Default)]
+struct Output {
+    /// With their times.
+    lines: Vec<String>,
+    /// Whether nothing more comes: streams end.
+    over: bool,
+}
+
+/// The time of one fault. A request belongs to the time that it came in, however late it is answered.
+struct Time {
+    fault: Fault,
+    /// Ends what streams.
+    cut: CancellationToken,
+    /// Requests that the fault is about.
     met: AtomicU64,
     failed: AtomicU64,
-    /// What every instance says, with its times.
-    output: watch::Sender<Vec<String>>,
     /// When each write failed last, by method and path; and the longest time between two tries of one.
     tries: Mutex<(BTreeMap<String, Instant>, Duration)>,
 }
 
-impl Inner {
+impl Time {
+    fn of(fault: Fault) -> Arc<Self> {
+        let (met, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { fault, cut: CancellationToken::new(), met, failed, tries: Mutex::default() })
+    }
+
     fn note(&self, request: &Request) {
         self.failed.fetch_add(1, Ordering::SeqCst);
         if request.method() != Method::GET {
@@ -65,6 +79,20 @@ impl Inner {
                 tries.1 = tries.1.max(now - before);
             }
         }
+    }
+}
+
+struct Inner {
+    real: kube::Client,
+    now: Mutex<Arc<Time>>,
+    output: watch::Sender<Output>,
+    /// How often somebody asked for it and was answered.
+    followed: AtomicU64,
+}
+
+impl Inner {
+    fn now(&self) -> Arc<Time> {
+        self.now.lock().unwrap().clone()
     }
 }
 
@@ -80,15 +108,8 @@ pub(crate) struct Faulty {
 impl Faulty {
     /// Before the API server that `client` reaches.
     pub(crate) async fn before(client: kube::Client, folder: &Path) -> Self {
-        let fault = Mutex::new((Fault::None, CancellationToken::new()));
-        let inner = Arc::new(Inner {
-            real: client,
-            fault,
-            met: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            output: watch::Sender::new(Vec::new()),
-            tries: Mutex::default(),
-        });
+        let (now, followed) = (Mutex::new(Time::of(Fault::None)), AtomicU64::new(0));
+        let inner = Arc::new(Inner { real: client, now, output: watch::Sender::default(), followed });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(pass).with_state(inner.clone());
@@ -109,27 +130,33 @@ impl Faulty {
 
     /// From now on this goes wrong; what streams is cut.
     pub(crate) fn fail(&self, fault: Fault) {
-        let mut now = self.inner.fault.lock().unwrap();
-        now.1.cancel();
-        *now = (fault, CancellationToken::new());
-        self.inner.met.store(0, Ordering::SeqCst);
-        self.inner.failed.store(0, Ordering::SeqCst);
-        *self.inner.tries.lock().unwrap() = Default::default();
+        let before = std::mem::replace(&mut *self.inner.now.lock().unwrap(), Time::of(fault));
+        before.cut.cancel();
     }
 
     /// The longest time between two tries of a write that met the present fault.
     pub(crate) fn longest_pause(&self) -> Duration {
-        self.inner.tries.lock().unwrap().1
+        self.inner.now().tries.lock().unwrap().1
     }
 
     /// Every instance says this now.
     pub(crate) fn say(&self, text: &str) {
-        self.inner.output.send_modify(|it| it.push(format!("{} {text}\n", jiff::Timestamp::now())));
+        self.inner.output.send_modify(|it| it.lines.push(format!("{} {text}\n", jiff::Timestamp::now())));
+    }
+
+    /// No instance says any more: who follows one comes to the end.
+    pub(crate) fn say_no_more(&self) {
+        self.inner.output.send_modify(|it| it.over = true);
     }
 
     /// How many requests met the present fault.
     pub(crate) fn failed(&self) -> u64 {
-        self.inner.failed.load(Ordering::SeqCst)
+        self.inner.now().failed.load(Ordering::SeqCst)
+    }
+
+    /// How often somebody asked for the output of an instance or a run, and was answered.
+    pub(crate) fn followed(&self) -> u64 {
+        self.inner.followed.load(Ordering::SeqCst)
     }
 }
 
@@ -152,8 +179,9 @@ fn asks_for_output(request: &Request) -> bool {
 /// What instances said and say, until the stream is cut.
 fn output(inner: &Inner, cut: CancellationToken) -> Response {
     let said = futures_util::stream::unfold((inner.output.subscribe(), 0), |(mut output, told)| async move {
-        let all = output.wait_for(|it| it.len() > told).await.ok()?.clone();
-        Some((Ok::<_, std::io::Error>(all[told..].concat()), (output, all.len())))
+        let Output { lines, .. } = output.wait_for(|it| it.over || it.lines.len() > told).await.ok()?.clone();
+        let new = lines.get(told..).filter(|it| !it.is_empty())?.concat();
+        Some((Ok::<_, std::io::Error>(new), (output, lines.len())))
     });
     Body::from_stream(said.take_until(cut.cancelled_owned())).into_response()
 }
@@ -194,14 +222,16 @@ fn failure(fault: Fault, number: u64) -> Option<Response> {
 }
 
 async fn pass(State(inner): State<Arc<Inner>>, request: Request) -> Response {
-    let (fault, cut) = inner.fault.lock().unwrap().clone();
-    if concerns(fault, &request)
-        && let Some(response) = failure(fault, inner.met.fetch_add(1, Ordering::SeqCst))
+    let now = inner.now();
+    let cut = now.cut.clone();
+    if concerns(now.fault, &request)
+        && let Some(response) = failure(now.fault, now.met.fetch_add(1, Ordering::SeqCst))
     {
-        inner.note(&request);
+        now.note(&request);
         return response;
     }
     if asks_for_output(&request) {
+        inner.followed.fetch_add(1, Ordering::SeqCst);
         return output(&inner, cut);
     }
     let (mut parts, body) = request.into_parts();

@@ -23,8 +23,8 @@ mod control_plane {
         let make = |area: &str| {
             let (name, config, runtime) = (format!("{area}-{run}"), config.clone(), runtime.clone());
             names.lock().unwrap().insert(name.clone());
-            move |me: &str| {
-                let lock = LeaseLock::new(&config, &name, me, 2);
+            move |me: &str, life_s: u64| {
+                let lock = LeaseLock::new(&config, &name, me, life_s.try_into().unwrap());
                 let lock = tokio::task::block_in_place(|| runtime.block_on(lock)).unwrap();
                 Arc::new(lock) as Arc<dyn LeaderLock>
             }

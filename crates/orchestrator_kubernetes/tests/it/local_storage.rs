@@ -33,9 +33,10 @@ mod control_plane {
     }
 
     async fn holds(what: &str, it: impl AsyncFn() -> bool) {
-        let deadline = Instant::now() + in_time(Duration::from_secs(60));
+        let deadline = Instant::now() + in_time(Duration::from_secs(120));
         while !it().await {
             assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(50)).await; // the pace of looking
         }
     }
 

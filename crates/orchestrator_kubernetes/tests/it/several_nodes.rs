@@ -2,6 +2,7 @@
 //! --fake-nodes 3`) and shared by the tests, which therefore run one after the other (`--test-threads=1`). Not here: pods
 //! that really run.
 
+mod drain;
 mod parts;
 
 use crate::cluster::control_plane::{let_go, of_components};
@@ -13,7 +14,7 @@ use arco_model::observed::{InstanceFacts, InstancePhase, Observed, RolloutFacts}
 use arco_model::plan::WorkloadPlan;
 use arco_model::source::Source;
 use arco_model::spec::scheduling::Scheduling;
-use arco_model::spec::{ComponentKind, ComponentSpec};
+use arco_model::spec::{APP_CONTAINER, ComponentKind, ComponentSpec};
 use arco_model::status::{self, Status, StatusContext, StatusReport};
 use arco_orchestrator::contract::{in_time, one_shot, plan, reached, ready, until, until_within};
 use arco_orchestrator::{Orchestrator as _, Removal};
@@ -79,7 +80,7 @@ impl Nodes {
         .await;
     }
 
-    /// Every node is there and speaks.
+    /// Every node is there, speaks, and takes pods.
     async fn restore(&self) {
         for name in &self.names {
             if self.api.get_opt(name).await.unwrap().is_none() {
@@ -88,6 +89,7 @@ impl Nodes {
                 let node: Node = serde_json::from_value(node).unwrap();
                 self.api.create(&PostParams::default(), &node).await.unwrap();
             }
+            self.cordon(name, false).await;
             self.tell(name, "ready").await;
         }
         self.all_well().await;
@@ -95,7 +97,7 @@ impl Nodes {
 }
 
 /// Waits for something that the cluster does.
-async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + in_time(PATIENCE);
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}: waited in vain");
@@ -206,6 +208,56 @@ async fn instances_of_a_silent_node_are_made_elsewhere_and_none_is_doubled_when_
         assert_eq!((back.instances.len(), ready(&back)), (2, ready(&green)), "what was made elsewhere stays");
         let pods: Api<Pod> = place.api();
         assert_eq!(pods.list(&ListParams::default()).await.unwrap().items.len(), 2);
+        driver.remove(&id, &Removal::Everything).await.unwrap();
+        assert_eq!(of_components(&place).await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_instance_that_was_not_ready_when_its_node_fell_silent_halts_no_change() {
+    on_three_nodes(|place, nodes| async move {
+        let driver = place.driver.as_ref();
+        let on = |node: &str| -> Scheduling {
+            let here = json!({ "key": "kubernetes.io/hostname", "operator": "in", "values": [node] });
+            // It is not made elsewhere meanwhile.
+            let stays = json!({ "key": "node.kubernetes.io/unreachable", "operator": "exists", "effect": "no_execute", "toleration_seconds": 3600 });
+            serde_json::from_value(json!({ "node_affinity": [here], "tolerations": [stays] })).unwrap()
+        };
+        let (first, second) = (&nodes.names[0], &nodes.names[1]);
+        let mut asked = plan(place.image.clone(), &["serve"]);
+        asked.template.scheduling = on(first);
+        let id = asked.component.clone();
+        driver.apply(&asked).await.unwrap();
+        let before = reached(driver, &asked).await;
+
+        // The new instance is on its node, and has not begun when that falls silent.
+        nodes.tell(second, "manual").await;
+        asked.template.scheduling = on(second);
+        driver.apply(&asked).await.unwrap();
+        let new = |it: &Observed| it.instances.iter().find(|it| it.node == *second).cloned();
+        until(driver, &id, "the new instance has its node", |it| new(it).is_some()).await;
+        nodes.tell(second, "silent").await;
+        let is_silent = |it: &Observed| new(it).is_some_and(|it| it.node_silent);
+        until_within(PATIENCE, driver, &id, "its node is known to be silent", is_silent).await;
+
+        // As far as anybody knows it runs since long ago, and was never ready.
+        let pods: Api<Pod> = place.api();
+        let there = ListParams::default().fields(&format!("spec.nodeName={second}"));
+        let pod = pods.list(&there).await.unwrap().items.remove(0).metadata.name.unwrap();
+        let running = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
+        let container = json!({ "name": APP_CONTAINER, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": running });
+        let status = json!({ "status": { "phase": "Running", "containerStatuses": [container] } });
+        pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        let runs = |it: &Observed| new(it).is_some_and(|it| it.started_at.is_some());
+        let seen = until(driver, &id, "its program is seen", runs).await;
+        assert_eq!((&seen.rollout, ready(&seen)), (&RolloutFacts::Progressing, ready(&before)), "{seen:#?}");
+        let report = told(&asked, &seen);
+        assert!(report.reason.contains(&format!("its node `{second}` does not answer")), "{report:?}");
+
+        nodes.tell(second, "ready").await;
+        let after = let_go(driver, &asked).await;
+        assert!(ready(&after).len() == 1 && new(&after).is_some(), "{after:#?}");
         driver.remove(&id, &Removal::Everything).await.unwrap();
         assert_eq!(of_components(&place).await, Vec::<String>::new());
     })

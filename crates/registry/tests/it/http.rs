@@ -172,7 +172,7 @@ async fn a_digest_alone_opens_nothing() {
     assert_eq!(it.send("GET", &blob, &headers, "").await.status, StatusCode::NOT_FOUND);
 
     let both = Scope::repository("default/shop/api", &ALL).and(Scope::repository(REPOSITORY, &[Action::Pull]));
-    let bearer = format!("Bearer {}", it.registry.tokens().issue(&both, Duration::from_secs(60)));
+    let bearer = format!("Bearer {}", it.registry.tokens().issue(&both, LIFE));
     let headers = [("authorization", bearer.as_str())];
     let mount = format!("/v2/default/shop/api/blobs/uploads/?mount={secret}&from={REPOSITORY}");
     assert_eq!(it.send("POST", &mount, &headers, "").await.status, StatusCode::CREATED);

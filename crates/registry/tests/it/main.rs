@@ -4,6 +4,7 @@
 
 mod chores;
 mod http;
+mod interleaved;
 mod skopeo;
 
 use arco_model::artifact::Digest;
@@ -20,6 +21,8 @@ use std::time::Duration;
 use tower::ServiceExt as _;
 
 const REPOSITORY: &str = "default/shop/web";
+/// How long tokens hold: longer than any test.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
 const ALL: [Action; 3] = [Action::Pull, Action::Push, Action::Delete];
 
 struct Running {
@@ -58,7 +61,7 @@ impl Running {
     }
 
     fn token(&self, repository: &str, actions: &[Action]) -> String {
-        self.registry.tokens().issue(&Scope::repository(repository, actions), Duration::from_secs(60))
+        self.registry.tokens().issue(&Scope::repository(repository, actions), LIFE)
     }
 
     async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
@@ -74,7 +77,7 @@ impl Running {
 
     /// A request that may do everything.
     async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-        let token = self.registry.tokens().issue(&Scope::everything(&ALL), Duration::from_secs(60));
+        let token = self.registry.tokens().issue(&Scope::everything(&ALL), LIFE);
         let bearer = format!("Bearer {token}");
         let headers: Vec<_> = headers.iter().copied().chain([("authorization", bearer.as_str())]).collect();
         self.send(method, path, &headers, body).await

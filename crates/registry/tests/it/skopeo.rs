@@ -4,8 +4,9 @@ use super::*;
 use std::process::Output;
 
 async fn skopeo(arguments: &[&str]) -> Output {
-    let output = tokio::process::Command::new("skopeo").args(["--insecure-policy"]).args(arguments).output();
-    tokio::time::timeout(Duration::from_secs(60), output).await.unwrap().unwrap()
+    let output =
+        tokio::process::Command::new("skopeo").args(["--insecure-policy"]).args(arguments).kill_on_drop(true).output();
+    tokio::time::timeout(Duration::from_secs(300), output).await.unwrap().unwrap()
 }
 
 fn good(output: &Output) {
@@ -61,10 +62,9 @@ async fn skopeo_pushes_pulls_copies_lists_and_deletes() {
     make_layout(&source);
     let credential = format!(
         "robot:{}",
-        it.registry.tokens().issue(
-            &Scope::repository(REPOSITORY, &ALL).and(Scope::repository("default/shop/api", &ALL)),
-            Duration::from_secs(60)
-        )
+        it.registry
+            .tokens()
+            .issue(&Scope::repository(REPOSITORY, &ALL).and(Scope::repository("default/shop/api", &ALL)), LIFE)
     );
     let reader = format!("robot:{}", it.token(REPOSITORY, &[Action::Pull]));
     let image = format!("docker://{address}/{REPOSITORY}:v1");

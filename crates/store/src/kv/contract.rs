@@ -1,10 +1,20 @@
 //! What every driver must do, as one suite: `suite!(make)` makes a test of each of these functions, on a store that
 //! `make` gives. They hold on a store that others filled before (a real etcd), as long as nobody writes meanwhile.
 
-use super::{Compare, Event, KeyValue, KvError, MAX_BYTES, Operation, Range, SharedKv, Txn, Watch, WatchBatch};
+use super::{
+    Compare, EtcdKv, Event, KeyValue, KvError, LeaseId, MAX_BYTES, Operation, Range, SharedKv, Txn, Watch, WatchBatch,
+};
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// Lives of leases that are tried, in seconds. A test that waits for the end of one wants it short; where the machine stood
+/// still for so long that it ended in between, the next one is tried.
+pub(super) const LIVES_S: [u64; 4] = [2, 6, 18, 54];
+/// How long the tests wait for what must come.
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A store, and what must live as long as it does.
 pub(super) struct Fixture {
@@ -39,6 +49,15 @@ macro_rules! suite {
 }
 pub(super) use suite;
 
+/// The real etcd of this test program, and the turn to use it: tests count revisions, so one at a time.
+pub(crate) async fn real_etcd() -> Option<(SharedKv, OwnedMutexGuard<()>)> {
+    static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+    let url = arco_testkit::servers::etcd()?;
+    let turn = TURN.clone().lock_owned().await;
+    let kv: SharedKv = Arc::new(EtcdKv::connect(&[url], None).await.unwrap());
+    Some((kv, turn))
+}
+
 /// A prefix that no other test uses.
 fn area() -> String {
     format!("/contract/{:016x}/", crate::clock::random())
@@ -60,10 +79,10 @@ fn write(success: Vec<Operation>) -> Txn {
     Txn { success, ..Txn::default() }
 }
 
-/// The next batch, waited for at most 20 s.
+/// The next batch, waited for at most as long as [`PATIENCE`].
 pub(super) async fn next(watch: &mut Watch) -> Result<WatchBatch, KvError> {
-    let next = tokio::time::timeout(Duration::from_secs(20), watch.next()).await;
-    next.expect("a batch within 20 s").expect("the watch goes on")
+    let next = tokio::time::timeout(PATIENCE, watch.next()).await;
+    next.expect("a batch comes").expect("the watch goes on")
 }
 
 fn shown(batch: &WatchBatch, area: &str) -> (u64, Vec<String>) {
@@ -234,18 +253,49 @@ pub(super) async fn a_slow_watcher_misses_nothing(kv: SharedKv) {
     }
 }
 
+/// The key hangs on the lease, or stands for itself; `false` when the lease is over.
+async fn hang(kv: &SharedKv, key: String, lease: Option<LeaseId>) -> bool {
+    match kv.put(&key, b"".to_vec(), lease).await {
+        Ok(_) => true,
+        Err(KvError::NoLease(_)) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 pub(super) async fn leases_take_their_keys_along(kv: SharedKv) {
-    let a = area();
-    let (short, long) = (kv.lease_grant(1).await.unwrap(), kv.lease_grant(60).await.unwrap());
+    for life_s in LIVES_S {
+        if leases_of(&kv, life_s).await {
+            return;
+        }
+    }
+    panic!("leases end while they are used");
+}
+
+/// `false` when the machine was too slow for leases of such a life.
+async fn leases_of(kv: &SharedKv, life_s: u64) -> bool {
+    let (a, began) = (area(), Instant::now());
+    let (short, long) = (kv.lease_grant(life_s).await.unwrap(), kv.lease_grant(3600).await.unwrap());
     assert!(short > 0 && long > 0 && short != long);
-    kv.put(&format!("{a}moved"), b"".to_vec(), Some(short)).await.unwrap();
-    kv.put(&format!("{a}freed"), b"".to_vec(), Some(short)).await.unwrap();
-    kv.put(&format!("{a}moved"), b"".to_vec(), Some(long)).await.unwrap();
-    kv.put(&format!("{a}freed"), b"".to_vec(), None).await.unwrap();
-    kv.put(&format!("{a}s1"), b"".to_vec(), Some(short)).await.unwrap();
-    let at = kv.put(&format!("{a}s2"), b"".to_vec(), Some(short)).await.unwrap();
-    assert_eq!(kv.get(&format!("{a}s1")).await.unwrap().unwrap().lease, Some(short));
-    let mut watch = kv.watch(prefix(&a), Some(at + 1)).await.unwrap();
+    for (name, lease) in [
+        ("moved", Some(short)),
+        ("freed", Some(short)),
+        ("moved", Some(long)),
+        ("freed", None),
+        ("s1", Some(short)),
+        ("s2", Some(short)),
+    ] {
+        if !hang(kv, format!("{a}{name}"), lease).await {
+            assert!(began.elapsed() >= Duration::from_secs(life_s), "it ended too early");
+            return false;
+        }
+    }
+    let at = kv.list(&a).await.unwrap();
+    let Some(last) = at.items.iter().find(|it| it.key == key(format!("{a}s2"))) else {
+        assert!(began.elapsed() >= Duration::from_secs(life_s), "it ended too early");
+        return false;
+    };
+    assert_eq!(last.lease, Some(short));
+    let mut watch = kv.watch(prefix(&a), Some(last.mod_revision + 1)).await.unwrap();
     let mut gone = shown(&next(&mut watch).await.unwrap(), &a).1;
     gone.sort();
     assert_eq!(gone, ["s1 gone", "s2 gone"], "both in one revision");
@@ -256,23 +306,54 @@ pub(super) async fn leases_take_their_keys_along(kv: SharedKv) {
     kv.lease_revoke(long).await.unwrap();
     assert_eq!(shown(&next(&mut watch).await.unwrap(), &a).1, ["moved gone"]);
     assert_eq!(kv.list(&a).await.unwrap().count, 1, "only the freed key stays");
+    true
 }
 
 pub(super) async fn a_renewed_lease_stays(kv: SharedKv) {
-    let a = area();
-    let (renewed, witness) = (kv.lease_grant(2).await.unwrap(), kv.lease_grant(4).await.unwrap());
-    kv.put(&format!("{a}renewed"), b"".to_vec(), Some(renewed)).await.unwrap();
-    let at = kv.put(&format!("{a}witness"), b"".to_vec(), Some(witness)).await.unwrap();
-    let mut watch = kv.watch(prefix(&a), Some(at + 1)).await.unwrap();
+    for life_s in LIVES_S {
+        if renewed_for(&kv, life_s).await {
+            return;
+        }
+    }
+    panic!("leases end between two renewals");
+}
+
+/// `false` when the machine stood still between two renewals for longer than such a lease lives.
+async fn renewed_for(kv: &SharedKv, life_s: u64) -> bool {
+    let (a, life) = (area(), Duration::from_secs(life_s));
+    // Since when it has its full time at least: a renewal counts from its beginning.
+    let mut since = Instant::now();
+    let (renewed, witness) = (kv.lease_grant(life_s).await.unwrap(), kv.lease_grant(2 * life_s).await.unwrap());
+    let hung =
+        hang(kv, format!("{a}renewed"), Some(renewed)).await && hang(kv, format!("{a}witness"), Some(witness)).await;
+    let found = kv.list(&a).await.unwrap();
+    if !hung || found.count != 2 {
+        assert!(since.elapsed() >= life, "a lease ended too early");
+        return false;
+    }
+    let mut watch = kv.watch(prefix(&a), Some(found.revision + 1)).await.unwrap();
     let mut beat = tokio::time::interval(Duration::from_millis(500));
     let first = loop {
         tokio::select! {
             batch = next(&mut watch) => break batch.unwrap(),
-            _ = beat.tick() => assert_eq!(kv.lease_keep_alive(renewed).await.unwrap(), 2),
+            _ = beat.tick() => {
+                let asked = Instant::now();
+                match kv.lease_keep_alive(renewed).await {
+                    Ok(left_s) => assert_eq!(left_s, life_s),
+                    Err(KvError::NoLease(_)) if since.elapsed() >= life => return false,
+                    Err(error) => panic!("{error}"),
+                }
+                since = asked;
+            }
         }
     };
-    assert_eq!(shown(&first, &a).1, ["witness gone"], "twice as long, but it was not renewed");
+    let first = shown(&first, &a).1;
+    if first == ["renewed gone"] && since.elapsed() >= life {
+        return false;
+    }
+    assert_eq!(first, ["witness gone"], "twice as long, but it was not renewed");
     assert_eq!(shown(&next(&mut watch).await.unwrap(), &a).1, ["renewed gone"], "and then nobody renewed it");
+    true
 }
 
 pub(super) async fn limits_are_those_of_etcd(kv: SharedKv) {

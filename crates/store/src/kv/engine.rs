@@ -179,13 +179,14 @@ impl<J: Journal> Writer<J> {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let now = Instant::now();
-            let late = now.saturating_duration_since(until.max(begun));
+            let late = Instant::now().saturating_duration_since(until.max(begun));
             if late > STILL {
                 // The process stood still (stopped, starved), and so did those who renew.
                 write(&self.state).postpone_deadlines(late);
             }
             let group: Vec<Command> = first.into_iter().chain(waiting.try_iter().take(GROUP)).collect();
+            // After the last command came: a lease has its full time from its call on.
+            let now = Instant::now();
             self.group(group, now);
             if now >= look {
                 look = now + LOOK;

@@ -1,76 +1,48 @@
 //! The driver for clusters: etcd v3, or the front of another process's embedded store.
 //!
 //! What must hold: a watch survives the loss of its connection without losing or repeating a change; no call waits for
-//! ever. A write whose answer was lost is not repeated: nobody can know whether it was done, so the caller decides.
+//! ever; while enough members work, one that does not costs time, but fails no call that was not under way at it. A
+//! write whose answer was lost is not repeated: nobody can know whether it was done, so the caller decides.
 
+mod health;
+mod member;
+mod members;
 mod patience;
+#[cfg(test)]
+mod tests;
+mod verdict;
 mod watch;
 
 use super::{Compare, EtcdTls, Kv, KvError, LeaseId, Operation, Range, RangeResult, Txn, TxnResult, Watch, limits};
 use async_trait::async_trait;
-use etcd_client::{Client, CompareOp, DeleteOptions, Error, GetOptions, KvClient, PutOptions, TxnOp, TxnOpResponse};
-use patience::{CALL, Patience};
-use std::fmt::Display;
+use etcd_client::{
+    CompareOp, DeleteOptions, Error, GetOptions, KvClient, LeaseClient, PutOptions, TxnOp, TxnOpResponse,
+};
+use member::OfMember;
+use members::{Call, Members};
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
 use tonic::Code;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-/// Largest answer: a listing is one message.
-const ANSWER_BYTES: usize = 256 << 20;
+const READ: Call = Call { step: "read", repeatable: true };
+const WRITE: Call = Call { step: "write", repeatable: false };
+// A lease that nobody knows ends by itself, but nobody knows how many there would be.
+const GRANT: Call = Call { step: "grant a lease", repeatable: false };
+const RENEW: Call = Call { step: "renew a lease", repeatable: true };
+const REVOKE: Call = Call { step: "revoke a lease", repeatable: true };
+// Done twice it is refused.
+const COMPACT: Call = Call { step: "compact", repeatable: false };
 
 /// A store behind etcd's interface.
 pub struct EtcdKv {
-    client: Client,
-    patience: Patience,
+    members: Arc<Members>,
 }
 
 impl EtcdKv {
-    /// A driver for the endpoints (`host:port` or URLs). Connections are made when they are needed and made again when
-    /// they break, so this does not fail because nobody answers yet.
+    /// A driver for the endpoints (`host:port` or URLs), at most 64. Connections are made when they are needed and made
+    /// again when they break, so this does not fail because nobody answers yet.
     pub async fn connect(addresses: &[String], tls: Option<&EtcdTls>) -> Result<Self, KvError> {
-        if addresses.is_empty() {
-            return Err(KvError::Unavailable { step: "connect", cause: "no address is given".to_owned() });
-        }
-        let endpoints = addresses.iter().map(|it| endpoint(it, tls)).collect::<Result<Vec<_>, _>>()?;
-        let channel = if let [only] = endpoints.as_slice() {
-            // Choosing among one would cost each call some allocations.
-            only.connect_lazy()
-        } else {
-            Channel::balance_list(endpoints.into_iter())
-        };
-        let client = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
-        Ok(Self { client: client.map_err(|it| failed("connect", 0, 0)(it))?, patience: Patience::start() })
-    }
-}
-
-fn endpoint(address: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, KvError> {
-    let refused = |why: &dyn Display| {
-        let cause = format!("the address `{address}`: {why}");
-        KvError::Unavailable { step: "connect", cause }
-    };
-    let url = match tls {
-        _ if address.contains("://") => address.to_owned(),
-        Some(_) => format!("https://{address}"),
-        None => format!("http://{address}"),
-    };
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|it| refused(&it))?;
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(3))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
-        // etcd closes connections that ping without a call or watch under way.
-        .keep_alive_while_idle(false);
-    match (url.starts_with("https://"), tls) {
-        (false, None) => Ok(endpoint),
-        (false, Some(_)) => Err(refused(&"certificates are given, which are for https:// alone")),
-        (true, _) => {
-            let config = tls.map_or_else(ClientTlsConfig::new, |it| {
-                let identity = Identity::from_pem(&it.cert_pem, &it.key_pem);
-                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&it.ca_pem)).identity(identity)
-            });
-            endpoint.tls_config(config).map_err(|it| refused(&it))
-        }
+        Ok(Self { members: Arc::new(Members::new(addresses, tls).await?) })
     }
 }
 
@@ -89,30 +61,27 @@ fn single_put(txn: &mut Txn) -> Option<Put> {
 }
 
 impl EtcdKv {
-    fn keys(&self) -> KvClient {
-        self.client.kv_client().max_decoding_message_size(ANSWER_BYTES)
-    }
-
-    /// No call waits for ever.
-    async fn bounded<T>(
+    async fn call<C, R, T, F>(
         &self,
-        step: &'static str,
-        call: impl Future<Output = Result<T, Error>>,
+        call: Call,
+        request: R,
+        send: impl Fn(C, R) -> F,
         failed: impl Fn(Error) -> KvError,
-    ) -> Result<T, KvError> {
-        tokio::select! {
-            biased;
-            outcome = call => outcome.map_err(failed),
-            () = self.patience.over() => {
-                Err(KvError::Unavailable { step, cause: format!("no answer within {} s", CALL.as_secs()) })
-            }
-        }
+    ) -> Result<T, KvError>
+    where
+        C: OfMember,
+        R: Clone,
+        F: Future<Output = Result<T, Error>>,
+    {
+        Ok(self.members.ask(call, request, send, failed).await?.1)
     }
 
     async fn put_one(&self, (key, value, lease): Put) -> Result<TxnResult, KvError> {
-        let mut client = self.keys();
-        let call = client.put(key, value, lease.map(|it| PutOptions::new().with_lease(it)));
-        let answer = self.bounded("write", call, failed("write", 0, lease.unwrap_or(0))).await?;
+        let options = lease.map(|it| PutOptions::new().with_lease(it));
+        let put = |mut client: KvClient, (key, value, options): (Vec<u8>, Vec<u8>, Option<PutOptions>)| async move {
+            client.put(key, value, options).await
+        };
+        let answer = self.call(WRITE, (key, value, options), put, failed(WRITE, 0, lease.unwrap_or(0))).await?;
         let revision = answer.header().map_or(0, |it| it.revision() as u64);
         Ok(TxnResult { succeeded: true, revision, results: vec![Vec::new()] })
     }
@@ -131,9 +100,10 @@ impl Kv for EtcdKv {
         if let Some(at) = at {
             options = options.with_revision(at as i64);
         }
-        let mut client = self.keys();
-        let call = client.get(key, Some(options));
-        let mut answer = self.bounded("read", call, failed("read", at.unwrap_or(0), 0)).await?;
+        let get = |mut client: KvClient, (key, options): (Vec<u8>, GetOptions)| async move {
+            client.get(key, Some(options)).await
+        };
+        let mut answer = self.call(READ, (key, options), get, failed(READ, at.unwrap_or(0), 0)).await?;
         Ok(RangeResult {
             revision: answer.header().map_or(0, |it| it.revision() as u64),
             more: answer.more(),
@@ -151,12 +121,14 @@ impl Kv for EtcdKv {
             Operation::Put { lease, .. } => *lease,
             _ => None,
         });
+        let reads = txn.success.iter().chain(&txn.failure).all(|it| matches!(it, Operation::Get(_)));
+        let call = if reads { READ } else { WRITE };
         let request = etcd_client::Txn::new()
             .when(txn.compare.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.success.into_iter().map(operation).collect::<Vec<_>>())
             .or_else(txn.failure.into_iter().map(operation).collect::<Vec<_>>());
-        let mut client = self.keys();
-        let answer = self.bounded("write", client.txn(request), failed("write", 0, lease.unwrap_or(0))).await?;
+        let send = |mut client: KvClient, request| async move { client.txn(request).await };
+        let answer = self.call(call, request, send, failed(call, 0, lease.unwrap_or(0))).await?;
         let results = answer.op_responses().into_iter().map(|it| match it {
             TxnOpResponse::Get(mut it) => it.take_kvs().into_iter().map(key_value).collect(),
             TxnOpResponse::Delete(mut it) => it.take_prev_kvs().into_iter().map(key_value).collect(),
@@ -174,44 +146,43 @@ impl Kv for EtcdKv {
             Some(from) => from.max(1),
             None => self.range(Range::Key(vec![0]), 1, None).await?.revision + 1,
         };
-        Ok(watch::start(self.client.watch_client().max_decoding_message_size(ANSWER_BYTES), range, next))
+        Ok(watch::start(self.members.clone(), range, next, watch::QUIET))
     }
 
     async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-        let mut client = self.client.lease_client();
         let ttl = i64::try_from(ttl_s).unwrap_or(i64::MAX);
-        Ok(self.bounded("grant a lease", client.grant(ttl, None), failed("grant a lease", 0, 0)).await?.id())
+        let grant = |mut client: LeaseClient, ttl| async move { client.grant(ttl, None).await };
+        Ok(self.call(GRANT, ttl, grant, failed(GRANT, 0, 0)).await?.id())
     }
 
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-        let mut client = self.client.lease_client();
-        let call = async {
+        let renew = |mut client: LeaseClient, lease| async move {
             // The first answer is the library's to see; the second one says for how long.
             let (mut keeper, mut answers) = client.keep_alive(lease).await?;
             keeper.keep_alive().await?;
             Ok(answers.message().await?.map_or(0, |it| it.ttl()))
         };
-        let ttl = self.bounded("renew a lease", call, failed("renew a lease", 0, lease)).await?;
+        let ttl = self.call(RENEW, lease, renew, failed(RENEW, 0, lease)).await?;
         u64::try_from(ttl).ok().filter(|it| *it != 0).ok_or(KvError::NoLease(lease))
     }
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-        let mut client = self.client.lease_client();
-        match self.bounded("revoke a lease", client.revoke(lease), failed("revoke a lease", 0, lease)).await {
+        let revoke = |mut client: LeaseClient, lease| async move { client.revoke(lease).await };
+        match self.call(REVOKE, lease, revoke, failed(REVOKE, 0, lease)).await {
             Ok(_) | Err(KvError::NoLease(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        let mut client = self.keys();
-        let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        self.bounded("compact", client.compact(revision, None), failed("compact", revision as u64, 0)).await.map(drop)
+        let at = i64::try_from(revision).unwrap_or(i64::MAX);
+        let compact = |mut client: KvClient, at| async move { client.compact(at, None).await };
+        self.call(COMPACT, at, compact, failed(COMPACT, at as u64, 0)).await.map(drop)
     }
 }
 
 /// The seam's error. etcd does not tell the oldest revision when it refuses a read: it is at least the next one.
-fn failed(step: &'static str, asked: u64, lease: LeaseId) -> impl Fn(Error) -> KvError {
+fn failed(call: Call, asked: u64, lease: LeaseId) -> impl Fn(Error) -> KvError {
     move |error| match &error {
         Error::GRpcStatus(status) => match status.code() {
             Code::OutOfRange if status.message().contains("compacted") => {
@@ -219,10 +190,10 @@ fn failed(step: &'static str, asked: u64, lease: LeaseId) -> impl Fn(Error) -> K
             }
             Code::NotFound if status.message().contains("lease") => KvError::NoLease(lease),
             Code::InvalidArgument | Code::OutOfRange => KvError::Refused(status.message().to_owned()),
-            _ => KvError::Unavailable { step, cause: format!("{}: {}", status.code(), status.message()) },
+            _ => KvError::Unavailable { step: call.step, cause: verdict::words(&error) },
         },
         Error::LeaseKeepAliveError(cause) if cause.contains("not found") => KvError::NoLease(lease),
-        _ => KvError::Unavailable { step, cause: error.to_string() },
+        _ => KvError::Unavailable { step: call.step, cause: verdict::words(&error) },
     }
 }
 

@@ -193,16 +193,13 @@ impl Mirror {
         self.generation.subscribe()
     }
 
-    /// Follows the store until `stop`; failures are waited out.
+    /// Follows the store until `stop`; failures are waited out. When it ends, all that was seen is on disk.
     pub async fn run(self: Arc<Self>, kv: SharedKv, stop: CancellationToken) {
         let mut pause = PAUSE.0;
         let mut silent = false;
         loop {
-            let followed = tokio::select! {
-                () = stop.cancelled() => return,
-                followed = self.follow(&kv, &mut pause, &mut silent) => followed,
-            };
-            match followed {
+            match self.follow(&kv, &stop, &mut pause, &mut silent).await {
+                _ if stop.is_cancelled() => return,
                 Err(error @ KvError::Compacted { .. }) => tracing::info!(prefix = self.prefix, %error, "reading anew"),
                 Err(error) if !silent => {
                     silent = true;
@@ -218,22 +215,40 @@ impl Mirror {
         }
     }
 
-    /// Reads all keys, then applies changes until the watch ends.
-    async fn follow(self: &Arc<Self>, kv: &SharedKv, pause: &mut Duration, silent: &mut bool) -> Result<(), KvError> {
-        let listed = tokio::time::timeout(PATIENCE, self.list(kv)).await;
-        let (revision, items) = listed.unwrap_or_else(|_| {
-            Err(KvError::Unavailable { step: "list the keys", cause: "no answer in time".to_owned() })
-        })?;
-        let mut watch = kv.watch(Range::Prefix(self.prefix.clone().into_bytes()), Some(revision + 1)).await?;
+    /// Reads all keys, then applies changes until the watch ends, or until `stop`, which ends no change in its middle.
+    async fn follow(
+        self: &Arc<Self>,
+        kv: &SharedKv,
+        stop: &CancellationToken,
+        pause: &mut Duration,
+        silent: &mut bool,
+    ) -> Result<(), KvError> {
+        let begun = async {
+            let listed = tokio::time::timeout(PATIENCE, self.list(kv)).await;
+            let (revision, items) = listed.unwrap_or_else(|_| {
+                Err(KvError::Unavailable { step: "list the keys", cause: "no answer in time".to_owned() })
+            })?;
+            let watch = kv.watch(Range::Prefix(self.prefix.clone().into_bytes()), Some(revision + 1)).await?;
+            Ok::<_, KvError>((revision, items, watch))
+        };
+        let (revision, items, mut watch) = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            begun = begun => begun?,
+        };
         if std::mem::take(silent) {
             tracing::info!(prefix = self.prefix, revision, "the store answers again");
         }
         *pause = PAUSE.0;
         self.reset(revision, items).await;
-        while let Some(batch) = watch.next().await {
-            self.apply(batch?).await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                batch = watch.next() => match batch {
+                    Some(batch) => self.apply(batch?).await,
+                    None => return Ok(()),
+                },
+            }
         }
-        Ok(())
     }
 
     /// All keys at one revision, page by page.

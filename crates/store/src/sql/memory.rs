@@ -1,6 +1,6 @@
 //! The fake: rows in memory.
 
-use super::{Batch, Cursor, Kind, Metadata, Page, Query, Row, SqlError, Write};
+use super::{Batch, Kind, Metadata, Page, Query, Row, SqlError, Write};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -48,12 +48,7 @@ impl Metadata for MemoryMetadata {
                 if query.newest_first { (row.created_at, &row.key) < place } else { (row.created_at, &row.key) > place }
             });
         }
-        let more = query.limit > 0 && items.len() > query.limit;
-        if more {
-            items.truncate(query.limit);
-        }
-        let next = items.last().filter(|_| more).map(|row| Cursor { created_at: row.created_at, key: row.key.clone() });
-        Ok(Page { items, next })
+        Ok(Page::of(items, query.limit))
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), SqlError> {

@@ -17,13 +17,16 @@ use std::time::Duration;
 
 /// How often the lock's table is made and asked for, when others do the same.
 const TRIES: u32 = 20;
+/// How often something is said on the connection that holds the lock: a part of what the database takes for silence.
+const WORD: Duration = Duration::from_secs(5);
 
 /// Every step; its position plus one is the schema version that it makes.
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step::Tables(&FIRST),
     Step::Tables(&[Kind::Credential, Kind::Context, Kind::Certificate]),
     Step::Tables(&[Kind::Stream]),
     Step::Tables(&[Kind::Leader]),
+    Step::Tables(&[Kind::Condemned]),
 ];
 
 /// How many steps there are.
@@ -63,11 +66,23 @@ pub(super) async fn run(db: &DatabaseConnection) -> Result<(), SqlError> {
         DbBackend::Sqlite => None,
         _ => Some(take_turn(db).await.map_err(unavailable)?),
     };
-    let outcome = steps(db).await;
-    if let Some(lock) = lock {
-        lock.rollback().await.map_err(unavailable)?;
+    let Some(lock) = lock else { return steps(db).await };
+    let outcome = tokio::select! {
+        outcome = steps(db) => outcome,
+        lost = hold(&lock) => Err(unavailable(lost)),
+    };
+    let freed = lock.rollback().await.map_err(unavailable);
+    outcome.and(freed)
+}
+
+/// Keeps the lock's connection from being ended for its silence; returns when it was lost all the same.
+async fn hold(lock: &DatabaseTransaction) -> DbErr {
+    loop {
+        tokio::time::sleep(WORD).await;
+        if let Err(error) = lock.execute_unprepared("SELECT 1").await {
+            return error;
+        }
     }
-    outcome
 }
 
 /// Waits until no other server changes the schema. The lock lasts as long as the transaction.

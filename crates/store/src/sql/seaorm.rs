@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
+pub(super) use connect::Limits;
 pub use look::Looked;
 
 /// Rows in a database, through sea-orm.
@@ -64,9 +65,19 @@ impl SeaOrmMetadata {
     /// schema up to date; servers that start at the same time do that one after the other. `password` goes before one
     /// in the URL. On another machine TLS with a checked certificate is used unless the URL says otherwise.
     pub async fn connect(url: &str, password: Option<&str>) -> Result<Self, SqlError> {
-        let (name, pool) = connect::remote(url, password).await?;
+        Self::connect_within(url, password, Limits::USUAL).await
+    }
+
+    pub(super) async fn connect_within(url: &str, password: Option<&str>, limits: Limits) -> Result<Self, SqlError> {
+        let (name, pool) = connect::remote(url, password, limits).await?;
         migrations::run(&pool).await?;
         Ok(Self { name, writer: Arc::new(Writer::Pool(pool.clone())), readers: pool, deadline: Some(connect::CALL) })
+    }
+
+    /// The connections themselves, for tests that do what no server of ours does.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> &DatabaseConnection {
+        &self.readers
     }
 
     /// No call waits longer than the deadline.
@@ -92,7 +103,7 @@ impl SeaOrmMetadata {
             loop {
                 match self.readers.query_all(select).await {
                     Ok(found) => return found.iter().map(read).collect::<Result<_, _>>().map_err(unavailable(step)),
-                    Err(error) if faults::of(&error) != Fault::Final && attempts.another().await => {}
+                    Err(error) if attempts.another(faults::of(&error)).await => {}
                     Err(error) => return Err(unavailable(step)(error)),
                 }
             }
@@ -111,7 +122,7 @@ impl Writer {
         loop {
             match try_commit(pool, batch).await {
                 Ok(()) => return Ok(()),
-                Err(Failed { again: true, .. }) if attempts.another().await => {}
+                Err(Failed { fault, .. }) if attempts.another(fault).await => {}
                 Err(Failed { error, .. }) => return Err(error),
             }
         }
@@ -148,21 +159,21 @@ async fn try_commit(connection: &DatabaseConnection, batch: &Batch) -> Result<()
     commit(transaction).await
 }
 
-/// Why a batch was not done, and whether it is worth another try.
+/// Why a batch was not done, and what that means for another try.
 struct Failed {
     error: SqlError,
-    again: bool,
+    fault: Fault,
 }
 
 impl Failed {
     fn at(step: &'static str, error: DbErr) -> Self {
-        Self { again: faults::of(&error) != Fault::Final, error: unavailable(step)(error) }
+        Self { fault: faults::of(&error), error: unavailable(step)(error) }
     }
 }
 
 impl From<SqlError> for Failed {
     fn from(error: SqlError) -> Self {
-        Self { error, again: false }
+        Self { error, fault: Fault::Final }
     }
 }
 
@@ -237,13 +248,8 @@ impl Metadata for SeaOrmMetadata {
         if query.limit > 0 {
             select.limit(query.limit as u64 + 1);
         }
-        let mut items = self.read_rows("list rows", &select).await?;
-        let more = query.limit > 0 && items.len() > query.limit;
-        if more {
-            items.truncate(query.limit);
-        }
-        let next = items.last().filter(|_| more).map(|row| Cursor { created_at: row.created_at, key: row.key.clone() });
-        Ok(Page { items, next })
+        let items = self.read_rows("list rows", &select).await?;
+        Ok(Page::of(items, query.limit))
     }
 
     async fn commit(&self, batch: Batch) -> Result<(), SqlError> {
@@ -261,7 +267,7 @@ impl Metadata for SeaOrmMetadata {
             loop {
                 match self.readers.execute_unprepared("SELECT 1").await {
                     Ok(_) => return Ok(()),
-                    Err(error) if faults::of(&error) == Fault::Lost && attempts.another().await => {}
+                    Err(error) if faults::of(&error) == Fault::Lost && attempts.another(Fault::Lost).await => {}
                     Err(error) => return Err(unavailable("answer")(error)),
                 }
             }

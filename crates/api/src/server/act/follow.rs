@@ -12,8 +12,8 @@ use arco_mq::QueueError;
 use arco_store::kv::{KvError, Range};
 use std::time::Duration;
 
-/// How long is waited for gateways: one that is away stays live for as long as its lease.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long is waited for gateways: longer than the lease of one that is away, which counts as live until it ends.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Api {
     /// Waits until every live gateway routes by what was changed before; whether it came to that.

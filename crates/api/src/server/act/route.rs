@@ -10,6 +10,7 @@ use super::super::error::ApiError;
 use super::super::identity::{Caller, Role};
 use super::Target;
 use crate::wire::{RouteDocument, RouteRequest};
+use arco_daemon::tls::authorities;
 use arco_model::application::Tenant;
 use arco_model::component::{Component, INTERNAL_DOMAIN};
 use arco_model::error::{ErrorKind, Problem};
@@ -19,8 +20,6 @@ use arco_model::spec::Port;
 use arco_model::traffic::StreamProtocol;
 use arco_store::clock;
 use arco_store::sql::{Batch, Query, RouteRow, Versioned};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use std::collections::HashMap;
 
 impl Api {
@@ -136,7 +135,7 @@ impl Api {
         let of_instances = request.upstream_tls.as_ref().map(|it| ("upstream_tls.ca", it.ca.as_str()));
         let of_clients = request.tls.client_ca.as_deref().map(|it| ("tls.client_ca", it));
         for (part, pem) in of_instances.into_iter().chain(of_clients) {
-            authorities(pem).map_err(|why| invalid(format!("`{part}`: {why}")))?;
+            authorities(pem.as_bytes()).map_err(|why| invalid(format!("`{part}`: {why}")))?;
         }
         if request.basic_auth.as_ref().is_some_and(|it| it.users_file.is_some()) {
             return Err(
@@ -310,16 +309,6 @@ fn keep_passwords(request: &mut RouteRequest, before: &Route<UpstreamTarget>) {
             hash.clone_from(known);
         }
     }
-}
-
-/// Whether a text (PEM) holds certificates of authorities that a gateway can use; the reason why not.
-fn authorities(pem: &str) -> Result<(), String> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|it| format!("it is no PEM: {it}"))?;
-        roots.add(certificate).map_err(|it| format!("a certificate in it cannot be used: {it}"))?;
-    }
-    if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(()) }
 }
 
 /// One spelling for what means the same.

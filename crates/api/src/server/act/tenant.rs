@@ -1,15 +1,24 @@
-//! What changes of a tenant, and its end: only one in which nothing is left that somebody could miss.
+//! What changes of a tenant, and its end: only one in which nothing is left that somebody could miss. What it has around its
+//! components, as a namespace of a cluster, the controller removes when its row is gone.
 
 use super::super::Api;
 use super::super::error::ApiError;
 use super::super::rules;
-use crate::wire::ChangeTenant;
+use crate::wire::{ChangeTenant, TenantRemoval};
 use arco_model::application::{Application, Tenant};
 use arco_model::component::Component;
 use arco_model::credential::GitCredential;
 use arco_model::error::{ErrorKind, Problem};
+use arco_model::id::RowId;
+use arco_model::job::{JobRequest, Topic};
 use arco_model::name::TenantName;
+use arco_mq::QueueError;
+use arco_store::clock;
 use arco_store::sql::{Batch, CertificateRow, Query, VolumeRow};
+use std::time::Duration;
+
+/// How long a deletion waits until the controller has removed what it can.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Api {
     /// Changes the quota. What runs goes on when it asks for more; it only cannot grow any more.
@@ -37,7 +46,7 @@ impl Api {
     }
 
     /// Deletes a tenant without applications and volumes, with its credentials and certificates.
-    pub(in super::super) async fn delete_tenant(&self, tenant: &TenantName) -> Result<(), ApiError> {
+    pub(in super::super) async fn delete_tenant(&self, tenant: &TenantName) -> Result<TenantRemoval, ApiError> {
         let turn = self.changing.lock().await?;
         let metadata = &self.deps.metadata;
         let found = metadata.get::<Tenant>(tenant.as_str()).await?;
@@ -65,6 +74,34 @@ impl Api {
             batch.delete(&certificate);
         }
         batch.delete(&found);
-        Ok(turn.metadata().commit(batch).await?)
+        turn.metadata().commit(batch).await?;
+        drop(turn);
+        Ok(TenantRemoval { left: self.left_of(tenant).await })
+    }
+
+    /// What stays of a deleted tenant around its components, and why. It is deleted whatever happens here: the controller looks
+    /// by itself, too.
+    async fn left_of(&self, tenant: &TenantName) -> Option<String> {
+        match self.deps.orchestrator.tenants().await {
+            Ok(there) if !there.contains(tenant) => return None,
+            Ok(_) => {}
+            Err(error) => return Some(format!("what runs around its components is removed later: {error}")),
+        }
+        match tokio::time::timeout(PATIENCE, self.removed(tenant)).await {
+            Ok(Ok(left)) => left,
+            Ok(Err(error)) => Some(format!("what runs around its components is removed later: {error}")),
+            Err(_) => Some("what runs around its components is removed when the controller comes to it".to_owned()),
+        }
+    }
+
+    /// Lets the controller remove what it can; returns what it says of the rest.
+    async fn removed(&self, tenant: &TenantName) -> Result<Option<String>, QueueError> {
+        let (queue, unique) = (&self.deps.queue, clock::fresh::<RowId>());
+        let (key, dedup_id) = (Tenant::removal_key(tenant), unique.to_string());
+        queue.enqueue(JobRequest { topic: Topic::Controller, key, dedup_id }, None).await?;
+        queue.passed(Topic::Controller).await?;
+        let found = queue.kv().get(&format!("{}{tenant}", Tenant::LEFT)).await;
+        let found = found.map_err(|source| QueueError::Store { step: "read what is left of a tenant", source })?;
+        Ok(found.map(|it| String::from_utf8_lossy(&it.value).into_owned()))
     }
 }

@@ -13,7 +13,6 @@ use crate::wire::SecretText;
 use arco_config::{Config, OrchestratorDriver};
 use arco_model::artifact::Digest;
 use arco_model::error::{ErrorKind, Problem};
-use arco_store::blob::content_path;
 use arco_store::secrets::{Sealed, SecretBox};
 
 /// Id of the key of an archive.
@@ -77,9 +76,9 @@ fn certificate_key(name: &str) -> String {
 }
 
 impl Api {
-    /// Bytes of a blob that is there.
+    /// Bytes of a blob that is there; it stays for whoever was told so.
     pub(in super::super) async fn blob_size(&self, digest: &Digest) -> Result<u64, ApiError> {
-        let found = self.deps.blobs.stat(&content_path(digest)).await?;
+        let found = self.deps.images.claim(digest).await?;
         Ok(found.ok_or_else(|| Problem::not_found("blob", digest))?.size)
     }
 }

@@ -6,14 +6,13 @@ use super::super::extract::{Asked, Body, Named};
 use super::super::identity::Caller;
 use super::super::read;
 use crate::wire::{
-    ChangeTenant, CreateTenant, ErrorBody, Page, PageQuery, StorageDocument, TenantDocument, UploadReceipt,
-    VolumeClassDocument, VolumeDocument,
+    ChangeTenant, CreateTenant, ErrorBody, Page, PageQuery, StorageDocument, TenantDocument, TenantRemoval,
+    UploadReceipt, VolumeClassDocument, VolumeDocument,
 };
 use arco_model::application::Tenant;
 use arco_model::artifact::Digest;
 use arco_model::error::Problem;
 use arco_model::name::TenantName;
-use arco_store::blob::content_path;
 use arco_store::clock;
 use arco_store::sql::Query;
 use axum::extract::State;
@@ -76,10 +75,12 @@ pub(super) async fn change(
 
 /// Deletes a tenant in which no application and no volume is left.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = String, Path)),
-    responses((status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub(super) async fn delete(State(api): State<Api>, Named(tenant): Named<TenantName>) -> Result<StatusCode, ApiError> {
-    api.delete_tenant(&tenant).await?;
-    Ok(StatusCode::NO_CONTENT)
+    responses((status = 200, body = TenantRemoval), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn delete(
+    State(api): State<Api>,
+    Named(tenant): Named<TenantName>,
+) -> Result<Json<TenantRemoval>, ApiError> {
+    api.delete_tenant(&tenant).await.map(Json)
 }
 
 /// Sends an archive (gzip-compressed tar) that components are then built from.
@@ -104,7 +105,7 @@ pub(super) async fn has_upload(
     Named((tenant, digest)): Named<(TenantName, Digest)>,
 ) -> Result<Json<UploadReceipt>, ApiError> {
     api.tenant_exists(&tenant).await?;
-    let found = api.deps.blobs.stat(&content_path(&digest)).await?;
+    let found = api.deps.images.claim(&digest).await?;
     let found = found.ok_or_else(|| Problem::not_found("upload", &digest))?;
     Ok(Json(UploadReceipt { digest: digest.to_string(), size: found.size }))
 }

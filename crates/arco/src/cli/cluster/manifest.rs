@@ -1,5 +1,6 @@
 //! `arco cluster manifest`: prints the documents of an installation; applies nothing.
 
+use super::super::given_file;
 use super::{Failure, Ui, image};
 use arco_orchestrator_kubernetes::manifest::{CREDENTIALS, Exposure, Installation, Replicas, Stores, manifest};
 use clap::{Args, ValueEnum};
@@ -266,14 +267,9 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
     };
     match &args.settings {
         None => Ok(made),
-        Some(file) => {
-            let shown = file.display();
-            let text = std::fs::read_to_string(file)
-                .map_err(|it| Failure::usage("file_unreadable", format!("`{shown}`: {it}"), "check its path"))?;
-            with_settings(made, &text).map_err(|(what, advice)| {
-                Failure::usage("manifest_invalid", format!("`--settings {shown}`: {what}"), advice)
-            })
-        }
+        Some(file) => with_settings(made, &given_file::text(file)?).map_err(|(what, advice)| {
+            Failure::usage("manifest_invalid", format!("`--settings {}`: {what}", file.display()), advice)
+        }),
     }
 }
 
@@ -296,9 +292,10 @@ fn with_settings(mut made: Installation, text: &str) -> Result<Installation, (St
         let lines = values.iter().map(|(key, value)| format!("{key} = {value}"));
         made.further.insert(section, lines.collect());
     }
-    match toml::from_str::<arco_config::Config>(&made.settings()) {
+    let all = table(&made.settings()).map_err(|it| (it, "write it as `arco config template` shows"))?;
+    match arco_config::from_table(all) {
         Ok(_) => Ok(made),
-        Err(error) => Err((error.message().to_owned(), "`arco config template` lists all settings")),
+        Err(error) => Err((error.to_string(), "`arco config template` lists all settings")),
     }
 }
 

@@ -1,12 +1,11 @@
 //! `arco cluster node-logs`: reads the output of the platform's pods on this node and hands it to the platform's servers.
 //! Run by a DaemonSet; asks nothing of the cluster.
 
-use super::Failure;
+use super::{Failure, end_of_pod};
 use arco_daemon::telemetry;
 use arco_node::{Servers, Source};
 use clap::Args;
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Flags.
 #[derive(Args, Debug)]
@@ -27,9 +26,9 @@ pub(crate) struct NodeLogsArgs {
 
 /// Runs until it is told to end.
 pub(super) async fn run(args: &NodeLogsArgs) -> Result<(), Failure> {
-    let local = |it: String| Failure::local(it, "check the pod's mounts and limits");
-    telemetry::init("info", telemetry::LogFormat::Text).map_err(|it| local(it.to_string()))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|it| local(it.to_string()))?;
+    telemetry::init("info", telemetry::LogFormat::Text)
+        .map_err(|it| Failure::local(format!("the log of this process cannot begin: {it}"), "report this"))?;
+    let mut terminate = end_of_pod()?;
     let stop = arco_daemon::CancellationToken::new();
     let told = async {
         terminate.recv().await;

@@ -2,19 +2,19 @@
 //! by the name that images carry. Run by a DaemonSet; removes the file when it is told to end, unless its successor has taken
 //! the file over: a rollout starts the new pod first, so that nodes can pull meanwhile.
 //!
-//! What must hold: only that one file is touched, and removed by whom it names alone. Nodes do not know the cluster's names, so the file has the address of the
-//! service, which is asked for again: a service that was made anew has another. Whether containerd reads the file at all is
-//! looked up in its settings ([`settings`]) and said in the log, where `arco doctor --cluster` reads it.
+//! What must hold: only that one file is touched, and removed by whom it names alone. Nodes do not know the cluster's
+//! names, so the file has the address of the service, which is asked for again: a service that was made anew has another.
+//! Whether containerd reads the file at all is looked up in its settings ([`settings`]) and said in the log, where
+//! `arco doctor --cluster` reads it.
 
 mod settings;
 
-use super::Failure;
+use super::{Failure, end_of_pod};
 use arco_orchestrator_kubernetes::preflight::{Weight, judge_hosts};
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How a file of ours begins.
 const MARK: &str = "# of the pod ";
@@ -46,11 +46,10 @@ pub(crate) struct TrustArgs {
 
 /// Runs until it is told to end.
 pub(super) async fn run(args: &TrustArgs) -> Result<(), Failure> {
-    let local = |it: std::io::Error| Failure::local(it.to_string(), "check the pod's limits");
     if args.name.contains('/') || args.name.starts_with('.') {
         return Err(Failure::usage("name_invalid", format!("`{}` is not HOST:PORT", args.name), "give HOST:PORT"));
     }
-    let mut terminate = signal(SignalKind::terminate()).map_err(local)?;
+    let mut terminate = end_of_pod()?;
     let folder = args.folder.join(&args.name);
     let mine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     take_over(&folder, &mine).map_err(|it| unwritten(&folder, &it))?;

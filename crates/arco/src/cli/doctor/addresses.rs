@@ -3,7 +3,7 @@
 
 use super::Finding;
 use super::programs::find;
-use arco_config::{Config, GatewayConfig, VirtualAddress};
+use arco_config::{Config, VirtualAddress};
 use arco_gateway::addresses::{interfaces, is_ignored};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{IpAddr, SocketAddr};
@@ -46,7 +46,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     if let Some(settings) = &config.gateway.virtual_address {
         let folder = config.server.data_dir.join("run").join("shared-address");
         let seen = Keepalived { installed: find("keepalived").is_some(), pid: running(&folder), log: tail(&folder) };
-        findings.extend(shared(settings, &config.gateway, &interfaces, &seen));
+        findings.extend(shared(settings, &interfaces, &seen));
     }
     findings
 }
@@ -117,21 +117,12 @@ fn ignored(patterns: &[String], interfaces: &Interfaces) -> Vec<Finding> {
 }
 
 /// The address that machines share.
-fn shared(
-    settings: &VirtualAddress,
-    gateway: &GatewayConfig,
-    interfaces: &Interfaces,
-    seen: &Keepalived,
-) -> Vec<Finding> {
+fn shared(settings: &VirtualAddress, interfaces: &Interfaces, seen: &Keepalived) -> Vec<Finding> {
     let check = "shared address";
     if let Err(why) = settings.check() {
         return vec![Finding::bad(check, why, "docs/operations/shared-address.md has an example")];
     }
     let (address, mut findings) = (settings.address.addr(), Vec::new());
-    if gateway.proxy_protocol {
-        let advice = "switch one of the two off: keepalived could not ask the gateway whether it is well";
-        findings.push(Finding::bad(check, "it does not go together with `gateway.proxy_protocol`", advice));
-    }
     if !seen.installed {
         findings.push(Finding::bad(check, "keepalived is missing", "install it: `apt-get install keepalived`"));
     }
@@ -258,10 +249,10 @@ mod tests {
         for (seen, change, level, part) in cases {
             let mut settings = settings();
             change(&mut settings);
-            let findings = shared(&settings, &GatewayConfig::default(), &here(), seen);
+            let findings = shared(&settings, &here(), seen);
             assert!(findings.iter().any(|it| it.level == level && it.found.contains(part)), "{part}: {findings:?}");
         }
         let wrong = VirtualAddress { priority: 1, ..settings() };
-        assert!(shared(&wrong, &GatewayConfig::default(), &here(), &well)[0].found.contains("priority"));
+        assert!(shared(&wrong, &here(), &well)[0].found.contains("priority"));
     }
 }

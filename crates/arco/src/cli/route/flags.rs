@@ -1,6 +1,7 @@
 //! Flags of a route, and how they become one. What is not given stays as it is.
 
 use super::super::failure::Failure;
+use super::super::given_file;
 use super::super::reference::Named;
 use super::super::secret;
 use super::super::ui::Ui;
@@ -13,6 +14,7 @@ use arco_model::route::{
 };
 use clap::Args;
 use ipnet::IpNet;
+use std::path::Path;
 
 /// Everything that a route can say beside host and path.
 #[derive(Args, Debug, Default)]
@@ -301,10 +303,7 @@ impl RouteFlags {
 
 /// The text of a file, as `@FILE` or `FILE`.
 fn text_of(path: &str) -> Result<String, Failure> {
-    let path = path.strip_prefix('@').unwrap_or(path);
-    std::fs::read_to_string(path).map_err(|it| {
-        Failure::usage("file_unreadable", format!("the file `{path}` cannot be read: {it}"), "check its path")
-    })
+    given_file::text(Path::new(path.strip_prefix('@').unwrap_or(path)))
 }
 
 /// Parts of a route that can be left out.

@@ -70,7 +70,7 @@ fn renew(data_dir: &Path) -> anyhow::Result<ExitCode> {
     let data_dir = &std::path::absolute(data_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (before, after) = runtime.block_on(async {
-        let running = process::adopt(data_dir).await.with_context(|| {
+        let running = process::find(data_dir, process::PATIENCE).await.with_context(|| {
             format!("no gateway of the data dir `{}` runs; `arco server --data-dir` starts one", data_dir.display())
         })?;
         let mut link = Link::read(&link::folder(data_dir))?;

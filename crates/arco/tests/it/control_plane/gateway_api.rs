@@ -4,7 +4,7 @@
 use super::{Cleanup, Cluster, Upstream, answer, cluster, own_address, secret, service, slice};
 use crate::behave::EXECUTABLE;
 use crate::routes::get_over_tls;
-use crate::streams::pool;
+use arco_testkit::servers::free_port;
 use arco_testkit::{Options, Platform, get, until};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::{HeaderMap, Request, Response};
@@ -247,7 +247,7 @@ fn http_routes_are_answered_and_other_namespaces_must_let_them() {
 #[test]
 fn grpc_tls_and_tcp_routes_are_answered() {
     let Some((cluster, kubeconfig)) = cluster() else { return };
-    let port = pool(3);
+    let port = free_port();
     let more = vec![
         ("ARCO_GATEWAY__STREAM_LISTEN", "127.0.0.1".to_owned()),
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{port}-{port}")),

@@ -2,9 +2,10 @@
 
 use super::Shared;
 use crate::behave::good;
-use crate::streams::{DOCKERFILE, PROGRAM, pool, said};
+use crate::streams::{DOCKERFILE, PROGRAM, said};
 use arco_model::traffic::{DataPlaneSettings, SETTINGS, STATUS_PREFIX};
 use arco_store::kv::{EtcdKv, SharedKv};
+use arco_testkit::servers::free_port;
 use arco_testkit::{Platform, get, is_root, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -58,7 +59,7 @@ fn gateways_of_one_machine_are_one_platform() {
     }
     let Some(shared) = Shared::make() else { return };
     let roles = ["api", "controller", "builder", "eventlog", "registry", "gateway", "console"];
-    let port = pool(3);
+    let port = free_port();
     let ports = [
         ("ARCO_GATEWAY__STREAM_LISTEN", "127.0.0.1".to_owned()),
         ("ARCO_GATEWAY__STREAM_PORTS", format!("{port}-{port}")),

@@ -41,8 +41,4 @@ impl Pooled for Endpoint {
         // An endpoint that speaks unasked is as bad as one that has left.
         !matches!(self.0.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
     }
-
-    fn share(&self) -> Option<Self> {
-        None
-    }
 }

@@ -238,7 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             if !talk.down.unseen().is_empty() {
                 talk.close = plan.close || talk.sending != Sending::Done || self.core.keeps_none();
-                let asked = Asked { head: plan.is_head, close: talk.close };
+                let asked = Asked { head: plan.is_head, close: talk.close, hsts: plan.hsts.as_ref() };
                 let spare = if plan.repeatable { Vec::with_capacity(512) } else { up_spare(up, talk.sending) };
                 match response::read(talk.down.unseen(), asked, spare) {
                     Ok(None) => {}

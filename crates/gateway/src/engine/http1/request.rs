@@ -1,5 +1,5 @@
 //! Looks at a request's head: whether it is an ordinary request, which upstream it is for, and the head that an endpoint
-//! gets. Nothing here waits.
+//! gets; or that it has to be asked over TLS. Nothing here waits.
 //!
 //! What must hold: a request that is anything but ordinary (malformed, an upgrade, a route with rules of its own, no
 //! route) is not judged here; [`Judged::Special`] leaves it, with all of its bytes, to the general path.
@@ -11,10 +11,9 @@ use crate::engine::record::{Head, Recording, Ticket};
 use crate::engine::tls::Secured;
 use crate::engine::{Core, headers};
 use crate::framing::{Framing, Request, storage};
-use crate::metrics::RouteMetrics;
-use crate::snapshot::{Asked, Conditions, Snapshot, Timeouts, normal_path};
+use crate::snapshot::{Conditions, Host, Rule, Snapshot, Timeouts, normal_path};
 use crate::upstream::Upstream;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,6 +39,19 @@ pub(super) enum Judged {
     Special,
     /// To be passed on.
     Forward(Plan, Recording),
+    /// To be answered here.
+    Answer(Box<Answer>),
+}
+
+/// An answer to a request without a body.
+pub(super) struct Answer {
+    pub(super) page: Response<String>,
+    pub(super) recording: Recording,
+    /// How many bytes the client's head has.
+    pub(super) length: usize,
+    pub(super) is_head: bool,
+    /// Whether the client wants the connection to end.
+    pub(super) close: bool,
 }
 
 /// An ordinary request.
@@ -57,6 +69,8 @@ pub(super) struct Plan {
     pub(super) repeatable: bool,
     /// Whether the client wants the connection to end.
     pub(super) close: bool,
+    /// `Strict-Transport-Security` of the answer, in place of what the endpoint says.
+    pub(super) hsts: Option<HeaderValue>,
     /// What the client likes to read, as far as our pages have it.
     accept: Option<&'static str>,
 }
@@ -84,10 +98,10 @@ pub(super) fn judge(bytes: &[u8], client: &Client<'_>) -> Judged {
         Ok(None) => return Judged::Incomplete,
         Err(_) => return Judged::Special,
     };
-    plan(&request, client).map_or(Judged::Special, |(plan, recording)| Judged::Forward(plan, recording))
+    plan(&request, client).unwrap_or(Judged::Special)
 }
 
-fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<(Plan, Recording)> {
+fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Judged> {
     let mut seen = Seen::default();
     request.fields.iter().for_each(|it| seen.field(it));
     let host = std::str::from_utf8(request.host?).ok()?;
@@ -105,7 +119,20 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<(Plan, Recordi
     }
     let snapshot = client.core.shared.snapshot.load();
     let method = Method::from_bytes(request.method.as_bytes()).ok()?;
-    let (metrics, upstream, timeouts) = route(&snapshot, &key, &method, request.target, client.address)?;
+    let (entry, rule) = plain_rule(&snapshot, &key, request.target, client.address)?;
+    let secure = client.tls.is_some();
+    if let Some(redirect) = rule.redirect_to_https(secure) {
+        if request.framing != Framing::Length(0) {
+            return None;
+        }
+        let page = redirect.answer(&rule.path, "http", host, &Uri::try_from(request.target).ok()?)?;
+        let fresh_id = (!seen.has_id).then(|| client.core.fresh_id());
+        let mut recording = recording(request, host, &seen, client, entry, fresh_id);
+        recording.answered(page.status().as_u16());
+        let (length, is_head, close) = (request.length, request.method == "HEAD", seen.close);
+        return Some(Judged::Answer(Box::new(Answer { page, recording, length, is_head, close })));
+    }
+    let Way { upstream, timeouts, hsts } = way(&snapshot, rule, secure)?;
     let choice = choice(&upstream, client.address);
     let left = match request.framing {
         Framing::Length(length) => Left::Length(length),
@@ -114,12 +141,7 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<(Plan, Recordi
     };
     let has_body = !matches!(left, Left::Length(0));
     let fresh_id = (!seen.has_id).then(|| client.core.fresh_id());
-    let draft = Ticket::take(client.core).map(|ticket| {
-        let mut draft = ticket.draft(&noted(request, host, &seen, client));
-        draft.named(fresh_id, snapshot.host(&key).map(|it| &it.name));
-        draft
-    });
-    let recording = Recording::of(metrics, Instant::now(), draft);
+    let recording = recording(request, host, &seen, client, entry, fresh_id);
     let plan = Plan {
         head: head_for_endpoint(request, host, fresh_id, client),
         upstream,
@@ -130,9 +152,27 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<(Plan, Recordi
         is_head: request.method == "HEAD",
         repeatable: method.is_idempotent() && !has_body,
         close: seen.close,
+        hsts,
         accept: seen.accept.and_then(liked),
     };
-    Some((plan, recording))
+    Some(Judged::Forward(plan, recording))
+}
+
+/// What is counted of a request that the routes of `entry` answer, and its line.
+fn recording<'a>(
+    request: &Request<'_, 'a>,
+    host: &'a str,
+    seen: &Seen<'_>,
+    client: &Client<'_>,
+    entry: &Host,
+    fresh_id: Option<u128>,
+) -> Recording {
+    let draft = Ticket::take(client.core).map(|ticket| {
+        let mut draft = ticket.draft(&noted(request, host, seen, client));
+        draft.named(fresh_id, Some(&entry.name));
+        draft
+    });
+    Recording::of(Arc::clone(&entry.metrics), Instant::now(), draft)
 }
 
 /// What the line of a request says of its head.
@@ -154,14 +194,13 @@ fn noted<'a>(request: &Request<'_, 'a>, host: &'a str, seen: &Seen<'_>, client: 
     }
 }
 
-/// The upstream of a rule that only passes requests on.
-pub(in crate::engine) fn route(
-    snapshot: &Snapshot,
+/// The rule for a request and its host, if the rule only leads to HTTPS or passes requests on.
+pub(in crate::engine) fn plain_rule<'a>(
+    snapshot: &'a Snapshot,
     host: &str,
-    method: &Method,
     target: &str,
     client: IpAddr,
-) -> Option<(Arc<RouteMetrics>, Arc<Upstream>, Timeouts)> {
+) -> Option<(&'a Host, &'a Rule)> {
     if !snapshot.trusted_proxies.is_empty() {
         let client = client.to_canonical();
         if snapshot.trusted_proxies.iter().any(|it| it.contains(&client)) {
@@ -169,16 +208,23 @@ pub(in crate::engine) fn route(
         }
     }
     let entry = snapshot.host(host)?;
-    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    let path = normal_path(path);
-    let headers = HeaderMap::new();
-    // Whether it came over TLS is a condition as well.
-    let asked = Asked { method, path: &path, query, headers: &headers, secure: false };
+    let path = normal_path(target.split_once('?').map_or(target, |it| it.0));
     let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
-    // With conditions the rule depends on fields, or another rule may be the one.
-    if rule.policy.is_some() || rule.conditions != Conditions::default() || !rule.conditions.hold(&asked) {
-        return None;
-    }
+    // With conditions (that it came over TLS is one, too) the rule depends on fields, or another rule may be the one.
+    let is_plain = rule.policy.is_none() && rule.conditions == Conditions::default();
+    is_plain.then_some((&**entry, rule))
+}
+
+/// What becomes of a request that only passes.
+pub(in crate::engine) struct Way {
+    pub(in crate::engine) upstream: Arc<Upstream>,
+    pub(in crate::engine) timeouts: Timeouts,
+    /// As in [`Plan`].
+    pub(in crate::engine) hsts: Option<HeaderValue>,
+}
+
+/// The way of a request that came over TLS (`secure`) or did not, by a [`plain_rule`] that does not lead it to HTTPS.
+pub(in crate::engine) fn way(snapshot: &Snapshot, rule: &Rule, secure: bool) -> Option<Way> {
     let fits = |upstream: &&Arc<Upstream>| {
         let settings = &upstream.settings;
         let plain = !settings.transport.http2 && settings.transport.tls.is_none();
@@ -189,8 +235,9 @@ pub(in crate::engine) fn route(
     if rule.targets.len() > 1 && !rule.targets.iter().all(|it| upstream_of(&it.0).is_some()) {
         return None;
     }
-    let upstream = upstream_of(rule.target())?;
-    Some((Arc::clone(&entry.metrics), Arc::clone(upstream), rule.timeouts.unwrap_or(upstream.timeouts)))
+    let upstream = Arc::clone(upstream_of(rule.target())?);
+    let timeouts = rule.timeouts.unwrap_or(upstream.timeouts);
+    Some(Way { upstream, timeouts, hsts: rule.hsts(secure).cloned() })
 }
 
 /// Whether fields of a request decide about its endpoint.
@@ -202,7 +249,7 @@ fn is_by_fields(balance: &Balance) -> bool {
     }
 }
 
-/// How an endpoint of an upstream of [`route`] is chosen.
+/// How an endpoint of an upstream of [`way`] is chosen.
 pub(in crate::engine) fn choice(upstream: &Upstream, client: IpAddr) -> Choice {
     match upstream.settings.balance {
         Balance::Hash(HashKey::Source) => upstream.settings.balance.choice(&HeaderMap::new(), client),
@@ -305,5 +352,63 @@ pub(in crate::engine) fn liked(accept: &[u8]) -> Option<&'static str> {
         Some("text/html")
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::source::file::FileSource;
+
+    /// What becomes of a request for `host` from `client`.
+    fn fate(snapshot: &Snapshot, host: &str, client: [u8; 4], secure: bool) -> String {
+        let Some((entry, rule)) = plain_rule(snapshot, host, "/x?y", client.into()) else {
+            return "special".to_owned();
+        };
+        assert_eq!(*entry.name, *host);
+        if let Some(redirect) = rule.redirect_to_https(secure) {
+            return format!("led away by {}", redirect.status.as_u16());
+        }
+        match way(snapshot, rule, secure) {
+            None => "special".to_owned(),
+            Some(it) => {
+                format!("passes to {} {}", it.upstream.name, it.hsts.as_ref().map_or("", |it| it.to_str().unwrap()))
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_about_plain_http_makes_no_request_special() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        let file = "upstreams: [{name: a, endpoints: ['127.0.0.1:9000']}, {name: s, endpoints: ['127.0.0.1:9001'], protocol: http2}]\n\
+             trusted_proxies: [10.0.0.0/8]\n\
+             routes:\n\
+             \x20 - {hosts: [plain.test], targets: [{upstream: a}]}\n\
+             \x20 - {hosts: [led.test], targets: [{upstream: a}], tls: {redirect: true}}\n\
+             \x20 - {hosts: [told.test], targets: [{upstream: a}], tls: {hsts_max_age_s: 60}}\n\
+             \x20 - {hosts: [both.test], targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}}\n\
+             \x20 - {hosts: [ruled.test], targets: [{upstream: a}], tls: {redirect: true}, max_body_bytes: 5}\n\
+             \x20 - {hosts: [split.test], scheme: https, targets: [{upstream: a}], tls: {hsts_max_age_s: 60}}\n\
+             \x20 - {hosts: [s.test], targets: [{upstream: s}], tls: {redirect: true, hsts_max_age_s: 60}}\n";
+        std::fs::write(&path, file).unwrap();
+        let snapshot = FileSource::new(&path, Metrics::new()).load().unwrap().snapshot;
+        for (host, plain, secure) in [
+            ("plain.test", "passes to a ", "passes to a "),
+            ("led.test", "led away by 308", "passes to a "),
+            ("told.test", "passes to a ", "passes to a max-age=60"),
+            ("both.test", "led away by 308", "passes to a max-age=60"),
+            ("ruled.test", "special", "special"),
+            ("split.test", "special", "special"),
+            ("s.test", "led away by 308", "special"),
+        ] {
+            assert_eq!(fate(&snapshot, host, [192, 0, 2, 1], false), plain, "{host} by plain HTTP");
+            assert_eq!(fate(&snapshot, host, [192, 0, 2, 1], true), secure, "{host} over TLS");
+            // What it says of its client is to be read first.
+            for secure in [false, true] {
+                assert_eq!(fate(&snapshot, host, [10, 0, 0, 1], secure), "special", "{host} by a trusted proxy");
+            }
+        }
     }
 }

@@ -27,18 +27,22 @@ pub(super) struct Reply {
     pub(super) left: Left,
     /// Whether the endpoint keeps the connection.
     pub(super) keeps: bool,
-    /// Whether it is a stream of events, which may be silent for any time.
+    /// Whether it is a stream of events or messages, which may be silent for any time.
     pub(super) events: bool,
 }
 
 /// What is known of the request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct Asked<'a> {
     /// Whether it was HEAD.
     pub(super) head: bool,
     /// Whether the client's connection ends after the response.
     pub(super) close: bool,
+    /// What the client is told in place of the endpoint's own `Strict-Transport-Security`.
+    pub(super) hsts: Option<&'a HeaderValue>,
 }
+
+const HSTS: &str = "strict-transport-security";
 
 #[derive(Default)]
 struct Found<'b> {
@@ -103,7 +107,7 @@ fn judge<'b>(response: &httparse::Response<'_, 'b>, head: bool) -> Result<Judged
 }
 
 /// Reads the head that `bytes` begin with, into a head that is written to `out`; `None` while it is not complete.
-pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Option<Reply>, &'static str> {
+pub(super) fn read(bytes: &[u8], asked: Asked<'_>, mut out: Vec<u8>) -> Result<Option<Reply>, &'static str> {
     let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let Some(head_length) = parse(&mut response, bytes, &mut storage)? else { return Ok(None) };
@@ -115,11 +119,15 @@ pub(super) fn read(bytes: &[u8], asked: Asked, mut out: Vec<u8>) -> Result<Optio
     out.push(b' ');
     out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
-    for field in response.headers.iter().filter(|it| passes(it, &judged, response.headers)) {
+    let is_ours = |it: &httparse::Header<'_>| asked.hsts.is_some() && it.name.eq_ignore_ascii_case(HSTS);
+    for field in response.headers.iter().filter(|it| passes(it, &judged, response.headers) && !is_ours(it)) {
         push_field(&mut out, field.name.as_bytes(), field.value);
     }
     let Judged { left, keeps, found, .. } = judged;
     if !status.is_informational() {
+        if let Some(hsts) = asked.hsts {
+            push_field(&mut out, HSTS.as_bytes(), hsts.as_bytes());
+        }
         if !found.date {
             date::push(&mut out);
         }
@@ -235,7 +243,7 @@ mod tests {
     use super::*;
 
     fn outcome(text: &str, head: bool) -> Result<Option<String>, &'static str> {
-        let reply = read(text.as_bytes(), Asked { head, close: false }, Vec::new())?;
+        let reply = read(text.as_bytes(), Asked { head, close: false, hsts: None }, Vec::new())?;
         Ok(reply.map(|it| {
             let head = String::from_utf8(it.head).unwrap().replace("\r\n", "|");
             let (before, date) = head.split_once("date: ").unwrap_or((&head, ""));
@@ -276,6 +284,30 @@ mod tests {
         let head = outcome("HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n", true);
         assert_eq!(head, Ok(Some("HTTP/1.1 200 OK|content-length: 200|| 0 keeps".to_owned())));
         assert_eq!(outcome("HTTP/1.1 200 OK\r\nContent-Le", false), Ok(None));
+    }
+
+    #[test]
+    fn a_client_is_told_once_to_stay_with_tls() {
+        let hsts = HeaderValue::from_static("max-age=60");
+        let asked = Asked { head: false, close: false, hsts: Some(&hsts) };
+        let made = |text: String| {
+            let head = read(text.as_bytes(), asked, Vec::new()).unwrap().unwrap().head;
+            String::from_utf8(head).unwrap().replace("\r\n", "|")
+        };
+        for own in [
+            "",
+            "Strict-Transport-Security: max-age=1\r\nstrict-transport-security: max-age=2\r\n",
+            "Connection: Strict-Transport-Security\r\nStrict-Transport-Security: max-age=1\r\n",
+        ] {
+            let answer = made(format!("HTTP/1.1 200 OK\r\nDate: x\r\n{own}Content-Length: 0\r\n\r\n"));
+            let expected = "HTTP/1.1 200 OK|date: x|content-length: 0|strict-transport-security: max-age=60||";
+            assert_eq!(answer, expected, "{own:?}");
+            // What comes before the answer says nothing of it.
+            assert_eq!(made(format!("HTTP/1.1 103 Early Hints\r\n{own}\r\n")), "HTTP/1.1 103 Early Hints||");
+        }
+        let kept = outcome("HTTP/1.1 200 OK\r\nStrict-Transport-Security: a\r\nContent-Length: 0\r\n\r\n", false);
+        let expected = "HTTP/1.1 200 OK|strict-transport-security: a|content-length: 0|| 0 keeps";
+        assert_eq!(kept, Ok(Some(expected.to_owned())), "without a word of ours the endpoint's counts");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::engine::body::{BodyEnd, ResponseBody};
 use crate::engine::forward::{Failure, Forward, Message, Written, send};
 use crate::engine::headers;
 use crate::engine::http::{Connection, failure_page};
-use crate::engine::http1::{direct, request};
+use crate::engine::http1::direct;
+use crate::engine::http1::request::{self, Way};
 use crate::engine::record::{Head, Recording, Ticket, field, request_id};
 use crate::snapshot::Timeouts;
 use crate::upstream::Upstream;
@@ -26,6 +27,8 @@ pub(super) struct Ordinary {
     timeouts: Timeouts,
     choice: Choice,
     written: Written,
+    /// `Strict-Transport-Security` of the answer, in place of what the endpoint says.
+    hsts: Option<HeaderValue>,
     /// What the client likes to read, as far as our pages have it.
     accept: Option<&'static str>,
 }
@@ -50,7 +53,9 @@ impl Ordinary {
         }
         let address = connection.peer.ip();
         let snapshot = core.shared.snapshot.load();
-        let (metrics, upstream, timeouts) = request::route(&snapshot, &key, method, target, address)?;
+        let (entry, rule) = request::plain_rule(&snapshot, &key, target, address)?;
+        // There is no HTTP/2 here without TLS.
+        let Way { upstream, timeouts, hsts } = request::way(&snapshot, rule, true)?;
         let choice = request::choice(&upstream, address);
         let is_head = *method == Method::HEAD;
         let repeatable = method.is_idempotent();
@@ -69,17 +74,17 @@ impl Ordinary {
                 user_agent: field(fields, "user-agent"),
                 request_id: id,
             });
-            draft.named(fresh_id, snapshot.host(&key).map(|it| &it.name));
+            draft.named(fresh_id, Some(&entry.name));
             draft
         });
-        let recording = Recording::of(metrics, Instant::now(), draft);
+        let recording = Recording::of(Arc::clone(&entry.metrics), Instant::now(), draft);
         let accept = fields.get(header::ACCEPT).and_then(|it| request::liked(it.as_bytes()));
-        Some(Self { recording, upstream, timeouts, choice, written, accept })
+        Some(Self { recording, upstream, timeouts, choice, written, hsts, accept })
     }
 
     /// Passes it on and the answer back.
     pub(super) async fn pass(self, core: &Arc<Core>) -> Response<ResponseBody> {
-        let Self { mut recording, upstream, timeouts, choice, written, accept } = self;
+        let Self { mut recording, upstream, timeouts, choice, written, hsts, accept } = self;
         let began = recording.began();
         let deadline = timeouts.total.map(|it| began + it);
         let plan = Forward { core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
@@ -88,7 +93,7 @@ impl Ordinary {
             None => sending.await,
             Some(at) => Box::pin(tokio::time::timeout_at(at.into(), sending)).await.unwrap_or(Err(Failure::TimedOut)),
         };
-        let (response, exchange) = match outcome {
+        let (mut response, exchange) = match outcome {
             Ok(it) => it,
             Err(failure) => {
                 let page = failure_page(BodyEnd::Well, failure, &upstream);
@@ -100,6 +105,9 @@ impl Ordinary {
         };
         recording.answered(response.status().as_u16());
         recording.reached(&upstream, exchange.open.endpoint().address);
+        if let Some(hsts) = hsts {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+        }
         let kind = response.headers().get(header::CONTENT_TYPE);
         let events = kind.is_some_and(|it| headers::is_events(it.as_bytes()));
         let silence = (!events).then_some(timeouts.response);

@@ -27,6 +27,11 @@ const LONG: u32 = 16;
 /// For so many bytes that are on their way the client gets the idle time once more.
 const MORE_TIME: usize = 4 * 1024;
 
+/// How many times as long a client gets for so many bytes that are on their way.
+pub(super) fn times(bytes: usize) -> u32 {
+    u32::try_from(1 + bytes / MORE_TIME).unwrap_or(u32::MAX)
+}
+
 /// A future of hyper's that answers one request.
 pub(super) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -92,6 +97,11 @@ impl Taking {
         state.size
     }
 
+    /// How many bytes were given last: they may still be on their way when there is nothing more to give.
+    fn given(&self) -> usize {
+        self.lock().given
+    }
+
     fn gave(&self, bytes: usize) {
         let mut state = self.lock();
         (state.before, state.given) = (state.given, bytes);
@@ -105,8 +115,7 @@ impl Taking {
             return None;
         }
         let since = *state.since.get_or_insert_with(Instant::now);
-        let times = u32::try_from(1 + state.before / MORE_TIME).unwrap_or(u32::MAX);
-        let until = since + state.idle.saturating_mul(times);
+        let until = since + state.idle.saturating_mul(times(state.before));
         Some(state.deadline.map_or(until, |it| it.min(until)))
     }
 }
@@ -187,11 +196,12 @@ impl Watched {
 }
 
 impl Future for Watched {
-    type Output = ();
+    /// How many bytes of its answer may still be on their way.
+    type Output = usize;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<usize> {
         if self.stream.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+            return Poll::Ready(self.taking.as_ref().map_or(0, Taking::given));
         }
         let Some(until) = self.taking.as_ref().and_then(Taking::until) else { return Poll::Pending };
         // It stays while the client takes, so that a piece costs no timer.
@@ -202,7 +212,7 @@ impl Future for Watched {
         while timer.as_mut().poll(cx).is_ready() {
             if Instant::now() >= until {
                 tracing::debug!("a client took nothing of an answer for too long, its stream is reset");
-                return Poll::Ready(());
+                return Poll::Ready(0);
             }
             timer.as_mut().reset(until);
         }
@@ -265,7 +275,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = stream => {}
+            _ = stream => {}
             () = client => {}
         }
         (all.load(Ordering::SeqCst), began.elapsed())

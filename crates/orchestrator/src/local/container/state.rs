@@ -228,7 +228,7 @@ fn facts(id: &InstanceId, entry: &Entry) -> ContainerState {
 /// A tmpfs of our own, whatever `/run` is: variables must not reach a disk.
 fn prepare_run_root(run_root: &Path) -> std::io::Result<()> {
     let parent = run_root.parent().unwrap_or(Path::new("/run"));
-    std::fs::create_dir_all(run_root)?;
+    crate::local::make_folder(run_root)?;
     std::fs::set_permissions(parent, std::fs::Permissions::from_mode(0o711))?;
     let mounted =
         std::fs::read_to_string("/proc/self/mounts")?.lines().any(|line| line.split(' ').nth(1) == run_root.to_str());

@@ -21,6 +21,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Time for the program to end by itself when it is cancelled or its time is over, in ms.
 const GRACE_MS: u64 = 500;
+/// How long the last output may take after the program's end; only where nobody can hand it on it takes so long.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Runs it to its end.
 pub(super) async fn run(
@@ -128,7 +130,7 @@ async fn run_and_leave(
         };
         // The output ends after the program; a broken end of it must not hold up the result for ever.
         if done.is_ok() && !forward.is_terminated() {
-            let _ = tokio::time::timeout(Duration::from_secs(5), forward).await;
+            let _ = tokio::time::timeout(LAST_WORDS, forward).await;
         }
         done
     };

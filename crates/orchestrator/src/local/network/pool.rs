@@ -16,6 +16,9 @@ pub struct Route {
 /// Longest prefix that a pool may have: 64 addresses, half for instances, half for components.
 const LONGEST_PREFIX: u8 = 26;
 
+/// How long another server may take to choose its pool and to make its bridge, also on a machine that is very busy.
+pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Decides the pool. `foreign` are the routes that are not ours.
 pub fn choose(asked: Option<Ipv4Net>, kept: Option<Ipv4Net>, foreign: &[Ipv4Net]) -> Result<Ipv4Net, NetworkError> {
     let overlaps = |pool: &Ipv4Net| {

@@ -1,8 +1,8 @@
 //! The loop of a shim: waits for output, the program's end, requests and times; decides in [`Shim`].
 //!
 //! One poll loop, no thread. What must hold: every change is in `state.json` before anybody is told; a slow or dead
-//! client never stops the loop; after `Finish`, or when a service was stopped, nothing of the container is left but its
-//! folders.
+//! client never stops the loop, and a slow one is told the last state in the end; after `Finish`, or when a service was
+//! stopped, nothing of the container is left but its folders.
 
 use super::launch::launch;
 use super::mounts::step;
@@ -63,6 +63,27 @@ fn answer(text: &str) {
 struct Client {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
+    /// Whether the last state is still to be told: there was no room for it.
+    behind: bool,
+}
+
+impl Client {
+    /// What to wait for.
+    fn events(&self) -> PollFlags {
+        if self.behind { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN }
+    }
+
+    /// Tells it something; returns whether it is still to be told anything.
+    fn tell(&mut self, notice: &Notice) -> bool {
+        let is_state = matches!(notice, Notice::State(_));
+        match write_notice(&self.stream, notice) {
+            Written::Whole => self.behind &= !is_state,
+            // It has unread notices, after which it looks at the log anyway; but nothing else says what the state is.
+            Written::NoRoom => self.behind |= is_state,
+            Written::Broken => return false,
+        }
+        true
+    }
 }
 
 struct Shim {
@@ -187,6 +208,7 @@ impl Shim {
             for index in (0..self.clients.len()).rev().filter(|it| ready.clients.contains(it)) {
                 self.hear(index);
             }
+            self.catch_up();
             self.keep_times();
         }
     }
@@ -206,7 +228,7 @@ impl Shim {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
         ];
-        descriptors.extend(self.clients.iter().map(|it| PollFd::new(it.stream.as_fd(), PollFlags::POLLIN)));
+        descriptors.extend(self.clients.iter().map(|it| PollFd::new(it.stream.as_fd(), it.events())));
         let pipes = descriptors.len();
         if !quiet {
             descriptors.extend(self.output.pipes().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
@@ -346,8 +368,8 @@ impl Shim {
         while let Ok((stream, _)) = self.listener.accept() {
             let Ok(copy) = stream.try_clone() else { continue };
             if stream.set_nonblocking(true).is_ok() {
-                let client = Client { stream, reader: BufReader::new(copy) };
-                if write_notice(&client.stream, &Notice::State(self.state.clone())) {
+                let mut client = Client { stream, reader: BufReader::new(copy), behind: false };
+                if client.tell(&Notice::State(self.state.clone())) {
                     self.clients.push(client);
                 }
             }
@@ -386,7 +408,15 @@ impl Shim {
     }
 
     fn tell(&mut self, notice: &Notice) {
-        self.clients.retain(|it| write_notice(&it.stream, notice));
+        self.clients.retain_mut(|it| it.tell(notice));
+    }
+
+    /// Tells the state to whoever had no room for it before.
+    fn catch_up(&mut self) {
+        if self.clients.iter().any(|it| it.behind) {
+            let notice = Notice::State(self.state.clone());
+            self.clients.retain_mut(|it| !it.behind || it.tell(&notice));
+        }
     }
 
     /// Undoes everything; the folders are the server's.
@@ -406,14 +436,23 @@ struct Ready {
     output: bool,
 }
 
-/// Writes a notice. A client that is so far behind that its buffer is full has unread notices, after which it looks at
-/// the file and the log anyway; so a notice that does not fit may be lost, unless it was cut in the middle.
-fn write_notice(mut stream: &UnixStream, notice: &Notice) -> bool {
-    let Ok(mut line) = serde_json::to_vec(notice) else { return true };
+/// What became of a notice.
+#[derive(Debug, Eq, PartialEq)]
+enum Written {
+    Whole,
+    /// The client has so many unread notices that its buffer is full.
+    NoRoom,
+    /// It was cut in the middle, or the client is gone.
+    Broken,
+}
+
+fn write_notice(mut stream: &UnixStream, notice: &Notice) -> Written {
+    let Ok(mut line) = serde_json::to_vec(notice) else { return Written::Whole };
     line.push(b'\n');
     match stream.write(&line) {
-        Ok(count) => count == line.len(),
-        Err(error) => error.kind() == ErrorKind::WouldBlock,
+        Ok(count) if count == line.len() => Written::Whole,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Written::NoRoom,
+        Ok(_) | Err(_) => Written::Broken,
     }
 }
 
@@ -428,4 +467,32 @@ fn pipe() -> Result<(File, File)> {
     let (read, write) = (File::from(OwnedFd::from(read)), File::from(OwnedFd::from(write)));
     nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).map_err(Error::from)?;
     Ok((read, write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_read_for_a_while_learns_the_last_state() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut client = Client { reader: BufReader::new(ours.try_clone().unwrap()), stream: ours, behind: false };
+        while write_notice(&client.stream, &Notice::Log) == Written::Whole {}
+        let ended = Notice::State(ShimState { phase: ContainerPhase::Exited, ..ShimState::default() });
+        assert!(client.tell(&Notice::Log) && !client.behind, "unread notices say as much");
+        assert!(client.tell(&ended) && client.behind);
+        assert!(client.events().contains(PollFlags::POLLOUT));
+        theirs.set_nonblocking(true).unwrap();
+        let (mut reader, mut line) = (BufReader::new(theirs), String::new());
+        while reader.read_line(&mut line).is_ok() {
+            assert!(matches!(serde_json::from_str(&line).unwrap(), Notice::Log), "{line}");
+            line.clear();
+        }
+        assert!(client.tell(&ended) && !client.behind);
+        assert!(reader.read_line(&mut line).is_ok());
+        assert!(
+            matches!(serde_json::from_str(&line).unwrap(), Notice::State(it) if it.phase == ContainerPhase::Exited)
+        );
+    }
 }

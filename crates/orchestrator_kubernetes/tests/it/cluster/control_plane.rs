@@ -1,22 +1,27 @@
 //! What does not need programs that really run: objects, rollouts, adoption, removal. Nodes may be fake.
 
 mod calls;
+mod held_up;
+mod places;
 
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform, without_content};
+use crate::several_nodes::eventually;
+use arco_model::artifact::ImageRef;
 use arco_model::name::ComponentName;
 use arco_model::observed::{InstancePhase, Observed, RolloutFacts};
 use arco_model::plan::{FileContent, InstanceFile, OneShot, WorkloadPlan};
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::{AccessMode, VolumeFacts};
-use arco_orchestrator::contract::{one_shot, plan, reached, ready, until};
+use arco_orchestrator::contract::{in_time, one_shot, plan, reached, ready, until};
 use arco_orchestrator::{Orchestrator, Removal, Storage as _, Telling};
 use arco_orchestrator_kubernetes::adopt;
 use arco_store::clock;
+use arco_store::images::Images;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -24,15 +29,22 @@ use kube::core::PartialObjectMeta;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 async fn on_fake_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
+    on_fake_nodes_with(without_content().await, test).await;
+}
+
+/// As [`on_fake_nodes`], with stores of the test's own and an image in them.
+async fn on_fake_nodes_with<F: Future<Output = ()>>(
+    (images, image): (Images, ImageRef),
+    test: impl FnOnce(Arc<Place>) -> F,
+) {
     if kubeconfig().is_some_and(|it| network_of_node(&it).is_some()) {
         eprintln!("SKIPPED: needs fake nodes, which run nothing (tests/kubernetes/cluster.py run --fake-nodes 1)");
         return;
     }
-    let (images, image) = without_content().await;
     on_a_platform(images, image, "registry.invalid:5000", None, test).await;
 }
 
@@ -50,8 +62,15 @@ async fn versions(place: &Place) -> BTreeMap<String, String> {
             }
         )*};
     }
-    add!(Deployment StatefulSet Job Service Secret ConfigMap PersistentVolumeClaim NetworkPolicy PodDisruptionBudget);
-    // Its status moves by itself, and it counts no generations.
+    add!(Deployment StatefulSet Job Service Secret ConfigMap NetworkPolicy PodDisruptionBudget);
+    // What follows counts no generations, and its status moves by itself.
+    let claims: Api<PersistentVolumeClaim> = place.api();
+    for PersistentVolumeClaim { metadata, spec, .. } in claims.list(&wanted).await.unwrap() {
+        let mut annotations = metadata.annotations.unwrap_or_default();
+        annotations.retain(|it, _| it.contains("arco.internal/"));
+        let asked = json!([metadata.uid, metadata.labels, annotations, spec]);
+        all.insert(format!("PersistentVolumeClaim/{}", metadata.name.unwrap()), asked.to_string());
+    }
     let autoscalers: Api<HorizontalPodAutoscaler> = place.api();
     for it in autoscalers.list_metadata(&wanted).await.unwrap() {
         let name = format!("HorizontalPodAutoscaler/{}", it.metadata.name.unwrap());
@@ -144,10 +163,7 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
         assert!(ready(&green).is_disjoint(&ready(&first)) && ready(&green).len() == 2);
         assert_eq!(green.address, first.address, "the stable address stays");
         assert_eq!(pods.list(&unmarked).await.unwrap().items.len(), 2);
-        until_objects(&place, "the old template's objects go", |it| {
-            it.iter().filter(|it| it.starts_with("Secret")).count() == 1
-        })
-        .await;
+        until_objects(&place, "the old template's objects go", |it| count_of(it, "Secret") == 1).await;
 
         asked.replicas = 1;
         driver.apply(&asked).await.unwrap();
@@ -167,14 +183,20 @@ async fn a_stateless_component_lives_and_leaves_nothing() {
 
 /// Waits until the names of our objects are as wanted.
 async fn until_objects(place: &Place, what: &str, wanted: impl Fn(&[String]) -> bool) {
-    let deadline = Instant::now() + arco_orchestrator::contract::in_time(std::time::Duration::from_secs(60));
+    let deadline = Instant::now() + in_time(Duration::from_secs(120));
     loop {
         let found = of_components(place).await;
         if wanted(&found) {
             return;
         }
         assert!(Instant::now() < deadline, "{what}: {found:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await; // the pace of looking
     }
+}
+
+/// How many of the objects are of a kind.
+fn count_of(objects: &[String], kind: &str) -> usize {
+    objects.iter().filter(|it| it.split('/').next() == Some(kind)).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,12 +243,13 @@ async fn configuration_files_come_and_go_with_their_template() {
         driver.apply(&asked).await.unwrap();
         let second = let_go(driver, &asked).await;
         assert!(ready(&second).is_disjoint(&ready(&first)));
-        let maps_of = |it: &[String]| it.iter().filter(|it| it.starts_with("ConfigMap/")).count();
+        let maps_of = |it: &[String]| count_of(it, "ConfigMap");
         until_objects(&place, "the old files go", |it| maps_of(it) == 1).await;
         assert_eq!(maps.list(&ours).await.unwrap().items[0].data.as_ref().unwrap()["file-0"], "a=2\n");
 
-        // A run of its own has the files too, and leaves none behind.
-        let work = OneShot { files: asked.template.files.clone(), ..one_shot(&asked, &["serve"]) };
+        // A run of its own has the files too, and leaves none behind. No node takes it, so that it does not end by itself.
+        let mut work = OneShot { files: asked.template.files.clone(), ..one_shot(&asked, &["serve"]) };
+        work.scheduling = serde_json::from_value(json!({"node_selector": {"disk": "none-has-it"}})).unwrap();
         let made = format!("ConfigMap/run-{}", work.id);
         let (output, _lines) = mpsc::channel(64);
         let (cancel, cancelled) = oneshot::channel();
@@ -234,7 +257,7 @@ async fn configuration_files_come_and_go_with_their_template() {
         let running = tokio::spawn(async move { runner.run(&work, output, cancelled).await });
         until_objects(&place, "the run has no files", |it| it.contains(&made)).await;
         drop(cancel);
-        let _ = running.await.unwrap(); // whether it had begun is not asked here
+        assert!(running.await.unwrap().is_err(), "it was cancelled before it could begin");
         until_objects(&place, "the run leaves files", |it| !it.contains(&made)).await;
 
         asked.template.files.clear();
@@ -468,8 +491,8 @@ async fn a_component_runs_where_it_asks_with_what_its_overlay_adds() {
         assert!(key.is_some() && alike.and_then(|it| it.get("arco.internal/key")) == key, "{apart:?}");
 
         // What the overlay must not set is refused, with its path, and nothing is changed.
-        let deployments = |all: &[String]| all.iter().filter(|it| it.starts_with("Deployment/")).count();
-        until_objects(&place, "the one before it is gone", |it| deployments(it) == 1).await;
+        let alone = |it: &[String]| count_of(it, "Deployment") == 1 && count_of(it, "Secret") == 1;
+        until_objects(&place, "the one before it is gone", alone).await;
         let before = versions(&place).await;
         let mut loose = asked.clone();
         loose.template.overlay = Some(json!({"spec": {"hostNetwork": true}}));
@@ -508,7 +531,7 @@ async fn a_job_runs_to_its_end_once() {
 async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
     on_fake_nodes(|place| async move {
         let driver = place.driver.as_ref();
-        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
         let name = place.namespace();
         let foreign = serde_json::from_value(serde_json::json!({ "metadata": { "name": name } })).unwrap();
         namespaces.create(&PostParams::default(), &foreign).await.unwrap();
@@ -526,9 +549,61 @@ async fn a_namespace_that_is_not_ours_is_refused_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_goes_leaves_nothing_of_ours_and_everything_of_others() {
+    on_fake_nodes(|place| async move {
+        let driver = place.driver.as_ref();
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
+        let (asked, name) = (plan(place.image.clone(), &["serve"]), place.namespace());
+        let tenant = asked.tenant.clone();
+        driver.apply(&asked).await.unwrap();
+        reached(driver, &asked).await;
+        assert!(driver.tenants().await.unwrap().contains(&tenant));
+        let waits = driver.remove_tenant(&tenant).await.unwrap_err().to_string();
+        assert!(waits.contains(&name) && waits.contains("components still have Pod `"), "{waits}");
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+
+        // Who does not lead any more removes nothing; another process does what one began.
+        place.driver.lead(None);
+        let refused = driver.remove_tenant(&tenant).await.unwrap_err().to_string();
+        assert!(refused.contains("another server leads now"), "{refused}");
+        place.driver.lead(Some(Arc::new(|| true)));
+        assert_eq!(driver.remove_tenant(&tenant).await.unwrap(), None);
+        let again = place.restarted().await;
+        assert!(again.tenants().await.unwrap().is_empty(), "it is going, or gone");
+        assert_eq!(again.remove_tenant(&tenant).await.unwrap(), None);
+        again.shutdown(false).await.unwrap();
+        eventually("the namespace goes", async || namespaces.get_opt(&name).await.unwrap().is_none()).await;
+
+        // Made again, with something of others: that stays.
+        driver.apply(&asked).await.unwrap();
+        reached(driver, &asked).await;
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        let maps: Api<ConfigMap> = place.api();
+        let mine = serde_json::from_value(json!({ "metadata": { "name": "mine" } })).unwrap();
+        maps.create(&PostParams::default(), &mine).await.unwrap();
+        let left = driver.remove_tenant(&tenant).await.unwrap().expect("others have something in it");
+        assert!(
+            left.contains("ConfigMap `mine`") && left.contains(&format!("kubectl delete namespace {name}")),
+            "{left}"
+        );
+        let there = namespaces.get(&name).await.unwrap().metadata;
+        assert!(there.deletion_timestamp.is_none() && maps.get("mine").await.is_ok());
+        let marks: Vec<String> = there.labels.into_iter().chain(there.annotations).flatten().map(|it| it.0).collect();
+        assert!(marks.iter().all(|it| !it.contains("arco") && !it.contains("managed-by")), "{marks:?}");
+        assert!(versions(&place).await.is_empty(), "nothing of ours is in it");
+        let quotas: Api<ResourceQuota> = place.api();
+        assert!(quotas.list(&ListParams::default()).await.unwrap().items.is_empty());
+        assert!(driver.tenants().await.unwrap().is_empty());
+        assert_eq!(driver.remove_tenant(&tenant).await.unwrap(), None, "done again, it touches nothing");
+        assert!(maps.get("mine").await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_made_is_shown_as_components_and_left_alone() {
     on_fake_nodes(|place| async move {
-        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(place.client.clone());
+        let namespaces: Api<Namespace> = Api::all(place.client.clone());
         let name = format!("{}foreign", place.config.namespace_prefix);
         let missing = adopt::read(&place.config, &name).await.unwrap_err().to_string();
         assert!(missing.contains(&name), "{missing}");

@@ -103,13 +103,16 @@ pub(crate) async fn on_a_platform<F: Future<Output = ()>>(
     let Some(kubeconfig) = kubeconfig() else { return };
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let id = clock::fresh::<arco_model::id::InstanceId>();
+    let usual = KubernetesConfig::default();
     let config = KubernetesConfig {
         kubeconfig: kubeconfig.clone(),
         namespace_prefix: format!("t{}-", &id.as_str()[10..]),
         registry: registry.to_owned(),
         user_namespaces: false,
         request_percent: 1,
-        ..KubernetesConfig::default()
+        // Where programs really run every end takes that long: only the test of it waits.
+        eviction_pause_s: if network_of_node(&kubeconfig).is_some() { 0 } else { usual.eviction_pause_s },
+        ..usual
     };
     let file = Kubeconfig::read_from(&kubeconfig).unwrap();
     let found = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();

@@ -1,7 +1,10 @@
 //! What needs a node that really runs programs: the whole contract, faults, exits, one-shots, logs. Nodes pull from the
 //! platform's own registry, with the tenant's credential.
 
+mod cuts;
+
 use super::place::{Place, kubeconfig, network_of_node, on_a_platform};
+use arco_config::KubernetesConfig;
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::id::{ComponentId, InstanceId};
 use arco_model::log::LogLine;
@@ -12,14 +15,14 @@ use arco_model::plan::{
 };
 use arco_model::spec::autoscaling::Autoscaling;
 use arco_orchestrator::contract::{caches, contract, in_time, one_shot, plan, reached, until};
-use arco_orchestrator::{ExecSession, OneShotResult, Orchestrator as _, Removal};
+use arco_orchestrator::{Error, ExecSession, OneShotResult, Orchestrator as _, Removal};
 use arco_orchestrator_kubernetes::{KeptLines, PullCredentials};
 use arco_registry::{Action, Registry, RegistryDeps, Scope};
 use arco_store::blob::{BUILD_FOLDERS, MemoryBlobs, builds_path, content_path};
 use arco_store::clock;
 use arco_store::images::{Image, Images, LAYER_ZSTD_TYPE};
 use arco_store::sql::MemoryMetadata;
-use kube::api::ListParams;
+use kube::api::{EvictParams, ListParams};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -127,6 +130,46 @@ async fn the_driver_keeps_the_contract() {
     on_a_node(|place| async move { contract(place.driver.clone(), plan(place.image.clone(), &SERVE)).await }).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_evicted_answers_to_the_end() {
+    on_a_node(|place| async move {
+        const MB: usize = 48;
+        let config = KubernetesConfig { eviction_pause_s: 20, ..place.config.clone() };
+        let pausing = place.another(config, None).await;
+        let driver: &dyn arco_orchestrator::Orchestrator = pausing.as_ref();
+        // At the stop signal it ends at once, whatever is open.
+        let serve = format!(
+            "trap 'exit 0' TERM; mkdir /tmp/www; dd if=/dev/zero of=/tmp/www/large bs=1M count={MB} 2> /dev/null; busybox httpd -f -p 8080 -h /tmp/www & wait"
+        );
+        let mut asked = plan(place.image.clone(), &["sh", "-c", &serve]);
+        (asked.template.resources.memory_mb, asked.template.resources.disk_mb) = (256, 256);
+        driver.apply(&asked).await.unwrap();
+        let first = reached(driver, &asked).await.instances.remove(0).id;
+        let mut web = driver.connect(&first, 8080).await.unwrap();
+        web.stream.write_all(b"GET /large HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut got = vec![0; 1 << 20];
+        web.stream.read_exact(&mut got).await.unwrap();
+
+        // Most of it is still to be sent when the node is drained: more than lies in buffers on the way.
+        let pods = place.api::<k8s_openapi::api::core::v1::Pod>();
+        let instances = ListParams::default().labels("arco.internal/role=instance");
+        let name = pods.list_metadata(&instances).await.unwrap().items.remove(0).metadata.name.unwrap();
+        pods.evict(&name, &EvictParams::default()).await.unwrap();
+        until(driver, &asked.component, "nobody new is sent to it", |it| {
+            it.instances.iter().any(|it| it.id == first && it.phase == InstancePhase::Stopping)
+        })
+        .await;
+        // One that is cut ends, too, with an error or without.
+        let rest = tokio::time::timeout(in_time(Duration::from_secs(60)), web.stream.read_to_end(&mut got));
+        let outcome = rest.await.unwrap();
+        let head = got.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(got.len() - head, MB << 20, "{outcome:?}");
+        driver.remove(&asked.component, &Removal::Everything).await.unwrap();
+        pausing.shutdown(false).await.unwrap();
+    })
+    .await;
+}
+
 /// Applies a plan and waits until an instance of it is as wanted.
 async fn until_one(
     place: &Place,
@@ -171,16 +214,23 @@ async fn what_goes_wrong_is_told_with_its_reason() {
     .await;
 }
 
-async fn run(place: &Place, work: &OneShot) -> (OneShotResult, Vec<String>) {
+/// How long one run may take, with what the cluster does before and after it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+async fn attempt(place: &Place, work: &OneShot) -> (Result<OneShotResult, Error>, Vec<String>) {
     let (output, mut lines) = mpsc::channel(1024);
     let (_keep, cancel) = oneshot::channel();
-    let result = tokio::time::timeout(in_time(Duration::from_secs(60)), place.driver.run(work, output, cancel));
-    let result = result.await.unwrap().unwrap();
+    let result = tokio::time::timeout(in_time(PATIENCE), place.driver.run(work, output, cancel)).await.unwrap();
     let mut all = Vec::new();
     while let Ok(line) = lines.try_recv() {
         all.push(line.text);
     }
     (result, all)
+}
+
+async fn run(place: &Place, work: &OneShot) -> (OneShotResult, Vec<String>) {
+    let (result, lines) = attempt(place, work).await;
+    (result.unwrap(), lines)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,9 +240,17 @@ async fn a_one_shot_tells_its_output_and_its_end() {
         let (result, lines) = run(&place, &one_shot(&asked, &["sh", "-c", "echo $COLOUR; exit 3"])).await;
         assert_eq!((result.exit.status, result.timed_out, lines), (3, false, vec!["red".to_owned()]));
 
+        // How long it takes to begin is the node's: a limit that is over before says so, and is too short to be tested.
         let mut slow = one_shot(&asked, &["sleep", "600"]);
         slow.timeout_ms = 5_000;
-        let (result, _) = run(&place, &slow).await;
+        let result = loop {
+            match attempt(&place, &slow).await.0 {
+                Ok(result) => break result,
+                Err(error) => assert!(error.to_string().contains("before it could start"), "{error}"),
+            }
+            (slow.id, slow.timeout_ms) = (clock::fresh(), slow.timeout_ms * 4);
+            assert!(slow.timeout_ms < 300_000, "it does not begin");
+        };
         assert!(result.timed_out && result.exit.asked, "{result:?}");
         let left: kube::api::ObjectList<k8s_openapi::api::core::v1::Secret> =
             place.api().list(&kube::api::ListParams::default().labels("arco.internal/role=one-shot")).await.unwrap();
@@ -242,7 +300,7 @@ async fn a_one_off_instance_is_talked_with_and_leaves_nothing() {
         stdin.write_all(b"hello\n").await.unwrap();
         let mut said = String::new();
         stdout.read_to_string(&mut said).await.unwrap();
-        let status = tokio::time::timeout(in_time(Duration::from_secs(60)), exit).await.unwrap().unwrap();
+        let status = tokio::time::timeout(in_time(PATIENCE), exit).await.unwrap().unwrap();
         assert_eq!((said.as_str(), status), ("red hello\n", 4));
         let secrets = place.api::<k8s_openapi::api::core::v1::Secret>();
         let one_shots = kube::api::ListParams::default().labels("arco.internal/role=one-shot");
@@ -378,7 +436,6 @@ async fn caches_of_build_steps_are_kept_in_the_blob_store() {
         let step = |plan: &WorkloadPlan, script: &str, cache_mb: u32| {
             let mut step = one_shot(plan, &["sh", "-c", script]);
             (step.network, step.cache_mb) = (OneShotNetwork::None, cache_mb);
-            step.timeout_ms = 60_000;
             step.caches = vec![cache("/cache")];
             step
         };
@@ -419,7 +476,7 @@ async fn output_of_instances_reaches_the_log() {
         let found = reached(place.driver.as_ref(), &asked).await;
         assert!(found.instances.iter().all(|it| it.phase == InstancePhase::Ready));
         let mut logs = place.logs.lock().await;
-        let batch = tokio::time::timeout(in_time(Duration::from_secs(30)), logs.recv()).await.unwrap().unwrap();
+        let batch = tokio::time::timeout(in_time(PATIENCE), logs.recv()).await.unwrap().unwrap();
         assert_eq!(
             (batch.lines[0].text.as_str(), batch.lines[0].instance.as_ref()),
             ("serving", Some(&found.instances[0].id))
@@ -457,7 +514,7 @@ async fn another_process_goes_on_with_the_output_where_one_ended() {
         for until in [60, 120, 180, 240] {
             // A process reads for a while and ends, whatever it had in its hands.
             loop {
-                let batch = tokio::time::timeout(in_time(Duration::from_secs(60)), logs.recv()).await.unwrap().unwrap();
+                let batch = tokio::time::timeout(in_time(PATIENCE), logs.recv()).await.unwrap().unwrap();
                 let mut kept = kept.0.lock().unwrap();
                 kept.extend(batch.lines);
                 if kept.len() >= until {
@@ -488,7 +545,7 @@ async fn the_clusters_own_autoscaler_scales_a_component() {
         // There is no metrics API, so it can hold the bounds alone, and says what is missing.
         asked.autoscaling = Some(Autoscaling::by_cpu(2, 4));
         driver.apply(&asked).await.unwrap();
-        let slow = in_time(Duration::from_secs(180)); // it looks for kinds that it does not know every 30 s
+        let slow = in_time(PATIENCE); // it looks for kinds that it does not know every 30 s
         let told = async {
             let mut bell = driver.changes();
             loop {

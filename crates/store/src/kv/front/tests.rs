@@ -1,7 +1,7 @@
 //! The front with our own driver (the contract, lost connections, grants) and with `etcdctl`.
 
 use super::{Front, Grant};
-use crate::kv::contract::{Fixture, next, suite};
+use crate::kv::contract::{Fixture, PATIENCE, next, suite};
 use crate::kv::{Compare, EtcdKv, EtcdTls, Event, KvError, MemoryKv, Operation, Range, SharedKv, Txn};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::SocketAddr;
@@ -74,16 +74,11 @@ suite!(make);
 /// The same suite on a real etcd.
 mod real {
     use super::*;
-    use std::sync::LazyLock;
-    use tokio::sync::Mutex;
-
-    /// The tests count revisions, so one at a time.
-    static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+    use crate::kv::real_etcd;
 
     async fn make() -> Option<Fixture> {
-        let url = arco_testkit::servers::etcd()?;
-        let kv: SharedKv = Arc::new(EtcdKv::connect(&[url], None).await.unwrap());
-        Some(Fixture { kv, _keep: Box::new(TURN.clone().lock_owned().await) })
+        let (kv, turn) = real_etcd().await?;
+        Some(Fixture { kv, _keep: Box::new(turn) })
     }
 
     suite!(make);
@@ -115,7 +110,7 @@ async fn an_etcd_that_is_killed_and_started_again_loses_nothing() {
         assert!(kv.get("/w/kept").await.is_err());
         etcd.boot();
         // A call that came before it was wholly there fails, too: whoever asks decides to ask again.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + PATIENCE;
         while let Err(error) = kv.get("/w/kept").await {
             assert!(std::time::Instant::now() < deadline, "round {round}: {error}");
         }
@@ -196,7 +191,7 @@ async fn an_etcd_whose_members_are_killed_one_after_another_goes_on() {
     let Some(mut members) = arco_testkit::servers::RestartableEtcd::members(3) else { return };
     let urls: Vec<String> = members.iter().map(|it| it.url.clone()).collect();
     let kv: SharedKv = Arc::new(EtcdKv::connect(&urls, None).await.unwrap());
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let deadline = std::time::Instant::now() + 2 * PATIENCE;
     // Asked again while members agree on a leader. Made once even if an answer was lost.
     let make = async |key: String| {
         let once = Txn {
@@ -209,8 +204,18 @@ async fn an_etcd_whose_members_are_killed_one_after_another_goes_on() {
         }
     };
     make("/w/first".to_owned()).await;
-    let lease = kv.lease_grant(3600).await.unwrap();
-    let mut watch = kv.watch(Range::Prefix(b"/w/".to_vec()), None).await.unwrap();
+    let lease = loop {
+        match kv.lease_grant(3600).await {
+            Ok(lease) => break lease,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+    };
+    let mut watch = loop {
+        match kv.watch(Range::Prefix(b"/w/".to_vec()), None).await {
+            Ok(watch) => break watch,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+    };
     let mut told = Vec::new();
     for (at, member) in members.iter_mut().enumerate() {
         member.kill();
@@ -243,7 +248,9 @@ async fn an_etcd_whose_members_are_killed_one_after_another_goes_on() {
 async fn a_watch_goes_on_after_its_connection_was_lost() {
     let authority = Authority::new();
     let below: SharedKv = Arc::new(MemoryKv::new());
-    let served = serve(below.clone(), &authority, anywhere()).await;
+    // It listens there again later, so nobody may get the port meanwhile.
+    let address = SocketAddr::from(([127, 0, 0, 1], arco_testkit::servers::free_port()));
+    let served = serve(below.clone(), &authority, address).await;
     let kv = driver(&served, &authority.certificate("admin")).await;
     let mut watch = kv.watch(Range::Prefix(b"/".to_vec()), None).await.unwrap();
     let mut other = kv.watch(Range::Prefix(b"/".to_vec()), None).await.unwrap();
@@ -252,7 +259,6 @@ async fn a_watch_goes_on_after_its_connection_was_lost() {
     next(&mut other).await.unwrap();
 
     served.stop.cancel();
-    let address = served.address;
     served.task.await.unwrap();
     let error = kv.put("/refused", vec![], None).await.unwrap_err();
     assert!(matches!(error, KvError::Unavailable { .. }), "{error}");
@@ -280,18 +286,51 @@ async fn a_watch_goes_on_after_its_connection_was_lost() {
     assert!(matches!(error, KvError::Compacted { oldest, .. } if oldest == first + 7), "{error}");
 }
 
+/// The driver leaves streams that do not answer this.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_watches_says_that_it_is_alive() {
+    use arco_etcd_proto::etcdserverpb::watch_client::WatchClient;
+    use arco_etcd_proto::etcdserverpb::watch_request::RequestUnion;
+    use arco_etcd_proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest};
+    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+    let authority = Authority::new();
+    let served = serve(Arc::new(MemoryKv::new()), &authority, anywhere()).await;
+    let own = authority.certificate("admin");
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&own.ca_pem))
+        .identity(Identity::from_pem(&own.cert_pem, &own.key_pem));
+    let endpoint = Endpoint::from_shared(format!("https://{}", served.address)).unwrap().tls_config(tls).unwrap();
+    let mut client = WatchClient::new(endpoint.connect().await.unwrap());
+    let create = WatchCreateRequest { key: b"/a".to_vec(), ..WatchCreateRequest::default() };
+    let requests = [RequestUnion::CreateRequest(create), RequestUnion::ProgressRequest(WatchProgressRequest {})];
+    let (sender, receiver) = tokio::sync::mpsc::channel(requests.len());
+    for it in requests {
+        sender.send(WatchRequest { request_union: Some(it) }).await.unwrap();
+    }
+    let stream = client.watch(tokio_stream::wrappers::ReceiverStream::new(receiver)).await.unwrap();
+    let mut stream = stream.into_inner();
+    let mut message = async || {
+        let message = tokio::time::timeout(std::time::Duration::from_secs(60), stream.message()).await;
+        message.expect("a message in time").unwrap().expect("the stream goes on")
+    };
+    assert!(message().await.created);
+    let alive = message().await;
+    let revision = alive.header.map(|it| it.revision);
+    assert_eq!((alive.watch_id, revision, alive.events.len()), (-1, Some(0), 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_opens_its_prefixes_only() {
     let authority = Authority::new();
     let below: SharedKv = Arc::new(MemoryKv::new());
     below.put("/gateway/routes/a", b"route".to_vec(), None).await.unwrap();
-    let foreign = below.lease_grant(60).await.unwrap();
+    let foreign = below.lease_grant(3600).await.unwrap();
     below.put("/secret", b"s".to_vec(), Some(foreign)).await.unwrap();
     let served = serve(below.clone(), &authority, anywhere()).await;
     let gateway = driver(&served, &authority.certificate("gateway")).await;
 
     assert_eq!(gateway.list("/gateway/").await.unwrap().items[0].value, b"route");
-    let own = gateway.lease_grant(60).await.unwrap();
+    let own = gateway.lease_grant(3600).await.unwrap();
     gateway.put("/gateway-status/1", vec![], Some(own)).await.unwrap();
     gateway.lease_keep_alive(own).await.unwrap();
     let denied = |error: KvError| assert!(error.to_string().contains("permission denied"), "{error}");
@@ -361,7 +400,8 @@ impl Etcdctl {
     fn command(&self, arguments: &[&str]) -> Command {
         let file = |name: &str| Path::new(self.folder.path()).join(name);
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").arg("--endpoints").arg(&self.endpoint);
+        command.env("ETCDCTL_API", "3").args(["--dial-timeout", "60s", "--command-timeout", "60s"]);
+        command.arg("--endpoints").arg(&self.endpoint);
         command.arg("--cacert").arg(file("ca")).arg("--cert").arg(file("cert")).arg("--key").arg(file("key"));
         command.args(arguments).stdin(Stdio::null());
         command
@@ -424,11 +464,11 @@ async fn etcdctl_works() {
         assert_eq!(value, if expected == "SUCCESS" { &b"yes"[..] } else { b"no" }, "{conditions}");
     }
 
-    let granted = ctl.run(&["lease", "grant", "60"]).await;
+    let granted = ctl.run(&["lease", "grant", "3600"]).await;
     let lease = granted.split(' ').nth(1).unwrap().to_owned();
     ctl.run(&["put", "/leased", "x", "--lease", &lease]).await;
     let renewed = ctl.run(&["lease", "keep-alive", "--once", &lease]).await;
-    assert!(renewed.contains("TTL(60)"), "{renewed}");
+    assert!(renewed.contains("TTL(3600)"), "{renewed}");
     ctl.run(&["lease", "revoke", &lease]).await;
     assert_eq!(ctl.run(&["get", "/leased"]).await, "");
 
@@ -438,9 +478,8 @@ async fn etcdctl_works() {
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(watcher.stdout.take().unwrap()));
     below.put("/w1", b"v".to_vec(), None).await.unwrap();
     below.delete("/w1").await.unwrap();
-    let wait = std::time::Duration::from_secs(20);
     for expected in ["PUT", "/w1", "v", "DELETE", "/w1", "v", "/w1", ""] {
-        let line = tokio::time::timeout(wait, lines.next_line()).await.unwrap().unwrap().unwrap();
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
         assert_eq!(line, expected);
     }
     drop(watcher);

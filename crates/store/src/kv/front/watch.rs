@@ -60,13 +60,20 @@ impl Stream {
             let sent = match request.request_union {
                 Some(RequestUnion::CreateRequest(asked)) => self.create(asked).await,
                 Some(RequestUnion::CancelRequest(asked)) => self.cancel(asked.watch_id).await,
-                // An answer would promise that everything up to now was delivered, which nobody here knows.
-                Some(RequestUnion::ProgressRequest(_)) | None => Ok(()),
+                Some(RequestUnion::ProgressRequest(_)) => self.progress().await,
+                None => Ok(()),
             };
             if sent.is_err() {
                 return;
             }
         }
+    }
+
+    /// For whoever asks whether the stream is alive. Another revision than 0 would promise that everything up to it was
+    /// delivered, which nobody here knows.
+    async fn progress(&self) -> Result<(), mpsc::error::SendError<()>> {
+        let response = WatchResponse { header: Some(header(0)), watch_id: -1, ..Default::default() };
+        self.responses.send(Ok(response)).await.map_err(|_| mpsc::error::SendError(()))
     }
 
     async fn create(&mut self, asked: WatchCreateRequest) -> Result<(), mpsc::error::SendError<()>> {

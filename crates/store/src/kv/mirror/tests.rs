@@ -2,6 +2,7 @@
 
 use super::journal::{Change, Journal};
 use super::*;
+use crate::kv::contract::PATIENCE as LONG;
 
 fn put(key: &str, value: &str, mod_revision: u64) -> Change {
     Change { key: key.into(), entry: Some(Entry { value: value.as_bytes().into(), mod_revision }) }
@@ -131,7 +132,7 @@ async fn keys_at(mirror: &Mirror, revision: u64) -> Vec<String> {
             changed.changed().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), reached).await.expect("the mirror follows");
+    tokio::time::timeout(LONG, reached).await.expect("the mirror follows");
     mirror.read(|view| view.entries.keys().map(|it| String::from_utf8_lossy(it).into_owned()).collect())
 }
 
@@ -193,7 +194,7 @@ async fn two_processes_share_a_file_and_only_the_owner_writes_it() {
     let sees = async |mirror: &Mirror, count: usize| {
         let mut changed = mirror.changed();
         while mirror.read(|view| view.entries.len()) < count {
-            tokio::time::timeout(PATIENCE, changed.changed()).await.unwrap().unwrap();
+            tokio::time::timeout(LONG, changed.changed()).await.unwrap().unwrap();
         }
     };
     let on_disk = || Journal::open(&path, false).unwrap().1.entries.len();

@@ -2,13 +2,18 @@
 //! connections, writers in each other's way.
 
 use super::application;
+use crate::sql::seaorm::Limits;
 use crate::sql::{Batch, Entity, Metadata, Query, SeaOrmMetadata, SharedMetadata, SqlError};
 use arco_model::application::Application;
 use arco_model::name::ApplicationName;
 use arco_testkit::servers;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, TransactionTrait as _};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How long a server may take for what it does at once when it has time.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A database of its own in a server.
 pub(super) struct Fresh {
@@ -22,7 +27,7 @@ impl Fresh {
         let server = server?;
         let name = format!("arco_test_{:016x}", crate::clock::random());
         // The server listens a moment before it lets anybody in.
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         let admin = loop {
             match Database::connect(&server).await {
                 Ok(admin) => break admin,
@@ -49,22 +54,36 @@ impl Fresh {
         Arc::new(SeaOrmMetadata::connect(&self.url, None).await.unwrap())
     }
 
-    /// Breaks every connection to the database that matches; says how many.
-    async fn kill(&self, condition: &str) -> usize {
-        let (list, kill) = match self.admin.get_database_backend() {
-            DbBackend::MySql => ("SELECT id, info AS query FROM information_schema.processlist WHERE db", "KILL "),
-            _ => ("SELECT pid::bigint AS id FROM pg_stat_activity WHERE datname", "SELECT pg_terminate_backend("),
+    /// The connections to the database that match.
+    async fn connections(&self, condition: &str) -> BTreeSet<i64> {
+        let list = match self.admin.get_database_backend() {
+            DbBackend::MySql => "SELECT id, info AS query FROM information_schema.processlist WHERE db",
+            _ => "SELECT pid::bigint AS id FROM pg_stat_activity WHERE datname",
         };
         let sql = format!("{list} = '{}' {condition}", self.name);
         let rows = self.admin.query_all_raw(sea_orm::Statement::from_string(self.admin.get_database_backend(), sql));
-        let rows = rows.await.unwrap();
-        let mut killed = 0;
-        for row in &rows {
-            let id: i64 = row.try_get("", "id").unwrap();
-            let end = if kill.ends_with('(') { ")" } else { "" };
-            killed += usize::from(self.admin.execute_unprepared(&format!("{kill}{id}{end}")).await.is_ok());
+        rows.await.unwrap().iter().map(|it| it.try_get("", "id").unwrap()).collect()
+    }
+
+    /// Breaks every connection to the database that matches; says how many. The server does it a while after it was told:
+    /// one that breaks later, in the middle of a commit, would be another case.
+    async fn kill(&self, condition: &str) -> usize {
+        let (kill, end) = match self.admin.get_database_backend() {
+            DbBackend::MySql => ("KILL ", ""),
+            _ => ("SELECT pg_terminate_backend(", ")"),
+        };
+        let mut killed = BTreeSet::new();
+        for id in self.connections(condition).await {
+            if self.admin.execute_unprepared(&format!("{kill}{id}{end}")).await.is_ok() {
+                killed.insert(id);
+            }
         }
-        killed
+        let deadline = Instant::now() + PATIENCE;
+        while !self.connections("").await.is_disjoint(&killed) {
+            assert!(Instant::now() < deadline, "connections do not end: {killed:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await; // the pace of looking
+        }
+        killed.len()
     }
 
     /// Closes everything and drops the database.
@@ -132,7 +151,7 @@ async fn a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
         DbBackend::MySql => "AND info LIKE 'UPDATE %'",
         _ => "AND state = 'active' AND query LIKE 'UPDATE %'",
     };
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while fresh.kill(waiting).await == 0 {
         assert!(Instant::now() < deadline && !writer.is_finished(), "the batch waits for the row");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -143,6 +162,28 @@ async fn a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
     let names: Vec<_> = rows.iter().map(|it| it.value.name.as_str()).collect();
     assert_eq!(names.len(), 3, "{names:?}");
     assert!(["changed", "two", "three"].iter().all(|it| names.contains(it)), "{names:?}");
+}
+
+async fn who_falls_silent_in_a_transaction_loses_its_locks(fresh: &Fresh) {
+    let second = Duration::from_secs(1);
+    let limits = Limits { silent: 3 * second, lock: second, idle: 4 * second };
+    let open = async || Arc::new(SeaOrmMetadata::connect_within(&fresh.url, None, limits).await.unwrap());
+    let (db, other) = (open().await, open().await);
+    let db: SharedMetadata = db;
+    db.insert(&application(1, "one")).await.unwrap();
+    let mut one = db.find::<Application>("default", "one").await.unwrap().unwrap();
+    one.value.name = ApplicationName::new("changed").unwrap();
+    // As a server whose machine loses its power in the middle of a batch.
+    let silent = other.connections().begin().await.unwrap();
+    let hold = format!("UPDATE applications SET tag = 'held' WHERE id = '{}'", one.value.key());
+    silent.execute_unprepared(&hold).await.unwrap();
+    // It does not have the lock in time, comes again, and has it when the other one's transaction was ended for it.
+    db.update(&one).await.unwrap();
+    assert!(silent.commit().await.is_err(), "its transaction was rolled back");
+    let found = db.get::<Application>(&one.value.key()).await.unwrap().unwrap();
+    assert_eq!((found.version, found.value.name.as_str()), (2, "changed"));
+    // What was pooled meanwhile is not needed to live.
+    (&*other as &dyn Metadata).list::<Application>(&Query::default()).await.unwrap();
 }
 
 async fn writers_in_each_others_way_all_come_through(fresh: &Fresh) {
@@ -295,6 +336,7 @@ macro_rules! remote {
             servers_that_start_at_once_migrate_once
             idle_connections_that_broke_are_not_noticed
             a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
+            who_falls_silent_in_a_transaction_loses_its_locks
             writers_in_each_others_way_all_come_through
             a_look_tries_everything_and_leaves_nothing
             a_look_names_the_character_set

@@ -1,9 +1,11 @@
-//! Connections to the databases: what a URL means, how they are secured, how many there are.
+//! Connections to the databases: what a URL means, how they are secured, how many there are, and for how long one may be
+//! in the way of others.
 //!
 //! A URL may carry a password, so no error of this file shows one.
 
 use super::{SqlError, unavailable};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use sqlx::{AssertSqlSafe, Executor as _};
 use std::path::Path;
 use std::time::Duration;
 use url::{Host, Url};
@@ -19,6 +21,45 @@ const CONNECT: Duration = Duration::from_secs(8);
 /// A connection that was idle so long is asked whether it lives before it is used.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// For how long a session may be in the way of others; the database itself ends what takes longer. Without them the locks
+/// of a server whose machine lost its power stay until TCP gives up, which takes hours.
+#[derive(Clone, Copy)]
+pub(in crate::sql) struct Limits {
+    /// How long a session may say nothing in the middle of a transaction, seconds at least. We say the next thing at once.
+    pub(in crate::sql) silent: Duration,
+    /// How long a statement waits for a lock before it is tried anew; a part of [`CALL`].
+    pub(in crate::sql) lock: Duration,
+    /// How long a session may say nothing at all, where the database has no limit for transactions (MySQL): longer than
+    /// any connection is kept. Until then the locks of a dead server stay there.
+    pub(in crate::sql) idle: Duration,
+}
+
+impl Limits {
+    /// Those of servers.
+    pub(in crate::sql) const USUAL: Self =
+        Self { silent: Duration::from_secs(15), lock: Duration::from_secs(10), idle: Duration::from_secs(60) };
+
+    /// What each session says first. A database that does not know one of them refuses that one.
+    fn statements(self, name: &str) -> Vec<String> {
+        let (silent_ms, lock_ms) = (self.silent.as_millis(), self.lock.as_millis());
+        let (silent_s, lock_s, idle_s) = (self.silent.as_secs(), self.lock.as_secs(), self.idle.as_secs());
+        match name {
+            "mysql" => vec![
+                format!("SET SESSION innodb_lock_wait_timeout = {lock_s}"),
+                format!("SET SESSION wait_timeout = {idle_s}"),
+                // MariaDB.
+                format!("SET SESSION idle_transaction_timeout = {silent_s}"),
+            ],
+            _ => vec![
+                format!("SET lock_timeout = {lock_ms}"),
+                format!("SET idle_in_transaction_session_timeout = {silent_ms}"),
+                // Also while an answer is on its way to it. CockroachDB has other means.
+                format!("SET tcp_user_timeout = {silent_ms}"),
+            ],
+        }
+    }
+}
+
 /// Opens or makes a SQLite database.
 pub(super) async fn sqlite(path: &Path, connections: u32) -> Result<DatabaseConnection, DbErr> {
     let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rwc", path.display()));
@@ -33,15 +74,56 @@ pub(super) async fn sqlite(path: &Path, connections: u32) -> Result<DatabaseConn
     Database::connect(options).await
 }
 
+/// What makes each connection of a pool say these statements first. The pools of two databases are two types.
+macro_rules! saying_first {
+    ($statements:ident) => {
+        move |pool| {
+            let statements = $statements.clone();
+            pool.after_connect(move |connection, _| {
+                let statements = statements.clone();
+                Box::pin(async move {
+                    for statement in statements {
+                        known(connection.execute(AssertSqlSafe(statement)).await)?;
+                    }
+                    Ok(())
+                })
+            })
+        }
+    };
+}
+
 /// Connects to a database on the network; also gives the driver's name.
-pub(super) async fn remote(url: &str, password: Option<&str>) -> Result<(&'static str, DatabaseConnection), SqlError> {
+pub(super) async fn remote(
+    url: &str,
+    password: Option<&str>,
+    limits: Limits,
+) -> Result<(&'static str, DatabaseConnection), SqlError> {
     let (name, url) = checked(url, password).map_err(|cause| SqlError::Unavailable { step: "open", cause })?;
     let mut options = ConnectOptions::new(String::from(url));
     options.max_connections(POOL).min_connections(1).sqlx_logging(false);
     options.connect_timeout(CONNECT).acquire_timeout(CONNECT).test_before_acquire_if_idle_for(IDLE);
-    // A proxy or firewall in between forgets old connections.
-    options.idle_timeout(Duration::from_secs(300)).max_lifetime(Duration::from_secs(1800));
+    let statements = limits.statements(name);
+    if name == "mysql" {
+        // Together shorter than what the database allows: the pool counts a connection that it looked at as used.
+        options.idle_timeout(limits.idle / 3).max_lifetime(limits.idle / 2);
+        options.map_sqlx_mysql_pool_opts(saying_first!(statements));
+    } else {
+        // A proxy or firewall in between forgets old connections.
+        options.idle_timeout(Duration::from_secs(300)).max_lifetime(Duration::from_secs(1800));
+        options.map_sqlx_postgres_pool_opts(saying_first!(statements));
+    }
     Ok((name, Database::connect(options).await.map_err(unavailable("open"))?))
+}
+
+/// A setting that a database does not know, or does not let us change, is done without.
+fn known<T>(set: Result<T, sqlx::Error>) -> Result<(), sqlx::Error> {
+    match set {
+        Err(sqlx::Error::Database(error)) => {
+            tracing::debug!(%error, "the metadata database does without one of our limits");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 /// The driver of a URL, and the URL as the driver shall see it.

@@ -7,8 +7,10 @@ use sea_orm::{DbErr, RuntimeErr};
 use sqlx::mysql::MySqlDatabaseError;
 use std::time::Duration;
 
-/// Tries of one call.
+/// Tries of one call whose connection is lost.
 const MOST: u32 = 8;
+/// Tries of one that others are in the way of: each time one of them went on, and the call has a deadline besides.
+const MOST_BUSY: u32 = 100;
 /// Longest pause between two tries.
 const LONGEST_PAUSE_MS: u64 = 400;
 
@@ -47,8 +49,9 @@ fn mysql(number: u16) -> Fault {
     match number {
         // Lock wait timeout, deadlock; TiDB: write conflict, transaction retryable, schema changed.
         1205 | 1213 | 8002 | 8022 | 8028 | 9007 => Fault::Busy,
-        // Server is going, connection killed, too many connections, aborted; MariaDB: connection killed.
-        1040 | 1053 | 1152 | 1184 | 1317 | 1927 => Fault::Lost,
+        // Server is going, connection killed, too many connections, aborted; MariaDB: connection killed; silent for too
+        // long.
+        1040 | 1053 | 1152 | 1184 | 1317 | 1927 | 4031 => Fault::Lost,
         _ => Fault::Final,
     }
 }
@@ -56,9 +59,11 @@ fn mysql(number: u16) -> Fault {
 /// PostgreSQL, CockroachDB and YugabyteDB, by SQLSTATE. 40003 (not known whether it was done) is not to be repeated.
 fn sqlstate(code: &str) -> Fault {
     match code {
-        "40001" | "40P01" => Fault::Busy,
-        // Terminated by an administrator, by a crash, starting up; too many connections.
-        "57P01" | "57P02" | "57P03" | "53300" => Fault::Lost,
+        // Not serializable, deadlock, a lock that was not had in time: what failed so did nothing, and is rolled back.
+        "40001" | "40P01" | "55P03" => Fault::Busy,
+        // Terminated by an administrator, by a crash, starting up; too many connections; silent for too long, in the
+        // middle of a transaction and otherwise.
+        "57P01" | "57P02" | "57P03" | "53300" | "25P03" | "57P05" => Fault::Lost,
         code if code.len() == 5 && code.starts_with("08") => Fault::Lost,
         _ => Fault::Final,
     }
@@ -71,13 +76,18 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Waits a little, longer each time and never as long as a neighbour does, then says whether to try again.
-    pub(super) async fn another(&mut self) -> bool {
+    /// After a fault: waits a little, longer each time and never as long as a neighbour does, then says whether to try again.
+    pub(super) async fn another(&mut self, fault: Fault) -> bool {
         self.done += 1;
-        if self.done >= MOST {
+        let most = match fault {
+            Fault::Busy => MOST_BUSY,
+            Fault::Lost => MOST,
+            Fault::Final => 0,
+        };
+        if self.done >= most {
             return false;
         }
-        let pause = (5u64 << self.done).min(LONGEST_PAUSE_MS);
+        let pause = (5u64 << self.done.min(10)).min(LONGEST_PAUSE_MS);
         tokio::time::sleep(Duration::from_millis(pause / 2 + crate::clock::random() % pause)).await;
         true
     }
@@ -89,10 +99,10 @@ mod tests {
 
     #[test]
     fn codes_mean_what_their_databases_say() {
-        for code in ["40001", "40P01"] {
+        for code in ["40001", "40P01", "55P03"] {
             assert_eq!(sqlstate(code), Fault::Busy, "{code}");
         }
-        for code in ["08006", "08003", "57P01", "53300"] {
+        for code in ["08006", "08003", "57P01", "53300", "25P03", "57P05"] {
             assert_eq!(sqlstate(code), Fault::Lost, "{code}");
         }
         // A unique name, an unknown outcome, SQLite's own numbers.
@@ -100,7 +110,7 @@ mod tests {
             assert_eq!(sqlstate(code), Fault::Final, "{code}");
         }
         assert_eq!([1213, 1205, 9007].map(mysql), [Fault::Busy; 3]);
-        assert_eq!([1927, 1053].map(mysql), [Fault::Lost; 2]);
+        assert_eq!([1927, 1053, 4031].map(mysql), [Fault::Lost; 3]);
         assert_eq!([1062, 1146, 1406].map(mysql), [Fault::Final; 3]);
     }
 }

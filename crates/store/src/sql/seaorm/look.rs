@@ -22,7 +22,7 @@ impl SeaOrmMetadata {
     /// Tries a database on the network as [`SeaOrmMetadata::connect`] would use it. An error names the statement that
     /// was refused.
     pub async fn look(url: &str, password: Option<&str>) -> Result<Looked, SqlError> {
-        let (_, pool) = connect::remote(url, password).await?;
+        let (_, pool) = connect::remote(url, password, connect::Limits::USUAL).await?;
         let outcome = tokio::time::timeout(connect::CALL, tried(&pool)).await;
         let late =
             || SqlError::Unavailable { step: "answer", cause: format!("not within {} s", connect::CALL.as_secs()) };
@@ -44,10 +44,11 @@ async fn tried(db: &DatabaseConnection) -> Result<Looked, SqlError> {
     };
     let version = format!("{product} {}", ask("version()", "say its version").await?).trim().to_owned();
     let charset = judged(db.get_database_backend(), ask(charset, "say its character set").await?)?;
-    let table = Alias::new(format!("arco_preflight_{}", std::process::id()));
+    // Others may look at the same time, also from a machine where this process's number is given as well.
+    let table = format!("arco_preflight_{:016x}", crate::clock::random());
     let outcome = statements(db, &table, &charset).await;
-    let dropped =
-        db.execute(&Table::drop().table(table).if_exists().to_owned()).await.map_err(unavailable("drop a table"));
+    let drop = Table::drop().table(Alias::new(table)).if_exists().to_owned();
+    let dropped = db.execute(&drop).await.map_err(unavailable("drop a table"));
     outcome?;
     dropped?;
     Ok(Looked { version, charset })
@@ -68,7 +69,8 @@ fn judged(backend: DbBackend, charset: String) -> Result<String, SqlError> {
 }
 
 /// Each statement once.
-async fn statements(db: &DatabaseConnection, table: &Alias, charset: &str) -> Result<(), SqlError> {
+async fn statements(db: &DatabaseConnection, table: &str, charset: &str) -> Result<(), SqlError> {
+    let (table, index_name) = (Alias::new(table), format!("{table}_name"));
     let (id, name) = (Alias::new("id"), Alias::new("name"));
     let mut create = Table::create();
     create.table(table.clone());
@@ -79,7 +81,7 @@ async fn statements(db: &DatabaseConnection, table: &Alias, charset: &str) -> Re
     }
     db.execute(&create).await.map_err(unavailable("create a table"))?;
     let mut index = Index::create();
-    index.name("arco_preflight").table(table.clone()).col(name.clone());
+    index.name(index_name).table(table.clone()).col(name.clone());
     db.execute(&index).await.map_err(unavailable("create an index"))?;
     let mut alter = Table::alter();
     alter.table(table.clone()).add_column(ColumnDef::new(Alias::new("more")).big_integer());

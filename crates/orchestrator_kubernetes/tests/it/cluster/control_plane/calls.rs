@@ -22,7 +22,7 @@ fn audit_log() -> Option<PathBuf> {
 }
 
 /// Calls about objects in the namespace of a test, as `VERB RESOURCE/NAME`; not those of fake nodes, reads of output, and
-/// what is of the tenant.
+/// what is of the tenant, nor those that a server without time for them answered with a request to come again.
 fn calls(log: &Path, namespace: &str) -> Vec<String> {
     let text = std::fs::read(log).unwrap();
     let whole = text.iter().rposition(|it| *it == b'\n').map_or(0, |it| it + 1);
@@ -31,7 +31,10 @@ fn calls(log: &Path, namespace: &str) -> Vec<String> {
         let event: Value = serde_json::from_slice(line).unwrap();
         let (about, word) = (&event["objectRef"], |of: &Value| of.as_str().unwrap_or_default().to_owned());
         let (name, resource) = (word(&about["name"]), word(&about["resource"]));
+        let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
         let counts = word(&about["namespace"]) == namespace
+            && code != 429
+            && code < 500
             && !["kubetest/", "fake-node/"].iter().any(|it| word(&event["userAgent"]).starts_with(it))
             && word(&about["subresource"]) != "log"
             && resource != "namespaces"
@@ -47,7 +50,7 @@ async fn calls_until(log: &Path, place: &Place, mark: &str) -> Vec<String> {
     let marks: Api<ConfigMap> = place.api();
     let object = serde_json::from_value(json!({ "metadata": { "name": mark } })).unwrap();
     marks.create(&PostParams::default(), &object).await.unwrap();
-    let deadline = Instant::now() + in_time(Duration::from_secs(60));
+    let deadline = Instant::now() + in_time(Duration::from_secs(120));
     loop {
         let mut found = calls(log, &place.namespace());
         if found.iter().any(|it| it.ends_with(&format!(" configmaps/{mark}"))) {

@@ -1,4 +1,4 @@
-module arco.internal/bench/kubectl
+module kubectl
 
 go 1.26.0
 

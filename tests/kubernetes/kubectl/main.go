@@ -1,4 +1,4 @@
-// kubectl of the version that the test cluster has, from Kubernetes' own packages: what `bench/cluster.py` compares with.
+// kubectl of the version that the test cluster has, from Kubernetes' own packages: for guides that are followed, and to compare with.
 package main
 
 import (

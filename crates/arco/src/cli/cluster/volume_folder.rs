@@ -1,17 +1,16 @@
-//! `arco cluster local-volume`: makes or removes the folder of one volume on this node. Run by short-lived pods, which the
+//! `arco cluster volume-folder`: makes or removes the folder of one volume on this node. Run by short-lived pods, which the
 //! leading controller starts; for the volume of the one server by a DaemonSet of the manifest.
 //!
 //! What must hold: nothing but that folder is touched, whatever lies in it; doing it twice is doing it once. Nobody on the node
 //! but root gets below the folder of volumes, so that each volume can be open to whoever its instances run as.
 
-use super::Failure;
+use super::{Failure, end_of_pod};
 use clap::{Args, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Modes of the folder of volumes, and of a volume.
 const CLOSED: u32 = 0o700;
@@ -25,7 +24,7 @@ const NAME_MAX: usize = 63;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub(crate) enum LocalVolumeCommand {
+pub(crate) enum VolumeFolderCommand {
     /// Make it, empty, unless it is there
     Make {
         #[command(flatten)]
@@ -50,28 +49,27 @@ pub(crate) struct FolderArgs {
 }
 
 /// Runs.
-pub(super) async fn run(command: &LocalVolumeCommand) -> Result<(), Failure> {
+pub(super) async fn run(command: &VolumeFolderCommand) -> Result<(), Failure> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((HELD, HELD));
     let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(HELD), hard); // lower is always allowed
     act(command)?;
-    if !matches!(command, LocalVolumeCommand::Make { stay: true, .. }) {
+    if !matches!(command, VolumeFolderCommand::Make { stay: true, .. }) {
         return Ok(());
     }
-    let told = signal(SignalKind::terminate());
-    told.map_err(|it| Failure::local(it.to_string(), "check the pod's limits"))?.recv().await;
+    end_of_pod()?.recv().await;
     Ok(())
 }
 
-fn act(command: &LocalVolumeCommand) -> Result<(), Failure> {
-    let (LocalVolumeCommand::Make { which: args, .. } | LocalVolumeCommand::Remove(args)) = command;
+fn act(command: &VolumeFolderCommand) -> Result<(), Failure> {
+    let (VolumeFolderCommand::Make { which: args, .. } | VolumeFolderCommand::Remove(args)) = command;
     let path = path(args)?;
     let (step, done, advice) = match command {
-        LocalVolumeCommand::Make { .. } => (
+        VolumeFolderCommand::Make { .. } => (
             "making",
             make(&args.folder, &path),
             "the folder of volumes must be root's, on a file system that can be written",
         ),
-        LocalVolumeCommand::Remove(_) => {
+        VolumeFolderCommand::Remove(_) => {
             ("removing", remove(&path), "look at the file system of the node; it is tried again")
         }
     };
@@ -147,9 +145,9 @@ fn remove_deep(root: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    fn asked(folder: &Path, name: &str) -> [LocalVolumeCommand; 2] {
+    fn asked(folder: &Path, name: &str) -> [VolumeFolderCommand; 2] {
         let args = || FolderArgs { folder: folder.to_owned(), name: name.to_owned() };
-        [LocalVolumeCommand::Make { which: args(), stay: false }, LocalVolumeCommand::Remove(args())]
+        [VolumeFolderCommand::Make { which: args(), stay: false }, VolumeFolderCommand::Remove(args())]
     }
 
     fn mode(path: &Path) -> u32 {
