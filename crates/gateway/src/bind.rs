@@ -29,7 +29,11 @@ pub struct BindError {
 
 impl BindError {
     pub(crate) fn new(address: SocketAddr, error: &std::io::Error) -> Self {
-        let holder = if error.kind() == std::io::ErrorKind::AddrInUse { holder(address) } else { None };
+        Self::of(&TCP, address, error)
+    }
+
+    fn of(table: &Table, address: SocketAddr, error: &std::io::Error) -> Self {
+        let holder = if error.kind() == std::io::ErrorKind::AddrInUse { holder(table, address) } else { None };
         let advice = match error.kind() {
             std::io::ErrorKind::AddrInUse => "stop it, or choose another address",
             std::io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -121,7 +125,7 @@ pub fn bind_udp_kept(sockets: &Sockets, name: &str, address: SocketAddr, cores: 
         let lock = AddressLock { socket: lock.into(), _claim: Some(claim) };
         return Ok(BoundUdp { address, sockets: kept.into_iter().map(UdpSocket::from).collect(), lock });
     }
-    let mut bound = bind_udp(address, cores).map_err(|it| BindError::new(address, &it))?;
+    let mut bound = bind_udp(address, cores).map_err(|it| BindError::of(&UDP, address, &it))?;
     let mut all: Vec<BorrowedFd<'_>> = bound.sockets.iter().map(|it| it.as_fd()).collect();
     all.push(bound.lock.socket.as_fd());
     let claim = sockets.keep(name, &all);
@@ -201,11 +205,20 @@ fn open(address: SocketAddr, shared: bool) -> std::io::Result<Socket> {
     Ok(socket)
 }
 
+/// The kernel's sockets of a protocol, and the state of those that take from anybody.
+struct Table {
+    files: [&'static str; 2],
+    state: &'static str,
+}
+
+const TCP: Table = Table { files: ["/proc/net/tcp", "/proc/net/tcp6"], state: "0A" };
+const UDP: Table = Table { files: ["/proc/net/udp", "/proc/net/udp6"], state: "07" };
+
 /// Which process listens there, as `nginx (pid 1234)`; only what this user may see.
-fn holder(address: SocketAddr) -> Option<String> {
-    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
-        let table = std::fs::read_to_string(table).ok()?;
-        table.lines().skip(1).find_map(|line| listening_inode(line, address.port()))
+fn holder(table: &Table, address: SocketAddr) -> Option<String> {
+    let inode = table.files.iter().find_map(|file| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().skip(1).find_map(|line| listening_inode(line, table.state, address.port()))
     })?;
     let wanted = format!("socket:[{inode}]");
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
@@ -221,11 +234,11 @@ fn holder(address: SocketAddr) -> Option<String> {
     None
 }
 
-/// The inode of a listening socket on `port` in a line of `/proc/net/tcp`.
-fn listening_inode(line: &str, port: u16) -> Option<u64> {
+/// The inode of a socket on `port` in this state, in a line of `/proc/net/tcp` and the like.
+fn listening_inode(line: &str, state: &str, port: u16) -> Option<u64> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let local = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
-    let listening = *fields.get(3)? == "0A";
+    let listening = *fields.get(3)? == state;
     (listening && local == port).then(|| fields.get(9)?.parse().ok()).flatten()
 }
 
@@ -248,5 +261,16 @@ mod tests {
         bind(address, 1).unwrap();
         let error = bind("192.0.2.1:80".parse().unwrap(), 1).unwrap_err().to_string();
         assert!(error.contains("no interface"), "{error}");
+    }
+
+    #[test]
+    fn a_busy_udp_port_names_who_takes_datagrams_there() {
+        let address = SocketAddr::from(([127, 0, 0, 1], arco_testkit::servers::free_port()));
+        let taken = UdpSocket::bind(address).unwrap();
+        let error = bind_udp_kept(&Sockets::alone(), "test", address, 1).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(taken);
+        bind_udp_kept(&Sockets::alone(), "test", address, 1).unwrap();
     }
 }

@@ -47,6 +47,7 @@ use multiplexed::Multiplexed;
 use nix::libc;
 use pool::Pool;
 use room::Room;
+use socket2::TcpKeepalive;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
@@ -65,8 +66,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Those that wait are bounded by the backlog as half-open ones are, lie in the socket and so outlive a worker and a hand-over;
 /// when a socket is closed for good, they learn it with their first bytes.
 const DEFERRED_S: libc::c_int = 1;
-/// A peer that is gone without a word is noticed after about this time.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// A connection on which nothing moves is asked whether its other end is there, and ends when there is no answer: a peer that
+/// is gone without a word is noticed after about two minutes.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(6);
 /// How long a connection without a request is left to its client after another process has taken over.
 const IDLE_PATIENCE: Duration = Duration::from_secs(3);
 /// Most threads: beyond that, one machine's network is the limit.
@@ -494,7 +497,7 @@ fn prepare(listener: &std::net::TcpListener, protocol: &Protocol) {
     let socket = socket2::SockRef::from(listener);
     // A socket that refuses these still works.
     let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+    let _ = socket.set_tcp_keepalive(&KEEPALIVE);
     // In any case: the same socket may have been for another protocol before.
     defer(listener, if is_begun_by_client(protocol) { DEFERRED_S } else { 0 });
 }
@@ -641,6 +644,17 @@ mod tests {
         };
         assert_eq!(outcome, 0);
         seconds
+    }
+
+    #[test]
+    fn connections_are_asked_whether_their_other_end_is_there() {
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        prepare(&bound.listeners[0], &Protocol::Tcp("db".into()));
+        // Whoever is accepted has it from the listener.
+        let socket = socket2::SockRef::from(&bound.listeners[0]);
+        assert!(socket.keepalive().unwrap());
+        let asked = socket.tcp_keepalive_time().unwrap() + 6 * socket.tcp_keepalive_interval().unwrap();
+        assert_eq!((asked, socket.tcp_keepalive_retries().unwrap()), (Duration::from_secs(120), 6));
     }
 
     #[test]

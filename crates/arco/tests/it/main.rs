@@ -14,6 +14,7 @@ mod faults;
 mod grpc;
 mod guide;
 mod hand_over;
+mod hand_over_streams;
 mod hostile_builds;
 mod isolation;
 mod load;
