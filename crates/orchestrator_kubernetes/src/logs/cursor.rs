@@ -24,6 +24,9 @@ pub(crate) struct Cursor {
     read: usize,
     /// How many of them this connection has brought.
     met: usize,
+    /// Whether this connection has brought something new: then all that follows is, also with an older time, as when the two
+    /// outputs of a program are written at once, or a clock is set back.
+    passed: bool,
     /// When the line was written that this connection is at.
     current: Option<jiff::Timestamp>,
     /// Whether more of that line comes.
@@ -50,7 +53,8 @@ impl Cursor {
 
     /// Another connection begins.
     pub(super) fn connect(&mut self) {
-        (self.met, self.current, self.goes_on, self.rest) = (0, None, false, None);
+        (self.met, self.passed) = (0, false);
+        (self.current, self.goes_on, self.rest) = (None, false, None);
     }
 
     /// What the last connection ended with, when nothing more can come.
@@ -75,8 +79,8 @@ impl Cursor {
         let line = Line { at: Timestamp(u64::try_from(at.as_millisecond()).unwrap_or_default()), text };
         let order = self.last.map_or(Ordering::Greater, |it| at.cmp(&it));
         let is_new = match order {
-            Ordering::Less => false,
-            Ordering::Equal => self.met >= self.read,
+            Ordering::Less => self.passed,
+            Ordering::Equal => self.passed || self.met >= self.read,
             Ordering::Greater => true,
         };
         if end == End::Reader {
@@ -91,6 +95,7 @@ impl Cursor {
             }
             Ordering::Greater => (self.last, self.read, self.met) = (Some(at), 1, 1),
         }
+        self.passed |= is_new;
         is_new.then_some(line)
     }
 }
@@ -159,6 +164,16 @@ mod tests {
             assert_eq!(found, wanted, "cut after {cut} bytes");
             assert_eq!(cursor.rest(), None);
         }
+    }
+
+    #[test]
+    fn a_line_with_an_older_time_than_the_one_before_it_is_not_lost() {
+        let whole = b"2026-01-01T00:00:01.5Z one\n2026-01-01T00:00:01.4Z two\n2026-01-01T00:00:01.6Z three\n";
+        let mut cursor = Cursor::default();
+        let texts = |found: Vec<(u64, String)>| found.into_iter().map(|it| it.1).collect::<Vec<_>>();
+        assert_eq!(texts(taken(&mut cursor, &whole[..54])), ["one", "two"]);
+        assert_eq!(texts(taken(&mut cursor, whole)), ["three"]);
+        assert!(taken(&mut cursor, whole).is_empty());
     }
 
     #[test]
