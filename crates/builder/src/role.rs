@@ -421,6 +421,9 @@ impl Inner {
                         operation_id: operation.id.clone(),
                         created_at: now,
                     };
+                    // An image that nothing has named for long may be collected right now.
+                    let held = self.images.hold_with(&mut batch, &revision.artifact).await;
+                    held.map_err(|it| Outcome::Again(it.to_string()))?;
                     batch.insert(&revision)?;
                     component.value.last_revision_number = revision.number;
                     (revision.id, revision.number)

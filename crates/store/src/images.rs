@@ -273,6 +273,17 @@ impl Images {
         Ok(())
     }
 
+    /// Makes a manifest young again as a part of `batch`: who names it in what is written with it has it, whatever is collected
+    /// meanwhile. The batch is refused when it went before.
+    pub async fn hold_with(&self, batch: &mut Batch, image: &ImageRef) -> Result<(), ImageError> {
+        let Some(mut found) = self.manifest(&image.repository, &image.digest).await? else {
+            return Err(ImageError::NotFound(format!("{}@{}", image.repository, image.digest)));
+        };
+        found.value.created_at = clock::now();
+        batch.update(&found)?;
+        Ok(())
+    }
+
     /// Lets a tag that a person chose point at a manifest that is there, and holds the manifest.
     pub async fn pin(&self, repository: &str, tag: &str, digest: &Digest) -> Result<(), ImageError> {
         self.set_tag(repository, tag, digest, true).await

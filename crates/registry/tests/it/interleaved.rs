@@ -242,3 +242,24 @@ async fn a_manifest_that_an_index_names_meanwhile_stays() {
     assert_eq!(collecting.await.unwrap(), Collected::default());
     assert!(it.pushes.manifest(REPOSITORY, &child).await.unwrap().is_some() && it.has_layer().await);
 }
+
+#[tokio::test]
+async fn an_image_that_a_batch_names_meanwhile_stays() {
+    let it = World::new().await;
+    let old = it.pushes.write(REPOSITORY, &image()).await.unwrap();
+    age().await;
+    let (rows, halt) = Rows::of(&it.rows, |write| matches!(write, Write::Delete(Kind::Manifest, ..)));
+    let collecting = it.collects(rows, it.blobs.clone());
+    halt.reached.notified().await;
+    let mut batch = Batch::default();
+    it.pushes.hold_with(&mut batch, &old).await.unwrap();
+    it.rows.commit(batch).await.unwrap();
+    halt.go.notify_one();
+    assert_eq!(collecting.await.unwrap(), Collected::default());
+    assert!(it.pushes.read(&old).await.is_ok() && it.has_layer().await);
+    // Named by nobody again, it goes, and nobody can name it any more.
+    age().await;
+    assert_eq!(collect(&it.pushes, &HashSet::new(), NOW).await.unwrap().manifests, 1);
+    let gone = it.pushes.hold_with(&mut Batch::default(), &old).await;
+    assert!(matches!(gone, Err(ImageError::NotFound(_))), "{gone:?}");
+}
