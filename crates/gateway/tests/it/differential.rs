@@ -180,19 +180,20 @@ fn both_paths_give_endpoints_and_clients_the_same() {
 /// What a host says about plain HTTP: the requests that it leads to HTTPS, and those that come over TLS.
 #[test]
 fn both_paths_lead_to_https_and_tell_clients_to_stay_there() {
-    const HOSTS: [&str; 2] = ["own.test", "general.test"];
+    // As long as each other: an answer tells the request.
+    const HOSTS: [&str; 2] = ["own.test", "gen.test"];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (gateway, secure) = runtime.block_on(async {
         let (folder, client) = certified(&HOSTS);
         let route = "targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}";
         let routes = format!(
             "routes: [{{hosts: [own.test], {route}}}, \
-             {{hosts: [general.test], {route}, request_headers: {{remove: [x-never]}}}}, "
+             {{hosts: [gen.test], {route}, request_headers: {{remove: [x-never]}}}}, "
         );
         let yaml = file(&[actor().await])
             .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
             .replace("routes: [", &routes)
-            + "certificates: [{hosts: [own.test, general.test], certificate_file: c.pem, key_file: c.key}]\n";
+            + "certificates: [{hosts: [own.test, gen.test], certificate_file: c.pem, key_file: c.key}]\n";
         let gateway = Gateway::start_in(folder, &yaml).await;
         let tls = gateway.addresses["tls"];
         let secure = [over_tls(tls, HOSTS[0], &client).await, over_tls(tls, HOSTS[1], &client).await];
