@@ -3,15 +3,15 @@
 //! One thread, no runtime: it must cost next to nothing and outlive everything that it starts.
 
 use super::plan::{Action, Event, Phase, Plan};
-use super::wire::{Message, receive, send};
+use super::wire::{Kept, Message, apart, receive, send, send_kept};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions, kill_process, waitpid};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,8 +59,6 @@ struct Inherited {
     lock: Option<OwnedFd>,
     workers: Vec<(u32, Pid, Phase, Duration, OwnedFd)>,
 }
-
-type Kept = BTreeMap<String, (u64, Vec<OwnedFd>)>;
 
 struct Child {
     pid: Pid,
@@ -122,7 +120,7 @@ fn inherit() -> io::Result<Inherited> {
     loop {
         let (message, mut descriptors) = receive(link.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
         match message {
-            Message::Kept { name, claim } => drop(inherited.kept.insert(name, (claim, descriptors))),
+            Message::Kept { sockets } => inherited.kept.extend(apart(sockets, descriptors)),
             Message::Lock => inherited.lock = descriptors.pop(),
             Message::Worker { slot, pid, phase, drain_ms } => {
                 if let (Some(pid), Some(link)) = (Pid::from_raw(pid), descriptors.pop()) {
@@ -328,9 +326,7 @@ impl Loop {
             PathBuf::from("/proc/self/exe")
         };
         let (link, theirs) = pair()?;
-        for (name, (claim, descriptors)) in &self.kept {
-            send(link.as_fd(), &Message::Kept { name: name.clone(), claim: *claim }, &borrowed(descriptors))?;
-        }
+        send_kept(link.as_fd(), &self.kept)?;
         send(link.as_fd(), &Message::Begin { slot, first: self.plan.is_first() }, &[])?;
         rustix::io::ioctl_fionbio(&link, true)?;
         let mut command = (self.holding.worker)(&executable);
@@ -345,9 +341,7 @@ impl Loop {
     fn renew(&self, executable: &Path) -> io::Result<()> {
         let (ours, theirs) = pair()?;
         let link = ours.as_fd();
-        for (name, (claim, descriptors)) in &self.kept {
-            send(link, &Message::Kept { name: name.clone(), claim: *claim }, &borrowed(descriptors))?;
-        }
+        send_kept(link, &self.kept)?;
         if let Some(lock) = &self.holding.lock {
             send(link, &Message::Lock, &[lock.as_fd()])?;
         }
@@ -371,8 +365,4 @@ fn grant(kept: &mut Kept, wish: Message, descriptors: Vec<OwnedFd>) {
         Message::Forget { name, claim } if kept.get(&name).is_some_and(|it| it.0 == claim) => drop(kept.remove(&name)),
         _ => {}
     }
-}
-
-fn borrowed(descriptors: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    descriptors.iter().map(|it| it.as_fd()).collect()
 }
