@@ -4,6 +4,7 @@
 
 use super::plan::{Action, Event, Phase, Plan};
 use super::wire::{Kept, Message, apart, receive, send, send_kept};
+use crate::descriptors;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Most names that are kept.
 const MAX_KEPT: usize = 1024;
+/// Most wishes of a worker that starts: it may let go of all that was kept, and have as much kept anew.
+const MAX_WISHES: usize = 2 * MAX_KEPT;
 /// Most packets of one worker before the others get their turn.
 const MAX_HEARD: usize = 256;
 
@@ -91,6 +94,8 @@ struct Loop {
 /// Keeps sockets and starts workers on them until everything is stopped; returns the exit status. SIGTERM and SIGINT
 /// stop (a second one at once), SIGUSR2 upgrades, SIGHUP goes to the workers, with their files.
 pub fn hold(holding: Holding) -> Result<u8, HoldError> {
+    // What does not fit into it is closed on its way, here or in a worker, which has the same limit.
+    descriptors::raise_limit();
     let mut holding = holding;
     let kept = holding.sockets.drain(..).map(|(name, socket)| (name, (0, vec![socket]))).collect();
     Loop { holding, plan: Plan::default(), kept, children: HashMap::new(), next: None, renews: false }.run()
@@ -98,6 +103,7 @@ pub fn hold(holding: Holding) -> Result<u8, HoldError> {
 
 /// Goes on where the holder before stopped; its words wait on standard input.
 pub fn resume(holding: Holding) -> Result<u8, HoldError> {
+    descriptors::raise_limit();
     let inherited = inherit().map_err(fail("take over from the one before"))?;
     let mut holding = holding;
     holding.lock = inherited.lock;
@@ -206,7 +212,7 @@ impl Loop {
                     }
                 };
                 match message {
-                    Message::Keep { .. } | Message::Forget { .. } if child.wishes.len() < MAX_KEPT => {
+                    Message::Keep { .. } | Message::Forget { .. } if child.wishes.len() < MAX_WISHES => {
                         child.wishes.push((message, descriptors));
                     }
                     Message::Ready { drain_ms } => {
@@ -363,6 +369,7 @@ fn grant(kept: &mut Kept, wish: Message, descriptors: Vec<OwnedFd>) {
             kept.insert(name, (claim, descriptors));
         }
         Message::Forget { name, claim } if kept.get(&name).is_some_and(|it| it.0 == claim) => drop(kept.remove(&name)),
+        Message::Keep { name, .. } => tracing::warn!(name, "these sockets are not kept for a successor: too many are"),
         _ => {}
     }
 }

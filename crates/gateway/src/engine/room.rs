@@ -4,7 +4,7 @@
 //! What must hold: clients never take the last descriptors, which endpoints and files need; datagrams, whose senders may be
 //! made up, never more than half of what clients may have; a lack is never counted against an endpoint.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::pin::Pin;
@@ -23,14 +23,6 @@ const MIN_IDLE: Duration = Duration::from_secs(1);
 const RINGS: Duration = Duration::from_millis(50);
 /// How often a lack is spoken of.
 const SAID: Duration = Duration::from_secs(30);
-
-/// Lets this process have as many descriptors as it may.
-pub(super) fn raise_limit() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // If not, what there is has to do.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
-}
 
 /// Whether it was the lack of descriptors, here or on the whole machine.
 pub(super) fn is_used_up(error: &io::Error) -> bool {
