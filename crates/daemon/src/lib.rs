@@ -5,6 +5,7 @@
 
 pub mod certificate;
 pub mod confine;
+pub mod descriptors;
 pub mod discovery;
 pub mod handover;
 pub mod health;

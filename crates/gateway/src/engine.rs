@@ -39,7 +39,7 @@ use crate::metrics::{ConnectionGuard, Metrics};
 use crate::protect::{ConnectionCounts, Counting};
 use crate::snapshot::Snapshot;
 use arc_swap::ArcSwap;
-use arco_daemon::{CancellationToken, OnExit, Supervisor};
+use arco_daemon::{CancellationToken, OnExit, Supervisor, descriptors};
 use forward::Failure;
 use guard::ClientLimits;
 use http1::Endpoint;
@@ -266,7 +266,7 @@ pub struct Engine {
 impl Engine {
     /// Starts `cores` threads (0: one per processor); they end with the supervisor.
     pub fn start(supervisor: &Supervisor, shared: Arc<Shared>, cores: usize) -> std::io::Result<Self> {
-        room::raise_limit();
+        descriptors::raise_limit();
         let cores = threads(cores);
         let (drain, end_idle) = (CancellationToken::new(), CancellationToken::new());
         let mut senders = Vec::new();

@@ -188,21 +188,6 @@ impl EndpointState {
         ejection.is_some_and(|it| until != 0 && is_ejected(turn, it, until, self.now()))
     }
 
-    /// Why others are asked first, in words.
-    pub fn trouble(&self) -> Option<&'static str> {
-        if self.is_draining() {
-            Some("it drains")
-        } else if self.unhealthy.load(Ordering::Relaxed) {
-            Some("its checks fail")
-        } else if self.is_shunned() {
-            Some("it could not be reached")
-        } else if self.now() < self.ejected_until.load(Ordering::Relaxed) {
-            Some("its answers failed")
-        } else {
-            None
-        }
-    }
-
     fn is_shunned(&self) -> bool {
         let failed_at = self.failed_at.load(Ordering::Relaxed);
         failed_at != 0 && self.born.elapsed() < Duration::from_millis(failed_at) + SHUN

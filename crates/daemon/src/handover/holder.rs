@@ -3,15 +3,16 @@
 //! One thread, no runtime: it must cost next to nothing and outlive everything that it starts.
 
 use super::plan::{Action, Event, Phase, Plan};
-use super::wire::{Message, receive, send};
+use super::wire::{Kept, Message, apart, receive, send, send_kept};
+use crate::descriptors;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions, kill_process, waitpid};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Most names that are kept.
 const MAX_KEPT: usize = 1024;
+/// Most wishes of a worker that starts: it may let go of all that was kept, and have as much kept anew.
+const MAX_WISHES: usize = 2 * MAX_KEPT;
 /// Most packets of one worker before the others get their turn.
 const MAX_HEARD: usize = 256;
 
@@ -60,8 +63,6 @@ struct Inherited {
     workers: Vec<(u32, Pid, Phase, Duration, OwnedFd)>,
 }
 
-type Kept = BTreeMap<String, (u64, Vec<OwnedFd>)>;
-
 struct Child {
     pid: Pid,
     link: OwnedFd,
@@ -93,6 +94,8 @@ struct Loop {
 /// Keeps sockets and starts workers on them until everything is stopped; returns the exit status. SIGTERM and SIGINT
 /// stop (a second one at once), SIGUSR2 upgrades, SIGHUP goes to the workers, with their files.
 pub fn hold(holding: Holding) -> Result<u8, HoldError> {
+    // What does not fit into it is closed on its way, here or in a worker, which has the same limit.
+    descriptors::raise_limit();
     let mut holding = holding;
     let kept = holding.sockets.drain(..).map(|(name, socket)| (name, (0, vec![socket]))).collect();
     Loop { holding, plan: Plan::default(), kept, children: HashMap::new(), next: None, renews: false }.run()
@@ -100,6 +103,7 @@ pub fn hold(holding: Holding) -> Result<u8, HoldError> {
 
 /// Goes on where the holder before stopped; its words wait on standard input.
 pub fn resume(holding: Holding) -> Result<u8, HoldError> {
+    descriptors::raise_limit();
     let inherited = inherit().map_err(fail("take over from the one before"))?;
     let mut holding = holding;
     holding.lock = inherited.lock;
@@ -122,7 +126,7 @@ fn inherit() -> io::Result<Inherited> {
     loop {
         let (message, mut descriptors) = receive(link.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
         match message {
-            Message::Kept { name, claim } => drop(inherited.kept.insert(name, (claim, descriptors))),
+            Message::Kept { sockets } => inherited.kept.extend(apart(sockets, descriptors)),
             Message::Lock => inherited.lock = descriptors.pop(),
             Message::Worker { slot, pid, phase, drain_ms } => {
                 if let (Some(pid), Some(link)) = (Pid::from_raw(pid), descriptors.pop()) {
@@ -208,7 +212,7 @@ impl Loop {
                     }
                 };
                 match message {
-                    Message::Keep { .. } | Message::Forget { .. } if child.wishes.len() < MAX_KEPT => {
+                    Message::Keep { .. } | Message::Forget { .. } if child.wishes.len() < MAX_WISHES => {
                         child.wishes.push((message, descriptors));
                     }
                     Message::Ready { drain_ms } => {
@@ -328,9 +332,7 @@ impl Loop {
             PathBuf::from("/proc/self/exe")
         };
         let (link, theirs) = pair()?;
-        for (name, (claim, descriptors)) in &self.kept {
-            send(link.as_fd(), &Message::Kept { name: name.clone(), claim: *claim }, &borrowed(descriptors))?;
-        }
+        send_kept(link.as_fd(), &self.kept)?;
         send(link.as_fd(), &Message::Begin { slot, first: self.plan.is_first() }, &[])?;
         rustix::io::ioctl_fionbio(&link, true)?;
         let mut command = (self.holding.worker)(&executable);
@@ -345,9 +347,7 @@ impl Loop {
     fn renew(&self, executable: &Path) -> io::Result<()> {
         let (ours, theirs) = pair()?;
         let link = ours.as_fd();
-        for (name, (claim, descriptors)) in &self.kept {
-            send(link, &Message::Kept { name: name.clone(), claim: *claim }, &borrowed(descriptors))?;
-        }
+        send_kept(link, &self.kept)?;
         if let Some(lock) = &self.holding.lock {
             send(link, &Message::Lock, &[lock.as_fd()])?;
         }
@@ -369,10 +369,7 @@ fn grant(kept: &mut Kept, wish: Message, descriptors: Vec<OwnedFd>) {
             kept.insert(name, (claim, descriptors));
         }
         Message::Forget { name, claim } if kept.get(&name).is_some_and(|it| it.0 == claim) => drop(kept.remove(&name)),
+        Message::Keep { name, .. } => tracing::warn!(name, "these sockets are not kept for a successor: too many are"),
         _ => {}
     }
-}
-
-fn borrowed(descriptors: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    descriptors.iter().map(|it| it.as_fd()).collect()
 }

@@ -1,6 +1,6 @@
 //! A worker's side: the sockets that it found, those that it asks to keep, and what its holder tells it.
 
-use super::wire::{MAX_DESCRIPTORS, MAX_NAME, Message, receive, send};
+use super::wire::{MAX_DESCRIPTORS, MAX_NAME, Message, apart, receive, send_in_time};
 use std::collections::HashMap;
 use std::io::{Error, Result};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -79,7 +79,7 @@ impl Sockets {
         let mut found = HashMap::new();
         loop {
             match receive(link.as_fd())? {
-                Some((Message::Kept { name, claim }, descriptors)) => drop(found.insert(name, (claim, descriptors))),
+                Some((Message::Kept { sockets }, descriptors)) => found.extend(apart(sockets, descriptors)),
                 Some((Message::Begin { slot, first }, _)) => {
                     rustix::io::ioctl_fionbio(&link, true)?;
                     return Ok((Self::new(Some(link), found), Start { slot, first }));
@@ -188,7 +188,7 @@ impl Sockets {
 impl Inner {
     fn say(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) {
         let Some(link) = &self.link else { return };
-        if let Err(error) = send(link.as_fd(), message, descriptors) {
+        if let Err(error) = send_in_time(link.as_fd(), message, descriptors) {
             tracing::warn!(%error, ?message, "the keeper of the sockets was not told");
         }
     }

@@ -4,7 +4,7 @@
 //! What must hold: clients never take the last descriptors, which endpoints and files need; datagrams, whose senders may be
 //! made up, never more than half of what clients may have; a lack is never counted against an endpoint.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::pin::Pin;
@@ -19,16 +19,10 @@ use tokio::sync::futures::OwnedNotified;
 const TIGHT: Duration = Duration::from_secs(1);
 /// A connection that has been idle for less stays, however tight it is: its next request may be on its way.
 const MIN_IDLE: Duration = Duration::from_secs(1);
+/// How often connections are told of a lack at most: datagrams from made-up addresses must not wake all of them each time.
+const RINGS: Duration = Duration::from_millis(50);
 /// How often a lack is spoken of.
 const SAID: Duration = Duration::from_secs(30);
-
-/// Lets this process have as many descriptors as it may.
-pub(super) fn raise_limit() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // If not, what there is has to do.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
-}
 
 /// Whether it was the lack of descriptors, here or on the whole machine.
 pub(super) fn is_used_up(error: &io::Error) -> bool {
@@ -63,6 +57,7 @@ struct Shared {
     born: Instant,
     /// Milliseconds since `born`; 0 for never.
     tight_until: AtomicU64,
+    rung_until: AtomicU64,
     said_until: AtomicU64,
 }
 
@@ -75,6 +70,7 @@ impl Shared {
             full: AtomicBool::new(false),
             born: Instant::now(),
             tight_until: AtomicU64::new(0),
+            rung_until: AtomicU64::new(0),
             said_until: AtomicU64::new(0),
         }
     }
@@ -150,7 +146,10 @@ impl Room {
                  limit (LimitNOFILE, ulimit -n)"
             );
         }
-        all.bells.iter().for_each(|it| it.notify_waiters());
+        if now.as_millis() as u64 >= all.rung_until.load(Ordering::Relaxed) {
+            all.rung_until.store(after(RINGS), Ordering::Relaxed);
+            all.bells.iter().for_each(|it| it.notify_waiters());
+        }
     }
 
     /// Whether there was a lack just now.
@@ -178,6 +177,7 @@ impl Drop for FlowPlace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
 
     #[test]
     fn clients_leave_some_for_the_rest() {
@@ -199,6 +199,23 @@ mod tests {
             room.all.full.store(true, Ordering::Relaxed);
             assert_eq!(room.has_place(&any), !is_full);
         }
+    }
+
+    #[tokio::test]
+    async fn many_lacks_at_once_wake_idle_connections_once() {
+        let rooms = Shared::new(2, 1024).rooms();
+        let bell = || Arc::clone(&rooms[1].idle).notified_owned();
+        let first = bell();
+        rooms[0].tighten();
+        first.await;
+        // Nobody rings before this time is over, however long that takes here.
+        rooms[0].all.rung_until.fetch_add(3_600_000, Ordering::Relaxed);
+        let mut second = Box::pin(bell());
+        (0..1000).for_each(|_| rooms[0].tighten());
+        assert!(second.as_mut().now_or_never().is_none());
+        rooms[0].all.rung_until.store(0, Ordering::Relaxed);
+        rooms[0].tighten();
+        second.await;
     }
 
     #[test]
