@@ -20,7 +20,7 @@ impl Endpoint {
             Ok(Ok(stream)) => {
                 // Without it small requests wait for acknowledgements; a socket that refuses it still works.
                 let _ = stream.set_nodelay(true);
-                // Streams may be silent for any time: an endpoint that is gone without a word must not hold its client for ever.
+                // Streams may be silent for any time: one that is gone without a word must not hold a client for ever.
                 let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 Ok(Self(stream))
             }
