@@ -42,6 +42,7 @@ pub(super) async fn ask(
     let (response, exchange) = forward(plan, question(auth, host, parts)).await.map_err(|_| Denied::Silent)?;
     if !response.status().is_success() {
         if response.status().is_informational() {
+            exchange.end(false);
             return Err(Denied::Silent);
         }
         return Err(Denied::Answer(Box::new((response, exchange))));

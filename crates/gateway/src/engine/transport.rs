@@ -1,5 +1,6 @@
 //! How endpoints are spoken to: HTTP/1.1 or HTTP/2, plain or over TLS; and one connection to one of them.
 
+use super::KEEPALIVE;
 use super::body::RequestBody;
 use super::forward::Failure;
 use super::multiplexed::{Driven, Many};
@@ -142,6 +143,9 @@ pub(super) async fn connect(
         let _ = stream.set_nodelay(true);
         if transport.http2 {
             notice_absence(&stream);
+        } else {
+            // What is upgraded may be silent for any time, and its endpoint be gone.
+            let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
         }
         let Some((config, name)) = tls else { return speak(supervisor, transport.http2, stream, address).await };
         let name = name.clone().unwrap_or_else(|| address.ip().into());

@@ -71,7 +71,7 @@ async fn taken(body: &mut Incoming, length: usize) -> Result<String, String> {
 async fn a_grpc_response_may_be_silent_and_others_may_not() {
     let go = CancellationToken::new();
     let (gateway, client) =
-        gateway_by(endpoint(&go).await, |it| it.replace("response_ms: 600000", "response_ms: 2000")).await;
+        gateway_by(endpoint(&go).await, |it| it.replace("response_ms: 600000", "response_ms: 4000")).await;
     let stream = TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
     let tls = tokio_rustls::TlsConnector::from(client).connect("a.test".try_into().unwrap(), stream).await.unwrap();
     let (sender, connection) =
