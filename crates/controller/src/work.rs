@@ -10,6 +10,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+/// How much later each other one that waits for its time makes a component due: by themselves they all come to at most 50 looks a
+/// second, so that a thousand that move at once leave the machine to what they wait for. Who is rung for is due at once.
+const SPACING: Duration = Duration::from_millis(20);
+
 #[derive(Default)]
 struct State {
     due: VecDeque<ComponentId>,
@@ -96,10 +100,11 @@ impl Work {
     fn finish(&self, id: &ComponentId, again: Option<Duration>) {
         let mut state = self.lock();
         state.busy.remove(id);
-        match again {
-            Some(after) => state.timers.insert(id.clone(), Instant::now() + after),
-            None => state.timers.remove(id),
-        };
+        state.timers.remove(id);
+        if let Some(after) = again {
+            let others = u32::try_from(state.timers.len()).unwrap_or(u32::MAX);
+            state.timers.insert(id.clone(), Instant::now() + after + SPACING.saturating_mul(others));
+        }
         drop(state);
         self.more.notify_one();
     }
@@ -166,6 +171,22 @@ mod tests {
         assert!(!waiter.is_finished());
         work.next().await.done(None);
         waiter.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_that_are_due_by_themselves_come_one_after_the_other() {
+        let work = Arc::new(Work::default());
+        let looks = || std::iter::from_fn(|| work.take()).collect::<Vec<_>>();
+        (0..100).for_each(|it| work.look(id(it)));
+        looks().into_iter().for_each(|it| it.done(Some(Duration::from_secs(1))));
+        tokio::time::advance(Duration::from_millis(1_510)).await;
+        let first = looks();
+        assert_eq!(first.len(), 26);
+        work.look(id(99));
+        assert_eq!(work.next().await.id(), &id(99), "who is rung for waits for nobody");
+        drop(first);
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert_eq!(looks().len(), 73);
     }
 
     #[tokio::test(start_paused = true)]
