@@ -21,7 +21,16 @@ struct Network {
 }
 
 impl Network {
-    fn new() -> Self {
+    /// `None` where there can be none, which is said.
+    fn new() -> Option<Self> {
+        if !arco_testkit::is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        if Command::new("keepalived").arg("--version").output().is_err() {
+            eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
+            return None;
+        }
         // Others of this process have theirs.
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -42,7 +51,7 @@ impl Network {
             run(&["ip", "-n", machine, "address", "add", &format!("10.99.0.{}/24", at + 2), "dev", "eth0"]);
             run(&["ip", "-n", machine, "link", "set", "eth0", "up"]);
         }
-        this
+        Some(this)
     }
 
     /// A command in one of the namespaces.
@@ -159,15 +168,7 @@ impl Drop for Gateway<'_> {
 
 #[test]
 fn a_shared_address_moves_to_the_machine_that_is_well() {
-    if !arco_testkit::is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    if Command::new("keepalived").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
-        return;
-    }
-    let network = Network::new();
+    let Some(network) = Network::new() else { return };
     let b = network.start(1, 100);
     network.answered_by("b", "the only machine has it");
     let a = network.start(0, 150);
@@ -205,15 +206,7 @@ fn a_shared_address_moves_to_the_machine_that_is_well() {
 
 #[test]
 fn a_gateway_behind_a_proxy_keeps_its_address_while_it_is_well() {
-    if !arco_testkit::is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    if Command::new("keepalived").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
-        return;
-    }
-    let network = Network::new();
+    let Some(network) = Network::new() else { return };
     let b = network.start(1, 100);
     network.answered_by("b", "the only machine has it");
     let a = network.start_behind(0, 150, true);
@@ -239,15 +232,7 @@ fn opens(network: &Network, address: &str) -> bool {
 
 #[test]
 fn a_whole_server_shares_its_address_and_serves_a_port_on_it_alone() {
-    if !arco_testkit::is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    if Command::new("keepalived").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: shared addresses: keepalived is not installed (`apt install keepalived`)");
-        return;
-    }
-    let network = Network::new();
+    let Some(network) = Network::new() else { return };
     let (config, data_dir) = (network.folder.path().join("arco.toml"), network.folder.path().join("data"));
     std::fs::write(
         &config,

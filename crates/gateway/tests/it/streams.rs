@@ -2,6 +2,7 @@
 
 use crate::kit::*;
 use crate::rolling::{Plane, acknowledged, patient, put};
+use crate::udp::echo_of;
 use arco_config::GatewayConfig;
 use arco_model::id::{ComponentId, InstanceId, RowId};
 use arco_model::route::{Route, UpstreamTarget};
@@ -114,21 +115,6 @@ async fn tcp_ports_come_move_and_go_while_connections_stay() {
     eventually("the port is there again", || async { greeting(held).await == "one" }).await;
 }
 
-/// A UDP endpoint that answers with its name and what it got.
-async fn udp_echo(name: &'static str) -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = vec![0; 65_536];
-        loop {
-            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            let answer = [name.as_bytes(), &buffer[..length]].concat();
-            socket.send_to(&answer, from).await.unwrap();
-        }
-    });
-    address
-}
-
 /// The answer to one datagram.
 async fn asked(socket: &UdpSocket, port: u16, word: &[u8]) -> Vec<u8> {
     answered(socket, port, word, PATIENCE).await.expect("an answer in time")
@@ -159,7 +145,7 @@ async fn udp_socket() -> UdpSocket {
 async fn udp_ports_keep_each_client_with_its_endpoint() {
     let (folder, store) = (tempfile::tempdir().unwrap(), Store::new());
     let plane = Plane::start_as(&store, &folder.path().join("routes.journal"), "gw", local());
-    let (one, two) = (udp_echo("1").await, udp_echo("2").await);
+    let (one, two) = (echo_of("1").await, echo_of("2").await);
     for number in [1, 2] {
         put(&store, format!("{UPSTREAMS}{}", component(number)), &ready(number, Ipv4Addr::LOCALHOST)).await;
     }
@@ -211,7 +197,7 @@ async fn udp_ports_keep_each_client_with_its_endpoint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn udp_listeners_of_the_file() {
-    let endpoint = udp_echo("f").await;
+    let endpoint = echo_of("f").await;
     let port = free_port();
     let yaml = format!(
         "listeners: [{{name: dns, address: \"127.0.0.1:{port}\", protocol: udp, upstream: d}}]\n\
@@ -220,7 +206,7 @@ async fn udp_listeners_of_the_file() {
     let gateway = Gateway::start(&yaml).await;
     let client = udp_socket().await;
     assert_eq!(asked(&client, port, b"a").await, b"fa");
-    let other = udp_echo("g").await;
+    let other = echo_of("g").await;
     gateway.rewrite(&yaml.replace(&endpoint.to_string(), &other.to_string()));
     eventually("the other endpoint", || async { asked(&udp_socket().await, port, b"b").await == b"gb" }).await;
 }

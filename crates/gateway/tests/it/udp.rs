@@ -27,7 +27,7 @@ async fn endpoint(answer: impl Fn(&[u8], SocketAddr) -> Vec<u8> + Send + 'static
 }
 
 /// One that gives back what it gets, behind its name.
-async fn echo_of(name: &'static str) -> SocketAddr {
+pub(crate) async fn echo_of(name: &'static str) -> SocketAddr {
     endpoint(move |word, _| [name.as_bytes(), word].concat()).await
 }
 

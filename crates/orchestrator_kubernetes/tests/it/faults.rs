@@ -214,26 +214,32 @@ mod control_plane {
         .await;
     }
 
+    /// Says four words, two of them while nobody is answered, and reads until each has come; all that was read.
+    async fn read_across_faults(faulty: &Faulty, mut more: impl AsyncFnMut() -> Vec<String>) -> Vec<String> {
+        let mut read: Vec<String> = Vec::new();
+        for (fault, count, text) in
+            [(Fault::None, 0, "one"), (Fault::Mute, 3, "two"), (Fault::Down, 8, "three"), (Fault::None, 0, "four")]
+        {
+            faulty.fail(fault);
+            met(faulty, count).await;
+            faulty.say(text);
+            faulty.fail(Fault::None);
+            while read.last().is_none_or(|it| it != text) {
+                let more = tokio::time::timeout(PATIENCE, more()).await;
+                read.extend(more.unwrap_or_else(|_| panic!("{text} is not read after {fault:?}: {read:?}")));
+            }
+        }
+        read
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn output_comes_once_also_when_nobody_tells_it_for_a_while() {
         with_output(|place, driver, faulty, mut output| async move {
             let asked = plan(place.image.clone(), &["serve"]);
             driver.apply(&asked).await.unwrap();
             as_asked(&place, &driver, &asked).await;
-            let mut read: Vec<String> = Vec::new();
-            for (fault, count, text) in
-                [(Fault::None, 0, "one"), (Fault::Mute, 3, "two"), (Fault::Down, 8, "three"), (Fault::None, 0, "four")]
-            {
-                faulty.fail(fault);
-                met(&faulty, count).await;
-                faulty.say(text);
-                faulty.fail(Fault::None);
-                while read.last().is_none_or(|it| it != text) {
-                    let batch = tokio::time::timeout(PATIENCE, output.recv()).await;
-                    let batch = batch.unwrap_or_else(|_| panic!("{text} is not read after {fault:?}: {read:?}"));
-                    read.extend(batch.unwrap().lines.into_iter().map(|it| it.text));
-                }
-            }
+            let more = async || output.recv().await.unwrap().lines.into_iter().map(|it| it.text).collect();
+            let read = read_across_faults(&faulty, more).await;
             assert_eq!(read, ["one", "two", "three", "four"]);
             driver.remove(&asked.component, &Removal::Everything).await.unwrap();
         })
@@ -267,20 +273,8 @@ mod control_plane {
                 pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
             };
             becomes("Running", json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } })).await;
-            let mut read: Vec<String> = Vec::new();
-            for (fault, count, text) in
-                [(Fault::None, 0, "one"), (Fault::Mute, 3, "two"), (Fault::Down, 8, "three"), (Fault::None, 0, "four")]
-            {
-                faulty.fail(fault);
-                met(&faulty, count).await;
-                faulty.say(text);
-                faulty.fail(Fault::None);
-                while read.last().is_none_or(|it| it != text) {
-                    let line = tokio::time::timeout(PATIENCE, lines.recv()).await;
-                    let line = line.unwrap_or_else(|_| panic!("{text} is not read after {fault:?}: {read:?}"));
-                    read.push(line.expect("it has not ended").text);
-                }
-            }
+            let more = async || vec![lines.recv().await.expect("it has not ended").text];
+            let mut read = read_across_faults(&faulty, more).await;
             // It ends while nobody answers, with a last word.
             faulty.fail(Fault::Down);
             faulty.say("five");

@@ -85,6 +85,17 @@ fn numbers() -> Range {
     Range::Prefix(b"/n/".to_vec())
 }
 
+/// A driver with its members, the place of one that does not lead, and a watch there that was told of the first number.
+async fn watching_a_follower(members: &[RestartableEtcd]) -> (SharedKv, Arc<Members>, usize, Watch) {
+    let (kv, asked) = driver_of(members).await;
+    let follower = (leader(members) + 1) % members.len();
+    asked.begin_at(follower);
+    let mut watch = kv.watch(numbers(), None).await.unwrap();
+    kv.put("/n/0000", b"v".to_vec(), None).await.unwrap();
+    are_told(&mut watch, 0..1).await;
+    (kv, asked, follower, watch)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_killed_fails_no_call() {
     let Some(mut members) = RestartableEtcd::members(3) else { return };
@@ -117,12 +128,7 @@ async fn a_member_that_is_killed_fails_no_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_frozen_fails_no_read_and_is_left() {
     let Some(members) = RestartableEtcd::members(3) else { return };
-    let (kv, asked) = driver_of(&members).await;
-    let follower = (leader(&members) + 1) % 3;
-    asked.begin_at(follower);
-    let mut watch = kv.watch(numbers(), None).await.unwrap();
-    kv.put("/n/0000", b"v".to_vec(), None).await.unwrap();
-    are_told(&mut watch, 0..1).await;
+    let (kv, _, follower, mut watch) = watching_a_follower(&members).await;
     members[follower].freeze();
     none_fails(&kv, 1..500).await;
     // Its stream is there still, and dead: the pings on it are not answered.
@@ -133,12 +139,7 @@ async fn a_member_that_is_frozen_fails_no_read_and_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_without_a_leader_ends_its_watches() {
     let Some(members) = RestartableEtcd::members(3) else { return };
-    let (kv, asked) = driver_of(&members).await;
-    let follower = (leader(&members) + 1) % 3;
-    asked.begin_at(follower);
-    let mut watch = kv.watch(numbers(), None).await.unwrap();
-    kv.put("/n/0000", b"v".to_vec(), None).await.unwrap();
-    are_told(&mut watch, 0..1).await;
+    let (kv, asked, follower, mut watch) = watching_a_follower(&members).await;
 
     // One as the driver opens it, to see what becomes of it.
     let open = |mut client: WatchClient, key: &'static str| async move {
