@@ -87,6 +87,9 @@ class Platform:
 
     def good(self, *words):
         made = self.run(*words)
+        if made.returncode == 3 and words[0] in ("list", "logs", "status"):
+            self.begin()  # what only looks is asked again
+            made = self.run(*words)
         if made.returncode:
             raise SystemExit(f"arco {' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
         return json.loads(made.stdout or "null")
