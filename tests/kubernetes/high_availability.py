@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, until
+from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, tell, until
 from images import image_tar
 from load import Load
 from stores import PASSWORD, Stores
@@ -396,6 +396,9 @@ def main():
         if left or components:
             raise SystemExit(f"left after the uninstallation: {left} {components}")
         say("the uninstallation left nothing")
+    except BaseException:
+        tell(*(["-n", NAMESPACE, "logs", "-l", f"app.kubernetes.io/component={it}", "--prefix", "--tail", "30"] for it in PARTS))
+        raise
     finally:
         if platform:
             platform.api.end()
