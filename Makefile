@@ -70,7 +70,7 @@ bench-shows: PACKAGES += deploy/packages-bench.txt
 bench-shows: build ## Changes everything behind the gateway while clients ask it, and moves an address that machines share; ends with status 1 when one request fails or it takes too long (some minutes; PARTS=address)
 	python3 bench/shows.py --arco target/release/arco $(PARTS)
 
-bench-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt
+bench-cluster: PACKAGES += deploy/packages-test.txt deploy/packages-cluster.txt deploy/packages-drivers.txt
 bench-cluster: build ## 1,000 components on Kubernetes: applies beside kubectl, calls per object, changes, restarts, memory (Go; ten minutes)
 	python3 bench/cluster.py --arco target/release/arco $(PARTS)
 

@@ -87,6 +87,9 @@ class Platform:
 
     def good(self, *words):
         made = self.run(*words)
+        if made.returncode == 3 and words[0] in ("list", "logs", "status"):
+            self.begin()  # what only looks is asked again
+            made = self.run(*words)
         if made.returncode:
             raise SystemExit(f"arco {' '.join(map(str, words))}: exit {made.returncode}\n{made.stdout}{made.stderr}")
         return json.loads(made.stdout or "null")
@@ -181,6 +184,13 @@ def uninstall(work, kinds):
     say("deleted and uninstalled; nothing is left")
 
 
+def tell(*questions):
+    """What `kubectl` says of the cluster and to each of these, for whoever looks why something failed."""
+    for words in (["get", "pods", "-A"], ["get", "events", "-A", "--sort-by=.lastTimestamp"], *questions):
+        shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
+        print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+
+
 @contextlib.contextmanager
 def trial(name, *telling):
     """The program to test, a folder, and the command line for what is installed from it. When it fails, what helps to see why is told: also what
@@ -190,9 +200,7 @@ def trial(name, *telling):
     try:
         yield arco, work, platform
     except BaseException:
-        for words in (["get", "pods", "-A"], ["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], ["get", "events", "-A", "--sort-by=.lastTimestamp"], *telling):
-            shown = subprocess.run(["kubectl", *words], capture_output=True, text=True)
-            print("\n".join((shown.stdout + shown.stderr).splitlines()[-60:]), file=sys.stderr)
+        tell(["-n", NAMESPACE, "logs", "arco-0", "--tail", "60"], *telling)
         raise
     finally:
         platform.end()

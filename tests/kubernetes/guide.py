@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """docs/guides/cluster.md, followed word by word: each command of its blocks marked `sh` runs as it is written, in its order, in one shell.
 
-  cluster.py run --node --internet -- guide.py ARCO
+  cluster.py run --node --internet --kubectl -- guide.py ARCO
 
 A server of one machine is the registry that the guide calls registry.example.com. What a reader has to put in the place of something is in
 `placeholders`, all of it. What must hold: each command succeeds; nodes pull the platform's image, and one that is not there is refused; containerd is seen

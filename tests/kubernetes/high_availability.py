@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, until
+from builds import HERE, HOST, KUBECONFIG, NAMESPACE, done, free_port, kubectl, say, tell, until
 from images import image_tar
 from load import Load
 from stores import PASSWORD, Stores
@@ -206,7 +206,7 @@ def lines(platform):
     """What each instance of the application wrote until now: every line is there, and once."""
     def all_is_there():
         written, last = {}, {}
-        for it in platform.arco("logs", "demo/web", "--tail", "10000")["lines"]:
+        for it in platform.arco("logs", "demo/web", "--tail", "100000")["lines"]:
             if it["text"].startswith("line "):
                 written.setdefault(it["instance"], []).append(int(it["text"].split()[1]))
                 last[it["instance"]] = datetime.datetime.fromisoformat(it["at"]).timestamp()
@@ -225,7 +225,7 @@ def lines(platform):
 
 def forms(platform):
     """Lines longer than those of the runtime's files come whole, in pieces, and standard error is told from output."""
-    kept = platform.arco("logs", "demo/web", "--tail", "10000")["lines"]
+    kept = platform.arco("logs", "demo/web", "--tail", "100000")["lines"]
     for instance in {it["instance"] for it in kept}:
         own = [it for it in kept if it["instance"] == instance]
         errors = [it["text"] for it in own if it["origin"] == "stderr"]
@@ -361,7 +361,7 @@ def main():
         for part in PARTS:
             replicas = 3 - replicas
             operations = [platform.begun("scale", f"demo/{it}", "--replicas", replicas) for it in names]
-            gone = leader() if part == "controller" else pods(part)[0]
+            gone = until("one controller leads", leader) if part == "controller" else until(f"a pod of {part} is there", lambda: pods(part))[0]
             kubectl("-n", NAMESPACE, "delete", "pod", gone["metadata"]["name"], "--wait=true")
             ready()
             platform.ended(operations)
@@ -396,6 +396,9 @@ def main():
         if left or components:
             raise SystemExit(f"left after the uninstallation: {left} {components}")
         say("the uninstallation left nothing")
+    except BaseException:
+        tell(*(["-n", NAMESPACE, "logs", "-l", f"app.kubernetes.io/component={it}", "--prefix", "--tail", "30"] for it in PARTS))
+        raise
     finally:
         if platform:
             platform.api.end()

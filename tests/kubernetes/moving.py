@@ -56,6 +56,9 @@ class Machine:
         environment = {**os.environ, "ARCO_CONTEXT": str(self.data / "admin.toml")}
         return subprocess.run([self.arco, *map(str, words), "-o", "json"], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
 
+    def begin(self):
+        """It is reached without a forward."""
+
     good = Platform.good
 
     def __enter__(self):

@@ -23,7 +23,7 @@ use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::config::Kubeconfig;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// The fake nodes of the cluster.
 struct Nodes {
     client: Client,
+    /// Hands on the first answer: the other one asks again for minutes while a disruption budget refuses.
+    asks_once: Client,
     api: Api<Node>,
     names: Vec<String>,
 }
@@ -47,7 +49,11 @@ impl Nodes {
     async fn found() -> Option<Self> {
         let file = kubeconfig()?;
         let fake = network_of_node(&file).is_none();
-        let client = connect(&Kubeconfig::read_from(file).unwrap()).await;
+        let file = Kubeconfig::read_from(file).unwrap();
+        let client = connect(&file).await;
+        let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        config.default_retry = false;
+        let asks_once = Client::try_from(config).unwrap();
         let api: Api<Node> = Api::all(client.clone());
         let listed = api.list_metadata(&ListParams::default().labels(TOLD)).await.unwrap().items;
         let mut names: Vec<String> = listed.into_iter().filter_map(|it| it.metadata.name).collect();
@@ -56,7 +62,7 @@ impl Nodes {
             eprintln!("SKIPPED: needs three fake nodes (tests/kubernetes/cluster.py run --fake-nodes 3)");
             return None;
         }
-        let nodes = Self { client, api, names };
+        let nodes = Self { client, asks_once, api, names };
         nodes.all_well().await;
         Some(nodes)
     }

@@ -68,7 +68,8 @@ async fn a_drain_comes_to_its_end_and_takes_one_instance_of_a_component_at_a_tim
             nodes.cordon(node, false).await;
             nodes.tell(node, "manual").await;
         }
-        let leaves = async |name: &str| pods.evict(name, &EvictParams::default()).await;
+        let evicting: Api<Pod> = Api::namespaced(nodes.asks_once.clone(), &place.namespace());
+        let leaves = async |name: &str| evicting.evict(name, &EvictParams::default()).await;
         for name in on(&pods, &ill, here).await {
             leaves(&name).await.expect("nobody misses one that does not serve");
         }

@@ -42,7 +42,8 @@ async fn lived(nodes: &Nodes, it: &Installation) {
     for node in &nodes.names {
         nodes.tell(node, "manual").await;
     }
-    let leaves = async |name: &str| pods.evict(name, &EvictParams::default()).await;
+    let evicting: Api<Pod> = Api::namespaced(nodes.asks_once.clone(), &it.namespace);
+    let leaves = async |name: &str| evicting.evict(name, &EvictParams::default()).await;
     eventually("the first may leave", async || leaves(&names[0]).await.is_ok()).await;
     let kept = leaves(&names[1]).await.unwrap_err();
     assert!(matches!(&kept, kube::Error::Api(it) if it.code == 429), "the second must stay: {kept}");
