@@ -33,8 +33,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Serves on port 8080.
 pub(crate) const SERVE: [&str; 3] = ["sh", "-c", "echo serving; exec busybox httpd -f -p 8080"];
-/// Programs of this machine that the image has beside busybox.
-const PROGRAMS: [&str; 4] = ["find", "tar", "setpriv", "chown"];
+/// Programs of this machine that the image has beside busybox. Its shell would run the applets of these names in their place.
+const PROGRAMS: [&str; 5] = ["sh", "find", "tar", "setpriv", "chown"];
 
 /// Runs a test on a real node that pulls from our registry.
 pub(crate) async fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Arc<Place>) -> F) {
@@ -102,7 +102,7 @@ async fn layer(images: &Images) -> Layer {
         builder.append_data(&mut header, name, std::io::empty()).unwrap();
     }
     builder.append_path_with_name("/bin/busybox", "bin/busybox").unwrap();
-    for name in ["sh", "echo", "sleep", "true", "false", "cat", "mkdir", "rm", "touch", "dd", "tail", "id", "printf"] {
+    for name in ["echo", "sleep", "true", "false", "cat", "mkdir", "rm", "touch", "dd", "tail", "id", "printf"] {
         let (mut header, name) = entry(&format!("bin/{name}"), tar::EntryType::Symlink, 0o777);
         builder.append_link(&mut header, name, "busybox").unwrap();
     }
