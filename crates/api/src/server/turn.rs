@@ -150,7 +150,8 @@ mod tests {
         let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
         let mute = Arc::new(Mute { kv: kv.clone(), done: Notify::new() });
         let lock = |kv: SharedKv, name: &str| Arc::new(KvLock::new(kv, "turn", name, 3600));
-        let turn = Turn::new(metadata.clone(), Some(lock(mute.clone(), "gone")));
+        let behind: SharedKv = mute.clone();
+        let turn = Turn::new(metadata.clone(), Some(lock(behind, "gone")));
         tokio::select! {
             _ = turn.lock() => panic!("the store answers nothing"),
             () = mute.done.notified() => {} // as when a client ends its connection
