@@ -233,8 +233,8 @@ impl<'w> Change<'w> {
         if let Some(application) = &self.application {
             self.batch.insert(application)?;
         } else if let (Some(application), false) = (&world.application, self.created.is_empty()) {
-            // The controller removes an application with its last component.
-            self.batch.check(application);
+            // The controller removes an application with its last component, if the row is as it was when it looked for others.
+            self.batch.update(application)?;
         }
         Ok((self.batch, self.operations))
     }
