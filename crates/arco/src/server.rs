@@ -10,6 +10,7 @@ mod console;
 pub(crate) mod data_plane;
 mod files;
 mod gateway;
+mod history;
 mod instances;
 mod keepers;
 mod keeping;

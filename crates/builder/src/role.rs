@@ -392,6 +392,14 @@ impl Inner {
             if row.value.status.is_final() {
                 return Ok(Outcome::Done);
             }
+            // Another builder was faster, which had the job while this process was silent.
+            if row.value.status == OperationStatus::RollingOut {
+                return self.ring(&row.value).await;
+            }
+            // Asked for since it was looked at last.
+            if row.value.cancel_asked {
+                return self.cancelled(&row.value).await;
+            }
             let Some(mut component) = self.metadata.get::<Component>(operation.component_id.as_str()).await? else {
                 return Ok(Outcome::Done);
             };
@@ -487,7 +495,8 @@ impl Inner {
         let now = clock::now();
         self.metadata
             .modify::<Operation>(operation.id.as_str(), |it| {
-                if it.status.is_final() {
+                // What is rolled out was built, by another builder that had the job meanwhile.
+                if it.status.is_final() || it.status == OperationStatus::RollingOut {
                     return false;
                 }
                 it.status = status;

@@ -44,6 +44,13 @@ pub struct Component {
     /// missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arriving: Option<Digest>,
+    /// Of how many places that archive holds the content; more than are asked for when it was scaled down there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub arriving_places: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Component {
@@ -62,6 +69,15 @@ impl Component {
     pub fn places(&self, kind: ComponentKind) -> u32 {
         let most = self.spec.autoscaling.as_ref().map_or(self.spec.replicas, |it| it.max_replicas);
         if kind == ComponentKind::Stateful { most.max(1) } else { 1 }
+    }
+
+    /// How many places have volumes of their own although nothing runs, as a component of this kind: an import fills them
+    /// in. 0 when none is going on.
+    pub fn prepared_places(&self, kind: ComponentKind) -> u32 {
+        match self.arriving {
+            Some(_) if kind == ComponentKind::Stateful => self.places(kind).max(self.arriving_places),
+            _ => 0,
+        }
     }
 
     /// The default hosts of its first outer HTTP port: by labels (`web.shop.<domain>`), which cannot collide and is the

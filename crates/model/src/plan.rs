@@ -214,10 +214,7 @@ pub fn build(component: &Component, revision: &Revision, context: &PlanContext) 
         rollout: spec.rollout,
         may_call: context.bound.iter().map(|it| it.id.clone()).collect(),
         hold: !context.already_runs && context.bound.iter().any(|it| !it.ready),
-        prepared_places: match component.arriving {
-            Some(_) if spec.kind == ComponentKind::Stateful => component.places(spec.kind),
-            _ => 0,
-        },
+        prepared_places: component.prepared_places(spec.kind),
         template: InstanceTemplate {
             revision: revision.id.clone(),
             revision_number: revision.number,

@@ -33,6 +33,7 @@ pub fn component() -> Component {
         observed: ObservedState::default(),
         created_at: Timestamp(0),
         arriving: None,
+        arriving_places: 0,
     }
 }
 

@@ -4,13 +4,17 @@ use crate::keys::{self, Claim, Stored};
 use crate::queue::{DeadJob, Inner, delete, put, store};
 use crate::session::Live;
 use crate::topic::Picked;
+use crate::view::Entry;
 use crate::{MAX_FAILURES, QueueError};
 use arco_model::job::{Job, Topic};
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::kv::{Compare, KvError, Operation, Txn};
+use arco_store::kv::{Compare, KeyValue, KvError, Operation, Range, Txn};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Pause before a store that does not say what became of a claim is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// What became of a job that failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -192,17 +196,15 @@ async fn claim(
     let job_key = keys::job(topic, &stored.job.id);
     let claim_key = keys::claim(topic, &stored.job.request.key);
     let claim = Claim { id: stored.job.id.clone(), worker, at: clock::now() };
-    let claim = Operation::Put {
-        key: claim_key.clone().into_bytes(),
-        value: keys::encode(&claim_key, &claim)?,
-        lease: Some(session.lease),
-    };
+    let value = keys::encode(&claim_key, &claim)?;
+    let put_claim =
+        Operation::Put { key: claim_key.clone().into_bytes(), value: value.clone(), lease: Some(session.lease) };
     let txn = Txn {
         compare: vec![
             Compare::Absent(claim_key.into_bytes()),
             Compare::ModRevision(job_key.clone().into_bytes(), picked.entry.mod_revision),
         ],
-        success: vec![claim, put(&job_key, keys::encode(&job_key, &stored)?)],
+        success: vec![put_claim, put(&job_key, keys::encode(&job_key, &stored)?)],
         failure: Vec::new(),
     };
     match inner.kv.txn(txn).await {
@@ -218,7 +220,70 @@ async fn claim(
             session.lost.cancel();
             Ok(None)
         }
+        Err(error @ KvError::Unavailable { .. }) => {
+            tracing::warn!(job = %stored.job.id, %error, "it is not known whether a job was taken, the store is asked");
+            let doubt = settle_doubt(&inner, &session, &picked.entry, &value).await?;
+            match doubt {
+                Doubt::Done(at) => {
+                    picked.done_at(at);
+                    Ok(Some(Leased { inner, session, stored, claim_revision: at, settled: false }))
+                }
+                Doubt::Undone(at) => {
+                    picked.done_at(at);
+                    Ok(None)
+                }
+                Doubt::Other => {
+                    picked.stale();
+                    Ok(None)
+                }
+                Doubt::Over => Ok(None),
+            }
+        }
         Err(error) => Err(store("take a job")(error)),
+    }
+}
+
+/// What became of a claim whose answer was lost.
+enum Doubt {
+    /// It was done, at this revision of the store.
+    Done(u64),
+    /// It was not, and cannot be any more since this revision.
+    Undone(u64),
+    /// Somebody else has the job, or it is another one by now.
+    Other,
+    /// If it was done, it ends with its lease.
+    Over,
+}
+
+/// Asks the store what became of a claim with this value until it answers: nobody else would end a claim that nobody knows
+/// of, because the lease that it hangs on lives on. The job is written as it was, so that a claim which is still on its way
+/// finds another revision than it was for, and fails.
+async fn settle_doubt(inner: &Inner, session: &Live, picked: &Entry, claim: &[u8]) -> Result<Doubt, QueueError> {
+    let request = &picked.stored.job.request;
+    let job_key = keys::job(request.topic, &picked.stored.job.id);
+    let claim_key = keys::claim(request.topic, &request.key).into_bytes();
+    let ask = Txn {
+        compare: vec![
+            Compare::Absent(claim_key.clone()),
+            Compare::ModRevision(job_key.clone().into_bytes(), picked.mod_revision),
+        ],
+        success: vec![put(&job_key, keys::encode(&job_key, &picked.stored)?)],
+        failure: vec![Operation::Get(Range::Key(claim_key))],
+    };
+    loop {
+        match inner.kv.txn(ask.clone()).await {
+            Ok(done) if done.succeeded => return Ok(Doubt::Undone(done.revision)),
+            Ok(done) => {
+                let ours = |it: &KeyValue| it.lease == Some(session.lease) && it.value == claim;
+                let found = done.results.into_iter().flatten().next().filter(ours);
+                return Ok(found.map_or(Doubt::Other, |it| Doubt::Done(it.mod_revision)));
+            }
+            Err(error) => tracing::debug!(%error, "the store does not say whether a job was taken, it is asked again"),
+        }
+        tokio::select! {
+            () = session.lost.cancelled() => return Ok(Doubt::Over),
+            () = tokio::time::sleep(AGAIN) => {}
+        }
     }
 }
 

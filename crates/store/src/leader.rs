@@ -101,13 +101,14 @@ impl KvLock {
         self.key.clone().into_bytes()
     }
 
-    /// Best effort: what is not revoked ends by itself.
-    async fn revoke(&self, lease: Option<LeaseId>) {
-        if let Some(lease) = lease
+    /// Revokes the lease. Best effort: what is not revoked ends by itself.
+    async fn free(&self, state: &mut State) {
+        if let Some(lease) = state.lease
             && let Err(error) = self.kv.lease_revoke(lease).await
         {
             tracing::debug!(key = self.key, %error, "a lease was not revoked, it ends by itself");
         }
+        state.lease = None;
     }
 }
 
@@ -128,7 +129,7 @@ impl LeaderLock for KvLock {
     async fn take(&self) -> Result<Taken, LockError> {
         let failed = unavailable("take the leader's lock");
         let mut state = self.state.lock().await;
-        self.revoke(state.lease.take()).await;
+        self.free(&mut state).await;
         let found = self.kv.range(Range::Key(self.key()), 1, None).await.map_err(&failed)?;
         state.seen = found.revision;
         if let Some(found) = found.items.first() {
@@ -141,20 +142,21 @@ impl LeaderLock for KvLock {
             success: vec![put],
             failure: vec![Operation::Get(Range::Key(self.key()))],
         };
+        // Noted before: whoever stops waiting for the answer can still give it back.
+        state.lease = Some(lease);
         let done = match self.kv.txn(txn).await {
             Ok(done) => done,
             Err(error) => {
                 // It may have been written: without its lease it goes.
-                self.revoke(Some(lease)).await;
+                self.free(&mut state).await;
                 return Err(failed(error));
             }
         };
         state.seen = done.revision;
         if done.succeeded {
-            state.lease = Some(lease);
             return Ok(Taken::Ours);
         }
-        self.revoke(Some(lease)).await;
+        self.free(&mut state).await;
         let other = done.results.iter().flatten().next();
         Ok(other.map_or_else(|| Taken::Held { by: String::new() }, held))
     }

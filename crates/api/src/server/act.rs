@@ -21,6 +21,8 @@ use super::Api;
 use super::change::SecretEdits;
 use super::error::ApiError;
 use super::identity::Caller;
+use super::turn::OurTurn;
+use super::world::not_deleting;
 use crate::wire::{DeployRequest, OperationDocument, SecretText, SpecPatch};
 use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
@@ -31,7 +33,10 @@ use arco_model::operation::{Operation, OperationKind};
 use arco_model::source::Source;
 use arco_model::spec::ComponentSpec;
 use arco_store::clock;
-use arco_store::sql::Query;
+use arco_store::sql::{Batch, Kind, Query, SqlError};
+
+/// How often others may change a component while rows of it are written.
+const ATTEMPTS: usize = 100;
 
 /// Which component a call is about.
 pub(super) struct Target {
@@ -152,6 +157,24 @@ impl Api {
             self.change(caller, &target.tenant, &target.application, Some(&target.component), decide).await?;
         let first: Option<&Operation> = operations.first();
         first.map(OperationDocument::from).ok_or_else(|| Problem::internal("note an operation").into())
+    }
+
+    /// Writes new rows that belong to a component. The controller removes what there is of them together with it, so they are
+    /// written only while it is there and is to stay.
+    async fn commit_for(&self, turn: &OurTurn, component: &Component, batch: Batch) -> Result<(), ApiError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let found = self.deps.metadata.get::<Component>(component.id.as_str()).await?;
+            let found = found.ok_or_else(|| Problem::not_found("component", component.reference()))?;
+            not_deleting(&found.value)?;
+            let mut batch = batch.clone();
+            batch.check(&found);
+            match turn.metadata().commit(batch).await {
+                Err(SqlError::Conflict { kind: Kind::Component, .. }) if attempts < ATTEMPTS => {}
+                outcome => return Ok(outcome?),
+            }
+        }
     }
 
     /// An upload has arrived before anything is built from it.

@@ -82,7 +82,7 @@ impl<'w> Change<'w> {
         check(found.map(|it| &it.value), &component, &self.world.volumes)?;
         component.generation += 1;
         component.power = Power::On;
-        component.arriving = None;
+        (component.arriving, component.arriving_places) = (None, 0);
         let mut operation = self.operation(&component, OperationKind::Deploy);
         operation.topic = Topic::Builder;
         operation.status = OperationStatus::Pending;
@@ -141,7 +141,7 @@ impl<'w> Change<'w> {
         let found = self.world.component(name)?;
         let mut component = found.value.clone();
         component.generation += 1;
-        component.arriving = None;
+        (component.arriving, component.arriving_places) = (None, 0);
         component.power = if kind == OperationKind::Stop { Power::Off } else { Power::On };
         if kind == OperationKind::Restart {
             component.restarts_asked += 1;
@@ -233,8 +233,8 @@ impl<'w> Change<'w> {
         if let Some(application) = &self.application {
             self.batch.insert(application)?;
         } else if let (Some(application), false) = (&world.application, self.created.is_empty()) {
-            // The controller removes an application with its last component.
-            self.batch.check(application);
+            // The controller removes an application with its last component, if the row is as it was when it looked for others.
+            self.batch.update(application)?;
         }
         Ok((self.batch, self.operations))
     }
@@ -272,6 +272,7 @@ impl<'w> Change<'w> {
             observed: ObservedState::default(),
             created_at: world.now,
             arriving: None,
+            arriving_places: 0,
         })
     }
 

@@ -104,7 +104,12 @@ impl Api {
             let message = format!("`{}` has no revision yet", component.reference());
             Problem::new(ErrorKind::Conflict, "no_revision", message, "deploy it first")
         })?;
-        let places = component.places(revision.spec.kind);
+        let kind = revision.spec.kind;
+        let mut places = component.places(kind).max(component.prepared_places(kind));
+        if asked.place >= places {
+            // What is left of a place that it was scaled down from can be looked at, and exported.
+            places = self.places_held(&component, &revision, places).await?;
+        }
         if asked.place >= places {
             let message = format!("`{}` has no place {}, it has {places}", component.reference(), asked.place);
             return Err(Problem::invalid("exec_invalid", message, "places count from 0").into());

@@ -50,9 +50,10 @@ impl Turn {
     /// Waits for our turn.
     pub(super) async fn lock(&self) -> Result<OurTurn, ApiError> {
         let here = Some(self.here.clone().lock_owned().await);
-        let Some(lock) = &self.everywhere else {
-            return Ok(OurTurn { here, metadata: self.metadata.clone(), everywhere: None });
-        };
+        let mut ours = OurTurn { here, metadata: self.metadata.clone(), everywhere: None };
+        let Some(lock) = &self.everywhere else { return Ok(ours) };
+        // From here on it is given back however this goes on: also when who asked goes away before the store has answered.
+        ours.everywhere = Some(lock.clone());
         let taken = async {
             loop {
                 match lock.take().await {
@@ -65,8 +66,6 @@ impl Turn {
         let message = "the change could not get its turn among those of other servers";
         match tokio::time::timeout(PATIENCE, taken).await {
             Ok(Ok(())) => {
-                // From here on it is given back however this goes on.
-                let mut ours = OurTurn { here, metadata: self.metadata.clone(), everywhere: Some(lock.clone()) };
                 let by: RowId = clock::fresh();
                 ours.metadata = fence::raise_metadata(&self.metadata, FENCE, by.as_str()).await?;
                 Ok(ours)
@@ -102,10 +101,63 @@ mod tests {
     use super::*;
     use arco_model::application::Tenant;
     use arco_model::time::Timestamp;
-    use arco_store::kv::{EtcdKv, MemoryKv, SharedKv};
+    use arco_store::kv::{EtcdKv, Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, SharedKv, Txn, TxnResult, Watch};
     use arco_store::leader::KvLock;
     use arco_store::sql::MemoryMetadata;
+    use async_trait::async_trait;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::Notify;
+
+    /// A store that does every transaction and answers none.
+    struct Mute {
+        kv: SharedKv,
+        done: Notify,
+    }
+
+    #[async_trait]
+    impl Kv for Mute {
+        fn name(&self) -> &'static str {
+            self.kv.name()
+        }
+        async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
+            self.kv.range(range, limit, at).await
+        }
+        async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
+            self.kv.txn(txn).await?;
+            self.done.notify_one();
+            std::future::pending().await
+        }
+        async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
+            self.kv.watch(range, from).await
+        }
+        async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
+            self.kv.lease_grant(ttl_s).await
+        }
+        async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
+            self.kv.lease_keep_alive(lease).await
+        }
+        async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
+            self.kv.lease_revoke(lease).await
+        }
+        async fn compact(&self, revision: u64) -> Result<(), KvError> {
+            self.kv.compact(revision).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_nobody_waits_for_any_more_is_given_back() {
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let metadata: SharedMetadata = Arc::new(MemoryMetadata::default());
+        let mute = Arc::new(Mute { kv: kv.clone(), done: Notify::new() });
+        let lock = |kv: SharedKv, name: &str| Arc::new(KvLock::new(kv, "turn", name, 3600));
+        let behind: SharedKv = mute.clone();
+        let turn = Turn::new(metadata.clone(), Some(lock(behind, "gone")));
+        tokio::select! {
+            _ = turn.lock() => panic!("the store answers nothing"),
+            () = mute.done.notified() => {} // as when a client ends its connection
+        }
+        Turn::new(metadata, Some(lock(kv, "next"))).lock().await.unwrap();
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_at_a_time_among_several_processes() {

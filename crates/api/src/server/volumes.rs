@@ -8,11 +8,11 @@ use super::act::Target;
 use super::error::ApiError;
 use super::read::{next, page};
 use crate::wire::{ComponentStorage, Page, PageQuery, StorageDocument, VolumeClassDocument, VolumeDocument};
-use arco_model::component::Component;
+use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::ComponentId;
 use arco_model::name::{TenantName, VolumeName};
-use arco_model::spec::{VolumeKind, VolumeSpec};
+use arco_model::spec::{ComponentKind, VolumeKind, VolumeSpec};
 use arco_model::storage::{AccessMode, VolumeClass, VolumeFacts};
 use arco_orchestrator::Telling;
 use arco_store::sql::{Query, VolumeRow};
@@ -141,6 +141,23 @@ impl Api {
         Ok(())
     }
 
+    /// How many places of a component have their content: `asked`, and those above without an instance that have all
+    /// volumes of their own still, as after it was scaled down.
+    pub(super) async fn places_held(
+        &self,
+        component: &Component,
+        revision: &Revision,
+        asked: u32,
+    ) -> Result<u32, ApiError> {
+        let volumes = revision.spec.volumes.iter().filter(|it| it.kind == VolumeKind::Local);
+        let own: Vec<&VolumeName> = volumes.map(|it| &it.name).collect();
+        if revision.spec.kind != ComponentKind::Stateful || own.is_empty() {
+            return Ok(asked);
+        }
+        let facts = self.deps.storage.volumes(Some(&component.id), Telling::Facts).await?;
+        Ok(places_with(&own, asked, &facts))
+    }
+
     /// Names of classes that volumes ask for and that are not here.
     pub(super) async fn unknown_classes(
         &self,
@@ -153,6 +170,12 @@ impl Api {
         }
         Ok(asked)
     }
+}
+
+/// How many places there are, from `asked` on, that have each of these volumes (at least one).
+fn places_with(own: &[&VolumeName], asked: u32, facts: &[VolumeFacts]) -> u32 {
+    let has = |name: &VolumeName, place: u32| facts.iter().any(|it| it.volume == *name && it.place == Some(place));
+    (asked..u32::MAX).find(|place| !own.iter().all(|&name| has(name, *place))).unwrap_or(asked)
 }
 
 /// Whether a volume can be had. `size_mb`, `held`: what there is of it.
@@ -290,6 +313,25 @@ mod tests {
         assert_eq!((shown.size_bytes, shown.used_bytes, shown.access), (Some(200), Some(30), vec!["RWO".to_owned()]));
         let shown = document(&rows[2], None, false, &all);
         assert_eq!((shown.size_bytes, shown.used_bytes, shown.class.as_str()), (None, None, ""));
+    }
+
+    #[test]
+    fn places_without_an_instance_count_while_they_have_every_volume() {
+        let (data, log): (VolumeName, VolumeName) = ("data".parse().unwrap(), "log".parse().unwrap());
+        let all = [("data", 0), ("data", 1), ("data", 2), ("data", 4), ("log", 0), ("log", 1)]
+            .map(|(name, place)| held(1, name, "local", Some(place), None));
+        let rows: [(&[&VolumeName], u32, u32); 5] = [
+            (&[&data], 1, 3),
+            (&[&data], 3, 3),
+            (&[&data], 4, 5),
+            (&[&data, &log], 1, 2),
+            (&[&log], 3, 3), // asked for, and not there yet
+        ];
+        for (own, asked, expected) in rows {
+            assert_eq!(places_with(own, asked, &all), expected, "{own:?} {asked}");
+        }
+        let shared = [held(1, "data", "local", None, None)];
+        assert_eq!(places_with(&[&data], 1, &shared), 1, "of a time when it was shared");
     }
 
     #[test]

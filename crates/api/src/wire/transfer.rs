@@ -85,7 +85,7 @@ pub struct CarriedComponent {
     /// Blobs of its image and its source, the image's manifest first.
     #[schema(value_type = Vec<Object>)]
     pub blobs: Vec<Descriptor>,
-    /// How many places of a stateful component there were, each with volumes of its own.
+    /// How many places of a stateful component there were, each with volumes of its own; also those it was scaled down from.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub places: u32,
 }

@@ -1,7 +1,8 @@
 //! Deploy, change, scale, roll back, delete: what each call writes, and what it refuses.
 
 use crate::platform::{Platform, WEB, code};
-use arco_api::wire::{ScaleRequest, SpecPatch};
+use arco_api::wire::{RouteRequest, ScaleRequest, SpecPatch};
+use arco_model::application::Application;
 use arco_model::component::{Component, CronRun, Power};
 use arco_model::id::RevisionId;
 use arco_model::job::Topic;
@@ -10,6 +11,7 @@ use arco_model::spec::autoscaling::Autoscaling;
 use arco_model::spec::{Binding, ComponentKind};
 use arco_model::status::Status;
 use arco_model::time::Timestamp;
+use arco_store::sql::{Batch, Query, RouteRow, SqlError};
 use std::time::Duration;
 
 fn env(name: &str, value: Option<&str>) -> SpecPatch {
@@ -257,6 +259,23 @@ async fn a_component_that_others_call_goes_only_with_them() {
     assert!(operations.iter().any(|it| it.id == again.id), "the same operation answers again");
     assert_eq!(code(platform.client.patch("default", WEB, &env("A", None)).await), "being_deleted");
     assert_eq!(code(platform.deploy(WEB, SpecPatch::default()).await), "being_deleted");
+}
+
+#[tokio::test]
+async fn what_goes_gets_nothing_new_and_what_gets_something_new_does_not_go() {
+    let platform = Platform::start().await;
+    let component = platform.running(WEB, SpecPatch::default()).await;
+    let application = platform.metadata.get::<Application>(component.application_id.as_str()).await.unwrap().unwrap();
+    platform.deploy(("shop", "api"), SpecPatch::default()).await.unwrap();
+    // As a controller that saw no other component before.
+    let mut batch = Batch::default();
+    batch.delete(&application);
+    assert!(matches!(platform.metadata.commit(batch).await, Err(SqlError::Conflict { .. })));
+
+    platform.client.delete_component("default", WEB, false).await.unwrap();
+    let route: RouteRequest = serde_json::from_value(serde_json::json!({ "hosts": ["shop.test"] })).unwrap();
+    assert_eq!(code(platform.client.add_route("default", WEB, &route).await), "being_deleted");
+    assert!(platform.metadata.list::<RouteRow>(&Query::default()).await.unwrap().items.is_empty());
 }
 
 #[tokio::test]

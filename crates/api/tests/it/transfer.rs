@@ -9,8 +9,9 @@ use arco_api::wire::{
 use arco_model::artifact::{Descriptor, Digest, ImageConfig, Layer};
 use arco_model::component::{Component, Power, Revision};
 use arco_model::secret::SecretVersion;
-use arco_model::spec::VolumeSpec;
 use arco_model::spec::files::FileSpec;
+use arco_model::spec::{ComponentKind, VolumeSpec};
+use arco_model::storage::{AccessMode, VolumeFacts};
 use arco_store::blob::{SharedBlobs, content_path};
 use arco_store::images::{Image, Images, LAYER_GZIP_TYPE};
 use arco_store::sql::{Query, RouteRow};
@@ -319,4 +320,62 @@ async fn a_class_that_is_not_here_is_left_out_and_told() {
     }
     let again = import(&into, &request(&application), false).await.unwrap();
     assert_eq!(actions(&again), [ImportAction::Resume], "it is still the archive's");
+}
+
+/// Makes `shop/web` stateful, with a volume of its own at each of so many places, of which one is asked for.
+async fn scale_down_from(platform: &Platform, places: u32) {
+    let component = platform.component(WEB).await;
+    let data: VolumeSpec =
+        serde_json::from_value(serde_json::json!({ "name": "data", "path": "/data", "kind": "local" })).unwrap();
+    let change = |it: &mut Component| {
+        (it.spec.kind, it.spec.volumes) = (ComponentKind::Stateful, vec![data.clone()]);
+        true
+    };
+    platform.metadata.modify(component.id.as_str(), change).await.unwrap().unwrap();
+    let change = |it: &mut Revision| {
+        (it.spec.kind, it.spec.volumes) = (ComponentKind::Stateful, vec![data.clone()]);
+        true
+    };
+    platform.metadata.modify(component.desired_revision.unwrap().as_str(), change).await.unwrap().unwrap();
+    let held = |place| VolumeFacts {
+        component: component.id.clone(),
+        volume: data.name.clone(),
+        place: Some(place),
+        class: "fast".to_owned(),
+        access: vec![AccessMode::ReadWriteOnce],
+        size_bytes: 1 << 20,
+        used_bytes: None,
+    };
+    *platform.orchestrator.volumes.lock().unwrap() = (0..places).map(held).collect();
+}
+
+#[tokio::test]
+async fn places_that_a_component_was_scaled_down_from_travel_too() {
+    let (from, into) = (with_shop().await, Platform::start().await);
+    scale_down_from(&from, 3).await;
+    let application = export(&from).await;
+    let component = &application.components[0];
+    let contents: Vec<_> = component.contents().map(|(it, place)| (it.name.to_string(), place)).collect();
+    assert_eq!(contents, [0, 1, 2].map(|place| ("data".to_owned(), place)));
+
+    carry_blobs(&from, &into, &application).await;
+    import(&into, &request(&application), false).await.unwrap();
+    let argv = ["tar".to_owned()];
+    let reach = async |platform: &Platform, place: u32| {
+        let (tenant, terminal, instance) = ("default", None, None);
+        let call = ExecCall { tenant, name: WEB, one_off: true, argv: &argv, terminal, input: false, instance, place };
+        platform.client.exec(&call).await.map(drop)
+    };
+    for platform in [&from, &into] {
+        reach(platform, 2).await.unwrap();
+        assert_eq!(code(reach(platform, 3).await), "exec_invalid");
+    }
+    // When it is whole, what is there counts, and here the archive's content never came.
+    into.client.power("default", WEB, "stop").await.unwrap();
+    assert_eq!(into.component(WEB).await.arriving_places, 0);
+    assert_eq!(code(reach(&into, 1).await), "exec_invalid");
+
+    let mut many = request(&application);
+    many.application.components[0].places = 101;
+    assert_eq!(code(import(&into, &many, true).await), "archive_invalid");
 }

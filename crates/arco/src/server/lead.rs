@@ -134,6 +134,13 @@ async fn begin(config: &Config, parts: Parts, term: Term, tasks: Supervisor, rol
     });
     controller.start(&tasks).await?;
     super::cluster_routes::serve(config, fence.kv(), &stores.secrets, &tasks).await?;
+    if stores.kv.name() == "etcd" {
+        let (token, kv) = (tasks.token().clone(), stores.kv.clone());
+        tasks.spawn("past of the coordination store", OnExit::Continue, async move {
+            token.run_until_cancelled(super::history::forget(kv)).await;
+            Ok(())
+        });
+    }
     if !config.kubernetes.node_namespace.is_empty() {
         let (token, instances) = (tasks.token().clone(), instances.clone());
         tasks.spawn("certificate of nodes", OnExit::Continue, async move {

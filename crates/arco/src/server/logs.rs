@@ -35,6 +35,8 @@ const BATCHES: &str = "/logs/batches";
 const READ: &str = "/logs";
 /// Batches that are sent together.
 const TOGETHER: usize = 128;
+/// Bytes of lines that are sent together, unless one batch alone has more. A byte takes at most six in JSON.
+const TOGETHER_BYTES: usize = REQUEST_MAX / 8;
 /// Bytes of lines that wait while no keeper answers; beyond, lines whose senders do not wait for them are left out.
 const WAITING_BYTES: usize = 16 << 20;
 /// Pause before lines are sent again.
@@ -107,7 +109,7 @@ pub(super) async fn forward(
                 let together = |it: &&LogBatch| {
                     peers.directory().owner(Role::Eventlog, &key(&it.stream)).is_some_and(|it| it.name == owner.name)
                 };
-                let count = || waiting.queue.iter().take(TOGETHER).take_while(together).count();
+                let count = || fitting(waiting.queue.iter().take(TOGETHER).take_while(together));
                 let count = next_request(&owner.name, &mut number, &again, count);
                 let batches = waiting.queue.iter().take(count).map(|it| (it.stream.clone(), it.lines.clone()));
                 let sent = Sent { sender: peers.me().to_owned(), number, batches: batches.collect() };
@@ -143,6 +145,17 @@ pub(super) async fn forward(
             }
         }
     }
+}
+
+/// How many of these, from the first on, fit into one request.
+fn fitting<'a>(batches: impl Iterator<Item = &'a LogBatch>) -> usize {
+    let mut bytes = 0;
+    let fits = |it: &&LogBatch| {
+        let fits = bytes == 0 || bytes + size(it) <= TOGETHER_BYTES;
+        bytes += size(it);
+        fits
+    };
+    batches.take_while(fits).count()
 }
 
 /// How many batches go out to a keeper. Again exactly what was sent, under its number, when nobody knows whether that
@@ -464,6 +477,28 @@ mod tests {
 
     fn texts(lines: &[LogLine]) -> Vec<&str> {
         lines.iter().map(|it| it.text.as_str()).collect()
+    }
+
+    #[test]
+    fn a_request_is_taken_by_its_keeper_however_much_waits() {
+        let stream = LogStream::Component { id: ComponentId::from_parts(1, 1) };
+        // What takes the most room in JSON.
+        let batch = |bytes: usize| LogBatch {
+            stream: stream.clone(),
+            lines: vec![line(1, &"\u{1}".repeat(bytes))],
+            written: None,
+            once: false,
+        };
+        let most: Vec<LogBatch> = std::iter::repeat_with(|| batch(1 << 20)).take(9).collect();
+        let count = fitting(most.iter());
+        assert_eq!(count, 7);
+        let batches = most.into_iter().take(count).map(|it| (it.stream, it.lines)).collect();
+        let sent = Sent { sender: "a".to_owned(), number: 1, batches };
+        assert!(serde_json::to_vec(&sent).unwrap().len() < REQUEST_MAX);
+        let large = [batch(TOGETHER_BYTES + 1), batch(1)];
+        assert_eq!(fitting(large.iter()), 1, "alone");
+        assert_eq!(fitting([batch(1), batch(1)].iter()), 2);
+        assert_eq!(fitting([].iter()), 0);
     }
 
     #[test]

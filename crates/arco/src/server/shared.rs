@@ -56,6 +56,13 @@ pub(super) async fn authority(kv: &SharedKv, secrets: &SecretBox, folder: &Path)
         let before = read(folder, &names)?;
         let shared = match fetch(kv, secrets, "authority").await? {
             Some(shared) => shared,
+            None if before.is_empty() => {
+                // Not in its place: one of which nobody knows whether it is shared would be taken for this server's own.
+                let made = tempfile::tempdir_in(folder.parent().unwrap_or(folder));
+                let made = made.context("failed to make a folder for the platform's authority")?;
+                Pki::open(made.path())?;
+                offer(kv, secrets, "authority", read(made.path(), &names)?).await?
+            }
             None => {
                 Pki::open(folder)?;
                 offer(kv, secrets, "authority", read(folder, &names)?).await?
@@ -157,8 +164,53 @@ async fn offer(kv: &SharedKv, secrets: &SecretBox, name: &str, ours: Files) -> a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_store::kv::MemoryKv;
+    use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, RangeResult, TxnResult, Watch};
+    use async_trait::async_trait;
     use std::sync::Arc;
+
+    /// A store that is read, and takes no transaction.
+    struct ReadOnly(SharedKv);
+
+    #[async_trait]
+    impl Kv for ReadOnly {
+        fn name(&self) -> &'static str {
+            self.0.name()
+        }
+        async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
+            self.0.range(range, limit, at).await
+        }
+        async fn txn(&self, _: Txn) -> Result<TxnResult, KvError> {
+            Err(KvError::Unavailable { step: "write", cause: "no leader".to_owned() })
+        }
+        async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
+            self.0.watch(range, from).await
+        }
+        async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
+            self.0.lease_grant(ttl_s).await
+        }
+        async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
+            self.0.lease_keep_alive(lease).await
+        }
+        async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
+            self.0.lease_revoke(lease).await
+        }
+        async fn compact(&self, revision: u64) -> Result<(), KvError> {
+            self.0.compact(revision).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_could_not_share_its_authority_takes_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let secrets = SecretBox::open(&place("secret.key")).unwrap();
+        let kv: SharedKv = Arc::new(MemoryKv::new());
+        let without_leader: SharedKv = Arc::new(ReadOnly(kv.clone()));
+        assert!(authority(&without_leader, &secrets, &place("a")).await.is_err());
+        let other = authority(&kv, &secrets, &place("b")).await.unwrap();
+        let again = authority(&kv, &secrets, &place("a")).await.unwrap();
+        assert_eq!(again.authority_pem(), other.authority_pem());
+    }
 
     #[tokio::test]
     async fn servers_of_one_store_have_one_authority() {

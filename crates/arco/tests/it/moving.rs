@@ -86,6 +86,8 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     let places = from.folder("places", &[("Dockerfile", DOCKERFILE), ("note.pl", PROGRAM), ("arco.yaml", PLACES)]);
     good(&from, &["apply", "-f", &places.join("arco.yaml").display().to_string()]);
     in_each_place(&from, "read host < /proc/sys/kernel/hostname && echo of $host > /data/note");
+    // What has no instance any more keeps its content, and travels too.
+    good(&from, &["scale", "demo/db", "--replicas", "1"]);
 
     let refused = from.arco(&["export", "demo", "-f", &archive]);
     assert!(refused.status == 2 && refused.stderr.contains("--passphrase"), "{refused:?}");
@@ -120,8 +122,6 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
     let made = good(&into, &import);
     assert_eq!(actions(&made), ["create"; 3], "{made}");
     assert!(made["blobs_sent"].as_u64() > Some(0) && made["volumes"] == 3, "{made}");
-    let each = in_each_place(&into, "read host < /proc/sys/kernel/hostname; read note < /data/note; echo $host $note");
-    assert_eq!(each, ["db-0 of db-0\n", "db-1 of db-1\n"]);
     let expected = format!("{TOKEN} kept");
     answers(&into, "web.demo.test.localhost", &expected);
     answers(&into, "shop.test", &expected);
@@ -140,6 +140,9 @@ fn an_application_moves_with_everything_that_belongs_to_it() {
         (&0.into(), &0.into(), &Value::Array(Vec::new()))
     );
     answers(&into, "shop.test", &format!("{TOKEN} newer"));
+    good(&into, &["scale", "demo/db", "--replicas", "2"]);
+    let each = in_each_place(&into, "read host < /proc/sys/kernel/hostname; read note < /data/note; echo $host $note");
+    assert_eq!(each, ["db-0 of db-0\n", "db-1 of db-1\n"]);
 
     // What became another one here is not overwritten.
     good(&into, &["env", "set", "demo/front", "LEVEL=3"]);

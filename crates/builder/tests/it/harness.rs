@@ -33,7 +33,7 @@ pub(crate) struct Harness {
     pub(crate) images: Images,
     pub(crate) orchestrator: Arc<Chroot>,
     pub(crate) log: Arc<Mutex<Vec<String>>>,
-    queue: Queue,
+    pub(crate) queue: Queue,
     supervisor: Supervisor,
 }
 

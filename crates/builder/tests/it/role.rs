@@ -2,6 +2,7 @@
 
 use crate::harness::{Harness, PATIENCE, can_run, examples};
 use arco_model::component::{Component, Revision};
+use arco_model::job::Topic;
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::source::Source;
 use arco_model::spec::ComponentSpec;
@@ -58,6 +59,40 @@ async fn a_cancelled_build_ends_soon() {
         .unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(300), harness.wait(&operation)).await;
     assert_eq!(ended.expect("what ran is ended").status, OperationStatus::Cancelled);
+    harness.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_builder_has_built_meanwhile_is_not_ended() {
+    if !can_run() {
+        return;
+    }
+    let harness = Harness::start().await;
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(
+        source.path().join("package.json"),
+        r#"{"scripts":{"build":"echo begun; sleep 100000","start":"x"}}"#,
+    )
+    .unwrap();
+    let id = harness.component("slow", ComponentSpec::new(harness.upload(source.path()).await)).await;
+    let operation = harness.ask(&id).await;
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !harness.log.lock().unwrap().iter().any(|it| it == "begun") {
+        assert!(tokio::time::Instant::now() < end, "{:?}", harness.log.lock().unwrap());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // As the one that got the job when this one had been silent; the request to cancel is what ends the build here.
+    harness
+        .metadata
+        .modify::<Operation>(operation.as_str(), |it| {
+            (it.status, it.cancel_asked) = (OperationStatus::RollingOut, true);
+            true
+        })
+        .await
+        .unwrap();
+    tokio::time::timeout(Duration::from_secs(300), harness.queue.passed(Topic::Builder)).await.unwrap().unwrap();
+    let left = harness.metadata.get::<Operation>(operation.as_str()).await.unwrap().unwrap().value;
+    assert_eq!((left.status, left.problem), (OperationStatus::RollingOut, None));
     harness.stop().await;
 }
 

@@ -69,6 +69,14 @@ fn an_import_fills_in_every_place_that_a_stateful_component_may_have() {
     assert_eq!(of(ComponentKind::Stateful, 0, true), (1, true));
     assert_eq!(of(ComponentKind::Stateful, 3, false), (0, false), "and its fingerprint is as ever");
     assert_eq!(of(ComponentKind::Stateless, 3, true), (0, false));
+
+    // It was scaled down where it comes from.
+    let mut component = component();
+    (component.spec.kind, component.arriving_places) = (ComponentKind::Stateful, 3);
+    assert_eq!(component.prepared_places(ComponentKind::Stateful), 0);
+    component.arriving = Some(Digest::of(b"archive"));
+    assert_eq!(component.prepared_places(ComponentKind::Stateful), 3);
+    assert_eq!(component.prepared_places(ComponentKind::Stateless), 0);
 }
 
 #[test]

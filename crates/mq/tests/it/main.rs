@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod doubt;
 mod kill;
 mod outbox;
 mod work;

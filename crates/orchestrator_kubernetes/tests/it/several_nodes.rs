@@ -158,6 +158,7 @@ fn told(plan: &WorkloadPlan, seen: &Observed) -> StatusReport {
         observed: ObservedState::default(),
         created_at: clock::now(),
         arriving: None,
+        arriving_places: 0,
     };
     let start_deadline_ms = plan.rollout.start_deadline_ms;
     let context = StatusContext { start_deadline_ms, now: clock::now(), ..StatusContext::default() };

@@ -1,8 +1,8 @@
 //! Blobs in a bucket of S3 or of a server that speaks its protocol.
 //!
 //! A blob that fits into one part is one request; a larger one is a multipart upload, which the server shows when it is
-//! completed and not before. An upload that fails is aborted; one whose process died stays invisible and is for the bucket's
-//! own rule to remove. Credentials are never part of the URL and never shown.
+//! completed and not before. An upload that fails, or whose writer goes away, is aborted; one whose process died stays invisible
+//! and is for the bucket's own rule to remove. Credentials are never part of the URL and never shown.
 
 use super::{BlobError, BlobStat, Blobs, ByteStream};
 use arco_model::time::Timestamp;
@@ -89,7 +89,8 @@ impl S3Blobs {
         content: &mut ByteStream,
     ) -> Result<u64, BlobError> {
         let upload = self.store.put_multipart(key).await.map_err(|it| failed("begin to write", path, it))?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        let mut begun = Begun { upload: None, path: path.to_owned() };
+        let upload = begun.upload.insert(WriteMultipart::new_with_chunk_size(upload, PART_BYTES));
         let mut size = 0;
         for piece in PutPayload::from(first) {
             size += piece.len() as u64;
@@ -107,14 +108,39 @@ impl S3Blobs {
                 }
             };
             if let Err(error) = step {
-                if let Err(abort) = upload.abort().await {
-                    tracing::warn!(path, %abort, "the parts of a failed upload stay in the bucket");
+                if let Some(upload) = begun.upload.take() {
+                    abort(upload, path).await;
                 }
                 return Err(error);
             }
         }
-        upload.finish().await.map_err(|it| failed("finish writing", path, it))?;
+        if let Some(upload) = begun.upload.take() {
+            upload.finish().await.map_err(|it| failed("finish writing", path, it))?;
+        }
         Ok(size)
+    }
+}
+
+/// A multipart upload that takes content, and whose parts do not stay when whoever writes goes away.
+struct Begun {
+    upload: Option<WriteMultipart>,
+    path: String,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let path = std::mem::take(&mut self.path);
+            runtime.spawn(async move { abort(upload, &path).await });
+        }
+    }
+}
+
+async fn abort(upload: WriteMultipart, path: &str) {
+    if let Err(error) = upload.abort().await {
+        tracing::warn!(path, %error, "the parts of a failed upload stay in the bucket");
     }
 }
 

@@ -49,7 +49,7 @@ impl Api {
                 }
             }
         }
-        turn.metadata().commit(batch).await?;
+        self.commit_for(&turn, &component, batch).await?;
         self.wake(&component.id).await?;
         self.route_documents(&component, &rows).await
     }

@@ -16,7 +16,7 @@ use arco_model::route::UpstreamTarget;
 use arco_model::spec::{Port, Protocol};
 use arco_model::traffic::{StreamEntry, StreamProtocol};
 use arco_store::clock;
-use arco_store::sql::{Batch, Query, SqlError, StreamRow};
+use arco_store::sql::{Batch, Query, StreamRow};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -60,13 +60,15 @@ impl Api {
                 },
                 created_at: clock::now(),
             };
-            match turn.metadata().insert(&row).await {
+            let mut batch = Batch::default();
+            batch.insert(&row)?;
+            match self.commit_for(&turn, &component, batch).await {
                 Ok(()) => {
                     self.wake(&component.id).await?;
                     return Ok(self.stream_document(&component, &row, &[]));
                 }
-                Err(SqlError::Conflict { .. }) => {} // another server was faster
-                Err(error) => return Err(error.into()),
+                Err(error) if error.is_stale() => {} // another server was faster
+                Err(error) => return Err(error),
             }
         }
         let message = "others took every free port of the gateway first".to_owned();

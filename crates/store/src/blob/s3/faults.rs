@@ -199,3 +199,32 @@ async fn what_fails_is_told_and_leaves_nothing() {
     assert!(straight.stat("b/small").await.unwrap().is_none());
     assert_eq!(straight.get_bytes("b/kept", 16).await.unwrap().as_ref(), b"k");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_away_while_writing_leaves_no_parts() {
+    let faults = plan(&[]);
+    let Some((blobs, straight, endpoint)) = behind(&faults).await else { return };
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let waits = begun.clone();
+    // What comes after the first parts never comes.
+    let rest = futures_util::stream::once(async move {
+        waits.notify_one();
+        std::future::pending().await
+    });
+    let content: super::ByteStream = Box::pin(stream(large()).chain(rest));
+    tokio::select! {
+        done = blobs.put("c/large", content) => panic!("{done:?}"),
+        () = begun.notified() => {} // as when a client ends its connection
+    }
+    let gone = async {
+        loop {
+            let uploads = reqwest::get(format!("{endpoint}/arco-test?uploads")).await.unwrap().text().await.unwrap();
+            if !uploads.contains("c/large") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(180), gone).await.expect("its parts go");
+    assert!(straight.stat("c/large").await.unwrap().is_none());
+}

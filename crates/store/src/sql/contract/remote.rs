@@ -164,6 +164,22 @@ async fn a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
     assert!(["changed", "two", "three"].iter().all(|it| names.contains(it)), "{names:?}");
 }
 
+async fn a_server_that_only_reads_is_not_used(fresh: &Fresh) {
+    if fresh.admin.get_database_backend() == DbBackend::MySql {
+        return; // connections to it are kept for half a minute at most
+    }
+    let set = async |how: &str| {
+        fresh.admin.execute_unprepared(&format!("ALTER DATABASE {} {how}", fresh.name)).await.unwrap();
+    };
+    // As a standby does.
+    set("SET default_transaction_read_only = on").await;
+    let refused = SeaOrmMetadata::connect(&fresh.url, None).await.map(drop);
+    assert!(matches!(refused, Err(SqlError::Unavailable { step: "open", .. })), "{refused:?}");
+    set("RESET default_transaction_read_only").await;
+    let db: SharedMetadata = fresh.open().await;
+    db.insert(&application(1, "one")).await.unwrap();
+}
+
 async fn who_falls_silent_in_a_transaction_loses_its_locks(fresh: &Fresh) {
     let second = Duration::from_secs(1);
     let limits = Limits { silent: 3 * second, lock: second, idle: 4 * second };
@@ -336,6 +352,7 @@ macro_rules! remote {
             servers_that_start_at_once_migrate_once
             idle_connections_that_broke_are_not_noticed
             a_connection_that_breaks_in_the_middle_of_a_batch_leaves_all_or_nothing
+            a_server_that_only_reads_is_not_used
             who_falls_silent_in_a_transaction_loses_its_locks
             writers_in_each_others_way_all_come_through
             a_look_tries_everything_and_leaves_nothing

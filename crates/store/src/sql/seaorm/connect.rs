@@ -21,6 +21,12 @@ const CONNECT: Duration = Duration::from_secs(8);
 /// A connection that was idle so long is asked whether it lives before it is used.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// Fails with [`DIVISION_BY_ZERO`] on a server that only reads. Whoever connects while the servers of PostgreSQL change places
+/// may meet one, and would keep it for as long as a connection is kept.
+const WRITES: &str = "SELECT 1 / CASE current_setting('transaction_read_only', true) WHEN 'on' THEN 0 ELSE 1 END";
+/// SQLSTATE of an error that no other statement of [`Limits::statements`] can have.
+const DIVISION_BY_ZERO: &str = "22012";
+
 /// For how long a session may be in the way of others; the database itself ends what takes longer. Without them the locks
 /// of a server whose machine lost its power stay until TCP gives up, which takes hours.
 #[derive(Clone, Copy)]
@@ -55,6 +61,7 @@ impl Limits {
                 format!("SET idle_in_transaction_session_timeout = {silent_ms}"),
                 // Also while an answer is on its way to it. CockroachDB has other means.
                 format!("SET tcp_user_timeout = {silent_ms}"),
+                WRITES.to_owned(),
             ],
         }
     }
@@ -115,9 +122,13 @@ pub(super) async fn remote(
     Ok((name, Database::connect(options).await.map_err(unavailable("open"))?))
 }
 
-/// A setting that a database does not know, or does not let us change, is done without.
+/// A setting that a database does not know, or does not let us change, is done without. A server that only reads is left: the
+/// pool connects again.
 fn known<T>(set: Result<T, sqlx::Error>) -> Result<(), sqlx::Error> {
     match set {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(DIVISION_BY_ZERO) => {
+            Err(sqlx::Error::Protocol("the database server only reads (is it a standby?)".to_owned()))
+        }
         Err(sqlx::Error::Database(error)) => {
             tracing::debug!(%error, "the metadata database does without one of our limits");
             Ok(())

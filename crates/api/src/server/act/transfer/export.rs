@@ -101,11 +101,20 @@ impl Api {
             routes: self.export_routes(component, routes, key).await?,
             streams: streams.collect(),
             blobs,
-            places: match component.spec.kind {
-                ComponentKind::Stateful => component.wanted_replicas(component.observed.scaling.as_ref()).max(1),
-                _ => 1,
-            },
+            places: self.export_places(component, revision.as_ref()).await?,
         })
+    }
+
+    /// Places whose content travels: those that are asked for, and those that it was scaled down from.
+    async fn export_places(&self, component: &Component, revision: Option<&Revision>) -> Result<u32, ApiError> {
+        let asked = match component.spec.kind {
+            ComponentKind::Stateful => component.wanted_replicas(component.observed.scaling.as_ref()).max(1),
+            _ => 1,
+        };
+        match revision {
+            Some(revision) => self.places_held(component, revision, asked).await,
+            None => Ok(asked),
+        }
     }
 
     async fn export_revision(

@@ -35,6 +35,9 @@ use std::sync::{Mutex, PoisonError};
 /// Highest number of a revision, generation or version that is believed, and the latest time in ms (the year 2527).
 const NUMBER_MAX: u64 = 1 << 44;
 
+/// Most places that are believed: as many instances as a component may have.
+const PLACES_MAX: u32 = 100;
+
 /// Most routes that a note names.
 const TOLD_ROUTES: usize = 5;
 
@@ -188,6 +191,7 @@ impl Api {
             let revision = carried.revision.as_ref().map(|it| revision(tenant, application, component, it));
             if let Some(revision) = &revision {
                 component.arriving = Some(archive.clone());
+                component.arriving_places = carried.places;
                 component.last_revision_number = revision.number;
                 component.desired_revision = Some(revision.id.clone());
             }
@@ -484,6 +488,9 @@ fn believable(application: &ApplicationName, carried: &CarriedApplication) -> Re
         }
         if numbers.iter().any(|it| *it > NUMBER_MAX) {
             return bad(format!("a number of `{name}` is beyond belief"));
+        }
+        if component.places > PLACES_MAX {
+            return bad(format!("`{name}` has more than {PLACES_MAX} places"));
         }
         if component.routes.iter().any(|it| it.route.hosts.len() != 1) {
             return bad(format!("a route of `{name}` has not one host"));
