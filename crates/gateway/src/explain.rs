@@ -92,6 +92,9 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     if normal != uri.path() {
         writeln!(out, "path: `{}` is matched as `{normal}`", uri.path())?;
     }
+    if entry.is_unclear(uri.path()) {
+        return writeln!(out, "path: `..` or `\\` in it, which servers read in different ways; answer 400");
+    }
     let secure = scheme == "https";
     let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers, secure };
     let mut chosen = None;
@@ -291,6 +294,7 @@ mod tests {
             (post([10, 0, 0, 1].into()), &["may not come in; answer 403"]),
             (post([11, 0, 0, 1].into()), &["endpoint: 127.0.0.1:9001 of 1 in `b`"]),
             (question("http://a.test/other"), &["no, the path is another", "answer 404"]),
+            (question("http://a.test/api/x%2f..%2f.."), &["which servers read in different ways; answer 400"]),
             (question("http://r.test:81/x?y"), &["redirect: 302 to https://r.test/x?y"]),
             (question("http://nobody.example/"), &["no route names `nobody.example`"]),
             (question("nonsense"), &["is not a URL"]),

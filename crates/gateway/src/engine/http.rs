@@ -212,6 +212,10 @@ async fn answer(
     };
     let metrics = &entry.metrics;
     recording.routed(metrics, &entry.name);
+    if entry.is_unclear(request.uri().path()) {
+        metrics.answered(400);
+        return page(&Page::bad_path(), &request, in_flight);
+    }
     let Some(rule) = entry.find(&Asked {
         method: request.method(),
         path: &normal_path(request.uri().path()),

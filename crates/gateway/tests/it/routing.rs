@@ -56,6 +56,37 @@ async fn conditions_choose_the_target() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_path_is_open_by_one_rule_and_closed_by_another() {
+    let gateway = gateway(
+        "  - {hosts: [a.test], targets: [{upstream: a}]}\n\
+         \x20 - {hosts: [a.test], paths: [{prefix: /admin}], deny: [127.0.0.0/8], targets: [{upstream: a}]}\n\
+         \x20 - {hosts: [b.test], targets: [{upstream: a}]}\n",
+        named("b").await,
+    )
+    .await;
+    for (path, status) in [
+        ("/x/y", 200),
+        ("/admin/x", 403),
+        ("//admin", 403),
+        ("/%61dmin", 403),
+        // A server that does not resolve these finds them below `/admin`, one that does would not.
+        ("/admin/x/..%2f..%2f", 400),
+        ("/admin/%2e%2e/", 400),
+        ("/admin/../x", 400),
+        // And here it is the other way round.
+        ("/x/..;/admin", 400),
+        ("/x\\..\\admin", 400),
+        ("/x/.../y", 200),
+    ] {
+        let answer = ask(&gateway, &format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")).await;
+        assert_eq!(answer.status(), status, "{path}");
+    }
+    // Where one rule is for all paths, they pass as they are written.
+    let answer = ask(&gateway, "GET /x/..%2f..%2f/../y HTTP/1.1\r\nHost: b.test\r\n\r\n").await;
+    assert!(answer.text().starts_with("GET /x/..%2f..%2f/../y HTTP/1.1\r\n"), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_and_responses_are_changed() {
     let gateway = gateway(
         "  - hosts: [a.test]\n    paths: [{prefix: /old}]\n    targets: [{upstream: a}]\n\

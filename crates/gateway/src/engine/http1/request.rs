@@ -208,7 +208,11 @@ pub(in crate::engine) fn plain_rule<'a>(
         }
     }
     let entry = snapshot.host(host)?;
-    let path = normal_path(target.split_once('?').map_or(target, |it| it.0));
+    let written = target.split_once('?').map_or(target, |it| it.0);
+    let path = normal_path(written);
+    if matches!(path, Cow::Owned(_)) && entry.is_unclear(written) {
+        return None;
+    }
     let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
     // With conditions (that it came over TLS is one, too) the rule depends on fields, or another rule may be the one.
     let is_plain = rule.policy.is_none() && rule.conditions == Conditions::default();
