@@ -4,7 +4,7 @@
 use super::Core;
 use super::body::{RequestBody, ResponseBody};
 use super::forward::{Forward, forward};
-use super::headers::Origin;
+use super::headers::{Origin, remove_all_spellings};
 use super::passwords;
 use crate::pages::Page;
 use crate::protect::{Login, Look};
@@ -161,7 +161,11 @@ pub(super) fn rewrite(policy: &Policy, rule: &Rule, parts: &mut http::request::P
     if let Some(host) = &policy.rewrite.host {
         parts.headers.insert(header::HOST, host.clone());
     }
-    policy.request_headers.apply(&mut parts.headers);
+    let edits = &policy.request_headers;
+    for name in edits.remove.iter().chain(edits.set.iter().map(|it| &it.0)) {
+        remove_all_spellings(&mut parts.headers, name);
+    }
+    edits.apply(&mut parts.headers);
     Ok(())
 }
 

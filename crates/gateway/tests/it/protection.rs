@@ -337,6 +337,8 @@ async fn judge() -> SocketAddr {
             assert_eq!(request.header("x-forwarded-uri"), Some("/x?y"));
             // Also when a proxy passes on another one.
             assert_eq!(request.header("x-forwarded-host"), Some("a.test"));
+            // It is asked about the client, not about what the client has of the resource.
+            assert_eq!((request.header("if-match"), request.header("range")), (None, None));
             let answer = match request.header("authorization") {
                 Some("good") => "HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 4\r\n\r\nfine",
                 _ => "HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: back=1\r\nContent-Length: 5\r\n\r\nlogin",
@@ -359,13 +361,15 @@ async fn somebody_else_decides_who_comes_in() {
     };
     let gateway = Gateway::start(&yaml(judge)).await;
     let mut wire = Wire::connect(gateway.web()).await;
-    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\n\
+    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX_User: root\r\nX-Forwarded-Uri: /open\r\n\
+         If-Match: \"kept\"\r\nRange: bytes=0-1\r\n\
          X-Forwarded-Host: open.test\r\nContent-Length: 2\r\n";
     for _ in 0..3 {
         let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
         assert_eq!((answer.status(), answer.text().contains("\r\n\r\nhi")), (200, true), "{}", answer.head);
         let seen = answer.text().to_ascii_lowercase();
         assert!(seen.contains("x-user: ann\r\n") && !seen.contains("root"), "{seen}");
+        assert!(seen.contains("if-match: \"kept\"\r\n") && seen.contains("range: bytes=0-1\r\n"), "{seen}");
     }
     let mut wire = Wire::connect(gateway.web()).await;
     let answer = wire.ask(&format!("{ask}\r\nhi")).await;
