@@ -8,8 +8,8 @@ use super::headers::{Origin, remove_all_spellings};
 use super::passwords;
 use crate::pages::Page;
 use crate::protect::{Login, Look};
-use crate::snapshot::{Action, Policy, Rule, Snapshot, StickyCookie};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use crate::snapshot::{Action, Cors, Policy, Rule, Snapshot, StickyCookie};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -117,17 +117,19 @@ pub(super) struct Outgoing<'a> {
     hsts: Option<&'a HeaderValue>,
     origin: HeaderMap,
     cookie: Option<HeaderValue>,
+    preflight: bool,
 }
 
 impl<'a> Outgoing<'a> {
-    /// For a request with these fields.
-    pub(super) fn new(rule: &'a Rule, request: &HeaderMap, scheme: &str) -> Self {
+    /// For a request by this method with these fields.
+    pub(super) fn new(rule: &'a Rule, method: &Method, request: &HeaderMap, scheme: &str) -> Self {
         let policy = rule.policy.as_deref();
+        let preflight = policy.is_some_and(|it| it.cors.is_some()) && Cors::is_preflight(method, request);
         let mut origin = HeaderMap::new();
         if let Some(value) = policy.and_then(|it| it.cors.as_ref()).and_then(|_| request.get(header::ORIGIN)) {
             origin.insert(header::ORIGIN, value.clone());
         }
-        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None }
+        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None, preflight }
     }
 
     /// Lets the client come back to the target `name`.
@@ -137,8 +139,7 @@ impl<'a> Outgoing<'a> {
 
     /// Changes a response, an endpoint's or our own. A preflight is marked already.
     pub(super) fn apply(self, response: &mut HeaderMap) {
-        let preflight = response.contains_key(header::ACCESS_CONTROL_MAX_AGE);
-        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !preflight) {
+        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !self.preflight) {
             cors.mark(&self.origin, response);
         }
         if let Some(cookie) = self.cookie {

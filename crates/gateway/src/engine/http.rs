@@ -236,7 +236,7 @@ async fn answer(
     };
     recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
-    let mut outgoing = Outgoing::new(rule, request.headers(), origin.scheme);
+    let mut outgoing = Outgoing::new(rule, request.method(), request.headers(), origin.scheme);
     let mut own = gate::refuse(rule, &request, &origin);
     if own.is_none() {
         let headers = request.headers();

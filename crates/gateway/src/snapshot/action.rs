@@ -247,10 +247,15 @@ pub struct Cors {
 }
 
 impl Cors {
+    /// Whether a browser asks before its request.
+    pub fn is_preflight(method: &Method, request: &HeaderMap) -> bool {
+        let asked = request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        *method == Method::OPTIONS && asked && request.contains_key(header::ORIGIN)
+    }
+
     /// The answer to a preflight request; `None` when it is none.
     pub fn preflight(&self, method: &Method, request: &HeaderMap) -> Option<Response<String>> {
-        let asked = request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        if *method != Method::OPTIONS || !asked || !request.contains_key(header::ORIGIN) {
+        if !Self::is_preflight(method, request) {
             return None;
         }
         let mut response = Response::new(String::new());

@@ -126,9 +126,18 @@ async fn requests_and_responses_are_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_get_their_cross_origin_answers() {
+    // An endpoint that lets everybody in, by all that such answers may hold.
+    let generous = origin(|mut wire| async move {
+        while wire.message().await.is_some() {
+            let says = "Access-Control-Allow-Origin: *\r\nAccess-Control-Max-Age: 600\r\nContent-Length: 0";
+            wire.send(format!("HTTP/1.1 200 OK\r\n{says}\r\n\r\n")).await;
+        }
+    })
+    .await;
     let gateway = gateway(
-        "  - {hosts: [a.test], targets: [{upstream: a}], cors: {origins: ['https://web.test'], credentials: true, max_age_s: 7}}\n",
-        named("b").await,
+        "  - {hosts: [a.test], targets: [{upstream: a}], cors: {origins: ['https://web.test'], credentials: true, max_age_s: 7}}\n\
+         \x20 - {hosts: [b.test], targets: [{upstream: b}], cors: {origins: ['https://web.test']}}\n",
+        generous,
     )
     .await;
     let preflight = |origin: &str| {
@@ -145,6 +154,11 @@ async fn browsers_get_their_cross_origin_answers() {
         (answer.header("access-control-allow-credentials"), answer.header("vary")),
         (Some("true"), Some("Origin"))
     );
+    // The route's word counts, whatever the endpoint says.
+    for (origin, shown) in [("https://evil.test", None), ("https://web.test", Some("https://web.test"))] {
+        let answer = ask(&gateway, &format!("GET / HTTP/1.1\r\nHost: b.test\r\nOrigin: {origin}\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.header("access-control-allow-origin")), (200, shown), "{origin}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
