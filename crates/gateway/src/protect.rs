@@ -5,7 +5,7 @@
 use crate::balance::{hash, mixed};
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, header};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -40,6 +40,14 @@ impl Protection {
     pub fn wait(&self, address: IpAddr, headers: &HeaderMap) -> Option<Duration> {
         self.rates.iter().find_map(|it| it.take(it.key.of(address, headers)).err())
     }
+}
+
+/// The same network as clients are compared with it: what stands for an IPv4 network among IPv6 addresses (`::ffff:10.0.0.0/104`)
+/// is that network.
+pub(crate) fn canonical(network: &IpNet) -> IpNet {
+    let IpNet::V6(it) = network else { return *network };
+    let mapped = it.addr().to_ipv4_mapped().zip(it.prefix_len().checked_sub(96));
+    mapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok()).map_or(*network, IpNet::V4)
 }
 
 /// What a rate is counted by.
@@ -427,6 +435,22 @@ impl Drop for Counting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_compared_as_addresses_are() {
+        for (written, network) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.1/128", "192.0.2.1/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("::ffff:0:0/95", "::ffff:0:0/95"),
+            ("2001:db8::/32", "2001:db8::/32"),
+        ] {
+            let network: IpNet = network.parse().unwrap();
+            assert_eq!(canonical(&written.parse().unwrap()), network, "{written}");
+        }
+    }
 
     #[test]
     fn rates_hold_per_key() {

@@ -43,7 +43,13 @@ async fn rates_addresses_and_sizes_are_limited() {
     let answer = wire.ask(GET).await;
     let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!(answer.status() == 429 && (9_000..=10_000).contains(&wait), "{answer:?}");
-    for (part, status) in [("deny: [127.0.0.0/8]", 403), ("allow: [10.0.0.0/8]", 403), ("allow: [127.0.0.1/32]", 200)] {
+    for (part, status) in [
+        ("deny: [127.0.0.0/8]", 403),
+        ("deny: ['::ffff:127.0.0.0/104']", 403),
+        ("allow: [10.0.0.0/8]", 403),
+        ("allow: [127.0.0.1/32]", 200),
+        ("allow: ['::ffff:127.0.0.1/128']", 200),
+    ] {
         let gateway = with_route(part).await;
         assert_eq!(get(gateway.web(), "a.test", "/").await.status(), status, "{part}");
     }

@@ -3,6 +3,7 @@
 //! What must hold: what is rendered answers as the built-in engine does; what nginx cannot do so is told, by route, and
 //! nothing is rendered then. No text of the file gets out of its quotes.
 
+use crate::protect::canonical;
 use crate::source::file::upstream::{BalanceFile, HashByFile, UpstreamFile, UpstreamProtocol};
 use crate::source::file::{File, ListenerFile, ProtocolFile};
 use arco_model::route::{PathMatch, Redirect, Route};
@@ -86,7 +87,7 @@ pub(super) fn render(
         file.limits.max_header_bytes,
     );
     for proxy in &file.trusted_proxies {
-        let _ = writeln!(out, "    set_real_ip_from {proxy};");
+        let _ = writeln!(out, "    set_real_ip_from {};", canonical(proxy));
     }
     if !file.trusted_proxies.is_empty() {
         out.push_str("    real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n");
@@ -386,10 +387,10 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         line(format!("if ($scheme = http) {{ return 308 https://$host{port}$request_uri; }}"));
     }
     for it in &route.deny {
-        line(format!("deny {it};"));
+        line(format!("deny {};", canonical(it)));
     }
     for it in &route.allow {
-        line(format!("allow {it};"));
+        line(format!("allow {};", canonical(it)));
     }
     if !route.allow.is_empty() {
         line("deny all;".to_owned());
