@@ -319,6 +319,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether TLS connections for `host` are passed on unread: who asks for it on one that ends here has to open another one.
+    pub fn is_elsewhere(&self, host: &str) -> bool {
+        !self.passthrough.is_empty() && self.passed_through(host).is_some()
+    }
+
     /// The host entry for `host` (lower case, no port, no final dot).
     pub fn host(&self, host: &str) -> Option<&Arc<Host>> {
         self.hosts

@@ -201,7 +201,7 @@ async fn answer(
         return page(&Page::unknown_host(&written_host), &request, in_flight);
     };
     if let Some(tls) = &connection.tls
-        && !core.shared.certificates.load().same_policy(&tls.entry, &host)
+        && (!core.shared.certificates.load().same_policy(&tls.entry, &host) || snapshot.is_elsewhere(&host))
     {
         core.shared.metrics.refused(421);
         return page(&Page::misdirected(&host), &request, in_flight);

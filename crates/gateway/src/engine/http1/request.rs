@@ -118,6 +118,9 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Judged> {
         return None;
     }
     let snapshot = client.core.shared.snapshot.load();
+    if client.tls.is_some() && snapshot.is_elsewhere(&key) {
+        return None;
+    }
     let method = Method::from_bytes(request.method.as_bytes()).ok()?;
     let (entry, rule) = plain_rule(&snapshot, &key, request.target, client.address)?;
     let secure = client.tls.is_some();
