@@ -7,7 +7,7 @@ use base64::Engine as _;
 use http::{HeaderMap, HeaderName, header};
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -394,7 +394,15 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
-/// Counts the connections of each address; only looked at when one comes or goes.
+/// What connections of `address` are counted by: of IPv6 its /64, which a client has to itself.
+fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(it) => it.into(),
+        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Counts the connections of each address (of IPv6 each /64); only looked at when one comes or goes.
 #[derive(Debug, Default)]
 pub struct ConnectionCounts {
     counts: Mutex<HashMap<IpAddr, u32>>,
@@ -403,6 +411,7 @@ pub struct ConnectionCounts {
 impl ConnectionCounts {
     /// Counts one, unless the address has `max` already.
     pub fn begin(self: &Arc<Self>, address: IpAddr, max: u32) -> Option<Counting> {
+        let address = whose(address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(address).or_default();
         if *count >= max {
@@ -450,6 +459,20 @@ mod tests {
             let network: IpNet = network.parse().unwrap();
             assert_eq!(canonical(&written.parse().unwrap()), network, "{written}");
         }
+    }
+
+    #[test]
+    fn connections_count_for_whoever_has_the_address() {
+        let counts = Arc::new(ConnectionCounts::default());
+        let begin = |address: &str| counts.begin(address.parse().unwrap(), 1);
+        let held = ["192.0.2.1", "2001:db8::1", "2001:db8:0:1::1"].map(|it| begin(it).expect(it));
+        for address in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::2", "2001:db8::ffff:0:0:1"] {
+            assert!(begin(address).is_none(), "{address}");
+        }
+        assert!(begin("192.0.2.2").is_some());
+        drop(held);
+        assert!(begin("2001:db8::2").is_some());
+        assert!(counts.counts.lock().unwrap().is_empty());
     }
 
     #[test]
