@@ -188,7 +188,9 @@ pub(super) fn mirror(
         MIRRORED.fetch_sub(1, Ordering::Relaxed);
         return;
     }
-    let mut request = Request::new(body.tee());
+    let copy = body.tee();
+    let watch = copy.watch();
+    let mut request = Request::new(copy);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
@@ -197,7 +199,7 @@ pub(super) fn mirror(
     supervisor.spawn("mirror", arco_daemon::OnExit::Continue, async move {
         let timeouts = upstream.timeouts;
         let (began, choice) = (Instant::now(), crate::balance::Choice::default());
-        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
+        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch, began, choice, retry: None };
         if let Ok((response, exchange)) = forward(plan, request).await {
             let mut body = ResponseBody::proxied(response.into_body(), exchange, Some(timeouts.response), None);
             while let Some(Ok(_)) = body.frame().await {}

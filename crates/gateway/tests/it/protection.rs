@@ -237,6 +237,21 @@ async fn endpoints_that_are_not_well_are_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_left_out_for_what_clients_send() {
+    let yaml = file(&[echo().await])
+        .replace("name: a, ", "name: a, ejection: {failures: 1, base_ms: 3600000}, ")
+        .replace("targets: [{upstream: a}]", "targets: [{upstream: a}], max_body_bytes: 4");
+    let gateway = Gateway::start(&yaml).await;
+    let large = "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n";
+    for _ in 0..3 {
+        assert_eq!(Wire::connect(gateway.web()).await.ask(large).await.status(), 413);
+    }
+    let snapshot = gateway.shared.snapshot.load_full();
+    assert_eq!(snapshot.upstreams["a"].metrics.ejections.get(), 0);
+    assert_eq!(get(gateway.web(), "a.test", "/").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_stays_at_its_endpoint_and_full_ones_refuse() {
     let (ok, held) = (Arc::new(AtomicU16::new(200)), Arc::default());
     let endpoints = [moody(&ok, &held).await, moody(&ok, &Arc::default()).await];

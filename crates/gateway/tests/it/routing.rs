@@ -210,3 +210,28 @@ async fn a_mirror_gets_a_copy_and_changes_nothing() {
         assert!(copy.head.starts_with("POST /x ") && copy.body == b"hello", "{copy:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_cut_off_does_not_look_whole() {
+    let (tell, mut seen) = mpsc::unbounded_channel();
+    let tell = Arc::new(tell);
+    let copies = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            if let Some(begun) = wire.until("hello").await {
+                tell.send(begun.into_bytes()).unwrap();
+                tell.send(wire.rest().await).unwrap();
+            }
+        }
+    })
+    .await;
+    let gateway = gateway("  - {hosts: [a.test], targets: [{upstream: a}], mirror: {upstream: b}}\n", copies).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    wire.send("POST /x HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    let begun = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
+    assert!(begun.starts_with(b"POST /x "), "{begun:?}");
+    // The client leaves in the middle of its request.
+    drop(wire);
+    let rest = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
+}
