@@ -36,7 +36,7 @@ pub struct GatewayConfig {
     pub max_uri_bytes: usize,
     /// Most connections of clients in all; more are closed at once. 0: as many as there are file descriptors for.
     pub max_connections: usize,
-    /// Most connections of one client address. 0: no limit.
+    /// Most connections of one client address (of IPv6 its /64). 0: no limit.
     pub max_connections_per_address: u32,
     /// Most bytes that bodies of routes with `buffer` take on disk together, in the data dir.
     pub max_buffered_bytes: u64,

@@ -220,7 +220,8 @@ impl Controller {
         let at_most_ms = self.deps.acme.renewal_check_ms;
         let again_ms = match asked {
             Ok(Some((start, end, again_ms))) => {
-                it.renewal.renew_at = schedule::within(start, end, &it.id);
+                let latest = schedule::latest_renewal(it.not_before, it.not_after);
+                it.renewal.renew_at = schedule::within(start, end, &it.id).min(latest);
                 schedule::check_ms(Some(again_ms), at_most_ms)
             }
             Ok(None) => schedule::check_ms(None, at_most_ms),

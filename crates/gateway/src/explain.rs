@@ -92,6 +92,9 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
     if normal != uri.path() {
         writeln!(out, "path: `{}` is matched as `{normal}`", uri.path())?;
     }
+    if entry.is_unclear(uri.path()) {
+        return writeln!(out, "path: `..` or `\\` in it, which servers read in different ways; answer 400");
+    }
     let secure = scheme == "https";
     let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers, secure };
     let mut chosen = None;
@@ -139,6 +142,13 @@ fn applied(
     let protection = &policy.protection;
     if !protection.admits(question.client) {
         writeln!(out, "address: {} may not come in; answer 403", question.client)?;
+        return Ok(false);
+    }
+    let headers: HeaderMap = question.headers.iter().cloned().collect();
+    if let Some(answer) = policy.cors.as_ref().and_then(|it| it.preflight(&question.method, &headers)) {
+        let allowed = answer.headers().contains_key("access-control-allow-origin");
+        let verdict = if allowed { "allowed" } else { "not allowed" };
+        writeln!(out, "cors: a browser asks before its request; answer 204, the origin is {verdict}")?;
         return Ok(false);
     }
     for rate in &protection.rates {
@@ -270,10 +280,18 @@ mod tests {
              routes:\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], rewrite: {prefix: /}, targets: [{upstream: a, weight: 3}, {upstream: b, weight: 1}]}\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], methods: [POST], deny: [10.0.0.0/8], targets: [{upstream: b}]}\n\
-             \x20 - {hosts: [r.test], redirect: {scheme: https}}\n",
+             \x20 - {hosts: [r.test], redirect: {scheme: https}}\n\
+             \x20 - {hosts: [c.test], cors: {origins: ['https://web.test']}, targets: [{upstream: a}]}\n",
         )
         .unwrap();
         let question = Question::get;
+        let preflight = |origin: &'static str| Question {
+            method: Method::OPTIONS,
+            headers: [("origin", origin), ("access-control-request-method", "PUT")]
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .into(),
+            ..question("http://c.test/")
+        };
         let post = |client| Question { method: Method::POST, client, ..question("http://a.test/api/x") };
         for (question, parts) in [
             (
@@ -291,6 +309,9 @@ mod tests {
             (post([10, 0, 0, 1].into()), &["may not come in; answer 403"]),
             (post([11, 0, 0, 1].into()), &["endpoint: 127.0.0.1:9001 of 1 in `b`"]),
             (question("http://a.test/other"), &["no, the path is another", "answer 404"]),
+            (question("http://a.test/api/x%2f..%2f.."), &["which servers read in different ways; answer 400"]),
+            (preflight("https://web.test"), &["answer 204, the origin is allowed"]),
+            (preflight("https://evil.test"), &["answer 204, the origin is not allowed"]),
             (question("http://r.test:81/x?y"), &["redirect: 302 to https://r.test/x?y"]),
             (question("http://nobody.example/"), &["no route names `nobody.example`"]),
             (question("nonsense"), &["is not a URL"]),

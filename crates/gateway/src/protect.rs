@@ -5,9 +5,9 @@
 use crate::balance::{hash, mixed};
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, header};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -40,6 +40,14 @@ impl Protection {
     pub fn wait(&self, address: IpAddr, headers: &HeaderMap) -> Option<Duration> {
         self.rates.iter().find_map(|it| it.take(it.key.of(address, headers)).err())
     }
+}
+
+/// The same network as clients are compared with it: what stands for an IPv4 network among IPv6 addresses (`::ffff:10.0.0.0/104`)
+/// is that network.
+pub(crate) fn canonical(network: &IpNet) -> IpNet {
+    let IpNet::V6(it) = network else { return *network };
+    let mapped = it.addr().to_ipv4_mapped().zip(it.prefix_len().checked_sub(96));
+    mapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok()).map_or(*network, IpNet::V4)
 }
 
 /// What a rate is counted by.
@@ -386,7 +394,15 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
-/// Counts the connections of each address; only looked at when one comes or goes.
+/// What connections of `address` are counted by: of IPv6 its /64, which a client has to itself.
+fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(it) => it.into(),
+        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Counts the connections of each address (of IPv6 each /64); only looked at when one comes or goes.
 #[derive(Debug, Default)]
 pub struct ConnectionCounts {
     counts: Mutex<HashMap<IpAddr, u32>>,
@@ -395,6 +411,7 @@ pub struct ConnectionCounts {
 impl ConnectionCounts {
     /// Counts one, unless the address has `max` already.
     pub fn begin(self: &Arc<Self>, address: IpAddr, max: u32) -> Option<Counting> {
+        let address = whose(address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(address).or_default();
         if *count >= max {
@@ -427,6 +444,36 @@ impl Drop for Counting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_compared_as_addresses_are() {
+        for (written, network) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.1/128", "192.0.2.1/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("::ffff:0:0/95", "::ffff:0:0/95"),
+            ("2001:db8::/32", "2001:db8::/32"),
+        ] {
+            let network: IpNet = network.parse().unwrap();
+            assert_eq!(canonical(&written.parse().unwrap()), network, "{written}");
+        }
+    }
+
+    #[test]
+    fn connections_count_for_whoever_has_the_address() {
+        let counts = Arc::new(ConnectionCounts::default());
+        let begin = |address: &str| counts.begin(address.parse().unwrap(), 1);
+        let held = ["192.0.2.1", "2001:db8::1", "2001:db8:0:1::1"].map(|it| begin(it).expect(it));
+        for address in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::2", "2001:db8::ffff:0:0:1"] {
+            assert!(begin(address).is_none(), "{address}");
+        }
+        assert!(begin("192.0.2.2").is_some());
+        drop(held);
+        assert!(begin("2001:db8::2").is_some());
+        assert!(counts.counts.lock().unwrap().is_empty());
+    }
 
     #[test]
     fn rates_hold_per_key() {

@@ -268,6 +268,12 @@ impl Host {
         self.rules.iter().find(|it| it.is_for(asked.path) && it.conditions.hold(asked))
     }
 
+    /// Whether `path`, as the client wrote it, stands for different ones to different servers, and which one it is matters
+    /// here: it could come in by the rule for one, and be taken for another that a rule keeps closed.
+    pub fn is_unclear(&self, path: &str) -> bool {
+        !self.rules.iter().all(|it| it.anywhere) && matching::is_two_faced(path)
+    }
+
     /// Its rules, best first.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
@@ -311,6 +317,11 @@ impl Snapshot {
                 None => ("*".to_owned(), ""),
             };
         }
+    }
+
+    /// Whether TLS connections for `host` are passed on unread: who asks for it on one that ends here has to open another one.
+    pub fn is_elsewhere(&self, host: &str) -> bool {
+        !self.passthrough.is_empty() && self.passed_through(host).is_some()
     }
 
     /// The host entry for `host` (lower case, no port, no final dot).

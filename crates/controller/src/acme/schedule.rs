@@ -44,6 +44,11 @@ pub(super) fn usual_renewal(not_before: Timestamp, not_after: Timestamp) -> Time
     not_before.plus_ms(not_after.since_ms(not_before) / 3 * 2)
 }
 
+/// A tenth of its life before it ends: whatever the authority says, there is time for an order that fails.
+pub(super) fn latest_renewal(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    not_before.plus_ms(not_after.since_ms(not_before) / 10 * 9)
+}
+
 /// A point in a window that differs between certificates, so that not all are renewed at once.
 pub(super) fn within(start: Timestamp, end: Timestamp, id: &RowId) -> Timestamp {
     let spread = id.as_str().bytes().fold(0u64, |sum, it| sum.wrapping_mul(131).wrapping_add(it.into())) % 1000;
@@ -111,6 +116,7 @@ mod tests {
     #[test]
     fn times() {
         assert_eq!(usual_renewal(Timestamp(0), Timestamp(90)), Timestamp(60));
+        assert_eq!(latest_renewal(Timestamp(100), Timestamp(200)), Timestamp(190));
         let at = within(Timestamp(1_000), Timestamp(2_000_000), &RowId::from_parts(7, 9));
         assert!((1_000..2_000_000).contains(&at.0));
         let pauses = [1, 2, 3, 40].map(|it| back_off_ms(it, false));

@@ -6,7 +6,7 @@
 use super::Core;
 use super::body::{EndpointBody, Exchange, RequestBody, ResponseBody};
 use super::forward::{Forward, forward};
-use super::headers::strip_hop_by_hop;
+use super::headers::{remove_all_spellings, strip_hop_by_hop};
 use crate::balance::Choice;
 use crate::snapshot::{ForwardAuth, Snapshot};
 use http::request::Parts;
@@ -17,6 +17,21 @@ use std::time::Instant;
 
 /// Longest body of a yes that is read to use its connection again, in pieces.
 const MAX_PIECES: usize = 16;
+
+/// Fields about the body, which stays here, and about the resource, which another answer must not be measured by.
+const NOT_ASKED: [HeaderName; 11] = [
+    header::UPGRADE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TRANSFER_ENCODING,
+    header::EXPECT,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::RANGE,
+];
 
 /// Why a request does not come in.
 pub(super) enum Denied {
@@ -48,7 +63,9 @@ pub(super) async fn ask(
         return Err(Denied::Answer(Box::new((response, exchange))));
     }
     for name in &auth.copy {
-        parts.headers.remove(name);
+        remove_all_spellings(&mut parts.headers, name);
+    }
+    for name in &auth.copy {
         for value in response.headers().get_all(name) {
             parts.headers.append(name, value.clone());
         }
@@ -71,9 +88,7 @@ fn question(auth: &ForwardAuth, host: &str, parts: &Parts) -> Request<RequestBod
     *request.uri_mut() = auth.path.clone().into();
     let mut headers = parts.headers.clone();
     strip_hop_by_hop(&mut headers);
-    for name in
-        [header::UPGRADE, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::TRANSFER_ENCODING, header::EXPECT]
-    {
+    for name in NOT_ASKED {
         headers.remove(name);
     }
     let asked = parts.uri.path_and_query().map_or("/", |it| it.as_str());

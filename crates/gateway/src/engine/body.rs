@@ -120,12 +120,12 @@ impl BodyWatch {
 #[derive(Debug)]
 pub(super) struct RequestBody {
     incoming: Option<Incoming>,
-    /// Where a mirror takes its pieces from; `incoming` is empty then.
-    copied: Option<(mpsc::Receiver<Bytes>, SizeHint)>,
+    /// Where a mirror takes its pieces from, and at last that there are no more; `incoming` is empty then.
+    copied: Option<(mpsc::Receiver<Option<Bytes>>, SizeHint)>,
     /// All of it, when it was taken whole; `incoming` is empty then.
     held: Option<Reading>,
     /// Where a mirror's pieces go.
-    copy_to: Option<mpsc::Sender<Bytes>>,
+    copy_to: Option<mpsc::Sender<Option<Bytes>>>,
     /// Most bytes that may still come.
     room: u64,
     watch: Option<Arc<BodyWatch>>,
@@ -196,7 +196,12 @@ impl RequestBody {
         }
         let (sender, receiver) = mpsc::channel(MAX_COPIED);
         self.copy_to = Some(sender);
-        Self { copied: Some((receiver, self.size_hint())), ..Self::empty() }
+        Self { copied: Some((receiver, self.size_hint())), watch: Some(BodyWatch::new(false)), ..Self::empty() }
+    }
+
+    /// What can be seen of it when it is handed on.
+    pub(super) fn watch(&self) -> Option<Arc<BodyWatch>> {
+        self.watch.clone()
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -221,6 +226,14 @@ impl RequestBody {
                 self.ended(4);
                 Poll::Ready(Some(Err("the request body that was kept is gone".into())))
             }
+        }
+    }
+
+    /// Tells a mirror that it has all.
+    fn copied_whole(&mut self) {
+        if let Some(copy_to) = self.copy_to.take() {
+            // One without room for this fell behind.
+            let _ = copy_to.try_send(None);
         }
     }
 
@@ -284,15 +297,25 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some((receiver, left)) = &mut self.copied {
-            let piece = ready!(receiver.poll_recv(cx));
-            let Some(piece) = piece else {
-                // A body of known length that was cut off must not look whole.
-                let cut = left.exact().is_some_and(|it| it > 0);
-                return Poll::Ready(cut.then(|| Err("the mirror fell behind".into())));
+            let piece = match ready!(receiver.poll_recv(cx)) {
+                Some(Some(piece)) => piece,
+                Some(None) => {
+                    self.copied = None;
+                    self.progressed(true);
+                    return Poll::Ready(None);
+                }
+                // One that was cut off must not look whole.
+                None if left.exact().is_none_or(|it| it > 0) => {
+                    self.ended(1);
+                    return Poll::Ready(Some(Err("the mirror fell behind, or the body broke off".into())));
+                }
+                None => return Poll::Ready(None),
             };
             if let Some(known) = left.exact() {
                 left.set_exact(known.saturating_sub(piece.len() as u64));
             }
+            let complete = left.exact() == Some(0);
+            self.progressed(complete);
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         if self.held.is_some() {
@@ -313,12 +336,12 @@ impl Body for RequestBody {
                 self.room = room;
                 let complete = self.incoming.as_ref().is_some_and(Body::is_end_stream);
                 if let (Some(copy_to), Some(piece)) = (&self.copy_to, frame.data_ref())
-                    && copy_to.try_send(piece.clone()).is_err()
+                    && copy_to.try_send(Some(piece.clone())).is_err()
                 {
                     self.copy_to = None;
                 }
                 if complete {
-                    self.copy_to = None;
+                    self.copied_whole();
                 }
                 self.progressed(complete);
                 Poll::Ready(Some(Ok(frame)))
@@ -328,7 +351,7 @@ impl Body for RequestBody {
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {
-                self.copy_to = None;
+                self.copied_whole();
                 self.progressed(true);
                 Poll::Ready(None)
             }

@@ -4,7 +4,7 @@
 //! again (there is none, or it was taken whole) and its method repeated (RFC 9110 §9.2.2).
 
 use super::Core;
-use super::body::{BodyWatch, EndpointBody, Exchange, RequestBody};
+use super::body::{BodyEnd, BodyWatch, EndpointBody, Exchange, RequestBody};
 use super::http1::direct;
 use super::multiplexed::Taken;
 use super::pool::Key;
@@ -142,6 +142,8 @@ pub(super) async fn send(
         if let Some(ejection) = &settings.ejection {
             let well = match &outcome {
                 Ok((response, _)) => Some(!response.status().is_server_error()),
+                // Who breaks off a body, or sends too much of one, says nothing about who is asked.
+                Err(_) if plan.watch.as_ref().is_some_and(|it| it.end() != BodyEnd::Well) => None,
                 Err(attempt) => (attempt.failure != Failure::NoRoom).then_some(false),
             };
             if well.is_some_and(|it| open.endpoint().state.ended(it, ejection)) {

@@ -4,12 +4,12 @@
 use super::Core;
 use super::body::{RequestBody, ResponseBody};
 use super::forward::{Forward, forward};
-use super::headers::Origin;
+use super::headers::{Origin, remove_all_spellings};
 use super::passwords;
 use crate::pages::Page;
 use crate::protect::{Login, Look};
-use crate::snapshot::{Action, Policy, Rule, Snapshot, StickyCookie};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use crate::snapshot::{Action, Cors, Policy, Rule, Snapshot, StickyCookie};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -117,17 +117,19 @@ pub(super) struct Outgoing<'a> {
     hsts: Option<&'a HeaderValue>,
     origin: HeaderMap,
     cookie: Option<HeaderValue>,
+    preflight: bool,
 }
 
 impl<'a> Outgoing<'a> {
-    /// For a request with these fields.
-    pub(super) fn new(rule: &'a Rule, request: &HeaderMap, scheme: &str) -> Self {
+    /// For a request by this method with these fields.
+    pub(super) fn new(rule: &'a Rule, method: &Method, request: &HeaderMap, scheme: &str) -> Self {
         let policy = rule.policy.as_deref();
+        let preflight = policy.is_some_and(|it| it.cors.is_some()) && Cors::is_preflight(method, request);
         let mut origin = HeaderMap::new();
         if let Some(value) = policy.and_then(|it| it.cors.as_ref()).and_then(|_| request.get(header::ORIGIN)) {
             origin.insert(header::ORIGIN, value.clone());
         }
-        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None }
+        Self { policy, hsts: rule.hsts(scheme == "https"), origin, cookie: None, preflight }
     }
 
     /// Lets the client come back to the target `name`.
@@ -137,8 +139,7 @@ impl<'a> Outgoing<'a> {
 
     /// Changes a response, an endpoint's or our own. A preflight is marked already.
     pub(super) fn apply(self, response: &mut HeaderMap) {
-        let preflight = response.contains_key(header::ACCESS_CONTROL_MAX_AGE);
-        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !preflight) {
+        if let Some(cors) = self.policy.and_then(|it| it.cors.as_ref()).filter(|_| !self.preflight) {
             cors.mark(&self.origin, response);
         }
         if let Some(cookie) = self.cookie {
@@ -161,7 +162,11 @@ pub(super) fn rewrite(policy: &Policy, rule: &Rule, parts: &mut http::request::P
     if let Some(host) = &policy.rewrite.host {
         parts.headers.insert(header::HOST, host.clone());
     }
-    policy.request_headers.apply(&mut parts.headers);
+    let edits = &policy.request_headers;
+    for name in edits.remove.iter().chain(edits.set.iter().map(|it| &it.0)) {
+        remove_all_spellings(&mut parts.headers, name);
+    }
+    edits.apply(&mut parts.headers);
     Ok(())
 }
 
@@ -183,7 +188,9 @@ pub(super) fn mirror(
         MIRRORED.fetch_sub(1, Ordering::Relaxed);
         return;
     }
-    let mut request = Request::new(body.tee());
+    let copy = body.tee();
+    let watch = copy.watch();
+    let mut request = Request::new(copy);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
@@ -192,7 +199,7 @@ pub(super) fn mirror(
     supervisor.spawn("mirror", arco_daemon::OnExit::Continue, async move {
         let timeouts = upstream.timeouts;
         let (began, choice) = (Instant::now(), crate::balance::Choice::default());
-        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
+        let plan = Forward { core: &core, upstream: &upstream, timeouts, watch, began, choice, retry: None };
         if let Ok((response, exchange)) = forward(plan, request).await {
             let mut body = ResponseBody::proxied(response.into_body(), exchange, Some(timeouts.response), None);
             while let Some(Ok(_)) = body.frame().await {}

@@ -29,6 +29,10 @@ const OURS: [HeaderName; 7] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// What proxies tell begins like this: `-Prefix`, `-Ssl`, `-User` and more. Frameworks believe it, so nobody may tell it but
+/// trusted proxies.
+const FORWARDED: &str = "x-forwarded-";
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -69,8 +73,9 @@ pub(super) fn stays_here(name: &[u8]) -> bool {
         17 => is(b"x-forwarded-proto"),
         _ => false,
     };
+    let told = name.get(..FORWARDED.len()).is_some_and(|it| it.eq_ignore_ascii_case(FORWARDED.as_bytes()));
     let lookalike = || std::str::from_utf8(name).is_ok_and(|it| is_lookalike(&it.to_ascii_lowercase()));
-    ours || ends_here(name) || (name.contains(&b'_') && lookalike())
+    ours || told || ends_here(name) || (name.contains(&b'_') && lookalike())
 }
 
 /// Whether `Connection` asks for `option`.
@@ -130,8 +135,10 @@ pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade:
         for name in &OURS {
             headers.remove(name);
         }
-        let lookalikes: Vec<HeaderName> = headers.keys().filter(|it| is_lookalike(it.as_str())).cloned().collect();
-        for name in lookalikes {
+        let is_told = |it: &str| origin.chain.is_none() && it.starts_with(FORWARDED);
+        let is_false = |it: &&HeaderName| is_lookalike(it.as_str()) || is_told(it.as_str());
+        let others: Vec<HeaderName> = headers.keys().filter(is_false).cloned().collect();
+        for name in others {
             headers.remove(name);
         }
         if let Some(protocol) = protocol {
@@ -171,7 +178,21 @@ fn is_lookalike(name: &str) -> bool {
     name.contains('_') && {
         let dashed = name.replace('_', "-");
         OURS.iter().chain(&HOP_BY_HOP).any(|it| it.as_str() == dashed)
+            || dashed.starts_with(FORWARDED)
             || matches!(dashed.as_str(), "content-length" | "host" | "x-request-id" | "proxy")
+    }
+}
+
+/// Removes the field `name`, and each that CGI-like servers take for it: to them `x_user` is `x-user`.
+pub(super) fn remove_all_spellings(headers: &mut HeaderMap, name: &HeaderName) {
+    let alike = |(one, other): (u8, u8)| one == other || (b"-_".contains(&one) && b"-_".contains(&other));
+    let is_one = |it: &&HeaderName| {
+        let (it, name) = (it.as_str(), name.as_str());
+        it.len() == name.len() && it.bytes().zip(name.bytes()).all(alike)
+    };
+    let found: Vec<HeaderName> = headers.keys().filter(is_one).cloned().collect();
+    for name in found {
+        headers.remove(name);
     }
 }
 
@@ -220,6 +241,8 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("x-forwarded-for", "1.1.1.1"),
             ("x_forwarded_for", "1.1.1.1"),
+            ("x-forwarded-prefix", "/evil"),
+            ("x_forwarded_ssl", "on"),
             ("content_length", "9"),
             ("x-request-id", "good-id-1234"),
         ]);
@@ -247,9 +270,8 @@ mod tests {
 
     #[test]
     fn both_spellings_of_the_lists_agree() {
-        let other =
-            ["host", "cookie", "x-request-id", "tea", "x-forwarded-server", "x_tea"].map(HeaderName::from_static);
-        let lookalikes = ["x_forwarded_for", "content_length", "X_Request_ID"];
+        let other = ["host", "cookie", "x-request-id", "tea", "x-forwarding-for", "x_tea"].map(HeaderName::from_static);
+        let lookalikes = ["x_forwarded_for", "content_length", "X_Request_ID", "X-Forwarded-Server", "x_forwarded_ssl"];
         for name in HOP_BY_HOP.iter().chain(&OURS).chain(&[header::UPGRADE, header::EXPECT]).chain(&other) {
             let (hop, ours) = (HOP_BY_HOP.contains(name) || *name == header::UPGRADE, OURS.contains(name));
             for written in [name.as_str().to_owned(), name.as_str().to_ascii_uppercase()] {
@@ -258,6 +280,33 @@ mod tests {
             }
         }
         assert!(lookalikes.iter().all(|it| stays_here(it.as_bytes())));
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_tells_beyond_the_way_passes() {
+        let mut headers =
+            map(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-prefix", "/shop"), ("x-forwarded-port", "1")]);
+        let (client, chain) = ([192, 0, 2, 7].into(), Some("192.0.2.7, 10.0.0.1"));
+        for_endpoint(
+            &mut headers,
+            Origin { client, chain, scheme: "http", host: "a", told_host: None, fresh_id: 1 },
+            false,
+        );
+        assert_eq!(
+            (&headers["x-forwarded-prefix"], headers.get("x-forwarded-port")),
+            (&HeaderValue::from_static("/shop"), None)
+        );
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.7, 10.0.0.1");
+    }
+
+    #[test]
+    fn a_field_goes_with_what_is_taken_for_it() {
+        let mut headers =
+            map(&[("x-user-id", "1"), ("x_user_id", "2"), ("x_user-id", "3"), ("x-userid", "4"), ("x.user.id", "5")]);
+        remove_all_spellings(&mut headers, &HeaderName::from_static("x-user-id"));
+        let mut left: Vec<&str> = headers.values().map(|it| it.to_str().unwrap()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["4", "5"]);
     }
 
     #[test]

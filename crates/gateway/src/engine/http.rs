@@ -201,7 +201,7 @@ async fn answer(
         return page(&Page::unknown_host(&written_host), &request, in_flight);
     };
     if let Some(tls) = &connection.tls
-        && !core.shared.certificates.load().same_policy(&tls.entry, &host)
+        && (!core.shared.certificates.load().same_policy(&tls.entry, &host) || snapshot.is_elsewhere(&host))
     {
         core.shared.metrics.refused(421);
         return page(&Page::misdirected(&host), &request, in_flight);
@@ -212,6 +212,10 @@ async fn answer(
     };
     let metrics = &entry.metrics;
     recording.routed(metrics, &entry.name);
+    if entry.is_unclear(request.uri().path()) {
+        metrics.answered(400);
+        return page(&Page::bad_path(), &request, in_flight);
+    }
     let Some(rule) = entry.find(&Asked {
         method: request.method(),
         path: &normal_path(request.uri().path()),
@@ -232,7 +236,7 @@ async fn answer(
     };
     recording.gets(origin.fresh_id);
     let policy = rule.policy.as_deref();
-    let mut outgoing = Outgoing::new(rule, request.headers(), origin.scheme);
+    let mut outgoing = Outgoing::new(rule, request.method(), request.headers(), origin.scheme);
     let mut own = gate::refuse(rule, &request, &origin);
     if own.is_none() {
         let headers = request.headers();

@@ -1,9 +1,10 @@
 //! What is done with a request that a rule is for: answered here, or changed and passed on. Pure.
 
-use super::matching::{PathMatch, Pattern, below};
+use super::matching::{PathMatch, Pattern, below, is_two_faced, normal_path};
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Response, StatusCode};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Who answers.
@@ -115,6 +116,8 @@ impl PathRewrite {
     /// The new path with the query of `uri`; `None` when no valid path comes out.
     pub fn apply(&self, matched: &PathMatch, uri: &http::Uri) -> Option<PathAndQuery> {
         let path = uri.path();
+        // A path that was matched in another spelling is sent on in the spelling that was matched.
+        let straight = !path.contains("/.") && !path.contains("//") && !is_two_faced(path);
         let mut new = match self {
             Self::Full(full) => full.clone(),
             Self::Prefix(prefix) => {
@@ -122,25 +125,33 @@ impl PathRewrite {
                     PathMatch::Prefix(old) | PathMatch::Exact(old) => old.as_str(),
                     PathMatch::Regex(_) => "/",
                 };
-                // A path that was matched in another spelling is sent on in the spelling that was matched.
-                let straight = if path.contains("/.") || path.contains("//") { None } else { below(path, old) };
                 let normal;
-                let rest = match straight {
+                let rest = match below(path, old).filter(|_| straight) {
                     Some(rest) => rest,
                     None => {
-                        normal = encoded(&super::matching::normal_path(path));
+                        normal = encoded(&normal_path(path));
                         below(&normal, old)?
                     }
                 };
                 format!("{}{rest}", prefix.strip_suffix('/').unwrap_or(prefix))
             }
-            Self::Regex(pattern, replacement) => pattern.0.replace(path, replacement.as_str()).into_owned(),
+            Self::Regex(pattern, replacement) if straight && pattern.0.is_match(path) => {
+                pattern.0.replace(path, replacement.as_str()).into_owned()
+            }
+            Self::Regex(pattern, replacement) => {
+                match pattern.0.replace(&encoded(&normal_path(path)), replacement.as_str()) {
+                    // It is found in no spelling.
+                    Cow::Borrowed(_) => path.to_owned(),
+                    Cow::Owned(new) => new,
+                }
+            }
         };
         if !new.starts_with('/') {
             new.insert(0, '/');
         }
         if let Some(query) = uri.query() {
-            new.push('?');
+            // The replacement of an expression may bring a query along.
+            new.push(if new.contains('?') { '&' } else { '?' });
             new.push_str(query);
         }
         PathAndQuery::try_from(new).ok()
@@ -236,10 +247,15 @@ pub struct Cors {
 }
 
 impl Cors {
+    /// Whether a browser asks before its request.
+    pub fn is_preflight(method: &Method, request: &HeaderMap) -> bool {
+        let asked = request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        *method == Method::OPTIONS && asked && request.contains_key(header::ORIGIN)
+    }
+
     /// The answer to a preflight request; `None` when it is none.
     pub fn preflight(&self, method: &Method, request: &HeaderMap) -> Option<Response<String>> {
-        let asked = request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-        if *method != Method::OPTIONS || !asked || !request.contains_key(header::ORIGIN) {
+        if !Self::is_preflight(method, request) {
             return None;
         }
         let mut response = Response::new(String::new());

@@ -259,3 +259,17 @@ pub fn normal_path(path: &str) -> Cow<'_, str> {
     }
     Cow::Owned(out)
 }
+
+/// Whether servers take `path` (without query) for different ones: it climbs by `..`, in whatever spelling, or holds a `\`,
+/// which some take for a `/`. Who takes it as it is written finds it below another route than who resolves it.
+pub(super) fn is_two_faced(path: &str) -> bool {
+    if path.contains('\\') {
+        return true;
+    }
+    if !path.contains('%') && !path.contains("/..") {
+        return false;
+    }
+    // Some servers cut parameters off each segment (RFC 3986 §3.3) before they look at it.
+    let is_up = |it: &str| it.split(';').next() == Some("..");
+    decoded(path, false).split(['/', '\\']).any(is_up)
+}

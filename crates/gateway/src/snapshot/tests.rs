@@ -198,11 +198,33 @@ fn no_spelling_of_a_path_gets_around_its_rule() {
     ] {
         assert_eq!(normal_path(written), normal, "{written}");
     }
+    // What servers do not agree about is unclear where its rule depends on it.
+    let two = snapshot(&[("a.test", &["/", "/admin"]), ("b.test", &["/"]), ("c.test", &["/app"])]);
+    for (written, unclear) in [
+        ("/admin/x/..%2f..%2f", true),
+        ("/admin/%2e%2E/", true),
+        ("/x/../admin", true),
+        ("/..", true),
+        ("/x/..;y/admin", true),
+        ("/x%5c..%5cadmin", true),
+        ("/x\\admin", true),
+        ("/x/..y/...", false),
+        ("/x..", false),
+        ("/.well-known/./x", false),
+        ("/a%2fb//c%20d", false),
+        ("/%252e%252e/", false),
+    ] {
+        let found = ["a.test", "b.test", "c.test"].map(|it| two.host(it).unwrap().is_unclear(written));
+        assert_eq!(found, [unclear, false, unclear], "{written}");
+    }
 }
 
 #[test]
 fn paths_and_locations_are_rewritten() {
-    let regex = || PathRewrite::Regex(Pattern::new("^/u/([0-9]+)").unwrap(), "/users/${1}/x".to_owned());
+    let of = |pattern: &str, new: &str| PathRewrite::Regex(Pattern::new(pattern).unwrap(), new.to_owned());
+    let regex = || of("^/u/([0-9]+)", "/users/${1}/x");
+    let all = || of("^/(.*)$", "/new/$1");
+    let asking = || of("^/u/([0-9]+)$", "/find?user=$1");
     for (rewrite, matched, uri, expected) in [
         (PathRewrite::Full("/new".into()), prefix("/"), "/old/x?q=1", "/new?q=1"),
         (PathRewrite::Prefix("/new/".into()), prefix("/old"), "/old/x%20y?q", "/new/x%20y?q"),
@@ -211,6 +233,17 @@ fn paths_and_locations_are_rewritten() {
         (PathRewrite::Prefix("/new".into()), prefix("/old"), "/x/../old/../old/y z", "/new/y%20z"),
         (regex(), prefix("/"), "/u/42/y?z=1", "/users/42/x/y?z=1"),
         (regex(), prefix("/"), "/v", "/v"),
+        // Nobody climbs out of what a path is rewritten to, and no spelling gets around it.
+        (PathRewrite::Prefix("/new".into()), prefix("/"), "/%2e%2e/y", "/new/y"),
+        (PathRewrite::Prefix("/new".into()), prefix("/"), "/x%2f..%2f..%2fy", "/new/y"),
+        (PathRewrite::Prefix("/new".into()), prefix("/old"), "/old/a%2fb", "/new/a%2fb"),
+        (all(), prefix("/"), "/../y", "/new/y"),
+        (all(), prefix("/"), "/a%2fb?q", "/new/a%2fb?q"),
+        (regex(), prefix("/"), "/%75/42", "/users/42/x"),
+        (regex(), prefix("/"), "//u/42", "/users/42/x"),
+        (regex(), prefix("/"), "//v%20w", "//v%20w"),
+        (asking(), prefix("/"), "/u/42?z=1", "/find?user=42&z=1"),
+        (asking(), prefix("/"), "/u/42", "/find?user=42"),
     ] {
         let uri: http::Uri = uri.replace(' ', "%20").parse().unwrap();
         assert_eq!(rewrite.apply(&matched, &uri).unwrap().as_str(), expected, "{uri}");

@@ -2,7 +2,7 @@
 
 pub(crate) mod upstream;
 
-use super::route::{Kept, Prepared};
+use super::route::{Kept, Prepared, networks};
 use crate::engine::{CertificateEntry, Certificates, Limits, Protocol};
 use crate::metrics::Metrics;
 use crate::snapshot::{Host, Rule, Snapshot, Timeouts};
@@ -295,7 +295,7 @@ impl FileSource {
         self.revision += 1;
         let mut snapshot = Snapshot { revision: self.revision, ..Snapshot::default() };
         let (mut states, mut turns, mut upstreams) = (HashMap::new(), HashMap::new(), HashMap::new());
-        snapshot.trusted_proxies = file.trusted_proxies.clone();
+        snapshot.trusted_proxies = networks(&file.trusted_proxies);
         for (it, settings) in file.upstreams.iter().zip(parts.settings) {
             let endpoints = it.endpoints.iter().enumerate().map(|(at, address)| {
                 let key = (it.name.clone(), *address);

@@ -1,7 +1,7 @@
 //! Rules from a route as it is written ([`arco_model::route`]): the one way, from the file and from the store.
 
 use crate::balance::{Balance, Check, CheckHttp, Ejection, HashKey, hash};
-use crate::protect::{Protection, RateKey, RateLimit, Users};
+use crate::protect::{Protection, RateKey, RateLimit, Users, canonical};
 use crate::snapshot::{
     Action, Answer, Conditions, Cors, ForwardAuth, HeaderEdits, Https, Maintenance, Mirror, PathMatch, PathRewrite,
     Pattern, Policy, Redirect, Retry, Rewrite, Rule, StickyCookie, Test, Timeouts,
@@ -149,7 +149,7 @@ impl Prepared {
             maintenance: route.maintenance.as_ref().map(|it| Maintenance {
                 message: it.message.clone(),
                 retry_after_s: it.retry_after_s,
-                allow: it.allow.clone(),
+                allow: networks(&it.allow),
             }),
             rewrite: rewrite(route.rewrite.as_ref())?,
             request_headers: edits(&route.request_headers)?,
@@ -158,8 +158,8 @@ impl Prepared {
             mirror: route.mirror.as_ref().map(|it| Mirror::new(it.to.to_string().into(), it.percent)),
             sticky: route.sticky.as_ref().map(sticky),
             protection: Protection {
-                allow: route.allow.clone(),
-                deny: route.deny.clone(),
+                allow: networks(&route.allow),
+                deny: networks(&route.deny),
                 rates: self.rates.iter().map(|it| Arc::clone(&it.1)).collect(),
                 users: self.users.as_ref().map(|it| Arc::clone(&it.1)),
                 max_body_bytes: route.max_body_bytes,
@@ -284,6 +284,11 @@ pub(super) fn merged(base: Timeouts, route: &RouteTimeouts) -> Timeouts {
         response: or(route.response_ms, base.response),
         total: route.total_ms.map(Duration::from_millis).or(base.total),
     }
+}
+
+/// As clients are compared with them.
+pub(super) fn networks(written: &[ipnet::IpNet]) -> Vec<ipnet::IpNet> {
+    written.iter().map(canonical).collect()
 }
 
 fn forward_auth<T: Display>(written: &route::ForwardAuth<T>) -> Result<ForwardAuth, String> {

@@ -99,7 +99,7 @@ impl StoreSource {
 
     /// Peers whose word about addresses and schemes is believed.
     pub fn trust(&mut self, proxies: &[ipnet::IpNet]) {
-        self.trusted_proxies = proxies.to_vec();
+        self.trusted_proxies = super::route::networks(proxies);
     }
 
     /// The routing table for `view`, made on the one before. `changed` are the keys that differ from the view that it was

@@ -50,8 +50,7 @@ fn seen(answer: &Message) -> Seen {
     let fields = fields.map(|it| (it, answer.header(it).map(str::to_owned)));
     let text = answer.text();
     let echoed = text.contains("HTTP/1.1\r\n");
-    let told =
-        ["host:", "x-forwarded-for:", "x-forwarded-proto:", "x-forwarded-host:", "x-tier:", "x-drop:", "x-keep:"];
+    let told = ["host:", "forwarded:", "x-forwarded-", "proxy-", "x-tier:", "x-drop:", "x-keep:"];
     let endpoint = echoed.then(|| {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default().to_owned();
@@ -199,6 +198,12 @@ async fn both_drivers_answer_alike() {
         ("GET /v1/a/b", "a.test", "", 200),
         ("GET /r12", "a.test", "X-Drop: 1\r\nX-Tier: none\r\n", 200),
         ("GET /r12x", "a.test", "X-Drop: 1\r\n", 200),
+        ("GET /", "a.test", "Forwarded: for=9.9.9.9\r\nX-Forwarded-Port: 1\r\nX-Forwarded-Ssl: on\r\n", 200),
+        ("GET /", "a.test", "X-Forwarded-Prefix: /x\r\nX-Forwarded-User: root\r\nProxy-Authorization: x\r\n", 200),
+        ("GET /api/x%2f..%2F..", "a.test", "", 400),
+        ("GET /x/.%2E/api?q", "a.test", "", 400),
+        ("GET /x\\api", "a.test", "", 400),
+        ("GET /x/..y?/../x", "a.test", "", 200),
         ("GET /edit/x", "a.test", "", 200),
         ("GET /q?x=1", "deep.x.w.test", "", 308),
         ("GET /q", "w.test", "", 404),

@@ -519,6 +519,7 @@ async fn an_ordinary_request_reaches_its_endpoint_as_one_of_the_general_path() {
         ("PUT", &[("te", "trailers"), ("expect", "100-continue"), ("content-length", "0")]),
         ("POST", &[("x-forwarded-for", "9.9.9.9"), ("x_forwarded_for", "8.8.8.8"), ("forwarded", "for=7.7.7.7")]),
         ("GET", &[("x-request-id", "known-1234"), ("x-real-ip", "6.6.6.6"), ("proxy-authorization", "x")]),
+        ("GET", &[("x-forwarded-prefix", "/evil"), ("x-forwarded-ssl", "on"), ("x_forwarded_user", "root")]),
         (
             "GET",
             &[("x-request-id", "a b"), ("host", "other.test"), ("x-empty", ""), ("x-twice", "1"), ("x-twice", "2")],

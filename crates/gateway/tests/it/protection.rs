@@ -43,7 +43,13 @@ async fn rates_addresses_and_sizes_are_limited() {
     let answer = wire.ask(GET).await;
     let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!(answer.status() == 429 && (9_000..=10_000).contains(&wait), "{answer:?}");
-    for (part, status) in [("deny: [127.0.0.0/8]", 403), ("allow: [10.0.0.0/8]", 403), ("allow: [127.0.0.1/32]", 200)] {
+    for (part, status) in [
+        ("deny: [127.0.0.0/8]", 403),
+        ("deny: ['::ffff:127.0.0.0/104']", 403),
+        ("allow: [10.0.0.0/8]", 403),
+        ("allow: [127.0.0.1/32]", 200),
+        ("allow: ['::ffff:127.0.0.1/128']", 200),
+    ] {
         let gateway = with_route(part).await;
         assert_eq!(get(gateway.web(), "a.test", "/").await.status(), status, "{part}");
     }
@@ -231,6 +237,21 @@ async fn endpoints_that_are_not_well_are_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_left_out_for_what_clients_send() {
+    let yaml = file(&[echo().await])
+        .replace("name: a, ", "name: a, ejection: {failures: 1, base_ms: 3600000}, ")
+        .replace("targets: [{upstream: a}]", "targets: [{upstream: a}], max_body_bytes: 4");
+    let gateway = Gateway::start(&yaml).await;
+    let large = "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n";
+    for _ in 0..3 {
+        assert_eq!(Wire::connect(gateway.web()).await.ask(large).await.status(), 413);
+    }
+    let snapshot = gateway.shared.snapshot.load_full();
+    assert_eq!(snapshot.upstreams["a"].metrics.ejections.get(), 0);
+    assert_eq!(get(gateway.web(), "a.test", "/").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_stays_at_its_endpoint_and_full_ones_refuse() {
     let (ok, held) = (Arc::new(AtomicU16::new(200)), Arc::default());
     let endpoints = [moody(&ok, &held).await, moody(&ok, &Arc::default()).await];
@@ -337,6 +358,8 @@ async fn judge() -> SocketAddr {
             assert_eq!(request.header("x-forwarded-uri"), Some("/x?y"));
             // Also when a proxy passes on another one.
             assert_eq!(request.header("x-forwarded-host"), Some("a.test"));
+            // It is asked about the client, not about what the client has of the resource.
+            assert_eq!((request.header("if-match"), request.header("range")), (None, None));
             let answer = match request.header("authorization") {
                 Some("good") => "HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 4\r\n\r\nfine",
                 _ => "HTTP/1.1 302 Found\r\nLocation: /login\r\nSet-Cookie: back=1\r\nContent-Length: 5\r\n\r\nlogin",
@@ -359,13 +382,15 @@ async fn somebody_else_decides_who_comes_in() {
     };
     let gateway = Gateway::start(&yaml(judge)).await;
     let mut wire = Wire::connect(gateway.web()).await;
-    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX-Forwarded-Uri: /open\r\n\
+    let ask = "POST /x?y HTTP/1.1\r\nHost: a.test\r\nX-User: root\r\nX_User: root\r\nX-Forwarded-Uri: /open\r\n\
+         If-Match: \"kept\"\r\nRange: bytes=0-1\r\n\
          X-Forwarded-Host: open.test\r\nContent-Length: 2\r\n";
     for _ in 0..3 {
         let answer = wire.ask(&format!("{ask}Authorization: good\r\n\r\nhi")).await;
         assert_eq!((answer.status(), answer.text().contains("\r\n\r\nhi")), (200, true), "{}", answer.head);
         let seen = answer.text().to_ascii_lowercase();
         assert!(seen.contains("x-user: ann\r\n") && !seen.contains("root"), "{seen}");
+        assert!(seen.contains("if-match: \"kept\"\r\n") && seen.contains("range: bytes=0-1\r\n"), "{seen}");
     }
     let mut wire = Wire::connect(gateway.web()).await;
     let answer = wire.ask(&format!("{ask}\r\nhi")).await;

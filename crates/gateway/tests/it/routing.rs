@@ -56,6 +56,37 @@ async fn conditions_choose_the_target() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_path_is_open_by_one_rule_and_closed_by_another() {
+    let gateway = gateway(
+        "  - {hosts: [a.test], targets: [{upstream: a}]}\n\
+         \x20 - {hosts: [a.test], paths: [{prefix: /admin}], deny: [127.0.0.0/8], targets: [{upstream: a}]}\n\
+         \x20 - {hosts: [b.test], targets: [{upstream: a}]}\n",
+        named("b").await,
+    )
+    .await;
+    for (path, status) in [
+        ("/x/y", 200),
+        ("/admin/x", 403),
+        ("//admin", 403),
+        ("/%61dmin", 403),
+        // A server that does not resolve these finds them below `/admin`, one that does would not.
+        ("/admin/x/..%2f..%2f", 400),
+        ("/admin/%2e%2e/", 400),
+        ("/admin/../x", 400),
+        // And here it is the other way round.
+        ("/x/..;/admin", 400),
+        ("/x\\..\\admin", 400),
+        ("/x/.../y", 200),
+    ] {
+        let answer = ask(&gateway, &format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")).await;
+        assert_eq!(answer.status(), status, "{path}");
+    }
+    // Where one rule is for all paths, they pass as they are written.
+    let answer = ask(&gateway, "GET /x/..%2f..%2f/../y HTTP/1.1\r\nHost: b.test\r\n\r\n").await;
+    assert!(answer.text().starts_with("GET /x/..%2f..%2f/../y HTTP/1.1\r\n"), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_and_responses_are_changed() {
     let gateway = gateway(
         "  - hosts: [a.test]\n    paths: [{prefix: /old}]\n    targets: [{upstream: a}]\n\
@@ -69,14 +100,18 @@ async fn requests_and_responses_are_changed() {
         named("b").await,
     )
     .await;
-    let answer =
-        ask(&gateway, "GET /old/x?q=1 HTTP/1.1\r\nHost: a.test\r\nX-Gone: 1\r\nX-Set: 0\r\nX-Add: 1\r\n\r\n").await;
+    let answer = ask(
+        &gateway,
+        "GET /old/x?q=1 HTTP/1.1\r\nHost: a.test\r\nX-Gone: 1\r\nX_Gone: 2\r\nX-Set: 0\r\nX_Set: 3\r\nX-Add: 1\r\n\r\n",
+    )
+    .await;
     let seen = answer.text();
     assert!(seen.starts_with("GET /new/x?q=1 HTTP/1.1\r\n"), "{seen}");
     for part in ["host: inner.test\r\n", "x-forwarded-host: a.test\r\n", "x-set: 1\r\n", "x-add: 1\r\nx-add: 2\r\n"] {
         assert!(seen.contains(part), "{part} in {seen}");
     }
     assert!(!seen.contains("x-gone") && !seen.contains("x-set: 0"), "{seen}");
+    assert!(!seen.contains("x_gone") && !seen.contains("x_set"), "a server may take them for the others: {seen}");
     assert_eq!(answer.header("strict-transport-security"), Some("max-age=60"));
     assert_eq!(answer.header("x-origin"), None);
     let answer = ask(&gateway, "GET /x?y HTTP/1.1\r\nHost: r.test:8080\r\n\r\n").await;
@@ -91,9 +126,18 @@ async fn requests_and_responses_are_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_get_their_cross_origin_answers() {
+    // An endpoint that lets everybody in, by all that such answers may hold.
+    let generous = origin(|mut wire| async move {
+        while wire.message().await.is_some() {
+            let says = "Access-Control-Allow-Origin: *\r\nAccess-Control-Max-Age: 600\r\nContent-Length: 0";
+            wire.send(format!("HTTP/1.1 200 OK\r\n{says}\r\n\r\n")).await;
+        }
+    })
+    .await;
     let gateway = gateway(
-        "  - {hosts: [a.test], targets: [{upstream: a}], cors: {origins: ['https://web.test'], credentials: true, max_age_s: 7}}\n",
-        named("b").await,
+        "  - {hosts: [a.test], targets: [{upstream: a}], cors: {origins: ['https://web.test'], credentials: true, max_age_s: 7}}\n\
+         \x20 - {hosts: [b.test], targets: [{upstream: b}], cors: {origins: ['https://web.test']}}\n",
+        generous,
     )
     .await;
     let preflight = |origin: &str| {
@@ -110,6 +154,11 @@ async fn browsers_get_their_cross_origin_answers() {
         (answer.header("access-control-allow-credentials"), answer.header("vary")),
         (Some("true"), Some("Origin"))
     );
+    // The route's word counts, whatever the endpoint says.
+    for (origin, shown) in [("https://evil.test", None), ("https://web.test", Some("https://web.test"))] {
+        let answer = ask(&gateway, &format!("GET / HTTP/1.1\r\nHost: b.test\r\nOrigin: {origin}\r\n\r\n")).await;
+        assert_eq!((answer.status(), answer.header("access-control-allow-origin")), (200, shown), "{origin}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,4 +209,29 @@ async fn a_mirror_gets_a_copy_and_changes_nothing() {
         let copy = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
         assert!(copy.head.starts_with("POST /x ") && copy.body == b"hello", "{copy:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_cut_off_does_not_look_whole() {
+    let (tell, mut seen) = mpsc::unbounded_channel();
+    let tell = Arc::new(tell);
+    let copies = origin(move |mut wire| {
+        let tell = Arc::clone(&tell);
+        async move {
+            if let Some(begun) = wire.until("hello").await {
+                tell.send(begun.into_bytes()).unwrap();
+                tell.send(wire.rest().await).unwrap();
+            }
+        }
+    })
+    .await;
+    let gateway = gateway("  - {hosts: [a.test], targets: [{upstream: a}], mirror: {upstream: b}}\n", copies).await;
+    let mut wire = Wire::connect(gateway.web()).await;
+    wire.send("POST /x HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    let begun = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
+    assert!(begun.starts_with(b"POST /x "), "{begun:?}");
+    // The client leaves in the middle of its request.
+    drop(wire);
+    let rest = tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().unwrap();
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
 }

@@ -358,6 +358,10 @@ async fn tls_picks_the_certificate_and_keeps_hosts_apart() {
     let yaml = file(&[echo().await])
         .replace("listeners: [", "listeners: [{name: tls, address: \"127.0.0.1:0\", protocol: https}, ")
         .replace("hosts: [a.test]", "hosts: [one.test, \"*.one.test\", two.test]")
+        .replace(
+            "routes: [",
+            "routes: [{hosts: [db.one.test], targets: [{upstream: a}], tls: {certificate: passthrough}}, ",
+        )
         + "certificates: [{hosts: [one.test, \"*.one.test\"], certificate_file: one.pem, key_file: one.key}, \
            {hosts: [two.test], certificate_file: two.pem, key_file: two.key}]\n";
     let gateway = Gateway::start_in(folder, &yaml).await;
@@ -370,6 +374,8 @@ async fn tls_picks_the_certificate_and_keeps_hosts_apart() {
         ("two.test", "two.test", 200),
         ("one.test", "two.test", 421),
         ("one.test", "nobody.test", 421),
+        // The wildcard covers it, but it is served by another certificate that is not here.
+        ("x.one.test", "db.one.test", 421),
     ] {
         let stream = tokio::net::TcpStream::connect(gateway.addresses["tls"]).await.unwrap();
         let mut tls = connector.connect(sni.to_owned().try_into().unwrap(), stream).await.unwrap();

@@ -3,6 +3,7 @@
 //! What must hold: what is rendered answers as the built-in engine does; what nginx cannot do so is told, by route, and
 //! nothing is rendered then. No text of the file gets out of its quotes.
 
+use crate::protect::canonical;
 use crate::source::file::upstream::{BalanceFile, HashByFile, UpstreamFile, UpstreamProtocol};
 use crate::source::file::{File, ListenerFile, ProtocolFile};
 use arco_model::route::{PathMatch, Redirect, Route};
@@ -13,6 +14,23 @@ use std::path::Path;
 
 /// Longest text of a fixed answer that fits a directive.
 const MAX_ANSWER: usize = 2000;
+
+/// What nobody but a proxy may tell, and what ends here; nginx knows them by name alone.
+const NOT_PASSED: [&str; 11] = [
+    "Forwarded",
+    "X-Forwarded-Email",
+    "X-Forwarded-Groups",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Scheme",
+    "X-Forwarded-Server",
+    "X-Forwarded-Ssl",
+    "X-Forwarded-User",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+];
+/// Paths that servers read in different ways, as they are written (`snapshot::Host::is_unclear`).
+const UNCLEAR: &str = r"^[^?]*(?:\\|(?:/|%2f|%5c)(?:\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))";
 
 /// The configuration, with what it writes below `folder`; else everything that nginx cannot do. Files of certificates are
 /// relative to `base`; `here` says whether this machine has an address.
@@ -50,7 +68,8 @@ pub(super) fn render(
     // A `$` in a text is this one: nginx has no other way to write it.
     out.push_str(
         "    geo $dollar {\n        default \"$\";\n    }\n    map $http_upgrade $connection_of_upgrade {\n        default upgrade;\n        \
-         '' '';\n    }\n    map $http_x_request_id $known_request_id {\n        default $http_x_request_id;\n        '' $request_id;\n    }\n",
+         '' '';\n    }\n    map $http_x_request_id $known_request_id {\n        default $request_id;\n        \
+         \"~^[-A-Za-z0-9_.:]{8,128}$\" $http_x_request_id;\n    }\n",
     );
     let times = &file.timeouts;
     let millis = |it: Option<u64>, default: u64| it.unwrap_or(default);
@@ -68,7 +87,7 @@ pub(super) fn render(
         file.limits.max_header_bytes,
     );
     for proxy in &file.trusted_proxies {
-        let _ = writeln!(out, "    set_real_ip_from {proxy};");
+        let _ = writeln!(out, "    set_real_ip_from {};", canonical(proxy));
     }
     if !file.trusted_proxies.is_empty() {
         out.push_str("    real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n");
@@ -327,6 +346,9 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
     }
     // Of several expressions the first one wins: the longer ones come first.
     locations.sort_by_key(|(path, _)| std::cmp::Reverse(path.regex.as_ref().map_or(0, String::len)));
+    if locations.iter().any(|it| it.0.prefix.as_deref() != Some("/")) {
+        let _ = writeln!(out, "        if ($request_uri ~* {}) {{ return 400; }}", literal(UNCLEAR));
+    }
     let exact: Vec<String> = locations.iter().filter_map(|it| it.0.exact.clone()).collect();
     for (path, number) in &locations {
         let body = location(file, base, &file.routes[*number], path, https);
@@ -365,10 +387,10 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         line(format!("if ($scheme = http) {{ return 308 https://$host{port}$request_uri; }}"));
     }
     for it in &route.deny {
-        line(format!("deny {it};"));
+        line(format!("deny {};", canonical(it)));
     }
     for it in &route.allow {
-        line(format!("allow {it};"));
+        line(format!("allow {};", canonical(it)));
     }
     if !route.allow.is_empty() {
         line("deny all;".to_owned());
@@ -433,6 +455,10 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         }
     }
     let host = rewrite.and_then(|it| it.host.as_ref()).map_or("$http_host".to_owned(), |it| quoted(it));
+    let edited = |name: &str| {
+        let mut names = route.request_headers.set.keys().chain(&route.request_headers.remove);
+        names.any(|it| it.eq_ignore_ascii_case(name))
+    };
     for (name, value) in [
         ("Host", host.as_str()),
         ("X-Forwarded-For", "$remote_addr"),
@@ -443,10 +469,12 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         ("Upgrade", "$http_upgrade"),
         ("Connection", "$connection_of_upgrade"),
     ] {
-        let edited = route.request_headers.set.keys().chain(&route.request_headers.remove);
-        if !edited.into_iter().any(|it| it.eq_ignore_ascii_case(name)) {
+        if !edited(name) {
             line(format!("proxy_set_header {name} {value};"));
         }
+    }
+    for name in NOT_PASSED.iter().filter(|it| !edited(it)) {
+        line(format!("proxy_set_header {name} \"\";"));
     }
     for (name, value) in &route.request_headers.set {
         line(format!("proxy_set_header {} {};", quoted(name), quoted(value)));
@@ -558,6 +586,9 @@ routes:
             "listen 192.0.2.9:8443 ssl http2;",
             "ssl_certificate \"/etc/gateway/c.pem\";",
             "location \"/api/\" {",
+            "proxy_set_header Forwarded \"\";",
+            "proxy_set_header X-Forwarded-Prefix \"\";",
+            r#"if ($request_uri ~* "^[^?]*(?:\\\\|(?:/|%2f|%5c)(?:\\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))") { return 400; }"#,
             "add_header \"x-text\" \"say \\\"${dollar}100\\\" \\\\\" always;",
         ] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");

@@ -118,6 +118,9 @@ fn plan(request: &Request<'_, '_>, client: &Client<'_>) -> Option<Judged> {
         return None;
     }
     let snapshot = client.core.shared.snapshot.load();
+    if client.tls.is_some() && snapshot.is_elsewhere(&key) {
+        return None;
+    }
     let method = Method::from_bytes(request.method.as_bytes()).ok()?;
     let (entry, rule) = plain_rule(&snapshot, &key, request.target, client.address)?;
     let secure = client.tls.is_some();
@@ -208,7 +211,11 @@ pub(in crate::engine) fn plain_rule<'a>(
         }
     }
     let entry = snapshot.host(host)?;
-    let path = normal_path(target.split_once('?').map_or(target, |it| it.0));
+    let written = target.split_once('?').map_or(target, |it| it.0);
+    let path = normal_path(written);
+    if matches!(path, Cow::Owned(_)) && entry.is_unclear(written) {
+        return None;
+    }
     let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
     // With conditions (that it came over TLS is one, too) the rule depends on fields, or another rule may be the one.
     let is_plain = rule.policy.is_none() && rule.conditions == Conditions::default();

@@ -47,6 +47,8 @@ const HSTS: &str = "strict-transport-security";
 #[derive(Default)]
 struct Found<'b> {
     length: Option<&'b [u8]>,
+    /// Whether it was said more than once.
+    repeated: bool,
     chunked: bool,
     close: bool,
     names: bool,
@@ -65,8 +67,12 @@ struct Judged<'b> {
 /// Whether a field passes to the client.
 fn passes(field: &httparse::Header<'_>, judged: &Judged<'_>, all: &[httparse::Header<'_>]) -> bool {
     let name = field.name.as_bytes();
-    let useless_length = matches!(judged.status.as_u16(), 204 | 304) && name.eq_ignore_ascii_case(b"content-length");
-    !(headers::ends_here(name) || useless_length || judged.found.names && is_named(name, all))
+    let is_length = |it: &httparse::Header<'_>| it.name.eq_ignore_ascii_case("content-length");
+    let useless_length = matches!(judged.status.as_u16(), 204 | 304) && is_length(field);
+    // One of several that say the same is enough (RFC 9110 §8.6).
+    let first = || all.iter().find(|it| is_length(it)).is_some_and(|it| std::ptr::eq(it, field));
+    let again = judged.found.repeated && is_length(field) && !first();
+    !(headers::ends_here(name) || useless_length || again || judged.found.names && is_named(name, all))
 }
 
 /// Parses a head into `response`; how long it is, `None` while it is not complete.
@@ -102,7 +108,9 @@ fn judge<'b>(response: &httparse::Response<'_, 'b>, head: bool) -> Result<Judged
         None if found.chunked => Left::Chunked(Box::default()),
         None => Left::UntilEnd,
     };
-    let keeps = http_11 && !found.close && !matches!(left, Left::UntilEnd);
+    // Who speaks of a body that there cannot be may send it: it would be read as the next response.
+    let is_doubtful = status == StatusCode::NO_CONTENT && (found.chunked || known.is_some_and(|it| it > 0));
+    let keeps = http_11 && !found.close && !is_doubtful && !matches!(left, Left::UntilEnd);
     Ok(Judged { status, left, keeps, found })
 }
 
@@ -203,6 +211,7 @@ impl<'b> Found<'b> {
             12 if is("content-type") => self.events = headers::is_events(field.value),
             14 if is("content-length") => {
                 let before = self.length.replace(field.value);
+                self.repeated = before.is_some();
                 if before.is_some_and(|it| it != field.value) {
                     return Err("it has several Content-Length fields");
                 }
@@ -274,7 +283,14 @@ mod tests {
                 "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close, X-Drop, content-length\r\nx-drop: 1\r\nKeep-Alive: 5\r\n\r\n",
                 "HTTP/1.1 200 OK|content-length: 2|| 2 ends",
             ),
-            ("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 204 No Content|| 0 keeps"),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\r\ncontent-length: 2\r\n\r\nok",
+                "HTTP/1.1 200 OK|content-length: 2|x-a: b|| 2 keeps",
+            ),
+            ("HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 204 No Content|| 0 keeps"),
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 204 No Content|| 0 keeps"),
+            ("HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 204 No Content|| 0 ends"),
+            ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 204 No Content|| 0 ends"),
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 304 Not Modified|| 0 keeps"),
             ("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "HTTP/1.1 103 Early Hints|link: x|| 0 keeps"),
             ("HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 299 |content-length: 0|| 0 keeps"),

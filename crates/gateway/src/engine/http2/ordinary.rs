@@ -53,6 +53,9 @@ impl Ordinary {
         }
         let address = connection.peer.ip();
         let snapshot = core.shared.snapshot.load();
+        if snapshot.is_elsewhere(&key) {
+            return None;
+        }
         let (entry, rule) = request::plain_rule(&snapshot, &key, target, address)?;
         // There is no HTTP/2 here without TLS.
         let Way { upstream, timeouts, hsts } = request::way(&snapshot, rule, true)?;
