@@ -163,6 +163,59 @@ fn an_ingress_is_served_with_what_its_annotations_ask_for() {
 }
 
 #[test]
+fn hosts_of_an_ingress_have_the_certificate_that_is_named_for_them() {
+    let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
+    let paths = json!({ "paths": [{ "path": "/", "pathType": "Prefix", "backend": backend }] });
+    for (tls, rules, wanted) in [
+        (
+            json!([{ "hosts": ["*.test"], "secretName": "wide" }]),
+            json!([{ "host": "a.test", "http": paths }, { "host": "a.b.test", "http": paths }]),
+            vec![("a.b.test", None), ("a.test", Some("wide"))],
+        ),
+        (
+            json!([{ "hosts": ["*.test"], "secretName": "wide" }, { "hosts": ["a.test"], "secretName": "own" }]),
+            json!([{ "host": "a.test", "http": paths }, { "host": "*.test", "http": paths }]),
+            vec![("*.test", Some("wide")), ("a.test", Some("own"))],
+        ),
+        (json!([{ "hosts": ["*.test"], "secretName": "none" }]), json!([{ "host": "a.test" }]), vec![("a.test", None)]),
+        (json!([{ "secretName": "own" }]), json!([]), vec![("*", Some("own"))]),
+    ] {
+        let [service, slice] = web();
+        let secret = |name: &str| json!({ "kind": "Secret", "metadata": { "name": name } });
+        let it = told(&[
+            service,
+            slice,
+            secret("wide"),
+            secret("own"),
+            json!({
+                "kind": "Ingress", "metadata": { "name": "i" },
+                "spec": { "ingressClassName": "arco", "tls": tls, "rules": rules, "defaultBackend": backend },
+            }),
+        ]);
+        let found: Vec<_> = it
+            .table
+            .hosts
+            .iter()
+            .map(|(host, entry)| {
+                let id = entry.tls.certificate.as_ref();
+                let chain = id.map(|it_id| it.table.certificates[it_id].chain_pem.clone());
+                (host.clone(), chain)
+            })
+            .collect();
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .map(|(host, name)| (host.to_owned(), name.map(|it| format!("chain of shop/{it}"))))
+            .collect();
+        assert_eq!(found, wanted, "{tls} {rules}");
+        // Where people want a certificate, plain HTTP leads to it, whether it is there or not.
+        let plain = |host: &str| it.table.hosts[host].rules.iter().filter(|it| it.redirect.is_some()).count();
+        for (host, _) in &wanted {
+            assert_eq!(plain(host) > 0, host != "a.b.test", "{host} {tls} {rules}");
+        }
+    }
+}
+
+#[test]
 fn backends_are_asked_over_tls_where_ingress_or_service_say_so() {
     for (annotation, app_protocol, http2, tls) in [
         ("HTTP", "", false, false),
