@@ -74,7 +74,11 @@ pub(super) fn offers<'a>(
     let places: Vec<_> = offers.iter().map(|it| (it.listener.port, group(it), it.listener.hostname.clone())).collect();
     for (at, offer) in offers.iter_mut().enumerate() {
         let (port, speaks, host) = &places[at];
-        let others = places.iter().enumerate().filter(|(other, it)| *other != at && it.0 == *port);
+        // What is not served takes nothing from others, and is refused for that alone: a port of UDP is another one anyway.
+        let others = places
+            .iter()
+            .enumerate()
+            .filter(|(other, it)| *other != at && it.0 == *port && it.1.is_some() && speaks.is_some());
         for (_, other) in others {
             let reason = match (other.1 == *speaks, other.2 == *host || *speaks == Some(Speaks::Tcp)) {
                 (false, _) => "ProtocolConflict",

@@ -564,6 +564,14 @@ fn listeners_say_why_they_are_not_served() {
                    { "name": "m", "port": 443, "protocol": "TCP" }]),
             ["ProtocolConflict", "ResolvedRefs", "ProtocolConflict", "Invalid"],
         ),
+        (
+            json!([{ "name": "l", "port": 10_053, "protocol": "TCP" }, { "name": "m", "port": 10_053, "protocol": "UDP" }]),
+            ["Accepted", "ResolvedRefs", "NoConflicts", "Programmed"],
+        ),
+        (
+            json!([{ "name": "l", "port": 10_053, "protocol": "UDP" }, { "name": "m", "port": 10_053, "protocol": "TCP" }]),
+            ["UnsupportedProtocol", "ResolvedRefs", "NoConflicts", "Invalid"],
+        ),
     ] {
         let it = told(&[class(), gateway(listeners.clone())]);
         let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
