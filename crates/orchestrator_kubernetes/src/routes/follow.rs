@@ -167,13 +167,25 @@ impl Followed {
 
     /// Takes an object over; whether something changed.
     pub(super) fn put(&self, kind: Kind, object: DynamicObject) -> bool {
-        let name = name(&object);
-        match self.world().put(kind, object) {
-            Ok(changed) => changed,
-            Err(why) => {
-                tracing::warn!(kind = kind.word(), object = %name, why, "an object cannot be read; what it said before stays");
-                false
-            }
+        put(&mut self.world(), kind, object)
+    }
+
+    /// Takes over what the cluster answers to a change of `version`, unless a watch has told of a newer one meanwhile.
+    pub(super) fn answered(&self, kind: Kind, name: &Name, version: &str, object: DynamicObject) {
+        let mut world = self.world();
+        if world.version(kind, name) == Some(version) {
+            put(&mut world, kind, object);
+        }
+    }
+}
+
+fn put(world: &mut World, kind: Kind, object: DynamicObject) -> bool {
+    let name = name(&object);
+    match world.put(kind, object) {
+        Ok(changed) => changed,
+        Err(why) => {
+            tracing::warn!(kind = kind.word(), object = %name, why, "an object cannot be read; what it said before stays");
+            false
         }
     }
 }
