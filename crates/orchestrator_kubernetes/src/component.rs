@@ -628,8 +628,9 @@ fn fault(asked: &Asked, seen: &ComponentSeen, instances: &[InstanceFacts]) -> Op
         return Some((refusal.clone(), true));
     }
     let kind = decide::workload_kind(asked.plan.kind);
-    let workload = seen.of(kind).find(|(_, it)| it.key == rendered.key);
-    let failure = workload.and_then(|(_, it)| it.detail.failure.clone())?;
+    // A stateful component has only one, whatever its key.
+    let workload = seen.of(kind).find(|(_, it)| kind == Kind::StatefulSet || it.key == rendered.key);
+    let failure = workload.and_then(|(_, it)| it.failure())?;
     let fingerprint = asked.plan.template.fingerprint();
     let made = instances.iter().filter(|it| it.template == fingerprint).count();
     // In a new namespace the first tries fail: what passes by itself is not told.

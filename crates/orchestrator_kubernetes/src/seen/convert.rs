@@ -91,6 +91,7 @@ impl Recorded for StatefulSet {
         let detail = Detail {
             replicas: replicas(self.spec.as_ref().and_then(|it| it.replicas)),
             fixed: word(&self.metadata.annotations, names::FIXED).to_owned(),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
             ..Detail::default()
         };
         detailed(Self::KIND, &self.metadata, detail)
@@ -108,6 +109,7 @@ impl Recorded for Job {
             replicas: replicas(self.spec.as_ref().and_then(|it| it.completions)),
             failure: holds("Failed").and_then(|it| it.message.clone()),
             complete: holds("Complete").is_some(),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
             ..Detail::default()
         };
         detailed(Self::KIND, &self.metadata, detail)
