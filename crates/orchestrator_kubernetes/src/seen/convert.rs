@@ -150,22 +150,7 @@ fn replicas(asked: Option<i32>) -> u32 {
 
 /// A size in MiB, rounded down; the API server writes `1024Mi` as `1Gi`.
 fn mebibytes(quantity: &Quantity) -> Option<u32> {
-    let text = quantity.0.as_str();
-    let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit: u64 = match &text[digits..] {
-        "" => 1,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        _ => return None,
-    };
-    u32::try_from(number.checked_mul(unit)? >> 20).ok()
+    u32::try_from((super::scaler::thousandths(quantity)? / 1000) >> 20).ok()
 }
 
 impl Recorded for Pod {
@@ -297,9 +282,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_however_they_are_written() {
-        for (text, mib) in
-            [("100Mi", Some(100)), ("1Gi", Some(1024)), ("1048576", Some(1)), ("2G", Some(1907)), ("x", None)]
-        {
+        for (text, mib) in [
+            ("100Mi", Some(100)),
+            ("1Gi", Some(1024)),
+            ("1048576", Some(1)),
+            ("2G", Some(1907)),
+            ("2e9", Some(1907)),
+            ("x", None),
+        ] {
             assert_eq!(mebibytes(&Quantity(text.to_owned())), mib, "{text}");
         }
     }
