@@ -11,7 +11,7 @@ use crate::names;
 use crate::render::{Kind, Object, Rendered};
 use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, owner, version};
-use crate::seen::{ComponentSeen, Record, Seen};
+use crate::seen::{ComponentSeen, ObjectSeen, Record, Seen};
 use crate::tenant::Tenants;
 use arco_model::id::ComponentId;
 use arco_model::observed::{InstanceFacts, Observed, RolloutFacts, ScalingFacts};
@@ -515,8 +515,9 @@ impl Component {
 
     async fn ensure(&self, object: &Object, seen: &ComponentSeen) -> Result<(), Fault> {
         let there = seen.objects.get(&(object.kind, object.name.clone()));
-        if there.is_some_and(|it| it.detail.headless && !it.deleting) && !object.is_headless() {
-            // A Service that was made without an address never gets one: it makes way.
+        let odd = |it: &ObjectSeen| (it.detail.headless || it.detail.odd_address) && !it.deleting;
+        if there.is_some_and(odd) && !object.is_headless() {
+            // A Service that was made without an address never gets one, nor one of another version: it makes way.
             self.delete(object.kind, &object.namespace, &object.name, &DeleteParams::background()).await?;
             return self.apply(object).await;
         }

@@ -86,6 +86,8 @@ pub(crate) struct Detail {
     pub(crate) address: Option<Ipv4Addr>,
     /// Whether a service was made without an address.
     pub(crate) headless: bool,
+    /// Whether a service has an address that we have no use for: of version 6.
+    pub(crate) odd_address: bool,
     /// Name inside the platform, of a service.
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.
