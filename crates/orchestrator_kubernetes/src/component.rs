@@ -256,7 +256,10 @@ impl Component {
             completed: state.completed.as_ref() == Some(&reached),
             now,
         };
-        let decision = decide::decide(&situation);
+        let mut decision = decide::decide(&situation);
+        if decide::workload_kind(plan.kind) == Kind::StatefulSet {
+            decide::send_first(&mut decision, &rendered, &seen, now);
+        }
         for name in &decision.drain {
             if let Some((_, pod)) = seen.pods.get(name) {
                 state.leaving.entry(pod.uid.clone()).or_default().since = Some(now);
