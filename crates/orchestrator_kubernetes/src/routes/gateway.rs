@@ -40,8 +40,13 @@ pub(super) struct Offer<'a> {
 impl Offer<'_> {
     /// Whether requests come in here.
     pub(super) fn serves(&self) -> bool {
-        self.accepted.holds && self.resolved.holds && !self.conflicted.holds
+        self.accepted.holds && self.resolved.holds && !self.conflicted.holds && !asks_for_more(self.known)
     }
+}
+
+/// Whether a gateway is to be other than it says, by settings that are not read here.
+fn asks_for_more(known: &Known<GatewaySpec>) -> bool {
+    known.spec.infrastructure.parameters_ref.is_some()
 }
 
 /// Whether a class is ours.
@@ -212,6 +217,12 @@ pub(super) fn status(offers: &[Offer<'_>], addresses: &[String], now: Timestamp)
     let (name, known) = (first.gateway, first.known);
     let bad = offers.iter().filter(|it| !it.serves()).count();
     let accepted = match bad {
+        _ if asks_for_more(known) => Condition::new(
+            "Accepted",
+            false,
+            "InvalidParameters",
+            "`infrastructure.parametersRef` is not read: leave it out",
+        ),
         0 => Condition::good("Accepted"),
         bad if bad == offers.len() => Condition::new(
             "Accepted",

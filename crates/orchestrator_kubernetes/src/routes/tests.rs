@@ -716,6 +716,23 @@ fn addresses_that_a_gateway_asks_for_are_ours_or_not_usable() {
 }
 
 #[test]
+fn a_gateway_that_names_settings_of_its_own_is_not_served() {
+    for (infrastructure, wanted) in [
+        (json!({ "labels": { "a": "1" } }), "Accepted"),
+        (json!({ "parametersRef": { "group": "", "kind": "ConfigMap", "name": "more" } }), "InvalidParameters"),
+    ] {
+        let mut gateway = gateway(http());
+        gateway["spec"]["infrastructure"] = infrastructure;
+        let [service, slice] = web();
+        let spec = json!({ "hostnames": ["a.test"], "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] });
+        let it = told(&[service, slice, class(), gateway, route("HTTPRoute", "r", spec)]);
+        let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
+        assert_eq!(status.body["conditions"][0]["reason"], wanted);
+        assert_eq!(it.table.hosts.contains_key("a.test"), wanted == "Accepted");
+    }
+}
+
+#[test]
 fn addresses_of_the_gateway_are_those_of_the_settings_and_of_its_service() {
     let service = json!({
         "kind": "Service", "metadata": { "name": "arco-gateway", "namespace": "arco-system" }, "spec": { "ports": [] },
