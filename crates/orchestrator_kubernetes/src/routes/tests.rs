@@ -614,6 +614,21 @@ fn ready_endpoints_get_requests_and_ending_ones_only_when_none_is_ready() {
 }
 
 #[test]
+fn an_endpoint_in_two_slices_is_as_ready_as_in_the_better_one() {
+    let [service, _] = web();
+    let both = slice("web", 8080, json!([{ "addresses": ["10.0.0.1"] }, { "addresses": ["10.0.0.2"] }]));
+    let conditions = json!({ "ready": false, "serving": true, "terminating": true });
+    let mut ends = slice("web", 8080, json!([{ "addresses": ["10.0.0.1"], "conditions": conditions }]));
+    let to_web = route("HTTPRoute", "r", json!({ "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] }));
+    for name in ["before", "z-after"] {
+        ends["metadata"]["name"] = name.into();
+        let it = told(&[service.clone(), both.clone(), ends.clone(), class(), gateway(http()), to_web.clone()]);
+        let endpoints = &it.table.upstreams.values().next().unwrap().endpoints;
+        assert_eq!(endpoints.iter().map(|it| it.draining).collect::<Vec<_>>(), [false, false], "{name}");
+    }
+}
+
+#[test]
 fn connections_are_passed_on_and_the_older_of_two_wins() {
     let listeners = json!([
         { "name": "tls", "port": 443, "protocol": "TLS", "tls": { "mode": "Passthrough" } },
