@@ -11,7 +11,7 @@ use crate::names;
 use crate::render::{Kind, Object, Rendered};
 use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, owner, version};
-use crate::seen::{ComponentSeen, Record, Seen};
+use crate::seen::{ComponentSeen, ObjectSeen, Record, Seen};
 use crate::tenant::Tenants;
 use arco_model::id::ComponentId;
 use arco_model::observed::{InstanceFacts, Observed, RolloutFacts, ScalingFacts};
@@ -256,7 +256,10 @@ impl Component {
             completed: state.completed.as_ref() == Some(&reached),
             now,
         };
-        let decision = decide::decide(&situation);
+        let mut decision = decide::decide(&situation);
+        if decide::workload_kind(plan.kind) == Kind::StatefulSet {
+            decide::send_first(&mut decision, &rendered, &seen, now);
+        }
         for name in &decision.drain {
             if let Some((_, pod)) = seen.pods.get(name) {
                 state.leaving.entry(pod.uid.clone()).or_default().since = Some(now);
@@ -515,8 +518,9 @@ impl Component {
 
     async fn ensure(&self, object: &Object, seen: &ComponentSeen) -> Result<(), Fault> {
         let there = seen.objects.get(&(object.kind, object.name.clone()));
-        if there.is_some_and(|it| it.detail.headless && !it.deleting) && !object.is_headless() {
-            // A Service that was made without an address never gets one: it makes way.
+        let odd = |it: &ObjectSeen| (it.detail.headless || it.detail.odd_address) && !it.deleting;
+        if there.is_some_and(odd) && !object.is_headless() {
+            // A Service that was made without an address never gets one, nor one of another version: it makes way.
             self.delete(object.kind, &object.namespace, &object.name, &DeleteParams::background()).await?;
             return self.apply(object).await;
         }
@@ -628,8 +632,9 @@ fn fault(asked: &Asked, seen: &ComponentSeen, instances: &[InstanceFacts]) -> Op
         return Some((refusal.clone(), true));
     }
     let kind = decide::workload_kind(asked.plan.kind);
-    let workload = seen.of(kind).find(|(_, it)| it.key == rendered.key);
-    let failure = workload.and_then(|(_, it)| it.detail.failure.clone())?;
+    // A stateful component has only one, whatever its key.
+    let workload = seen.of(kind).find(|(_, it)| kind == Kind::StatefulSet || it.key == rendered.key);
+    let failure = workload.and_then(|(_, it)| it.failure())?;
     let fingerprint = asked.plan.template.fingerprint();
     let made = instances.iter().filter(|it| it.template == fingerprint).count();
     // In a new namespace the first tries fail: what passes by itself is not told.

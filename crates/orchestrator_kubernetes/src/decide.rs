@@ -6,7 +6,7 @@
 //! does not give back keeps nothing from being done but its own place.
 
 use crate::facts::{self, Leaving};
-use crate::render::Kind;
+use crate::render::{Kind, Rendered};
 use crate::seen::{ComponentSeen, PodSeen};
 use arco_model::id::InstanceId;
 use arco_model::observed::InstancePhase;
@@ -146,6 +146,23 @@ pub(crate) fn decide(it: &Situation<'_>) -> Decision {
         _ => jobs(it, &mut decision),
     }
     decision
+}
+
+/// Nothing of a stateful component begins to drain for what the cluster may refuse: its set is sent first, which by itself replaces
+/// nothing, and with it all that comes before. Those that drain already go on.
+pub(crate) fn send_first(decision: &mut Decision, rendered: &Rendered, seen: &ComponentSeen, now: Timestamp) {
+    let set = seen.objects.get(&(Kind::StatefulSet, rendered.workload_name(&rendered.key)));
+    let Some(pods) = decision.pods.get(&rendered.key).filter(|_| !decision.drain.is_empty()) else { return };
+    let is_sent = set.is_some_and(|it| !it.deleting && it.applied == rendered.workload(*pods).applied());
+    // Of a component without any object, one that is to have no instance may be sent nothing.
+    if is_sent || seen.objects.is_empty() {
+        return;
+    }
+    decision.drain.clear();
+    // It is sent at once, unless one is in the way that goes: that rings.
+    if set.is_none_or(|it| !it.deleting && it.detail.fixed == rendered.fixed()) {
+        wake(decision, now);
+    }
 }
 
 fn wake(decision: &mut Decision, at: Timestamp) {

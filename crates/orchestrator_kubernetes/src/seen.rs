@@ -86,14 +86,21 @@ pub(crate) struct Detail {
     pub(crate) address: Option<Ipv4Addr>,
     /// Whether a service was made without an address.
     pub(crate) headless: bool,
+    /// Whether a service has an address that we have no use for: of version 6.
+    pub(crate) odd_address: bool,
     /// Name inside the platform, of a service.
     pub(crate) host: String,
     /// Volume that a claim holds, and its size in MiB.
     pub(crate) volume: Option<(String, u32)>,
     /// Storage class of a claim.
     pub(crate) class: String,
-    /// Uid of a claim.
+    /// Uid of a claim, a stateful set or a job.
     pub(crate) uid: String,
+    /// When the cluster last refused to make a pod of a stateful set or a job, which do not say so themselves, and why; forgotten
+    /// when it makes one.
+    pub(crate) refused: Option<(Timestamp, String)>,
+    /// When the newest pod of a stateful set or a job was made that was seen.
+    pub(crate) last_made: Timestamp,
     /// What an autoscaler says of load.
     pub(crate) scaler: Option<Box<scaler::Scaler>>,
 }
@@ -108,6 +115,32 @@ pub(crate) struct ObjectSeen {
     pub(crate) deleting: bool,
     pub(crate) version: u64,
     pub(crate) detail: Detail,
+}
+
+impl ObjectSeen {
+    /// Why the cluster makes no pods of a workload.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        let refused = self.detail.refused.as_ref().map(|it| it.1.as_str());
+        self.detail.failure.as_deref().or(refused)
+    }
+
+    /// Whether this, of that kind, makes the pod.
+    fn makes(&self, kind: Kind, pod: &PodSeen) -> bool {
+        match kind {
+            Kind::StatefulSet => !pod.one_shot,
+            Kind::Job => !pod.one_shot && pod.key == self.key,
+            _ => false,
+        }
+    }
+
+    /// A pod of it was made then.
+    fn made(&mut self, at: Timestamp) {
+        let newest = self.detail.last_made.max(at);
+        self.detail.last_made = newest;
+        if self.detail.refused.as_ref().is_some_and(|it| it.0 <= newest) {
+            self.detail.refused = None;
+        }
+    }
 }
 
 /// Everything of one component.
@@ -308,6 +341,11 @@ impl Seen {
                     store.by_uid.insert(pod.uid.clone(), whose);
                 }
                 let of = store.components.entry(component.clone()).or_default();
+                for ((kind, _), it) in &mut of.objects {
+                    if it.makes(*kind, &pod) {
+                        it.made(pod.created);
+                    }
+                }
                 of.pods.insert(pod.name.clone(), (version, *pod));
                 true
             }
@@ -316,6 +354,10 @@ impl Seen {
                 let before = of.objects.get(&(kind, name.clone()));
                 if before.is_some_and(|it| it.version > version) {
                     return false;
+                }
+                if let Some(before) = before.filter(|it| it.detail.uid == object.detail.uid) {
+                    object.detail.refused.clone_from(&before.detail.refused);
+                    object.detail.last_made = before.detail.last_made;
                 }
                 let changed = before.is_none_or(|it| ObjectSeen { version, ..it.clone() } != *object);
                 of.objects.insert((kind, name), *object);
@@ -388,6 +430,32 @@ impl Seen {
         }
         pod.warning = Some(text);
         Some(id.clone())
+    }
+
+    /// The cluster refused to make a pod of a workload, found by its name in its namespace. The component, if that is news: not
+    /// when a pod was made since.
+    pub(crate) fn refused(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        (at, text): (Timestamp, &str),
+    ) -> Option<ComponentId> {
+        let mut store = self.lock();
+        let place = (kind, name.to_owned());
+        let (id, of) = store.components.iter_mut().find(|(_, of)| {
+            let found = of.objects.get(&place);
+            found.is_some_and(|it| it.namespace == namespace && it.detail.uid == uid)
+        })?;
+        let workload = of.objects.get_mut(&place)?;
+        let pods = of.pods.values().map(|(_, it)| it).filter(|it| workload.makes(kind, it));
+        let newest = pods.map(|it| it.created).max().unwrap_or_default().max(workload.detail.last_made);
+        if at <= newest {
+            return None;
+        }
+        let before = workload.detail.refused.replace((at, text.to_owned()));
+        before.is_none_or(|it| it.1 != text).then(|| id.clone())
     }
 
     /// A warning about a claim, found by its name in its namespace: why there is no volume for it is why pods that use it wait

@@ -6,9 +6,10 @@
 use crate::names;
 use crate::render::Kind;
 use crate::scale::ComponentScale;
-use crate::seen::convert::{Recorded, is_silent, owner, plain, version};
+use crate::seen::convert::{Recorded, is_silent, owner, plain, stamp, version};
 use crate::seen::{Record, Seen};
 use arco_model::id::ComponentId;
+use arco_model::time::Timestamp;
 use arco_orchestrator::Error;
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -39,6 +40,8 @@ const FIRST_LISTS: Duration = Duration::from_secs(120);
 /// What warnings are about, in Kubernetes' words.
 const POD: &str = "Pod";
 const CLAIM: &str = "PersistentVolumeClaim";
+/// Why a workload has no pod: the reason of warnings about it.
+const NOT_MADE: &str = "FailedCreate";
 
 /// Told which component changed.
 pub(crate) type Bell = Arc<dyn Fn(&ComponentId) + Send + Sync>;
@@ -81,9 +84,6 @@ pub(crate) async fn start(
         tracker.spawn(whole::<HorizontalPodAutoscaler>(client, config, watch.clone()));
     }
     tracker.spawn(nodes(client.clone(), watch.clone()));
-    for about in [POD, CLAIM] {
-        tracker.spawn(warnings(client.clone(), prefix.to_owned(), about, watch.clone()));
-    }
 
     let mut missing = HashSet::from([
         Kind::Pod,
@@ -106,6 +106,11 @@ pub(crate) async fn start(
             Ok(Some(Err(why))) => last = why,
             Ok(None) | Err(_) => return Err(Error::failed("list what is in the cluster", last)),
         }
+    }
+    // After what they are about.
+    let of = |kind: &str| format!("type=Warning,involvedObject.kind={kind}");
+    for which in [of(POD), of(CLAIM), format!("type=Warning,reason={NOT_MADE}")] {
+        tracker.spawn(warnings(client.clone(), prefix.to_owned(), which, watch.clone()));
     }
     Ok(())
 }
@@ -223,9 +228,10 @@ async fn nodes(client: Client, watch: Watch) {
     }
 }
 
-/// Follows warnings about pods: why a volume is not mounted, why a sandbox is not made; or about claims: why there is no volume.
-async fn warnings(client: Client, prefix: String, of: &'static str, watch: Watch) {
-    let config = watcher::Config::default().fields(&format!("type=Warning,involvedObject.kind={of}"));
+/// Follows some warnings: why a volume of a pod is not mounted or its sandbox not made; why there is no volume for a claim; why
+/// no pod is made of a stateful set or a job, which have no condition that says so.
+async fn warnings(client: Client, prefix: String, which: String, watch: Watch) {
+    let config = watcher::Config::default().fields(&which);
     let mut events = pin!(watcher(Api::<Warning>::all(client), config).default_backoff());
     loop {
         let event = tokio::select! {
@@ -253,13 +259,28 @@ async fn warnings(client: Client, prefix: String, of: &'static str, watch: Watch
             continue;
         }
         let message = part(&warning.message);
-        let told = match of {
-            CLAIM if reason != "ProvisioningFailed" => None, // it has one, which does not grow, …
-            CLAIM => watch.seen.warn_of_claim(&namespace, &name, &uid, &message),
-            _ => watch.seen.warn(&namespace, &name, &uid, format!("{reason}: {message}")),
+        let seen = &watch.seen;
+        let told = match about.kind.as_deref().unwrap_or_default() {
+            POD => seen.warn(&namespace, &name, &uid, format!("{reason}: {message}")),
+            CLAIM if reason == "ProvisioningFailed" => seen.warn_of_claim(&namespace, &name, &uid, &message),
+            "StatefulSet" if reason == NOT_MADE => {
+                let when = (last(&warning), message.as_str());
+                seen.refused(Kind::StatefulSet, &namespace, &name, &uid, when)
+            }
+            "Job" if reason == NOT_MADE => {
+                let when = (last(&warning), message.as_str());
+                seen.refused(Kind::Job, &namespace, &name, &uid, when)
+            }
+            _ => None, // a claim has a volume, which does not grow, …
         };
         if let Some(component) = told {
             (watch.bell)(&component);
         }
     }
+}
+
+/// When a warning was given last: one that is repeated is counted.
+fn last(of: &Warning) -> Timestamp {
+    let at = of.last_timestamp.as_ref().or(of.metadata.creation_timestamp.as_ref());
+    at.map(stamp).unwrap_or_default()
 }

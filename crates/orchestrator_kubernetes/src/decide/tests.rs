@@ -4,6 +4,7 @@ use super::*;
 use crate::facts::tests::pod;
 use crate::seen::{Detail, ObjectSeen, Record, Seen};
 use arco_model::id::ComponentId;
+use arco_model::plan::WorkloadPlan;
 use arco_model::spec::RolloutSpec;
 use serde_json::json;
 
@@ -328,4 +329,40 @@ fn of_each_place_of_a_job_the_newest_attempt_counts() {
 fn workloads_of_another_kind_make_way() {
     let it = decided(&desired(Stateful, 1), &seen(&[], &[(D, "old", 2)]), &leaving(&[]));
     assert_eq!(it.delete, [(D, "w-old".to_owned())]);
+}
+
+#[test]
+fn nothing_of_a_stateful_component_drains_for_a_template_that_is_not_sent() {
+    let plan = WorkloadPlan { kind: ComponentKind::Stateful, ..crate::render::tests::plan() };
+    let rendered = crate::render::tests::rendered(&plan);
+    let sent = rendered.workload(2).applied().to_owned();
+    let now = Timestamp(5_000);
+    let set = |applied: &str, fixed: &str, deleting: bool| {
+        let detail = Detail { replicas: 2, fixed: fixed.to_owned(), ..Detail::default() };
+        Some(ObjectSeen { applied: applied.to_owned(), deleting, detail, ..ObjectSeen::default() })
+    };
+    for (set, drains, looks_again) in [
+        (None, false, true),
+        (set("before", rendered.fixed(), false), false, true),
+        (set("before", "other claims", false), false, false), // it makes way first
+        (set(&sent, rendered.fixed(), true), false, false),
+        (set(&sent, rendered.fixed(), false), true, false),
+    ] {
+        let mut seen = ComponentSeen::default();
+        let shown = format!("{set:?}");
+        seen.objects.insert((Kind::Service, "web".to_owned()), ObjectSeen::default());
+        seen.objects.extend(set.map(|it| ((Kind::StatefulSet, rendered.workload_name(&rendered.key)), it)));
+        let pods = [(rendered.key.clone(), 2)].into();
+        let mut decision = Decision { pods, drain: vec!["web-1".to_owned()], ..Decision::default() };
+        send_first(&mut decision, &rendered, &seen, now);
+        assert_eq!(!decision.drain.is_empty(), drains, "{shown}");
+        assert_eq!(decision.wake_at, looks_again.then_some(now), "{shown}");
+    }
+    // Where nothing is to drain, or nothing may be sent, nothing is looked at again.
+    for drain in [Vec::new(), vec!["web-1".to_owned()]] {
+        let pods = [(rendered.key.clone(), 2)].into();
+        let mut decision = Decision { pods, drain: drain.clone(), ..Decision::default() };
+        send_first(&mut decision, &rendered, &ComponentSeen::default(), now);
+        assert_eq!((decision.drain, decision.wake_at), (drain, None));
+    }
 }

@@ -36,7 +36,8 @@ pub(super) fn service(plan: &WorkloadPlan, namespace: &str, base: &str, labels: 
         |it: &Port| json!({ "name": port_name(it), "port": it.port, "targetPort": it.port, "protocol": transport(it) });
     let ports: Vec<_> = plan.template.ports.iter().map(port).collect();
     let selector = json!({ (names::COMPONENT): component, (names::SERVING): "true" });
-    let spec = json!({ "type": "ClusterIP", "selector": selector, "ports": ports });
+    // Gateways and `/etc/hosts` know addresses of version 4; where a cluster has both, the other one may be its first.
+    let spec = json!({ "type": "ClusterIP", "ipFamilies": ["IPv4"], "selector": selector, "ports": ports });
     Some(Object::new(Kind::Service, namespace, base, labels.clone(), json!({ "spec": spec })).sealed())
 }
 

@@ -157,7 +157,10 @@ impl<'a> Backends<'a> {
                     let instance = InstanceId::from_parts(high, low);
                     let endpoint =
                         Endpoint { instance: instance.clone(), address, port: Some(number), draining: !ready };
-                    found.insert(instance, (endpoint, ready));
+                    // One may be in two slices, as while they are put in order: the better of both counts.
+                    if found.get(&instance).is_none_or(|it| !it.1) {
+                        found.insert(instance, (endpoint, ready));
+                    }
                 }
             }
         }

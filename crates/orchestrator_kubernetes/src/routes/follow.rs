@@ -26,8 +26,8 @@ pub(super) struct Followed {
     world: Arc<Mutex<World>>,
     /// Kinds that were listed once.
     listed: Arc<Mutex<BTreeSet<Kind>>>,
-    /// Versions by which kinds are followed.
-    versions: BTreeMap<Kind, &'static str>,
+    /// Versions by which kinds are followed, and what ends that.
+    versions: BTreeMap<Kind, (&'static str, CancellationToken)>,
     /// Rung when something that is read has changed.
     pub(super) bell: Arc<Notify>,
     stop: CancellationToken,
@@ -71,11 +71,13 @@ impl Followed {
     /// How a kind that is followed is addressed.
     pub(super) fn resource(&self, kind: Kind) -> Option<ApiResource> {
         let (group, word, plural, _) = kind.wire();
-        let version = self.versions.get(&kind)?;
+        let (version, _) = self.versions.get(&kind)?;
         Some(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, word), plural))
     }
 
-    /// Looks which kinds of the Gateway API the cluster has, and follows those that are new.
+    /// Looks which kinds of the Gateway API the cluster has, and follows those that are new, and those of which it now has another
+    /// version instead of the one that is followed. One of which it has none stays as it is known: what the API server does not
+    /// tell just after its start is not gone.
     pub(super) async fn discover(&mut self) -> Result<(), kube::Error> {
         let groups = self.client.list_api_groups().await?;
         let group = groups.groups.into_iter().find(|it| it.name == GATEWAY_GROUP);
@@ -84,10 +86,13 @@ impl Followed {
             let list = self.client.list_api_group_resources(&version.group_version).await?;
             served.extend(list.resources.into_iter().map(|it| (it.name, version.version.clone())));
         }
-        for kind in self.missing() {
+        for kind in Kind::ALL.into_iter().filter(|it| it.optional()) {
             let (_, _, plural, versions) = kind.wire();
-            let found = versions.iter().find(|it| served.contains(&(plural.to_owned(), (**it).to_owned())));
-            if let Some(version) = found {
+            let is_served = |it: &str| served.contains(&(plural.to_owned(), it.to_owned()));
+            if self.versions.get(&kind).is_some_and(|it| is_served(it.0)) {
+                continue;
+            }
+            if let Some(version) = versions.iter().find(|it| is_served(it)) {
                 self.follow(kind, version);
             }
         }
@@ -95,8 +100,11 @@ impl Followed {
     }
 
     fn follow(&mut self, kind: Kind, version: &'static str) {
-        self.versions.insert(kind, version);
-        let this = self.clone();
+        let end = self.stop.child_token();
+        if let Some((_, before)) = self.versions.insert(kind, (version, end.clone())) {
+            before.cancel();
+        }
+        let this = Self { stop: end, ..self.clone() };
         if kind == Kind::Secret {
             let config = watcher::Config::default().fields("type=kubernetes.io/tls");
             let api = Api::<PartialObjectMeta<Secret>>::all(self.client.clone());
@@ -167,13 +175,25 @@ impl Followed {
 
     /// Takes an object over; whether something changed.
     pub(super) fn put(&self, kind: Kind, object: DynamicObject) -> bool {
-        let name = name(&object);
-        match self.world().put(kind, object) {
-            Ok(changed) => changed,
-            Err(why) => {
-                tracing::warn!(kind = kind.word(), object = %name, why, "an object cannot be read; what it said before stays");
-                false
-            }
+        put(&mut self.world(), kind, object)
+    }
+
+    /// Takes over what the cluster answers to a change of `version`, unless a watch has told of a newer one meanwhile.
+    pub(super) fn answered(&self, kind: Kind, name: &Name, version: &str, object: DynamicObject) {
+        let mut world = self.world();
+        if world.version(kind, name) == Some(version) {
+            put(&mut world, kind, object);
+        }
+    }
+}
+
+fn put(world: &mut World, kind: Kind, object: DynamicObject) -> bool {
+    let name = name(&object);
+    match world.put(kind, object) {
+        Ok(changed) => changed,
+        Err(why) => {
+            tracing::warn!(kind = kind.word(), object = %name, why, "an object cannot be read; what it said before stays");
+            false
         }
     }
 }
@@ -181,4 +201,57 @@ impl Followed {
 fn name(it: &DynamicObject) -> Name {
     let part = |it: &Option<String>| it.clone().unwrap_or_default();
     Name { namespace: part(&it.metadata.namespace), name: part(&it.metadata.name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::client::Body;
+    use serde_json::json;
+
+    /// A cluster that has gateways by a version; nobody ever hears more of it.
+    fn cluster(version: Arc<Mutex<&'static str>>) -> Client {
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let (version, path) = (*version.lock().unwrap(), request.uri().path().to_owned());
+            async move {
+                let of_group = format!("{GATEWAY_GROUP}/{version}");
+                let answer = match path.as_str() {
+                    "/apis" => json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [{
+                        "name": GATEWAY_GROUP, "versions": [{ "groupVersion": of_group, "version": version }],
+                    }]}),
+                    path if path == format!("/apis/{of_group}") => json!({
+                        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": of_group,
+                        "resources": [{
+                            "name": "gateways", "singularName": "gateway", "namespaced": true, "kind": "Gateway", "verbs": [],
+                        }],
+                    }),
+                    _ => std::future::pending().await,
+                };
+                Ok::<_, kube::Error>(http::Response::new(Body::from(answer.to_string().into_bytes())))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn a_kind_is_followed_by_a_version_that_the_cluster_has() {
+        let version = Arc::new(Mutex::new("v1beta1"));
+        let stop = CancellationToken::new();
+        let mut followed = Followed::start(&cluster(version.clone()), &stop);
+        let by = |it: &Followed| it.resource(Kind::Gateway).map(|it| it.version);
+        assert_eq!(by(&followed), None);
+        for (has, wanted) in [("v1beta1", "v1beta1"), ("v1", "v1"), ("v9", "v1"), ("v1beta1", "v1beta1")] {
+            let before = followed.versions.get(&Kind::Gateway).cloned();
+            *version.lock().unwrap() = has;
+            followed.discover().await.unwrap();
+            assert_eq!(by(&followed).as_deref(), Some(wanted), "{has}");
+            // What is followed no more ends; what stays goes on.
+            let ended = before.as_ref().map(|it| it.1.is_cancelled());
+            assert_eq!(ended.unwrap_or_default(), before.is_some_and(|it| it.0 != wanted), "{has}");
+        }
+        assert_eq!(followed.missing().len(), 6);
+        stop.cancel();
+        followed.tracker.close();
+        followed.tracker.wait().await;
+    }
 }

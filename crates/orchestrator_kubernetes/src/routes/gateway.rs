@@ -40,8 +40,13 @@ pub(super) struct Offer<'a> {
 impl Offer<'_> {
     /// Whether requests come in here.
     pub(super) fn serves(&self) -> bool {
-        self.accepted.holds && self.resolved.holds && !self.conflicted.holds
+        self.accepted.holds && self.resolved.holds && !self.conflicted.holds && !asks_for_more(self.known)
     }
+}
+
+/// Whether a gateway is to be other than it says, by settings that are not read here.
+fn asks_for_more(known: &Known<GatewaySpec>) -> bool {
+    known.spec.infrastructure.parameters_ref.is_some()
 }
 
 /// Whether a class is ours.
@@ -74,7 +79,11 @@ pub(super) fn offers<'a>(
     let places: Vec<_> = offers.iter().map(|it| (it.listener.port, group(it), it.listener.hostname.clone())).collect();
     for (at, offer) in offers.iter_mut().enumerate() {
         let (port, speaks, host) = &places[at];
-        let others = places.iter().enumerate().filter(|(other, it)| *other != at && it.0 == *port);
+        // What is not served takes nothing from others, and is refused for that alone: a port of UDP is another one anyway.
+        let others = places
+            .iter()
+            .enumerate()
+            .filter(|(other, it)| *other != at && it.0 == *port && it.1.is_some() && speaks.is_some());
         for (_, other) in others {
             let reason = match (other.1 == *speaks, other.2 == *host || *speaks == Some(Speaks::Tcp)) {
                 (false, _) => "ProtocolConflict",
@@ -208,6 +217,12 @@ pub(super) fn status(offers: &[Offer<'_>], addresses: &[String], now: Timestamp)
     let (name, known) = (first.gateway, first.known);
     let bad = offers.iter().filter(|it| !it.serves()).count();
     let accepted = match bad {
+        _ if asks_for_more(known) => Condition::new(
+            "Accepted",
+            false,
+            "InvalidParameters",
+            "`infrastructure.parametersRef` is not read: leave it out",
+        ),
         0 => Condition::good("Accepted"),
         bad if bad == offers.len() => Condition::new(
             "Accepted",

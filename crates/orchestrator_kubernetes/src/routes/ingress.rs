@@ -43,23 +43,38 @@ pub(super) fn translate(
         return problems;
     }
     let host_of = |host: &str| if host.is_empty() { "*".to_owned() } else { host.to_ascii_lowercase() };
-    let hosts: BTreeSet<String> = spec.rules.iter().map(|it| host_of(&it.host)).collect();
+    let mut hosts: BTreeSet<String> = spec.rules.iter().map(|it| host_of(&it.host)).collect();
+    if hosts.is_empty() && spec.default_backend.is_some() {
+        hosts.insert("*".to_owned());
+    }
     let mut secure = BTreeSet::new();
+    let mut covered = Vec::new();
     for tls in spec.tls.iter().filter(|it| !it.secret_name.is_empty()) {
         match certificate(world, &Name::new(&name.namespace, &tls.secret_name)) {
             Ok(served) => {
-                let named =
+                let named: BTreeSet<String> =
                     if tls.hosts.is_empty() { hosts.clone() } else { tls.hosts.iter().map(|it| host_of(it)).collect() };
                 named.iter().for_each(|it| draft.serve(it, &age, served));
+                let below = hosts.iter().filter(|host| named.iter().any(|it| covers(it, host)));
+                covered.extend(below.map(|it| (it.clone(), served)));
                 secure.extend(named);
             }
             Err(why) => problems.push(format!("`tls`: {why}")),
         }
     }
+    // After those that are named: a certificate of the host itself comes before one of a wildcard.
+    for (host, served) in covered {
+        draft.serve(&host, &age, served);
+        secure.insert(host);
+    }
+    let is_secure = |host: &str| {
+        let names = |it: &String| host_of(it) == host || covers(&host_of(it), host);
+        secure.contains(host) || spec.tls.iter().any(|it| it.hosts.iter().any(names))
+    };
     let mut place = Place { name, wishes: &wishes, age: &age, draft, backends, problems: &mut problems };
     for rule in &spec.rules {
         let host = host_of(&rule.host);
-        let tls = secure.contains(&host) || spec.tls.iter().any(|it| it.hosts.iter().any(|it| host_of(it) == host));
+        let tls = is_secure(&host);
         for it in &rule.http.paths {
             let (matched, rewrite) = path(&wishes, &it.path_type, &it.path);
             place.rule(&host, tls, (matched, rewrite), &it.backend);
@@ -72,12 +87,17 @@ pub(super) fn translate(
     }
     if let Some(backend) = &spec.default_backend {
         // After the paths above: it gets what is left.
-        let anywhere = BTreeSet::from(["*".to_owned()]);
-        for host in if hosts.is_empty() { &anywhere } else { &hosts } {
-            place.rule(host, secure.contains(host), (PathMatch::prefix("/"), None), backend);
+        for host in &hosts {
+            place.rule(host, is_secure(host), (PathMatch::prefix("/"), None), backend);
         }
     }
     problems
+}
+
+/// Whether a host of `tls` is a wildcard that stands for `host`: for one label, as in certificates.
+fn covers(named: &str, host: &str) -> bool {
+    let below = named.strip_prefix("*.").zip(host.split_once('.'));
+    below.is_some_and(|(suffix, (label, rest))| label != "*" && rest == suffix)
 }
 
 /// One Ingress while its rules are made.

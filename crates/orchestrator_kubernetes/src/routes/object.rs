@@ -51,7 +51,10 @@ objects! {
         listeners: Vec<Listener>,
         tls: Option<GatewayTls>,
         addresses: Vec<AskedAddress>,
+        infrastructure: Infrastructure,
     }
+    /// Settings of a Gateway in words of somebody's own.
+    Infrastructure { parameters_ref: Option<Value>, }
     GatewayTls { frontend: Frontend, }
     /// How clients are asked for certificates: on every port, and on some.
     Frontend { default: FrontendTls, per_port: Vec<PortTls>, }

@@ -71,7 +71,13 @@ pub(super) async fn run(
                 continue;
             }
         }
-        let translation = translate(&followed.world(), &terms, clock::now());
+        let (translation, versions) = {
+            let world = followed.world();
+            let translation = translate(&world, &terms, clock::now());
+            let version = |it: &Status| world.version(it.kind, &it.name).unwrap_or_default().to_owned();
+            let versions: Vec<String> = translation.statuses.iter().map(version).collect();
+            (translation, versions)
+        };
         for it in translation.problems.difference(&problems) {
             tracing::warn!(problem = it, "an object of the cluster is not served as it is written");
         }
@@ -83,8 +89,8 @@ pub(super) async fn run(
             }
             !same
         });
-        for status in &translation.statuses {
-            if !write(&cluster, &followed, status).await {
+        for (status, version) in translation.statuses.iter().zip(&versions) {
+            if !write(&cluster, &followed, status, version).await {
                 wait = AGAIN;
             }
         }
@@ -142,14 +148,14 @@ async fn fetch(cluster: &Cluster, terms: &Terms, followed: &Followed) -> bool {
     whole
 }
 
-/// Writes a status; false when it has to be tried again.
-async fn write(cluster: &Cluster, followed: &Followed, status: &Status) -> bool {
+/// Writes a status of an object as it was looked at (`version`), because others write to the same lists; false when it has to
+/// be tried again.
+async fn write(cluster: &Cluster, followed: &Followed, status: &Status, version: &str) -> bool {
     let Some(resource) = followed.resource(status.kind) else { return true };
-    // Other controllers write to the same list.
-    let version = followed.world().routes.get(&(status.kind, status.name.clone())).map(|it| it.version.clone());
-    match cluster.say(&resource, &status.name.namespace, &status.name.name, &status.body, version.as_deref()).await {
+    let (name, only) = (&status.name, Some(version).filter(|it| !it.is_empty()));
+    match cluster.say(&resource, &name.namespace, &name.name, &status.body, only).await {
         Ok(object) => {
-            followed.put(status.kind, object);
+            followed.answered(status.kind, name, version, object);
             true
         }
         Err(kube::Error::Api(it)) if it.code == 409 => true, // the watch brings what changed

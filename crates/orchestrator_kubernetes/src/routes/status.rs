@@ -25,6 +25,10 @@ impl Condition {
     }
 }
 
+/// Types of conditions that we write. Those of others on the same object stay: two who each remove what the other one says
+/// would never end.
+const OURS: [&str; 5] = ["Accepted", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid"];
+
 /// What an object of the cluster should say about itself.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Status {
@@ -34,7 +38,7 @@ pub(super) struct Status {
     pub(super) body: Value,
 }
 
-/// Conditions as they are written. The time of one that says the same as in `before` stays.
+/// Conditions as they are written. The time of one that says the same as in `before` stays, and so does what others say.
 pub(super) fn conditions(wanted: &[Condition], before: &Value, generation: i64, now: Timestamp) -> Value {
     let before = before.as_array().map(Vec::as_slice).unwrap_or_default();
     let seconds = Timestamp(now.0 / 1000 * 1000).rfc3339().replace(".000Z", "Z");
@@ -47,7 +51,8 @@ pub(super) fn conditions(wanted: &[Condition], before: &Value, generation: i64, 
             "observedGeneration": generation, "lastTransitionTime": since,
         })
     });
-    Value::Array(written.collect())
+    let others = before.iter().filter(|old| !old["type"].as_str().is_some_and(|it| OURS.contains(&it)));
+    Value::Array(written.chain(others.cloned()).collect())
 }
 
 /// The status when `body` is other than what the cluster has.
@@ -57,4 +62,23 @@ pub(super) fn changed(kind: Kind, name: &Name, body: Value, before: &Value) -> O
         old == value || (old.is_null() && value.as_array().is_some_and(Vec::is_empty))
     });
     (!same).then(|| Status { kind, name: name.clone(), body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_of_others_stay_and_ours_that_hold_no_more_go() {
+        let (now, later) = (Timestamp(1_790_000_000_000), Timestamp(1_790_000_060_000));
+        let partly = Condition::new("PartiallyInvalid", true, "UnsupportedValue", "a filter");
+        let first = conditions(&[Condition::good("Accepted"), partly], &Value::Null, 1, now);
+        let theirs = json!({ "type": "example.com/PolicyAffected", "status": "True", "reason": "Accepted" });
+        let mut before = first.as_array().cloned().unwrap();
+        before.insert(0, theirs.clone());
+        let after = conditions(&[Condition::good("Accepted")], &before.into(), 1, later);
+        assert_eq!(after, json!([first[0], theirs]));
+        // Written once, it is not written again.
+        assert_eq!(conditions(&[Condition::good("Accepted")], &after, 1, later), after);
+    }
 }

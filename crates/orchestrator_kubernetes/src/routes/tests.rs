@@ -163,6 +163,59 @@ fn an_ingress_is_served_with_what_its_annotations_ask_for() {
 }
 
 #[test]
+fn hosts_of_an_ingress_have_the_certificate_that_is_named_for_them() {
+    let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
+    let paths = json!({ "paths": [{ "path": "/", "pathType": "Prefix", "backend": backend }] });
+    for (tls, rules, wanted) in [
+        (
+            json!([{ "hosts": ["*.test"], "secretName": "wide" }]),
+            json!([{ "host": "a.test", "http": paths }, { "host": "a.b.test", "http": paths }]),
+            vec![("a.b.test", None), ("a.test", Some("wide"))],
+        ),
+        (
+            json!([{ "hosts": ["*.test"], "secretName": "wide" }, { "hosts": ["a.test"], "secretName": "own" }]),
+            json!([{ "host": "a.test", "http": paths }, { "host": "*.test", "http": paths }]),
+            vec![("*.test", Some("wide")), ("a.test", Some("own"))],
+        ),
+        (json!([{ "hosts": ["*.test"], "secretName": "none" }]), json!([{ "host": "a.test" }]), vec![("a.test", None)]),
+        (json!([{ "secretName": "own" }]), json!([]), vec![("*", Some("own"))]),
+    ] {
+        let [service, slice] = web();
+        let secret = |name: &str| json!({ "kind": "Secret", "metadata": { "name": name } });
+        let it = told(&[
+            service,
+            slice,
+            secret("wide"),
+            secret("own"),
+            json!({
+                "kind": "Ingress", "metadata": { "name": "i" },
+                "spec": { "ingressClassName": "arco", "tls": tls, "rules": rules, "defaultBackend": backend },
+            }),
+        ]);
+        let found: Vec<_> = it
+            .table
+            .hosts
+            .iter()
+            .map(|(host, entry)| {
+                let id = entry.tls.certificate.as_ref();
+                let chain = id.map(|it_id| it.table.certificates[it_id].chain_pem.clone());
+                (host.clone(), chain)
+            })
+            .collect();
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .map(|(host, name)| (host.to_owned(), name.map(|it| format!("chain of shop/{it}"))))
+            .collect();
+        assert_eq!(found, wanted, "{tls} {rules}");
+        // Where people want a certificate, plain HTTP leads to it, whether it is there or not.
+        let plain = |host: &str| it.table.hosts[host].rules.iter().filter(|it| it.redirect.is_some()).count();
+        for (host, _) in &wanted {
+            assert_eq!(plain(host) > 0, host != "a.b.test", "{host} {tls} {rules}");
+        }
+    }
+}
+
+#[test]
 fn backends_are_asked_over_tls_where_ingress_or_service_say_so() {
     for (annotation, app_protocol, http2, tls) in [
         ("HTTP", "", false, false),
@@ -511,6 +564,14 @@ fn listeners_say_why_they_are_not_served() {
                    { "name": "m", "port": 443, "protocol": "TCP" }]),
             ["ProtocolConflict", "ResolvedRefs", "ProtocolConflict", "Invalid"],
         ),
+        (
+            json!([{ "name": "l", "port": 10_053, "protocol": "TCP" }, { "name": "m", "port": 10_053, "protocol": "UDP" }]),
+            ["Accepted", "ResolvedRefs", "NoConflicts", "Programmed"],
+        ),
+        (
+            json!([{ "name": "l", "port": 10_053, "protocol": "UDP" }, { "name": "m", "port": 10_053, "protocol": "TCP" }]),
+            ["UnsupportedProtocol", "ResolvedRefs", "NoConflicts", "Invalid"],
+        ),
     ] {
         let it = told(&[class(), gateway(listeners.clone())]);
         let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
@@ -549,6 +610,21 @@ fn ready_endpoints_get_requests_and_ending_ones_only_when_none_is_ready() {
         let wanted: Vec<_> = wanted.into_iter().map(|(address, draining)| (address.to_owned(), draining)).collect();
         assert_eq!(found, wanted, "{endpoints}");
         assert!(upstream.endpoints.iter().all(|it| it.port == Some(8080)));
+    }
+}
+
+#[test]
+fn an_endpoint_in_two_slices_is_as_ready_as_in_the_better_one() {
+    let [service, _] = web();
+    let both = slice("web", 8080, json!([{ "addresses": ["10.0.0.1"] }, { "addresses": ["10.0.0.2"] }]));
+    let conditions = json!({ "ready": false, "serving": true, "terminating": true });
+    let mut ends = slice("web", 8080, json!([{ "addresses": ["10.0.0.1"], "conditions": conditions }]));
+    let to_web = route("HTTPRoute", "r", json!({ "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] }));
+    for name in ["before", "z-after"] {
+        ends["metadata"]["name"] = name.into();
+        let it = told(&[service.clone(), both.clone(), ends.clone(), class(), gateway(http()), to_web.clone()]);
+        let endpoints = &it.table.upstreams.values().next().unwrap().endpoints;
+        assert_eq!(endpoints.iter().map(|it| it.draining).collect::<Vec<_>>(), [false, false], "{name}");
     }
 }
 
@@ -651,6 +727,23 @@ fn addresses_that_a_gateway_asks_for_are_ours_or_not_usable() {
         let it = told(&[class(), gateway]);
         let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
         assert_eq!(status.body["conditions"][1]["reason"], wanted, "{asked}");
+    }
+}
+
+#[test]
+fn a_gateway_that_names_settings_of_its_own_is_not_served() {
+    for (infrastructure, wanted) in [
+        (json!({ "labels": { "a": "1" } }), "Accepted"),
+        (json!({ "parametersRef": { "group": "", "kind": "ConfigMap", "name": "more" } }), "InvalidParameters"),
+    ] {
+        let mut gateway = gateway(http());
+        gateway["spec"]["infrastructure"] = infrastructure;
+        let [service, slice] = web();
+        let spec = json!({ "hostnames": ["a.test"], "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] });
+        let it = told(&[service, slice, class(), gateway, route("HTTPRoute", "r", spec)]);
+        let status = it.statuses.iter().find(|it| it.kind == Kind::Gateway).unwrap();
+        assert_eq!(status.body["conditions"][0]["reason"], wanted);
+        assert_eq!(it.table.hosts.contains_key("a.test"), wanted == "Accepted");
     }
 }
 

@@ -181,6 +181,19 @@ impl World {
         }
     }
 
+    /// The version of an object that gets a status, as it is known.
+    pub(super) fn version(&self, kind: Kind, name: &Name) -> Option<&str> {
+        match kind {
+            Kind::Ingress => self.ingresses.get(name).map(|it| it.version.as_str()),
+            Kind::GatewayClass => self.classes.get(&name.name).map(|it| it.version.as_str()),
+            Kind::Gateway => self.gateways.get(name).map(|it| it.version.as_str()),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                self.routes.get(&(kind, name.clone())).map(|it| it.version.as_str())
+            }
+            Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Secret | Kind::ReferenceGrant => None,
+        }
+    }
+
     /// Names of everything of a kind.
     pub(super) fn names(&self, kind: Kind) -> Vec<Name> {
         let whole = |it: &String| Name::new("", it);

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff;
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
 /// Most of a program's last output that is kept, in bytes.
 const OUTPUT_MAX: usize = 1024;
@@ -91,6 +92,7 @@ impl Recorded for StatefulSet {
         let detail = Detail {
             replicas: replicas(self.spec.as_ref().and_then(|it| it.replicas)),
             fixed: word(&self.metadata.annotations, names::FIXED).to_owned(),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
             ..Detail::default()
         };
         detailed(Self::KIND, &self.metadata, detail)
@@ -108,6 +110,7 @@ impl Recorded for Job {
             replicas: replicas(self.spec.as_ref().and_then(|it| it.completions)),
             failure: holds("Failed").and_then(|it| it.message.clone()),
             complete: holds("Complete").is_some(),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
             ..Detail::default()
         };
         detailed(Self::KIND, &self.metadata, detail)
@@ -123,6 +126,7 @@ impl Recorded for Service {
         let detail = Detail {
             address: address.and_then(|it| it.parse().ok()),
             headless: address == Some("None"),
+            odd_address: address.is_some_and(|it| it.parse::<Ipv6Addr>().is_ok()),
             host: format!("{name}.{application}.{tenant}.{INTERNAL_DOMAIN}"),
             ..Detail::default()
         };
@@ -148,22 +152,7 @@ fn replicas(asked: Option<i32>) -> u32 {
 
 /// A size in MiB, rounded down; the API server writes `1024Mi` as `1Gi`.
 fn mebibytes(quantity: &Quantity) -> Option<u32> {
-    let text = quantity.0.as_str();
-    let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit: u64 = match &text[digits..] {
-        "" => 1,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        _ => return None,
-    };
-    u32::try_from(number.checked_mul(unit)? >> 20).ok()
+    u32::try_from((super::scaler::thousandths(quantity)? / 1000) >> 20).ok()
 }
 
 impl Recorded for Pod {
@@ -209,7 +198,9 @@ impl Recorded for Pod {
             warning: None,
         };
         let Some(status) = &self.status else { return Record::Pod(Box::new(pod)) };
-        pod.address = status.pod_ip.as_ref().and_then(|it| it.parse().ok());
+        // Of a cluster with both versions of addresses either may be the first.
+        let others = status.pod_ips.iter().flatten().map(|it| &it.ip);
+        pod.address = status.pod_ip.iter().chain(others).find_map(|it| it.parse().ok());
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             pod.over = Some((status.reason.clone().unwrap_or_default(), status.message.clone().unwrap_or_default()));
         }
@@ -292,13 +283,45 @@ fn exit(it: &ContainerStateTerminated) -> ExitFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+    use std::net::Ipv4Addr;
 
     #[test]
     fn sizes_are_read_however_they_are_written() {
-        for (text, mib) in
-            [("100Mi", Some(100)), ("1Gi", Some(1024)), ("1048576", Some(1)), ("2G", Some(1907)), ("x", None)]
-        {
+        for (text, mib) in [
+            ("100Mi", Some(100)),
+            ("1Gi", Some(1024)),
+            ("1048576", Some(1)),
+            ("2G", Some(1907)),
+            ("2e9", Some(1907)),
+            ("x", None),
+        ] {
             assert_eq!(mebibytes(&Quantity(text.to_owned())), mib, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_version_4_count_wherever_they_stand() {
+        let four = Some(Ipv4Addr::new(10, 0, 0, 7));
+        for (first, all, wanted) in [
+            ("10.0.0.7", json!([{ "ip": "10.0.0.7" }]), four),
+            ("fd00::7", json!([{ "ip": "fd00::7" }, { "ip": "10.0.0.7" }]), four),
+            ("fd00::7", json!([{ "ip": "fd00::7" }]), None),
+        ] {
+            let it =
+                json!({ "metadata": {}, "spec": { "containers": [] }, "status": { "podIP": first, "podIPs": all } });
+            let Record::Pod(pod) = serde_json::from_value::<Pod>(it).unwrap().record() else { panic!("{first}") };
+            assert_eq!(pod.address, wanted, "{first}");
+        }
+        for (address, known, headless, odd) in
+            [("10.0.0.7", four, false, false), ("fd00::7", None, false, true), ("None", None, true, false)]
+        {
+            let it = json!({ "metadata": { "name": "web" }, "spec": { "clusterIP": address } });
+            let Record::Object(_, _, it) = serde_json::from_value::<Service>(it).unwrap().record() else {
+                panic!("{address}")
+            };
+            let detail = it.detail;
+            assert_eq!((detail.address, detail.headless, detail.odd_address), (known, headless, odd), "{address}");
         }
     }
 }

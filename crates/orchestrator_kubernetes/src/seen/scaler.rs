@@ -82,25 +82,36 @@ fn problem(it: &HorizontalPodAutoscalerCondition) -> Option<String> {
     })
 }
 
-/// An amount in thousandths, rounded down.
+/// An amount in thousandths, rounded down, in every way that the API server keeps one: whole numbers with a unit, or with a power
+/// of ten (`129e6`).
 pub(crate) fn thousandths(quantity: &Quantity) -> Option<u64> {
     let text = quantity.0.as_str();
     let digits = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
+    let times = |of: u64, power: u32| number.checked_mul(of.checked_pow(power)?);
     match &text[digits..] {
         "n" => Some(number / 1_000_000),
         "u" => Some(number / 1000),
         "m" => Some(number),
-        "" => number.checked_mul(1000),
-        "k" => number.checked_mul(1_000_000),
-        "M" => number.checked_mul(1_000_000_000),
-        "G" => number.checked_mul(1_000_000_000_000),
+        "" => times(1000, 1),
+        "k" => times(1000, 2),
+        "M" => times(1000, 3),
+        "G" => times(1000, 4),
+        "T" => times(1000, 5),
+        "P" => times(1000, 6),
         "Ki" => number.checked_mul(1000 << 10),
         "Mi" => number.checked_mul(1000 << 20),
         "Gi" => number.checked_mul(1000 << 30),
-        "T" => number.checked_mul(1_000_000_000_000_000),
         "Ti" => number.checked_mul(1000 << 40),
-        _ => None,
+        "Pi" => number.checked_mul(1000 << 50),
+        power => {
+            let power: i32 = power.strip_prefix(['e', 'E'])?.parse().ok()?;
+            let power = power.checked_add(3)?;
+            match u32::try_from(power) {
+                Ok(power) => times(10, power),
+                Err(_) => Some(number / 10_u64.checked_pow(power.unsigned_abs())?),
+            }
+        }
     }
 }
 
@@ -160,9 +171,22 @@ mod tests {
 
     #[test]
     fn amounts_are_read_however_they_are_written() {
-        for (text, wanted) in
-            [("500m", Some(500)), ("2", Some(2000)), ("1500000n", Some(1)), ("1Ki", Some(1_024_000)), ("x", None)]
-        {
+        for (text, wanted) in [
+            ("500m", Some(500)),
+            ("2", Some(2000)),
+            ("1500000n", Some(1)),
+            ("1Ki", Some(1_024_000)),
+            ("x", None),
+            ("129e6", Some(129_000_000_000)),
+            ("2E3", Some(2_000_000)),
+            ("15e-1", Some(1500)),
+            ("25e-4", Some(2)),
+            ("2Pi", Some(2_251_799_813_685_248_000)),
+            ("1e99", None),
+            ("1e-99", None),
+            ("1e", None),
+            ("", None),
+        ] {
             assert_eq!(thousandths(&Quantity(text.to_owned())), wanted, "{text}");
         }
     }

@@ -105,6 +105,45 @@ fn why_there_is_no_volume_is_told_of_the_pods_that_wait_for_it() {
 }
 
 #[test]
+fn why_no_pod_is_made_is_known_until_one_is() {
+    for kind in [Kind::StatefulSet, Kind::Job] {
+        let seen = Seen::default();
+        let workload = |version: u64, uid: &str| {
+            let detail = Detail { uid: uid.into(), ..Detail::default() };
+            let (namespace, key) = ("arco-acme".to_owned(), "k1".to_owned());
+            let it = ObjectSeen { namespace, key, detail, ..ObjectSeen::default() };
+            seen.put(&component(), version, Record::Object(kind, "db".to_owned(), Box::new(it)))
+        };
+        let made = |version: u64, name: &str, at: u64| {
+            let it = PodSeen { created: Timestamp(at), ..pod(name, json!({})) };
+            seen.put(&component(), version, Record::Pod(Box::new(it)));
+        };
+        let refused = |uid: &str, at: u64, text: &str| {
+            seen.refused(kind, "arco-acme", "db", uid, (Timestamp(at), text)).is_some()
+        };
+        let failure = || seen.with(&component(), |it| it.of(kind).find_map(|(_, it)| it.failure().map(str::to_owned)));
+        let why = || Some("quota".to_owned());
+        made(1, "db-0", 1_000);
+        workload(1, "u1");
+        assert!(!refused("u1", 1_000, "quota"), "{kind:?}: a pod was made at that moment");
+        assert!(!refused("u0", 2_000, "quota") && failure().is_none(), "{kind:?}: of the one before it");
+        assert!(refused("u1", 2_000, "quota") && failure() == why(), "{kind:?}");
+        assert!(!refused("u1", 3_000, "quota"), "{kind:?}: the same is no news");
+        assert!(!workload(2, "u1") && failure() == why(), "{kind:?}: a new version says nothing else");
+        made(1, "db-1", 2_000);
+        assert_eq!(failure(), why(), "{kind:?}: refused again after that");
+        made(1, "db-2", 3_000);
+        assert_eq!(failure(), None, "{kind:?}");
+        // The pod goes, and what was said before is listed once more.
+        seen.gone(&component(), Kind::Pod, "db-2");
+        assert!(!refused("u1", 3_000, "quota") && failure().is_none(), "{kind:?}: it is over");
+        assert!(refused("u1", 4_000, "quota") && workload(3, "u2") && failure().is_none(), "{kind:?}: made anew");
+    }
+    let seen = Seen::default();
+    assert_eq!(seen.refused(Kind::Job, "arco-acme", "db", "", (Timestamp(1), "x")), None, "not ours");
+}
+
+#[test]
 fn an_instance_has_the_claims_of_its_place_and_those_of_all() {
     let seen = Seen::default();
     for (name, volume) in [
