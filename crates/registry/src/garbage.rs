@@ -44,6 +44,7 @@ pub async fn collect(images: &Images, keep: &HashSet<Digest>, grace: Duration) -
     // Listed first: what is written afterwards is not among them.
     let contents = blobs.list("content/").await?;
     let links = blobs.list(&format!("{LINKS}/")).await?;
+    let sent = images.sent().await?;
 
     let condemned = images.condemned().await?;
     let manifests: Vec<Versioned<ManifestRow>> = all(metadata).await?;
@@ -93,6 +94,13 @@ pub async fn collect(images: &Images, keep: &HashSet<Digest>, grace: Duration) -
     }
     for link in links.iter().filter(|it| it.modified < limit) {
         blobs.delete(&link.path).await?;
+    }
+    // What was gone already when this began. A note that was written since says that it came again.
+    let there: HashSet<&str> = contents.iter().map(|it| last_word(&it.path)).collect();
+    for note in sent.iter().filter(|it| it.modified < limit && !there.contains(last_word(&it.path))) {
+        if blobs.stat(&note.path).await?.is_some_and(|it| it.modified < limit) {
+            blobs.delete(&note.path).await?;
+        }
     }
     let mut condemned: HashMap<&str, &Versioned<CondemnedRow>> =
         condemned.iter().map(|it| (it.value.digest.hex(), it)).collect();

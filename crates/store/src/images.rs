@@ -4,6 +4,7 @@
 //! runs. Manifests follow the OCI image spec 1.1; Docker's media types are understood when they are pushed.
 
 mod condemned;
+mod sent;
 mod stacks;
 
 pub use condemned::CondemnedRow;

@@ -58,7 +58,7 @@ impl Api {
         target: &Target,
         request: &DeployRequest,
     ) -> Result<OperationDocument, ApiError> {
-        self.source_is_here(&request.source).await?;
+        self.source_is_here(caller, target, &request.source).await?;
         names_agree(&request.patch)?;
         self.volumes_fit(target, request.patch.volumes.values().flatten()).await?;
         let edit = |spec: &mut ComponentSpec| request.patch.apply(spec);
@@ -177,10 +177,14 @@ impl Api {
         }
     }
 
-    /// An upload has arrived before anything is built from it.
-    async fn source_is_here(&self, source: &Source) -> Result<(), ApiError> {
+    /// An upload has arrived for the tenant before anything is built from it.
+    async fn source_is_here(&self, caller: &Caller, target: &Target, source: &Source) -> Result<(), ApiError> {
         let Source::Upload { digest, .. } = source else { return Ok(()) };
-        match self.deps.images.claim(digest).await? {
+        let mut found = self.find_upload(caller, &target.tenant, digest).await?;
+        if found.is_none() {
+            found = self.find_former_source(target, digest).await?;
+        }
+        match found {
             Some(_) => Ok(()),
             None => {
                 let message = format!("the upload {digest} is not here");

@@ -136,6 +136,11 @@ impl Caller {
         self.tenants.is_empty() || self.tenants.iter().any(|it| it == tenant)
     }
 
+    /// Whether it may read any content by its digest, whoever has sent it.
+    pub(crate) fn reads_any_content(&self) -> bool {
+        self.role.allows(Permission::of(&Method::GET, BLOB))
+    }
+
     /// Fails as if the tenant did not exist when the caller may not see it.
     pub(crate) fn require(&self, tenant: &TenantName) -> Result<(), Problem> {
         if self.sees(tenant.as_str()) { Ok(()) } else { Err(Problem::not_found("tenant", tenant)) }

@@ -1,16 +1,24 @@
 //! Archives that clients send: gzip-compressed tars, streamed into the blob store under their digest.
 //!
 //! What must hold: nothing is unpacked here; an upload that breaks off or is too large leaves nothing behind; memory does
-//! not grow with the size of the upload.
+//! not grow with the size of the upload; nobody learns of content that is not of a tenant of theirs, however well they know
+//! its digest.
 
 use super::Api;
+use super::act::Target;
 use super::error::ApiError;
+use super::identity::Caller;
 use crate::wire::UploadReceipt;
+use arco_model::application::Application;
 use arco_model::artifact::Digest;
+use arco_model::component::{Component, Revision};
 use arco_model::error::{ErrorKind, Problem};
 use arco_model::id::RowId;
-use arco_store::blob::BlobError;
+use arco_model::name::TenantName;
+use arco_model::source::Source;
+use arco_store::blob::{BlobError, BlobStat};
 use arco_store::clock;
+use arco_store::sql::Query;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _, stream};
@@ -27,18 +35,65 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 type Pieces = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 
 impl Api {
-    /// Stores an archive; the same archive again changes nothing.
-    pub(super) async fn upload(&self, body: Body) -> Result<UploadReceipt, ApiError> {
-        self.receive(body, None).await
+    /// Stores an archive for a tenant; the same archive again changes nothing.
+    pub(super) async fn upload(&self, tenant: &TenantName, body: Body) -> Result<UploadReceipt, ApiError> {
+        self.receive(tenant, body, None).await
     }
 
-    /// Stores any content that has this digest; nothing stays of another.
-    pub(super) async fn put_blob(&self, body: Body, digest: &Digest) -> Result<UploadReceipt, ApiError> {
-        self.receive(body, Some(digest)).await
+    /// Stores any content that has this digest for a tenant; nothing stays of another.
+    pub(super) async fn put_blob(
+        &self,
+        tenant: &TenantName,
+        body: Body,
+        digest: &Digest,
+    ) -> Result<UploadReceipt, ApiError> {
+        self.receive(tenant, body, Some(digest)).await
+    }
+
+    /// Content that was sent for a tenant, or that a component of it has as its source (since before it was noted who sends);
+    /// it stays for whoever was told so. For who may read any content, all was sent.
+    pub(super) async fn find_upload(
+        &self,
+        caller: &Caller,
+        tenant: &TenantName,
+        digest: &Digest,
+    ) -> Result<Option<BlobStat>, ApiError> {
+        let images = &self.deps.images;
+        let has = caller.reads_any_content()
+            || images.was_sent(tenant, digest).await?
+            || self.is_a_source(tenant, digest).await?;
+        // Looked for last: for others it makes no difference, not even in time, whether it is there.
+        Ok(if has { images.claim(digest).await? } else { None })
+    }
+
+    async fn is_a_source(&self, tenant: &TenantName, digest: &Digest) -> Result<bool, ApiError> {
+        let components = self.deps.metadata.list::<Component>(&Query::tag(tenant.as_str())).await?.items;
+        Ok(components.iter().any(|it| is_from(&it.value.spec.source, digest)))
+    }
+
+    /// Content that is there and that a revision of the component was built from.
+    pub(super) async fn find_former_source(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> Result<Option<BlobStat>, ApiError> {
+        let metadata = &self.deps.metadata;
+        let found = metadata.find::<Application>(target.tenant.as_str(), target.application.as_str()).await?;
+        let Some(application) = found else { return Ok(None) };
+        let found = metadata.find::<Component>(application.value.id.as_str(), target.component.as_str()).await?;
+        let Some(component) = found else { return Ok(None) };
+        let revisions = metadata.list::<Revision>(&Query::parent(component.value.id.as_str())).await?.items;
+        let has = revisions.iter().any(|it| is_from(&it.value.spec.source, digest));
+        Ok(if has { self.deps.images.claim(digest).await? } else { None })
     }
 
     /// Without a digest that it must have, the content must be an archive.
-    async fn receive(&self, body: Body, expected: Option<&Digest>) -> Result<UploadReceipt, ApiError> {
+    async fn receive(
+        &self,
+        tenant: &TenantName,
+        body: Body,
+        expected: Option<&Digest>,
+    ) -> Result<UploadReceipt, ApiError> {
         let limit = self.deps.config.api.max_upload_bytes;
         let mut pieces: Pieces = Box::pin(body.into_data_stream().map(|it| it.map_err(std::io::Error::other)));
         let mut head = BytesMut::new();
@@ -63,19 +118,22 @@ impl Api {
         if head.len() as u64 > limit {
             return Err(too_large(limit));
         }
-        if whole {
-            return self.keep(head, expected).await;
-        }
-        self.stage(head, pieces, limit, expected).await
+        let (digest, size) = match whole {
+            true => self.keep(head, expected).await?,
+            false => self.stage(head, pieces, limit, expected).await?,
+        };
+        self.deps.images.note_sent(tenant, &digest).await?;
+        Ok(UploadReceipt { digest: digest.to_string(), size })
     }
 
-    async fn keep(&self, content: Bytes, expected: Option<&Digest>) -> Result<UploadReceipt, ApiError> {
+    /// Digest and bytes of what is kept.
+    async fn keep(&self, content: Bytes, expected: Option<&Digest>) -> Result<(Digest, u64), ApiError> {
         let (digest, size) = (Digest::of(&content), content.len() as u64);
         is_expected(&digest, expected)?;
         if self.deps.images.claim(&digest).await?.is_none() {
             self.deps.images.put_content_bytes(content).await?;
         }
-        Ok(UploadReceipt { digest: digest.to_string(), size })
+        Ok((digest, size))
     }
 
     async fn stage(
@@ -84,7 +142,7 @@ impl Api {
         rest: Pieces,
         limit: u64,
         expected: Option<&Digest>,
-    ) -> Result<UploadReceipt, ApiError> {
+    ) -> Result<(Digest, u64), ApiError> {
         let id: RowId = clock::fresh();
         let staged = format!("uploads/{id}");
         let state = Arc::new(Mutex::new(Progress { hash: Sha256::new(), size: 0, problem: None }));
@@ -104,7 +162,7 @@ impl Api {
         };
         // A failed put leaves nothing; deleting what is not there is no error.
         self.deps.blobs.delete(&staged).await?;
-        moved.map(|()| UploadReceipt { digest: digest.to_string(), size })
+        moved.map(|()| (digest, size))
     }
 
     async fn settle(&self, staged: &str, digest: &Digest) -> Result<(), BlobError> {
@@ -114,6 +172,10 @@ impl Api {
         }
         Ok(())
     }
+}
+
+fn is_from(source: &Source, digest: &Digest) -> bool {
+    matches!(source, Source::Upload { digest: found, .. } if found == digest)
 }
 
 fn is_expected(digest: &Digest, expected: Option<&Digest>) -> Result<(), Problem> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use arco_model::component::Revision;
+use arco_model::name::TenantName;
 use arco_registry::garbage::{Collected, forget_repository};
 use arco_store::clock;
 use std::collections::HashSet;
@@ -103,6 +104,25 @@ async fn what_is_used_stays_and_the_rest_goes() {
     collect(&it, &keep).await;
     assert!(it.has(&run).await && !it.has(&tagged).await && !it.has(&about).await);
     assert_eq!(it.registry.collect(&keep, NOW).await.unwrap(), Collected::default(), "nothing is left to do");
+}
+
+#[tokio::test]
+async fn who_sent_an_archive_is_forgotten_after_it() {
+    let it = Running::new();
+    let (source, orphan) = (archive(&it, b"source").await, archive(&it, b"orphan").await);
+    revise(&it, &Digest::of(b"none"), &source).await;
+    let (tenant, gone) = (TenantName::default_tenant(), Digest::of(b"gone"));
+    for digest in [&source, &orphan, &gone] {
+        it.images.note_sent(&tenant, digest).await.unwrap();
+    }
+    let noted = async |digest: &Digest| it.images.was_sent(&tenant, digest).await.unwrap();
+    it.registry.collect(&HashSet::new(), Duration::from_secs(3600)).await.unwrap();
+    assert!(noted(&gone).await, "it is young: its content may have come since the collection looked");
+    age().await;
+    assert_eq!(collect(&it, &HashSet::new()).await.blobs, 1);
+    assert!(!it.has(&orphan).await && !noted(&gone).await && noted(&orphan).await);
+    collect(&it, &HashSet::new()).await;
+    assert!(noted(&source).await && !noted(&orphan).await);
 }
 
 #[tokio::test]

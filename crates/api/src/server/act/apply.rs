@@ -27,8 +27,8 @@ impl Api {
         dry_run: bool,
     ) -> Result<ApplyResult, ApiError> {
         for (name, component) in &request.components {
-            self.source_is_here(&component.source).await?;
             let target = Target { tenant: tenant.clone(), application: application.clone(), component: name.clone() };
+            self.source_is_here(caller, &target, &component.source).await?;
             self.volumes_fit(&target, component.manifest.volumes.iter()).await?;
         }
         // The last attempt's difference; decisions are pure but for this note.

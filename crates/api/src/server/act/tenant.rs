@@ -74,6 +74,8 @@ impl Api {
             batch.delete(&certificate);
         }
         batch.delete(&found);
+        // One that is made anew under this name is not this one.
+        self.deps.images.forget_sent(tenant).await?;
         turn.metadata().commit(batch).await?;
         drop(turn);
         Ok(TenantRemoval { left: self.left_of(tenant).await })

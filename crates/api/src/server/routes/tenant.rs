@@ -93,19 +93,20 @@ pub(super) async fn upload(
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<UploadReceipt>), ApiError> {
     api.tenant_exists(&tenant).await?;
-    Ok((StatusCode::CREATED, Json(api.upload(body).await?)))
+    Ok((StatusCode::CREATED, Json(api.upload(&tenant, body).await?)))
 }
 
-/// An archive that is there already. (HEAD would do, but its answer has no place for why it failed.)
+/// An archive that is there for the tenant already. (HEAD would do, but its answer has no place for why it failed.)
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/uploads/{digest}", tag = "tenants",
     params(("tenant" = String, Path), ("digest" = String, Path)),
     responses((status = 200, body = UploadReceipt), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn has_upload(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     Named((tenant, digest)): Named<(TenantName, Digest)>,
 ) -> Result<Json<UploadReceipt>, ApiError> {
     api.tenant_exists(&tenant).await?;
-    let found = api.deps.images.claim(&digest).await?;
+    let found = api.find_upload(&caller, &tenant, &digest).await?;
     let found = found.ok_or_else(|| Problem::not_found("upload", &digest))?;
     Ok(Json(UploadReceipt { digest: digest.to_string(), size: found.size }))
 }

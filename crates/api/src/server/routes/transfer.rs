@@ -69,5 +69,5 @@ pub(super) async fn put_blob(
     body: axum::body::Body,
 ) -> Result<(StatusCode, Json<UploadReceipt>), ApiError> {
     api.tenant_exists(&tenant).await?;
-    Ok((StatusCode::CREATED, Json(api.put_blob(body, &digest).await?)))
+    Ok((StatusCode::CREATED, Json(api.put_blob(&tenant, body, &digest).await?)))
 }
