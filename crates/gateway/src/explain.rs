@@ -110,6 +110,9 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
             }
         }
     }
+    if entry.is_read_otherwise(uri.path(), &asked, chosen) {
+        return writeln!(out, "path: servers that leave `;…` out of it find another rule; answer 400");
+    }
     let Some(rule) = chosen else { return writeln!(out, "route: none; answer 404") };
     let written = authority.as_str();
     if let Some(redirect) = rule.redirect_to_https(secure) {
@@ -280,6 +283,8 @@ mod tests {
              routes:\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], rewrite: {prefix: /}, targets: [{upstream: a, weight: 3}, {upstream: b, weight: 1}]}\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], methods: [POST], deny: [10.0.0.0/8], targets: [{upstream: b}]}\n\
+             \x20 - {hosts: [s.test], targets: [{upstream: a}]}\n\
+             \x20 - {hosts: [s.test], paths: [{prefix: /api}], targets: [{upstream: b}]}\n\
              \x20 - {hosts: [r.test], redirect: {scheme: https}}\n\
              \x20 - {hosts: [c.test], cors: {origins: ['https://web.test']}, targets: [{upstream: a}]}\n",
         )
@@ -310,6 +315,11 @@ mod tests {
             (post([11, 0, 0, 1].into()), &["endpoint: 127.0.0.1:9001 of 1 in `b`"]),
             (question("http://a.test/other"), &["no, the path is another", "answer 404"]),
             (question("http://a.test/api/x%2f..%2f.."), &["which servers read in different ways; answer 400"]),
+            (
+                question("http://s.test/api;v=1/x"),
+                &["rule 2: prefix /: yes", "leave `;…` out of it find another rule; answer 400"],
+            ),
+            (question("http://s.test/api/x;v=1"), &["rule 1: prefix /api: yes", "endpoint: 127.0.0.1:9001"]),
             (preflight("https://web.test"), &["answer 204, the origin is allowed"]),
             (preflight("https://evil.test"), &["answer 204, the origin is not allowed"]),
             (question("http://r.test:81/x?y"), &["redirect: 302 to https://r.test/x?y"]),

@@ -29,8 +29,9 @@ const NOT_PASSED: [&str; 11] = [
     "Proxy-Authorization",
     "Proxy-Connection",
 ];
-/// Paths that servers read in different ways, as they are written (`snapshot::Host::is_unclear`).
-const UNCLEAR: &str = r"^[^?]*(?:\\|(?:/|%2f|%5c)(?:\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))";
+/// Paths that servers read in different ways, as they are written (`snapshot::Host::is_unclear`). A `/` that is hidden in a
+/// parameter is refused here whatever it leads to: [`read_otherwise`] looks at decoded paths.
+const UNCLEAR: &str = r"^[^?]*(?:\\|;[^/?]*%2f|(?:/|%2f|%5c)(?:\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))";
 
 /// The configuration, with what it writes below `folder`; else everything that nginx cannot do. Files of certificates are
 /// relative to `base`; `here` says whether this machine has an address.
@@ -348,6 +349,9 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
     locations.sort_by_key(|(path, _)| std::cmp::Reverse(path.regex.as_ref().map_or(0, String::len)));
     if locations.iter().any(|it| it.0.prefix.as_deref() != Some("/")) {
         let _ = writeln!(out, "        if ($request_uri ~* {}) {{ return 400; }}", literal(UNCLEAR));
+        for it in read_otherwise(&locations) {
+            let _ = writeln!(out, "        if ($uri ~ {}) {{ return 400; }}", literal(&it));
+        }
     }
     let exact: Vec<String> = locations.iter().filter_map(|it| it.0.exact.clone()).collect();
     for (path, number) in &locations {
@@ -360,6 +364,41 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
         out.push_str("        location / {\n            return 404;\n        }\n");
     }
     out.push_str("    }\n");
+}
+
+/// Expressions for decoded paths that servers which leave parameters (`;…`) out take for those of another location
+/// (`snapshot::Host::is_read_otherwise`). Beside expressions it is all that have some: what these find without parameters
+/// cannot be asked.
+fn read_otherwise(locations: &[(PathMatch, usize)]) -> Vec<String> {
+    /// Segments of which nothing is left.
+    const NOTHING: &str = r"(?:/\.?;[^/]*)*";
+    // Whoever names a `;` knows what it is for.
+    let knows = |it: &PathMatch| match (&it.exact, &it.prefix, &it.regex) {
+        (Some(it), ..) if it.contains(';') => format!("(?!{}$)", escaped(it)),
+        (_, Some(it), _) if it.contains(';') => format!("(?!{}(?:/|$))", escaped(it.trim_end_matches('/'))),
+        (.., Some(it)) if it.contains(';') => format!("(?!.*(?:{it}))"),
+        _ => String::new(),
+    };
+    let known: String = locations.iter().map(|it| knows(&it.0)).collect();
+    if locations.iter().any(|it| it.0.regex.is_some()) {
+        return vec![format!("^{known}.*;")];
+    }
+    let other = |it: &PathMatch| {
+        let (path, end) = match (&it.exact, &it.prefix) {
+            (Some(it), _) => (it.as_str(), "$"),
+            (_, Some(it)) if it != "/" => (it.trim_end_matches('/'), "(?:/|$)"),
+            _ => return None,
+        };
+        // Without parameters no path leads there.
+        if path.contains(';') {
+            return None;
+        }
+        let names = path.split('/').filter(|it| !it.is_empty());
+        let segments: String = names.map(|it| format!("{NOTHING}/{}(?:;[^/]*)?", escaped(it))).collect();
+        let open = if path.ends_with('/') { format!(r"{NOTHING}/(?:\.?;[^/]*)?") } else { String::new() };
+        Some(format!("^{known}(?!{}{end}){segments}{open}{end}", escaped(path)))
+    };
+    locations.iter().filter_map(|it| other(&it.0)).collect()
 }
 
 /// What stands behind `location`, so that prefixes match whole segments.
@@ -588,12 +627,19 @@ routes:
             "location \"/api/\" {",
             "proxy_set_header Forwarded \"\";",
             "proxy_set_header X-Forwarded-Prefix \"\";",
-            r#"if ($request_uri ~* "^[^?]*(?:\\\\|(?:/|%2f|%5c)(?:\\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))") { return 400; }"#,
+            r#"if ($uri ~ "^(?!/api(?:/|$))(?:/\\.?;[^/]*)*/api(?:;[^/]*)?(?:/|$)") { return 400; }"#,
+            r#"if ($uri ~ "^(?!/api$)(?:/\\.?;[^/]*)*/api(?:;[^/]*)?$") { return 400; }"#,
+            r#"if ($request_uri ~* "^[^?]*(?:\\\\|;[^/?]*%2f|(?:/|%2f|%5c)(?:\\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))") { return 400; }"#,
             "add_header \"x-text\" \"say \\\"${dollar}100\\\" \\\\\" always;",
         ] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
         assert_eq!(text.matches("location = \"/api\" {").count(), 1, "the exact path wins\n{text}");
+        // What expressions find without parameters is not known, unless they name some.
+        let found = FILE.replacen("{exact: /api}", "{regex: '^/m;v=[0-9]'}, {prefix: '/p;q'}", 1);
+        let line = r#"if ($uri ~ "^(?!.*(?:^/m;v=[0-9]))(?!/p;q(?:/|$)).*;") { return 400; }"#;
+        let text = rendered(&found, true).unwrap();
+        assert!(text.lines().any(|it| it.trim() == line), "{text}");
         let whole = "buffer: {request: true}, max_body_bytes: 9, targets: [{upstream: a}]";
         let whole = FILE.replacen("targets: [{upstream: a}]", whole, 1) + "buffer_folder: bodies\n";
         let text = rendered(&whole, true).unwrap();
