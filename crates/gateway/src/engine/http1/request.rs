@@ -284,9 +284,9 @@ impl<'b> Seen<'b> {
                 }
             }
             12 if is("x-request-id") => {
-                self.has_id = headers::is_request_id(field.value);
-                // A bad one is replaced where fields can be looked at twice.
-                self.special |= !self.has_id;
+                // A bad one is replaced, and of several one passed on, where fields can be looked at twice.
+                self.special |= self.has_id || !headers::is_request_id(field.value);
+                self.has_id = true;
             }
             _ => {}
         }
