@@ -130,7 +130,8 @@ fn cannot(file: &File) -> Vec<String> {
     for it in file.certificates.iter().filter(|it| it.client_ca_file.is_some()) {
         say(&format!("certificate `{}`", it.certificate_file.display()), "`client_ca_file`");
     }
-    if file.limits.max_connections.is_some() || file.limits.max_connections_per_address.is_some() {
+    let limits = &file.limits;
+    if limits.max_connections.is_some_and(|it| it > 0) || limits.max_connections_per_address.is_some_and(|it| it > 0) {
         say("limits", "`max_connections` and `max_connections_per_address`");
     }
     if file.access_log.is_on() {
@@ -646,6 +647,8 @@ routes:
         for line in ["client_body_temp_path \"/etc/gateway/bodies/client_body_temp\";", "proxy_request_buffering on;"] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
+        let unlimited = format!("{FILE}limits: {{max_connections: 0, max_connections_per_address: 0}}\n");
+        assert!(rendered(&unlimited, true).is_ok());
         let elsewhere = rendered(FILE, false).unwrap();
         assert!(!elsewhere.contains("192.0.2.9"), "another machine's address");
     }
@@ -663,6 +666,7 @@ routes:
             ("weights: [2, 1]", "check: {}", "upstream `b`: `check`"),
             ("protocol: http}", "protocol: udp, upstream: a}", "listener `web`"),
             ("127.0.0.1:8080", "127.0.0.1:0", "port 0"),
+            ("routes:", "limits: {max_connections_per_address: 5}\nroutes:", "limits: `max_connections`"),
             ("targets: [{upstream: a}]", "buffer: {request: true}, targets: [{upstream: a}]", "`buffer` needs it"),
             (
                 "targets: [{upstream: a}]",
