@@ -41,12 +41,12 @@ pub(super) fn render(
     folder: &Path,
     here: &dyn Fn(SocketAddr) -> bool,
 ) -> Result<String, Vec<String>> {
-    let cannot = cannot(file);
+    let cannot = cannot(file, base);
     if !cannot.is_empty() {
         return Err(cannot);
     }
     let mut out = String::from("# Written by arco; changes are lost.\n");
-    let place = |name: &str| quoted(&folder.join(name).to_string_lossy());
+    let place = |name: &str| literal(&folder.join(name).to_string_lossy());
     let processes = if file.threads == 0 { "auto".to_owned() } else { file.threads.to_string() };
     let _ = write!(
         out,
@@ -112,7 +112,7 @@ pub(super) fn render(
 }
 
 /// Every part of the file that nginx cannot do as the engine does.
-fn cannot(file: &File) -> Vec<String> {
+fn cannot(file: &File, base: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut say = |whose: &str, it: &str| found.push(format!("{whose}: {it}"));
     for it in &file.listeners {
@@ -129,6 +129,14 @@ fn cannot(file: &File) -> Vec<String> {
     }
     for it in file.certificates.iter().filter(|it| it.client_ca_file.is_some()) {
         say(&format!("certificate `{}`", it.certificate_file.display()), "`client_ca_file`");
+    }
+    for it in &file.certificates {
+        if [&it.certificate_file, &it.key_file].iter().any(|it| base.join(it).to_string_lossy().contains('$')) {
+            say(
+                &format!("certificate `{}`", it.certificate_file.display()),
+                "a `$` in a path: it would see a variable",
+            );
+        }
     }
     let limits = &file.limits;
     if limits.max_connections.is_some_and(|it| it > 0) || limits.max_connections_per_address.is_some_and(|it| it > 0) {
@@ -331,7 +339,7 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
     let name = if host == "*" { "\"~^\"".to_owned() } else { quoted(host) };
     let _ = writeln!(out, "        server_name {name};");
     if let Some(it) = certificate {
-        let path = |it: &Path| quoted(&base.join(it).to_string_lossy());
+        let path = |it: &Path| literal(&base.join(it).to_string_lossy());
         let (chain, key) = (path(&it.certificate_file), path(&it.key_file));
         let _ = writeln!(
             out,
@@ -437,10 +445,10 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     }
     let headers = &route.response_headers;
     for name in headers.remove.iter().chain(headers.set.keys()) {
-        line(format!("proxy_hide_header {};", quoted(name)));
+        line(format!("proxy_hide_header {};", literal(name)));
     }
     for (name, value) in headers.set.iter().chain(&headers.add) {
-        line(format!("add_header {} {} always;", quoted(name), quoted(value)));
+        line(format!("add_header {} {} always;", literal(name), quoted(value)));
     }
     if let Some(age) = route.tls.hsts_max_age_s {
         line(format!("set $hsts \"\"; if ($scheme = https) {{ set $hsts max-age={age}; }}"));
@@ -457,7 +465,7 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     }
     if let Some(it) = &route.answer {
         let kind = it.content_type.as_deref().unwrap_or("text/plain; charset=utf-8");
-        line(format!("default_type {};", quoted(kind)));
+        line(format!("default_type {};", literal(kind)));
         line(format!("return {} {};", it.status, quoted(&it.body)));
         return out;
     }
@@ -517,17 +525,17 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         line(format!("proxy_set_header {name} \"\";"));
     }
     for (name, value) in &route.request_headers.set {
-        line(format!("proxy_set_header {} {};", quoted(name), quoted(value)));
+        line(format!("proxy_set_header {} {};", literal(name), quoted(value)));
     }
     for name in &route.request_headers.remove {
-        line(format!("proxy_set_header {} \"\";", quoted(name)));
+        line(format!("proxy_set_header {} \"\";", literal(name)));
     }
     let targets = targets(route);
     let group = groups(file).iter().position(|it| *it == targets).unwrap_or(0);
     match first.and_then(|it| it.tls.as_ref()) {
         Some(tls) => {
             line(format!("proxy_ssl_name {};", quoted(&tls.name)));
-            line(format!("proxy_ssl_trusted_certificate {};", quoted(&base.join(&tls.ca_file).to_string_lossy())));
+            line(format!("proxy_ssl_trusted_certificate {};", literal(&base.join(&tls.ca_file).to_string_lossy())));
             line("proxy_ssl_verify on;".to_owned());
             line("proxy_ssl_verify_depth 4;".to_owned());
             line(format!("proxy_pass https://group{group};"));
@@ -579,7 +587,7 @@ fn quoted_with(text: &str, own: &str) -> String {
     format!("\"{text}{own}\"")
 }
 
-/// A text in quotes where nginx knows no variables: paths and expressions.
+/// A text in quotes where nginx knows no variables: most paths, expressions, names of fields, types.
 fn literal(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -647,6 +655,23 @@ routes:
         for line in ["client_body_temp_path \"/etc/gateway/bodies/client_body_temp\";", "proxy_request_buffering on;"] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
+        // Where nginx knows no variables, a `$` is nothing special.
+        let named = FILE
+            .replacen("name: a,", "name: a, tls: {name: $n, ca_file: $ca.pem},", 1)
+            .replacen("a, weight: 1}, {upstream: b, weight: 3}]", "a}], request_headers: {set: {x-$y: $z}}", 1)
+            .replacen("{x-text:", "{x-$text:", 1)
+            + "  - {hosts: [f.test], answer: {status: 200, body: $b, content_type: text/$t}}\n";
+        let text = rendered(&named, true).unwrap();
+        for line in [
+            "proxy_ssl_trusted_certificate \"/etc/gateway/$ca.pem\";",
+            "proxy_ssl_name \"${dollar}n\";",
+            "proxy_set_header \"x-$y\" \"${dollar}z\";",
+            "proxy_hide_header \"x-$text\";",
+            "default_type \"text/$t\";",
+            "return 200 \"${dollar}b\";",
+        ] {
+            assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
+        }
         let unlimited = format!("{FILE}limits: {{max_connections: 0, max_connections_per_address: 0}}\n");
         assert!(rendered(&unlimited, true).is_ok());
         let elsewhere = rendered(FILE, false).unwrap();
@@ -666,6 +691,7 @@ routes:
             ("weights: [2, 1]", "check: {}", "upstream `b`: `check`"),
             ("protocol: http}", "protocol: udp, upstream: a}", "listener `web`"),
             ("127.0.0.1:8080", "127.0.0.1:0", "port 0"),
+            ("c.pem", "$c.pem", "certificate `$c.pem`: a `$`"),
             ("routes:", "limits: {max_connections_per_address: 5}\nroutes:", "limits: `max_connections`"),
             ("targets: [{upstream: a}]", "buffer: {request: true}, targets: [{upstream: a}]", "`buffer` needs it"),
             (
