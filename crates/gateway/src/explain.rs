@@ -1,6 +1,7 @@
-//! Says which route, change and endpoint a request would take, and why. Asks nobody and counts nothing that lasts.
+//! Says which route, change and endpoint a request would take, and why. Asks nobody and changes nothing.
 
 use crate::data_plane::GatewayError;
+use crate::engine::Certificates;
 use crate::metrics::Metrics;
 use crate::protect::RateKey;
 use crate::snapshot::{Action, Asked, Policy, Rule, Snapshot, StickyCookie, host_key, normal_path};
@@ -50,20 +51,25 @@ impl Question {
 }
 
 /// The way of a request by the running gateway's table, a line per decision.
-pub(crate) fn steps(snapshot: &Snapshot, question: &Question) -> Vec<String> {
+pub(crate) fn steps(snapshot: &Snapshot, certificates: &Certificates, question: &Question) -> Vec<String> {
     let mut out = String::new();
     // Writing into a string cannot fail.
-    let _ = describe(snapshot, question, &mut out);
+    let _ = describe(snapshot, certificates, question, &mut out);
     out.lines().map(str::to_owned).collect()
 }
 
 /// Answers by the file at `path`, in lines for people. What happens at run time (health, open requests) is not known.
 pub fn explain(path: &Path, question: &Question) -> Result<String, GatewayError> {
     let loaded = FileSource::new(path, Metrics::new()).load()?;
-    Ok(steps(&loaded.snapshot, question).into_iter().map(|it| it + "\n").collect())
+    Ok(steps(&loaded.snapshot, &loaded.certificates, question).into_iter().map(|it| it + "\n").collect())
 }
 
-fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::fmt::Result {
+fn describe(
+    snapshot: &Snapshot,
+    certificates: &Certificates,
+    question: &Question,
+    out: &mut String,
+) -> std::fmt::Result {
     let Some((uri, authority)) = question
         .url
         .parse::<Uri>()
@@ -81,6 +87,15 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
             "TLS: connections for `{host}` are passed on unread, to `{}`",
             called(snapshot, upstream)
         );
+    }
+    if scheme == "https" {
+        if certificates.covers(&host) {
+            writeln!(out, "TLS: a certificate covers `{host}`; on a connection for hosts of another one answer 421")?;
+        } else if snapshot.trusted_proxies.is_empty() {
+            return writeln!(out, "TLS: no certificate covers `{host}`; the handshake is refused");
+        } else {
+            writeln!(out, "TLS: no certificate covers `{host}`; only a trusted proxy can ask for it")?;
+        }
     }
     let Some(entry) = snapshot.host(&host) else {
         return writeln!(out, "host: no route names `{host}`, and no wildcard covers it; answer 404");
@@ -109,6 +124,9 @@ fn describe(snapshot: &Snapshot, question: &Question, out: &mut String) -> std::
                 break;
             }
         }
+    }
+    if entry.is_read_otherwise(uri.path(), &asked, chosen) {
+        return writeln!(out, "path: servers that leave `;…` out of it find another rule; answer 400");
     }
     let Some(rule) = chosen else { return writeln!(out, "route: none; answer 404") };
     let written = authority.as_str();
@@ -241,9 +259,9 @@ fn targets(
     };
     let settings = &upstream.settings;
     let choice = settings.balance.choice(headers, question.client);
-    match upstream.pick_for(&[], &choice) {
-        Some(open) => {
-            let address = open.endpoint().address;
+    match upstream.next_for(&choice) {
+        Some(endpoint) => {
+            let address = endpoint.address;
             let tls = settings.transport.tls.as_ref().map_or("", |it| match (&it.config, &it.name) {
                 (Err(_), _) => "; not asked: its authority cannot be read",
                 (Ok(_), None) => "; over TLS, with any certificate",
@@ -274,12 +292,19 @@ mod tests {
     fn every_step_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gateway.yaml");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["s.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("c.pem"), certificate.pem()).unwrap();
+        std::fs::write(folder.path().join("k.pem"), key.serialize_pem()).unwrap();
         std::fs::write(
             &path,
-            "upstreams: [{name: a, endpoints: ['127.0.0.1:9000']}, {name: b, endpoints: ['127.0.0.1:9001']}]\n\
+            "certificates: [{hosts: [s.test], certificate_file: c.pem, key_file: k.pem}]\n\
+             upstreams: [{name: a, endpoints: ['127.0.0.1:9000']}, {name: b, endpoints: ['127.0.0.1:9001']}]\n\
              routes:\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], rewrite: {prefix: /}, targets: [{upstream: a, weight: 3}, {upstream: b, weight: 1}]}\n\
              \x20 - {hosts: ['*.test'], paths: [{prefix: /api}], methods: [POST], deny: [10.0.0.0/8], targets: [{upstream: b}]}\n\
+             \x20 - {hosts: [s.test], targets: [{upstream: a}]}\n\
+             \x20 - {hosts: [s.test], paths: [{prefix: /api}], targets: [{upstream: b}]}\n\
              \x20 - {hosts: [r.test], redirect: {scheme: https}}\n\
              \x20 - {hosts: [c.test], cors: {origins: ['https://web.test']}, targets: [{upstream: a}]}\n",
         )
@@ -310,8 +335,18 @@ mod tests {
             (post([11, 0, 0, 1].into()), &["endpoint: 127.0.0.1:9001 of 1 in `b`"]),
             (question("http://a.test/other"), &["no, the path is another", "answer 404"]),
             (question("http://a.test/api/x%2f..%2f.."), &["which servers read in different ways; answer 400"]),
+            (
+                question("http://s.test/api;v=1/x"),
+                &["rule 2: prefix /: yes", "leave `;…` out of it find another rule; answer 400"],
+            ),
+            (question("http://s.test/api/x;v=1"), &["rule 1: prefix /api: yes", "endpoint: 127.0.0.1:9001"]),
             (preflight("https://web.test"), &["answer 204, the origin is allowed"]),
             (preflight("https://evil.test"), &["answer 204, the origin is not allowed"]),
+            (
+                question("https://s.test/api"),
+                &["covers `s.test`; on a connection for hosts of another one answer 421", "endpoint: 127.0.0.1:9001"],
+            ),
+            (question("https://c.test/"), &["no certificate covers `c.test`; the handshake is refused"]),
             (question("http://r.test:81/x?y"), &["redirect: 302 to https://r.test/x?y"]),
             (question("http://nobody.example/"), &["no route names `nobody.example`"]),
             (question("nonsense"), &["is not a URL"]),
@@ -319,5 +354,16 @@ mod tests {
             let told = explain(&path, &question).unwrap();
             assert!(parts.iter().all(|it| told.contains(it)), "{question:?}:\n{told}");
         }
+        // A proxy in front may have the certificate.
+        let text = std::fs::read_to_string(&path).unwrap() + "trusted_proxies: [192.0.2.1/32]\n";
+        std::fs::write(&path, text).unwrap();
+        let told = explain(&path, &question("https://c.test/")).unwrap();
+        assert!(told.contains("only a trusted proxy can ask for it") && told.contains("endpoint: "), "{told}");
+        // Whoever asks takes nobody's turn.
+        let loaded = FileSource::new(&path, Metrics::new()).load().unwrap();
+        let steps = || steps(&loaded.snapshot, &loaded.certificates, &question("http://c.test/"));
+        assert_eq!(steps(), steps());
+        let upstream = &loaded.snapshot.upstreams["a"];
+        assert_eq!(upstream.turn.load(std::sync::atomic::Ordering::Relaxed), 0);
     }
 }

@@ -280,7 +280,7 @@ fn ask(shared: &Shared, rates: &Rates, path: &str, body: &[u8]) -> Option<Result
         "/rates" => read::<Vec<String>>(body).map(|hosts| serde_json::json!(rates.of(&hosts))),
         "/explain" => {
             let question = read(body).and_then(|it| Question::parse(&it));
-            question.map(|it| serde_json::json!(steps(&shared.snapshot.load(), &it)))
+            question.map(|it| serde_json::json!(steps(&shared.snapshot.load(), &shared.certificates.load(), &it)))
         }
         _ => return None,
     })

@@ -271,7 +271,23 @@ impl Host {
     /// Whether `path`, as the client wrote it, stands for different ones to different servers, and which one it is matters
     /// here: it could come in by the rule for one, and be taken for another that a rule keeps closed.
     pub fn is_unclear(&self, path: &str) -> bool {
-        !self.rules.iter().all(|it| it.anywhere) && matching::is_two_faced(path)
+        self.differs_by_path() && matching::is_two_faced(path)
+    }
+
+    /// Whether it matters which path a request is for.
+    pub fn differs_by_path(&self) -> bool {
+        !self.rules.iter().all(|it| it.anywhere)
+    }
+
+    /// Whether servers that leave the parameters of segments (`;…`) out take a request for `path`, as the client wrote it,
+    /// for one of another rule than `rule`, which was found for `asked`. A rule that names a `;` knows what it is for.
+    pub fn is_read_otherwise(&self, path: &str, asked: &Asked<'_>, rule: Option<&Rule>) -> bool {
+        if !self.differs_by_path() || !asked.path.contains(';') || rule.is_some_and(|it| it.path.names_parameters()) {
+            return false;
+        }
+        let place = |it: Option<&Rule>| it.map(std::ptr::from_ref);
+        let reads = matching::without_parameters(path);
+        reads.iter().any(|read| place(self.find(&Asked { path: read, ..*asked })) != place(rule))
     }
 
     /// Its rules, best first.

@@ -298,11 +298,29 @@ impl Upstream {
 
     /// The same, for a request with this key.
     pub fn pick_for(&self, tried: &[SocketAddr], choice: &Choice) -> Option<OpenRequest> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.search(turn, tried, choice, |it| OpenRequest::begin(it, self.settings.max_open))
+    }
+
+    /// The endpoint that the next request with this key gets. Nothing is counted, and nobody's turn is taken.
+    pub fn next_for(&self, choice: &Choice) -> Option<&Endpoint> {
+        let has_room = |it: &Endpoint| self.settings.max_open.is_none_or(|max| it.state.open() < max);
+        let turn = self.turn.load(Ordering::Relaxed);
+        self.search(turn, &[], choice, |it| (!it.state.is_draining() && has_room(it)).then_some(it))
+    }
+
+    /// What the first one gives that `take` gives anything for, in the order of this `turn`.
+    fn search<'a, T>(
+        &'a self,
+        turn: usize,
+        tried: &[SocketAddr],
+        choice: &Choice,
+        take: impl Fn(&'a Endpoint) -> Option<T>,
+    ) -> Option<T> {
         let count = self.endpoints.len();
         if count == 0 {
             return None;
         }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let ejection = self.settings.ejection.as_ref();
         for out in [false, true] {
             let fits = |it: &Endpoint| it.state.is_out(turn, ejection) == out && !tried.contains(&it.address);
@@ -310,9 +328,9 @@ impl Upstream {
             for at in 0..count {
                 let endpoint = &self.endpoints[(start.wrapping_add(at)) % count];
                 if fits(endpoint)
-                    && let Some(open) = OpenRequest::begin(endpoint, self.settings.max_open)
+                    && let Some(taken) = take(endpoint)
                 {
-                    return Some(open);
+                    return Some(taken);
                 }
             }
         }
@@ -424,6 +442,22 @@ mod tests {
         upstream.endpoints[2].state.instance.drain(true);
         assert!(upstream.pick(&[]).is_none());
         assert!(upstream.endpoints.iter().all(|it| it.state.open() == 0));
+    }
+
+    #[test]
+    fn who_looks_ahead_takes_nobodys_turn() {
+        let upstream = upstream(3);
+        for expected in [1, 2, 3, 1] {
+            let next = || upstream.next_for(&Choice::default()).map(|it| it.address.port());
+            assert_eq!((next(), next()), (Some(expected), Some(expected)));
+            assert!(upstream.endpoints.iter().all(|it| it.state.open() == 0));
+            assert_eq!(port(&upstream.pick(&[])), Some(expected));
+        }
+        let full = balanced(1, Balance::RoundRobin);
+        let open: Vec<_> = (0..50).filter_map(|_| full.pick(&[])).collect();
+        assert!(open.len() == 50 && full.next_for(&Choice::default()).is_none());
+        upstream.endpoints.iter().for_each(|it| it.state.instance.drain(true));
+        assert!(upstream.next_for(&Choice::default()).is_none());
     }
 
     #[tokio::test]

@@ -156,8 +156,10 @@ pub(super) fn for_endpoint(headers: &mut HeaderMap, origin: Origin<'_>, upgrade:
     if let Ok(host) = HeaderValue::from_str(origin.told_host.unwrap_or(origin.host)) {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    let keeps_id = headers.get(X_REQUEST_ID).is_some_and(|it| is_request_id(it.as_bytes()));
-    if !keeps_id && let Ok(id) = HeaderValue::from_str(&format!("{:032x}", origin.fresh_id)) {
+    // Of several there is the first one left, which the access log has.
+    let known = headers.get(X_REQUEST_ID).filter(|it| is_request_id(it.as_bytes())).cloned();
+    let fresh = || HeaderValue::from_str(&format!("{:032x}", origin.fresh_id)).ok();
+    if let Some(id) = known.or_else(fresh) {
         headers.insert(X_REQUEST_ID, id);
     }
 }
@@ -246,6 +248,9 @@ mod tests {
             ("content_length", "9"),
             ("x-request-id", "good-id-1234"),
         ]);
+        for other in ["other-id-1234", "a b"] {
+            headers.append(X_REQUEST_ID, HeaderValue::from_static(other));
+        }
         let client = "::ffff:192.0.2.7".parse().unwrap();
         let host = "a.example.com:8080";
         let origin = Origin { client, chain: None, scheme: "http", host, told_host: None, fresh_id: 7 };

@@ -216,13 +216,23 @@ async fn answer(
         metrics.answered(400);
         return page(&Page::bad_path(), &request, in_flight);
     }
-    let Some(rule) = entry.find(&Asked {
-        method: request.method(),
-        path: &normal_path(request.uri().path()),
-        query: request.uri().query(),
-        headers: request.headers(),
-        secure: scheme == "https",
-    }) else {
+    let (rule, read_otherwise) = {
+        let path = request.uri().path();
+        let asked = Asked {
+            method: request.method(),
+            path: &normal_path(path),
+            query: request.uri().query(),
+            headers: request.headers(),
+            secure: scheme == "https",
+        };
+        let rule = entry.find(&asked);
+        (rule, entry.is_read_otherwise(path, &asked, rule))
+    };
+    if read_otherwise {
+        metrics.answered(400);
+        return page(&Page::bad_path(), &request, in_flight);
+    }
+    let Some(rule) = rule else {
         metrics.answered(404);
         return page(&Page::unknown_path(&host), &request, in_flight);
     };

@@ -174,6 +174,11 @@ impl Certificates {
         self.by_host.get(host).or_else(|| lookup_wildcard(host, |it| self.by_host.get(it)))
     }
 
+    /// Whether connections for `host` can be made.
+    pub(crate) fn covers(&self, host: &str) -> bool {
+        self.find(host).is_some()
+    }
+
     /// Whether a connection made with `entry` may ask for `host`.
     pub(super) fn same_policy(&self, entry: &Arc<CertificateEntry>, host: &str) -> bool {
         self.find(host).is_some_and(|it| it.policy == entry.policy)

@@ -30,6 +30,14 @@ impl PathMatch {
         }
     }
 
+    /// Whether it speaks of parameters of segments (`;…`, RFC 3986 §3.3).
+    pub(super) fn names_parameters(&self) -> bool {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) => text.contains(';'),
+            Self::Regex(pattern) => pattern.0.as_str().contains(';'),
+        }
+    }
+
     /// Higher wins.
     fn rank(&self) -> (u8, usize) {
         match self {
@@ -239,7 +247,11 @@ pub fn normal_path(path: &str) -> Cow<'_, str> {
     if !path.contains('%') && !path.contains("/.") && !path.contains("//") {
         return Cow::Borrowed(path);
     }
-    let path = decoded(path, false);
+    Cow::Owned(straightened(&decoded(path, false)))
+}
+
+/// `path`, decoded, without empty, `.` and `..` segments.
+fn straightened(path: &str) -> String {
     let ends_open = ["/", "/.", "/.."].iter().any(|it| path.ends_with(it));
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split('/') {
@@ -257,7 +269,18 @@ pub fn normal_path(path: &str) -> Cow<'_, str> {
     if ends_open || out.is_empty() {
         out.push('/');
     }
-    Cow::Owned(out)
+    out
+}
+
+/// What servers match that leave the parameters of segments (`;…`, RFC 3986 §3.3) out: some do so before they decode the
+/// path, some after.
+pub(super) fn without_parameters(path: &str) -> [String; 2] {
+    let cut = |it: &str| {
+        let segments: Vec<&str> = it.split('/').map(|it| it.split(';').next().unwrap_or_default()).collect();
+        segments.join("/")
+    };
+    let (before, after) = (cut(path), cut(&decoded(path, false)));
+    [straightened(&decoded(&before, false)), straightened(&after)]
 }
 
 /// Whether servers take `path` (without query) for different ones: it climbs by `..`, in whatever spelling, or holds a `\`,

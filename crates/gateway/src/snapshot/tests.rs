@@ -220,6 +220,45 @@ fn no_spelling_of_a_path_gets_around_its_rule() {
 }
 
 #[test]
+fn parameters_of_segments_get_around_no_rule() {
+    let hosts =
+        snapshot(&[("a.test", &["/", "/admin", "/a/b", "/m;v=1", "=/e"]), ("b.test", &["/"]), ("c.test", &["/app"])]);
+    let headers = HeaderMap::new();
+    let refused = |host: &str, written: &str| {
+        let host = hosts.host(host).unwrap();
+        let path = &normal_path(written);
+        let asked = Asked { method: &Method::GET, path, query: None, headers: &headers, secure: false };
+        host.is_read_otherwise(written, &asked, host.find(&asked))
+    };
+    for (written, expected) in [
+        ("/admin;x/users", true),
+        ("/admin;", true),
+        ("/;/admin", true),
+        ("/;x/;y/admin;z", true),
+        ("/.;x/admin", true),
+        ("/a;x//b", true),
+        ("/e;x", true),
+        // Left out before it is decoded, or after.
+        ("/admin%3Bx", true),
+        ("/a;x%2fb", true),
+        ("/admin;%2fx", true),
+        // All of these are for the same rule, whoever reads them.
+        ("/admin", false),
+        ("/admin/users;x=%2e", false),
+        ("/e/x;y", false),
+        ("/x/;/admin", false),
+        ("/shop;jsessionid=1/cart", false),
+        ("/m;v=2", false),
+        // This rule knows of them.
+        ("/m;v=1/x", false),
+        ("/m%3bv=1", false),
+    ] {
+        assert_eq!((refused("a.test", written), refused("b.test", written)), (expected, false), "{written}");
+    }
+    assert!(refused("c.test", "/app;x") && !refused("c.test", "/x;y") && !refused("c.test", "/app/x;y"));
+}
+
+#[test]
 fn paths_and_locations_are_rewritten() {
     let of = |pattern: &str, new: &str| PathRewrite::Regex(Pattern::new(pattern).unwrap(), new.to_owned());
     let regex = || of("^/u/([0-9]+)", "/users/${1}/x");

@@ -266,8 +266,8 @@ impl FileSource {
             millis(file.timeouts.idle_ms, 60_000),
         );
         limits.max_uri_bytes = file.limits.max_uri_bytes;
-        limits.max_connections = file.limits.max_connections;
-        limits.max_connections_per_address = file.limits.max_connections_per_address;
+        limits.max_connections = file.limits.max_connections.filter(|it| *it > 0);
+        limits.max_connections_per_address = file.limits.max_connections_per_address.filter(|it| *it > 0);
         limits.max_buffered_bytes = file.limits.max_buffered_bytes.unwrap_or(limits.max_buffered_bytes);
         let mut access_log = file.access_log.clone();
         if let Some(path) = file.access_log.file() {
@@ -515,6 +515,11 @@ admin:        {address: "127.0.0.1:9901"}
         assert_eq!((timeouts.response.as_millis(), timeouts.connect.as_millis()), (7, 5));
         assert!(loaded.snapshot.host("q.b.com").is_some() && loaded.snapshot.host("b.com").is_none());
         assert!(load("").is_ok());
+        for (written, all, each) in [(0, None, None), (7, Some(7), Some(7))] {
+            let limits = format!("limits: {{max_connections: {written}, max_connections_per_address: {written}}}\n");
+            let limits = load(&(GOOD.to_owned() + &limits)).unwrap().limits;
+            assert_eq!((limits.max_connections, limits.max_connections_per_address), (all, each), "{written}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ routes:
   - {hosts: [a.test], paths: [{exact: /api/exact}], rewrite: {path: /whole}, targets: [{upstream: a}]}
   - {hosts: [a.test], paths: [{regex: '^/r[0-9]+$'}], request_headers: {set: {x-tier: 'gold "$1"'}, remove: [x-drop]}, targets: [{upstream: a}]}
   - {hosts: [a.test], paths: [{prefix: /edit}], rewrite: {host: inner.test}, response_headers: {set: {x-text: '100 $ \'}, remove: [x-origin]}, targets: [{upstream: a}]}
+  - {hosts: [paths.test], targets: [{upstream: a}]}
+  - {hosts: [paths.test], paths: [{prefix: /admin}, {prefix: /a/b}, {exact: /e/}, {prefix: '/m;v=1'}], targets: [{upstream: a}]}
   - {hosts: ['*.w.test'], redirect: {scheme: https, host: a.test, status: 308}}
   - {hosts: [moved.test], redirect: {path: /new, status: 301}}
   - {hosts: [port.test], redirect: {port: 8443}}
@@ -204,6 +206,18 @@ async fn both_drivers_answer_alike() {
         ("GET /x/.%2E/api?q", "a.test", "", 400),
         ("GET /x\\api", "a.test", "", 400),
         ("GET /x/..y?/../x", "a.test", "", 200),
+        ("GET /api;x/items", "a.test", "", 400),
+        ("GET /;/api", "a.test", "", 400),
+        ("GET /admin;x/users", "paths.test", "", 400),
+        ("GET /.;x/admin%3by", "paths.test", "", 400),
+        ("GET /a//;x/b", "paths.test", "", 400),
+        ("GET /e/;x", "paths.test", "", 400),
+        ("GET /a;%2fx/b", "paths.test", "", 400),
+        ("GET /admin/users;x", "paths.test", "", 200),
+        ("GET /shop;jsessionid=1/admin?a;b", "paths.test", "", 200),
+        ("GET /m;v=1/x", "paths.test", "", 200),
+        ("GET /admin;x", "closed.test", "", 403),
+        ("GET /robots.txt;x", "fixed.test", "", 400),
         ("GET /edit/x", "a.test", "", 200),
         ("GET /q?x=1", "deep.x.w.test", "", 308),
         ("GET /q", "w.test", "", 404),

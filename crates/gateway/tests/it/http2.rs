@@ -519,6 +519,7 @@ async fn an_ordinary_request_reaches_its_endpoint_as_one_of_the_general_path() {
         ("PUT", &[("te", "trailers"), ("expect", "100-continue"), ("content-length", "0")]),
         ("POST", &[("x-forwarded-for", "9.9.9.9"), ("x_forwarded_for", "8.8.8.8"), ("forwarded", "for=7.7.7.7")]),
         ("GET", &[("x-request-id", "known-1234"), ("x-real-ip", "6.6.6.6"), ("proxy-authorization", "x")]),
+        ("GET", &[("x-request-id", "known-1234"), ("x-request-id", "other-1234"), ("x-request-id", "a b")]),
         ("GET", &[("x-forwarded-prefix", "/evil"), ("x-forwarded-ssl", "on"), ("x_forwarded_user", "root")]),
         (
             "GET",
@@ -529,6 +530,7 @@ async fn an_ordinary_request_reaches_its_endpoint_as_one_of_the_general_path() {
             let ordinary = seen(method, &format!("https://{authority}/plain/x?q=%20&r"), fields).await;
             let general = seen(method, &format!("https://{authority}/general/x?q=%20&r"), fields).await;
             assert_eq!(ordinary, general, "{method} {authority} {fields:?}");
+            assert_eq!(ordinary.iter().filter(|it| it.starts_with("x-request-id:")).count(), 1, "{ordinary:?}");
             assert!(ordinary.contains(&format!("host: {}", authority.to_lowercase())), "{ordinary:?}");
             assert_eq!(
                 ordinary.iter().filter(|it| it.starts_with("x-forwarded-for: 127.0.0.1")).count(),

@@ -28,6 +28,16 @@ async fn requests_reach_endpoints_with_our_headers_and_keep_their_connection() {
         }
         assert!(!seen.contains("9.9.9.9") && !seen.contains("x-drop"), "{seen}");
     }
+    // Of several ids the first one counts, if it is one.
+    for (first, second, kept) in
+        [("first-1234", "other-1234", true), ("first-1234", "a b", true), ("a b", "other-1234", false)]
+    {
+        let mut wire = Wire::connect(gateway.web()).await;
+        let ids = format!("X-Request-Id: {first}\r\nX-Request-Id: {second}\r\n");
+        let seen = wire.ask(&format!("GET / HTTP/1.1\r\nHost: a.test\r\n{ids}\r\n")).await.text().to_lowercase();
+        assert_eq!(seen.matches("x-request-id: ").count(), 1, "{seen}");
+        assert_eq!((seen.contains(first), seen.contains(second)), (kept, false), "{seen}");
+    }
     wire.send("HEAD /h HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     let head = wire.head_only().await.unwrap();
     assert_eq!(head.status(), 200);

@@ -29,8 +29,9 @@ const NOT_PASSED: [&str; 11] = [
     "Proxy-Authorization",
     "Proxy-Connection",
 ];
-/// Paths that servers read in different ways, as they are written (`snapshot::Host::is_unclear`).
-const UNCLEAR: &str = r"^[^?]*(?:\\|(?:/|%2f|%5c)(?:\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))";
+/// Paths that servers read in different ways, as they are written (`snapshot::Host::is_unclear`). A `/` that is hidden in a
+/// parameter is refused here whatever it leads to: [`read_otherwise`] looks at decoded paths.
+const UNCLEAR: &str = r"^[^?]*(?:\\|;[^/?]*%2f|(?:/|%2f|%5c)(?:\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))";
 
 /// The configuration, with what it writes below `folder`; else everything that nginx cannot do. Files of certificates are
 /// relative to `base`; `here` says whether this machine has an address.
@@ -40,12 +41,12 @@ pub(super) fn render(
     folder: &Path,
     here: &dyn Fn(SocketAddr) -> bool,
 ) -> Result<String, Vec<String>> {
-    let cannot = cannot(file);
+    let cannot = cannot(file, base);
     if !cannot.is_empty() {
         return Err(cannot);
     }
     let mut out = String::from("# Written by arco; changes are lost.\n");
-    let place = |name: &str| quoted(&folder.join(name).to_string_lossy());
+    let place = |name: &str| literal(&folder.join(name).to_string_lossy());
     let processes = if file.threads == 0 { "auto".to_owned() } else { file.threads.to_string() };
     let _ = write!(
         out,
@@ -111,7 +112,7 @@ pub(super) fn render(
 }
 
 /// Every part of the file that nginx cannot do as the engine does.
-fn cannot(file: &File) -> Vec<String> {
+fn cannot(file: &File, base: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut say = |whose: &str, it: &str| found.push(format!("{whose}: {it}"));
     for it in &file.listeners {
@@ -129,7 +130,16 @@ fn cannot(file: &File) -> Vec<String> {
     for it in file.certificates.iter().filter(|it| it.client_ca_file.is_some()) {
         say(&format!("certificate `{}`", it.certificate_file.display()), "`client_ca_file`");
     }
-    if file.limits.max_connections.is_some() || file.limits.max_connections_per_address.is_some() {
+    for it in &file.certificates {
+        if [&it.certificate_file, &it.key_file].iter().any(|it| base.join(it).to_string_lossy().contains('$')) {
+            say(
+                &format!("certificate `{}`", it.certificate_file.display()),
+                "a `$` in a path: it would see a variable",
+            );
+        }
+    }
+    let limits = &file.limits;
+    if limits.max_connections.is_some_and(|it| it > 0) || limits.max_connections_per_address.is_some_and(|it| it > 0) {
         say("limits", "`max_connections` and `max_connections_per_address`");
     }
     if file.access_log.is_on() {
@@ -329,7 +339,7 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
     let name = if host == "*" { "\"~^\"".to_owned() } else { quoted(host) };
     let _ = writeln!(out, "        server_name {name};");
     if let Some(it) = certificate {
-        let path = |it: &Path| quoted(&base.join(it).to_string_lossy());
+        let path = |it: &Path| literal(&base.join(it).to_string_lossy());
         let (chain, key) = (path(&it.certificate_file), path(&it.key_file));
         let _ = writeln!(
             out,
@@ -348,6 +358,9 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
     locations.sort_by_key(|(path, _)| std::cmp::Reverse(path.regex.as_ref().map_or(0, String::len)));
     if locations.iter().any(|it| it.0.prefix.as_deref() != Some("/")) {
         let _ = writeln!(out, "        if ($request_uri ~* {}) {{ return 400; }}", literal(UNCLEAR));
+        for it in read_otherwise(&locations) {
+            let _ = writeln!(out, "        if ($uri ~ {}) {{ return 400; }}", literal(&it));
+        }
     }
     let exact: Vec<String> = locations.iter().filter_map(|it| it.0.exact.clone()).collect();
     for (path, number) in &locations {
@@ -360,6 +373,41 @@ fn server(out: &mut String, file: &File, base: &Path, listeners: &[&ListenerFile
         out.push_str("        location / {\n            return 404;\n        }\n");
     }
     out.push_str("    }\n");
+}
+
+/// Expressions for decoded paths that servers which leave parameters (`;…`) out take for those of another location
+/// (`snapshot::Host::is_read_otherwise`). Beside expressions it is all that have some: what these find without parameters
+/// cannot be asked.
+fn read_otherwise(locations: &[(PathMatch, usize)]) -> Vec<String> {
+    /// Segments of which nothing is left.
+    const NOTHING: &str = r"(?:/\.?;[^/]*)*";
+    // Whoever names a `;` knows what it is for.
+    let knows = |it: &PathMatch| match (&it.exact, &it.prefix, &it.regex) {
+        (Some(it), ..) if it.contains(';') => format!("(?!{}$)", escaped(it)),
+        (_, Some(it), _) if it.contains(';') => format!("(?!{}(?:/|$))", escaped(it.trim_end_matches('/'))),
+        (.., Some(it)) if it.contains(';') => format!("(?!.*(?:{it}))"),
+        _ => String::new(),
+    };
+    let known: String = locations.iter().map(|it| knows(&it.0)).collect();
+    if locations.iter().any(|it| it.0.regex.is_some()) {
+        return vec![format!("^{known}.*;")];
+    }
+    let other = |it: &PathMatch| {
+        let (path, end) = match (&it.exact, &it.prefix) {
+            (Some(it), _) => (it.as_str(), "$"),
+            (_, Some(it)) if it != "/" => (it.trim_end_matches('/'), "(?:/|$)"),
+            _ => return None,
+        };
+        // Without parameters no path leads there.
+        if path.contains(';') {
+            return None;
+        }
+        let names = path.split('/').filter(|it| !it.is_empty());
+        let segments: String = names.map(|it| format!("{NOTHING}/{}(?:;[^/]*)?", escaped(it))).collect();
+        let open = if path.ends_with('/') { format!(r"{NOTHING}/(?:\.?;[^/]*)?") } else { String::new() };
+        Some(format!("^{known}(?!{}{end}){segments}{open}{end}", escaped(path)))
+    };
+    locations.iter().filter_map(|it| other(&it.0)).collect()
 }
 
 /// What stands behind `location`, so that prefixes match whole segments.
@@ -397,10 +445,10 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     }
     let headers = &route.response_headers;
     for name in headers.remove.iter().chain(headers.set.keys()) {
-        line(format!("proxy_hide_header {};", quoted(name)));
+        line(format!("proxy_hide_header {};", literal(name)));
     }
     for (name, value) in headers.set.iter().chain(&headers.add) {
-        line(format!("add_header {} {} always;", quoted(name), quoted(value)));
+        line(format!("add_header {} {} always;", literal(name), quoted(value)));
     }
     if let Some(age) = route.tls.hsts_max_age_s {
         line(format!("set $hsts \"\"; if ($scheme = https) {{ set $hsts max-age={age}; }}"));
@@ -417,7 +465,7 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
     }
     if let Some(it) = &route.answer {
         let kind = it.content_type.as_deref().unwrap_or("text/plain; charset=utf-8");
-        line(format!("default_type {};", quoted(kind)));
+        line(format!("default_type {};", literal(kind)));
         line(format!("return {} {};", it.status, quoted(&it.body)));
         return out;
     }
@@ -477,17 +525,17 @@ fn location(file: &File, base: &Path, route: &Route<String>, path: &PathMatch, h
         line(format!("proxy_set_header {name} \"\";"));
     }
     for (name, value) in &route.request_headers.set {
-        line(format!("proxy_set_header {} {};", quoted(name), quoted(value)));
+        line(format!("proxy_set_header {} {};", literal(name), quoted(value)));
     }
     for name in &route.request_headers.remove {
-        line(format!("proxy_set_header {} \"\";", quoted(name)));
+        line(format!("proxy_set_header {} \"\";", literal(name)));
     }
     let targets = targets(route);
     let group = groups(file).iter().position(|it| *it == targets).unwrap_or(0);
     match first.and_then(|it| it.tls.as_ref()) {
         Some(tls) => {
             line(format!("proxy_ssl_name {};", quoted(&tls.name)));
-            line(format!("proxy_ssl_trusted_certificate {};", quoted(&base.join(&tls.ca_file).to_string_lossy())));
+            line(format!("proxy_ssl_trusted_certificate {};", literal(&base.join(&tls.ca_file).to_string_lossy())));
             line("proxy_ssl_verify on;".to_owned());
             line("proxy_ssl_verify_depth 4;".to_owned());
             line(format!("proxy_pass https://group{group};"));
@@ -539,7 +587,7 @@ fn quoted_with(text: &str, own: &str) -> String {
     format!("\"{text}{own}\"")
 }
 
-/// A text in quotes where nginx knows no variables: paths and expressions.
+/// A text in quotes where nginx knows no variables: most paths, expressions, names of fields, types.
 fn literal(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -588,18 +636,44 @@ routes:
             "location \"/api/\" {",
             "proxy_set_header Forwarded \"\";",
             "proxy_set_header X-Forwarded-Prefix \"\";",
-            r#"if ($request_uri ~* "^[^?]*(?:\\\\|(?:/|%2f|%5c)(?:\\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))") { return 400; }"#,
+            r#"if ($uri ~ "^(?!/api(?:/|$))(?:/\\.?;[^/]*)*/api(?:;[^/]*)?(?:/|$)") { return 400; }"#,
+            r#"if ($uri ~ "^(?!/api$)(?:/\\.?;[^/]*)*/api(?:;[^/]*)?$") { return 400; }"#,
+            r#"if ($request_uri ~* "^[^?]*(?:\\\\|;[^/?]*%2f|(?:/|%2f|%5c)(?:\\.|%2e){2}(?:[/;?]|%2f|%5c|%3b|$))") { return 400; }"#,
             "add_header \"x-text\" \"say \\\"${dollar}100\\\" \\\\\" always;",
         ] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
         assert_eq!(text.matches("location = \"/api\" {").count(), 1, "the exact path wins\n{text}");
+        // What expressions find without parameters is not known, unless they name some.
+        let found = FILE.replacen("{exact: /api}", "{regex: '^/m;v=[0-9]'}, {prefix: '/p;q'}", 1);
+        let line = r#"if ($uri ~ "^(?!.*(?:^/m;v=[0-9]))(?!/p;q(?:/|$)).*;") { return 400; }"#;
+        let text = rendered(&found, true).unwrap();
+        assert!(text.lines().any(|it| it.trim() == line), "{text}");
         let whole = "buffer: {request: true}, max_body_bytes: 9, targets: [{upstream: a}]";
         let whole = FILE.replacen("targets: [{upstream: a}]", whole, 1) + "buffer_folder: bodies\n";
         let text = rendered(&whole, true).unwrap();
         for line in ["client_body_temp_path \"/etc/gateway/bodies/client_body_temp\";", "proxy_request_buffering on;"] {
             assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
         }
+        // Where nginx knows no variables, a `$` is nothing special.
+        let named = FILE
+            .replacen("name: a,", "name: a, tls: {name: $n, ca_file: $ca.pem},", 1)
+            .replacen("a, weight: 1}, {upstream: b, weight: 3}]", "a}], request_headers: {set: {x-$y: $z}}", 1)
+            .replacen("{x-text:", "{x-$text:", 1)
+            + "  - {hosts: [f.test], answer: {status: 200, body: $b, content_type: text/$t}}\n";
+        let text = rendered(&named, true).unwrap();
+        for line in [
+            "proxy_ssl_trusted_certificate \"/etc/gateway/$ca.pem\";",
+            "proxy_ssl_name \"${dollar}n\";",
+            "proxy_set_header \"x-$y\" \"${dollar}z\";",
+            "proxy_hide_header \"x-$text\";",
+            "default_type \"text/$t\";",
+            "return 200 \"${dollar}b\";",
+        ] {
+            assert!(text.lines().any(|it| it.trim() == line), "{line}\n{text}");
+        }
+        let unlimited = format!("{FILE}limits: {{max_connections: 0, max_connections_per_address: 0}}\n");
+        assert!(rendered(&unlimited, true).is_ok());
         let elsewhere = rendered(FILE, false).unwrap();
         assert!(!elsewhere.contains("192.0.2.9"), "another machine's address");
     }
@@ -617,6 +691,8 @@ routes:
             ("weights: [2, 1]", "check: {}", "upstream `b`: `check`"),
             ("protocol: http}", "protocol: udp, upstream: a}", "listener `web`"),
             ("127.0.0.1:8080", "127.0.0.1:0", "port 0"),
+            ("c.pem", "$c.pem", "certificate `$c.pem`: a `$`"),
+            ("routes:", "limits: {max_connections_per_address: 5}\nroutes:", "limits: `max_connections`"),
             ("targets: [{upstream: a}]", "buffer: {request: true}, targets: [{upstream: a}]", "`buffer` needs it"),
             (
                 "targets: [{upstream: a}]",

@@ -216,6 +216,10 @@ pub(in crate::engine) fn plain_rule<'a>(
     if matches!(path, Cow::Owned(_)) && entry.is_unclear(written) {
         return None;
     }
+    // Who leaves out what stands behind a `;` may find another rule.
+    if entry.differs_by_path() && path.contains(';') {
+        return None;
+    }
     let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
     // With conditions (that it came over TLS is one, too) the rule depends on fields, or another rule may be the one.
     let is_plain = rule.policy.is_none() && rule.conditions == Conditions::default();
@@ -280,9 +284,9 @@ impl<'b> Seen<'b> {
                 }
             }
             12 if is("x-request-id") => {
-                self.has_id = headers::is_request_id(field.value);
-                // A bad one is replaced where fields can be looked at twice.
-                self.special |= !self.has_id;
+                // A bad one is replaced, and of several one passed on, where fields can be looked at twice.
+                self.special |= self.has_id || !headers::is_request_id(field.value);
+                self.has_id = true;
             }
             _ => {}
         }
@@ -370,7 +374,7 @@ mod tests {
 
     /// What becomes of a request for `host` from `client`.
     fn fate(snapshot: &Snapshot, host: &str, client: [u8; 4], secure: bool) -> String {
-        let Some((entry, rule)) = plain_rule(snapshot, host, "/x?y", client.into()) else {
+        let Some((entry, rule)) = plain_rule(snapshot, host, "/x;v=1?y", client.into()) else {
             return "special".to_owned();
         };
         assert_eq!(*entry.name, *host);
@@ -393,6 +397,8 @@ mod tests {
              trusted_proxies: [10.0.0.0/8]\n\
              routes:\n\
              \x20 - {hosts: [plain.test], targets: [{upstream: a}]}\n\
+             \x20 - {hosts: [paths.test], targets: [{upstream: a}]}\n\
+             \x20 - {hosts: [paths.test], paths: [{prefix: /admin}], targets: [{upstream: a}]}\n\
              \x20 - {hosts: [led.test], targets: [{upstream: a}], tls: {redirect: true}}\n\
              \x20 - {hosts: [told.test], targets: [{upstream: a}], tls: {hsts_max_age_s: 60}}\n\
              \x20 - {hosts: [both.test], targets: [{upstream: a}], tls: {redirect: true, hsts_max_age_s: 60}}\n\
@@ -403,6 +409,8 @@ mod tests {
         let snapshot = FileSource::new(&path, Metrics::new()).load().unwrap().snapshot;
         for (host, plain, secure) in [
             ("plain.test", "passes to a ", "passes to a "),
+            // Which of its rules is meant, depends on who reads the parameter.
+            ("paths.test", "special", "special"),
             ("led.test", "led away by 308", "passes to a "),
             ("told.test", "passes to a ", "passes to a max-age=60"),
             ("both.test", "led away by 308", "passes to a max-age=60"),

@@ -128,13 +128,8 @@ fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, fresh_i
     }
     for (name, value) in fields {
         let name = name.as_str().as_bytes();
-        // Cookies are one field in HTTP/1.1 (RFC 9113 §8.2.3); the host is there already.
-        let passes = match name {
-            b"cookie" | b"host" => false,
-            b"x-request-id" => fresh_id.is_none(),
-            _ => !headers::stays_here(name),
-        };
-        if !passes {
+        // Cookies are one field in HTTP/1.1 (RFC 9113 §8.2.3), an id is one, too; the host is there already.
+        if matches!(name, b"cookie" | b"host" | b"x-request-id") || headers::stays_here(name) {
             continue;
         }
         for part in [name, b": ", value.as_bytes(), b"\r\n"] {
@@ -149,8 +144,13 @@ fn head<B>(request: &Request<B>, host: &str, target: &str, client: &str, fresh_i
         out.extend_from_slice(b"\r\n");
     }
     request::push_origin(&mut out, client, "https", host);
-    if let Some(id) = fresh_id {
-        request::push_id(&mut out, id);
+    match fresh_id {
+        Some(id) => request::push_id(&mut out, id),
+        None => {
+            for part in [&b"x-request-id: "[..], request_id(fields), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
     }
     out.extend_from_slice(b"\r\n");
     out
