@@ -1,11 +1,15 @@
 //! Foreign names: asked of the configured name servers in turn, over UDP, and over TCP when the answer was cut off.
 //!
 //! Each question has a socket, port and number of its own, and an answer counts only when it comes from who was asked
-//! and repeats the question.
+//! and repeats the question. Each tenant has only so many questions open, so that none takes the turns of all.
 
+use super::FOREIGN_EACH;
+use arco_model::name::TenantName;
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, Query};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -23,6 +27,8 @@ const MAX_UDP: u16 = 1232;
 pub(super) enum ForwardError {
     #[error("no name server is configured for foreign names")]
     NoServer,
+    #[error("who asks has {} other questions open", FOREIGN_EACH)]
+    TooMany,
     #[error("no name server answered in time")]
     TimedOut,
     #[error("a name server cannot be reached: {0}")]
@@ -37,19 +43,68 @@ impl From<ProtoError> for ForwardError {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Asker {
+    /// Any instance of a tenant.
+    Tenant(TenantName),
+    /// Something that is no instance, a build for example.
+    Other(Ipv4Addr),
+}
+
 pub(super) struct Forwarder {
     port: u16,
     patience: Duration,
     open: Semaphore,
+    /// How many questions of each asker are open or wait to be.
+    askers: Mutex<HashMap<Asker, usize>>,
+}
+
+/// One of an asker's questions, until it is dropped.
+struct Turn<'a> {
+    forwarder: &'a Forwarder,
+    asker: Asker,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut askers = self.forwarder.askers();
+        if let Some(open) = askers.get_mut(&self.asker) {
+            *open -= 1;
+            if *open == 0 {
+                askers.remove(&self.asker);
+            }
+        }
+    }
 }
 
 impl Forwarder {
     pub(super) fn new(port: u16, patience: Duration) -> Self {
-        Self { port, patience, open: Semaphore::new(MAX_OPEN) }
+        Self { port, patience, open: Semaphore::new(MAX_OPEN), askers: Mutex::default() }
+    }
+
+    fn askers(&self) -> MutexGuard<'_, HashMap<Asker, usize>> {
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, asker: Asker) -> Result<Turn<'_>, ForwardError> {
+        let mut askers = self.askers();
+        let open = askers.entry(asker.clone()).or_default();
+        if *open >= FOREIGN_EACH {
+            return Err(ForwardError::TooMany);
+        }
+        *open += 1;
+        Ok(Turn { forwarder: self, asker })
     }
 
     /// Asks the servers in turn.
-    pub(super) async fn ask(&self, question: &Query, servers: &[IpAddr]) -> Result<Message, ForwardError> {
+    pub(super) async fn ask(
+        &self,
+        asker: Asker,
+        question: &Query,
+        servers: &[IpAddr],
+    ) -> Result<Message, ForwardError> {
+        let _of_asker = self.turn(asker)?;
         let _turn = self.open.acquire().await.map_err(|_| ForwardError::TimedOut)?;
         let mut last = ForwardError::NoServer;
         for server in servers {
