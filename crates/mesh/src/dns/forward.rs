@@ -6,7 +6,7 @@
 use super::FOREIGN_EACH;
 use arco_model::name::TenantName;
 use hickory_proto::ProtoError;
-use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -97,7 +97,7 @@ impl Forwarder {
         Ok(Turn { forwarder: self, asker })
     }
 
-    /// Asks the servers in turn.
+    /// Asks the servers in turn. One that will not or cannot say is no last word, as with every resolver of programs.
     pub(super) async fn ask(
         &self,
         asker: Asker,
@@ -106,16 +106,19 @@ impl Forwarder {
     ) -> Result<Message, ForwardError> {
         let _of_asker = self.turn(asker)?;
         let _turn = self.open.acquire().await.map_err(|_| ForwardError::TimedOut)?;
-        let mut last = ForwardError::NoServer;
+        let (mut last, mut unwilling) = (ForwardError::NoServer, None);
         for server in servers {
             let server = SocketAddr::new(*server, self.port);
             match tokio::time::timeout(self.patience, ask_one(question, server)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => match answer.metadata.response_code {
+                    ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused => unwilling = Some(answer),
+                    _ => return Ok(answer),
+                },
                 Ok(Err(error)) => last = error,
                 Err(_) => last = ForwardError::TimedOut,
             }
         }
-        Err(last)
+        unwilling.ok_or(last)
     }
 }
 

@@ -234,6 +234,42 @@ async fn a_tenant_whose_questions_stay_open_does_not_take_the_turns_of_others() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_server_that_refuses_is_not_the_last_word() {
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let (ip, willing) = (Ipv4Addr::new(127, 0, 3, 5), Ipv4Addr::new(127, 0, 3, 6));
+    let port = foreign(willing).await;
+    let refusing = UdpSocket::bind((ip, port)).await.unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0u8; 4096];
+        loop {
+            let (length, from) = refusing.recv_from(&mut buffer).await.unwrap();
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
+            answer.add_query(asked.queries[0].clone());
+            answer.metadata.response_code = ResponseCode::Refused;
+            refusing.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    for (forwarders, code, expected) in [
+        (vec![ip.into(), willing.into()], ResponseCode::NoError, Some(Ipv4Addr::new(192, 0, 2, 1))),
+        (vec![ip.into()], ResponseCode::Refused, None),
+    ] {
+        let settings = DataPlaneSettings { dns_forwarders: forwarders, ..settings((ip, 0).into(), ip) };
+        put(&kv, SETTINGS, &settings).await;
+        let mirror = Mirror::in_memory(GATEWAY_PREFIX);
+        let stop = CancellationToken::new();
+        let _stopped = stop.clone().drop_guard();
+        let dns = Dns::with_forwarding(Arc::clone(&mirror), Sockets::alone(), port, PATIENCE);
+        let mut bound = dns.bound();
+        tokio::spawn(mirror.run(Arc::clone(&kv), stop.clone()));
+        tokio::spawn(dns.run(stop));
+        let server = listening(&mut bound, ip).await;
+        let answer = ask(server, 1, "example.test.", RecordType::A).await;
+        assert_eq!((answer.metadata.response_code, address(&answer)), (code, expected));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_is_taken_or_absent_is_waited_for() {
     let kv: SharedKv = Arc::new(MemoryKv::new());
     let ip = Ipv4Addr::new(127, 0, 3, 3);
