@@ -110,11 +110,8 @@ impl Config {
             let why = format!("`server.leader_lease_s` is {life_s}; give at least {LEADER_LEASE_MIN_S}");
             return Err(ConfigError::Value(why));
         }
-        if let Some(address) = &self.gateway.virtual_address {
-            address.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
-        }
+        self.gateway.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
         let log = &self.gateway.access_log;
-        log.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
         if let Some(file) = log.file().filter(|it| !it.is_absolute()) {
             // Who serves has another folder than who reads this.
             let why = format!("[gateway] `access_log.destination`: `{}` is not a whole path", file.display());
@@ -203,6 +200,10 @@ mod tests {
             ("ARCO_SERVER__LEADER_LEASE_S", "4".to_owned(), Some("give at least 5")),
             ("ARCO_GATEWAY__VIRTUAL_ADDRESS", shared(100), None),
             ("ARCO_GATEWAY__VIRTUAL_ADDRESS", shared(255), Some("virtual_address.priority")),
+            ("ARCO_GATEWAY__MAX_HEADER_BYTES", "1024".to_owned(), None),
+            ("ARCO_GATEWAY__MAX_HEADER_BYTES", "64".to_owned(), Some("`max_header_bytes` is at least 1024")),
+            ("ARCO_GATEWAY__RESPONSE_MS", "0".to_owned(), Some("`response_ms`")),
+            ("ARCO_GATEWAY__PROXY_PROTOCOL", "true".to_owned(), Some("`trusted_proxies`")),
         ] {
             let error =
                 from_sources(None, environment(&[(variable, value.as_str())]), vec![]).err().map(|it| it.to_string());
