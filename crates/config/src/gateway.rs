@@ -95,6 +95,30 @@ impl Default for GatewayConfig {
 }
 
 impl GatewayConfig {
+    /// Whether requests can be served so; the reason why not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.max_header_bytes < 1024 {
+            return Err(format!("`max_header_bytes` is at least 1024, not {}", self.max_header_bytes));
+        }
+        let times = [
+            ("request_header_ms", self.request_header_ms),
+            ("request_body_ms", self.request_body_ms),
+            ("connect_ms", self.connect_ms),
+            ("response_ms", self.response_ms),
+            ("idle_ms", self.idle_ms),
+        ];
+        if let Some((name, _)) = times.iter().find(|it| it.1 == 0) {
+            return Err(format!("`{name}` is at least 1: with 0, no request has any time"));
+        }
+        if self.proxy_protocol && self.trusted_proxies.is_empty() {
+            return Err("`proxy_protocol` lets nobody in: name the proxies in `trusted_proxies`".to_owned());
+        }
+        if let Some(address) = &self.virtual_address {
+            address.check()?;
+        }
+        self.access_log.check()
+    }
+
     /// The port of plain HTTP in URLs for people, when the listener has the port `bound`.
     pub fn http_port(&self, bound: u16) -> u16 {
         self.public_http_port.unwrap_or(bound)

@@ -23,7 +23,7 @@ pub use builder::{BuilderConfig, Egress, PRIVATE_NETWORKS, WithoutUserNamespace}
 pub use eventlog::EventlogConfig;
 pub use gateway::GatewayConfig;
 pub use kubernetes::{KubernetesConfig, VolumeAccess};
-pub use load::{ConfigError, from_sources, from_table, template};
+pub use load::{ConfigError, environment, from_sources, from_table, template};
 pub use network::NetworkConfig;
 pub use orchestrator::{OrchestratorConfig, OrchestratorDriver};
 pub use ports::PortRange;

@@ -1,7 +1,8 @@
 //! Puts settings together from file, environment and flags, and prints the template.
 
 use crate::{Config, OrchestratorDriver};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Why settings are refused.
@@ -10,22 +11,46 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("failed to read the configuration file `{}`", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
-    /// The file is not TOML.
-    #[error("the configuration file `{}` is not valid TOML: {}", .0.display(), .1.message())]
-    Syntax(PathBuf, #[source] toml::de::Error),
+    /// The file is not TOML, from this line on.
+    #[error("the configuration file `{}` is not valid TOML, in line {}: {}", .0.display(), .1, .2.message())]
+    Syntax(PathBuf, usize, #[source] toml::de::Error),
     /// A key is unknown or a value has the wrong form.
     #[error("a setting is wrong: {0}")]
     Value(String),
     /// A variable `ARCO_…__…` that names no setting.
     #[error("the environment variable `{0}` is not a setting (ARCO_SECTION__KEY); `arco config template` lists them")]
     Variable(String),
+    /// A variable `ARCO_…__…` whose value is no text.
+    #[error("the environment variable `{0}` is not valid UTF-8")]
+    NotText(String),
+}
+
+/// Least life of a leader's lock, in seconds.
+const LEADER_LEASE_MIN_S: u32 = 5;
+
+/// The variables of this process that may be settings.
+pub fn environment() -> Result<std::vec::IntoIter<(String, String)>, ConfigError> {
+    settings(std::env::vars_os())
+}
+
+/// Other variables may hold whatever they like.
+fn settings(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<std::vec::IntoIter<(String, String)>, ConfigError> {
+    let mut found = Vec::new();
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|it| it.starts_with("ARCO_") && it.contains("__")) else { continue };
+        let value = value.into_string().map_err(|_| ConfigError::NotText(name.to_owned()))?;
+        found.push((name.to_owned(), value));
+    }
+    Ok(found.into_iter())
 }
 
 /// Settings from a file (if given), environment variables and flags, the later winning.
 ///
 /// `flags` are pairs of `section.key` and value.
 pub fn from_sources(
-    file: Option<&std::path::Path>,
+    file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
     flags: Vec<(&str, Value)>,
 ) -> Result<Config, ConfigError> {
@@ -33,7 +58,7 @@ pub fn from_sources(
         None => Table::new(),
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|it| ConfigError::Read(path.to_owned(), it))?;
-            text.parse::<Table>().map_err(|it| ConfigError::Syntax(path.to_owned(), it))?
+            parse_file(path, &text)?
         }
     };
     let known = Table::try_from(Config::default()).map_err(|it| ConfigError::Value(it.to_string()))?;
@@ -54,6 +79,13 @@ pub fn from_sources(
     from_table(table)
 }
 
+fn parse_file(path: &Path, text: &str) -> Result<Table, ConfigError> {
+    text.parse::<Table>().map_err(|error| {
+        let before = error.span().and_then(|it| text.get(..it.start)).unwrap_or_default();
+        ConfigError::Syntax(path.to_owned(), before.matches('\n').count() + 1, error)
+    })
+}
+
 /// Settings from a table of sections; the rest are defaults.
 pub fn from_table(table: Table) -> Result<Config, ConfigError> {
     // Its second line is the name of the setting.
@@ -64,7 +96,7 @@ pub fn from_table(table: Table) -> Result<Config, ConfigError> {
 }
 
 impl Config {
-    /// Rules that span settings.
+    /// Rules that a value's type does not hold, and those that span settings.
     fn agrees(&self) -> Result<(), ConfigError> {
         let shared = self.orchestrator.driver == OrchestratorDriver::Kubernetes
             && self.store.coordination.trim_start().starts_with("etcd:");
@@ -73,8 +105,13 @@ impl Config {
                        its stores, and go on with the others. `arco stop` ends those of a component";
             return Err(ConfigError::Value(why.to_owned()));
         }
+        let life_s = self.server.leader_lease_s;
+        if life_s < LEADER_LEASE_MIN_S {
+            let why = format!("`server.leader_lease_s` is {life_s}; give at least {LEADER_LEASE_MIN_S}");
+            return Err(ConfigError::Value(why));
+        }
+        self.gateway.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
         let log = &self.gateway.access_log;
-        log.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
         if let Some(file) = log.file().filter(|it| !it.is_absolute()) {
             // Who serves has another folder than who reads this.
             let why = format!("[gateway] `access_log.destination`: `{}` is not a whole path", file.display());
@@ -132,6 +169,49 @@ mod tests {
         ] {
             let error = from_sources(None, environment(&[(variable, value)]), vec![]).unwrap_err().to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{variable}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_variables_that_are_settings_must_be_text() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let odd = || OsString::from_vec(vec![b'a', 0xff]);
+        let other = [(odd(), "1".into()), ("LESS".into(), odd()), ("ARCO_SEED".into(), odd())];
+        let domain = [("ARCO_SERVER__DOMAIN".into(), "a.test".into())];
+        let found: Vec<_> = settings(other.into_iter().chain(domain)).unwrap().collect();
+        assert_eq!(found, [("ARCO_SERVER__DOMAIN".to_owned(), "a.test".to_owned())]);
+        let error = settings([("ARCO_SERVER__DOMAIN".into(), odd())].into_iter()).unwrap_err().to_string();
+        assert!(error.contains("`ARCO_SERVER__DOMAIN` is not valid UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_named_with_its_line() {
+        let error = parse_file(Path::new("arco.toml"), "[server]\n\ndomain = a b\n").unwrap_err().to_string();
+        assert!(error.contains("`arco.toml`") && error.contains("in line 3"), "{error}");
+    }
+
+    #[test]
+    fn what_the_server_would_refuse_is_refused_by_the_check() {
+        let shared = |priority: u8| {
+            format!("{{ address = '192.0.2.10/24', interface = 'eth0', router_id = 51, priority = {priority} }}")
+        };
+        for (variable, value, part) in [
+            ("ARCO_SERVER__LEADER_LEASE_S", "5".to_owned(), None),
+            ("ARCO_SERVER__LEADER_LEASE_S", "4".to_owned(), Some("give at least 5")),
+            ("ARCO_GATEWAY__VIRTUAL_ADDRESS", shared(100), None),
+            ("ARCO_GATEWAY__VIRTUAL_ADDRESS", shared(255), Some("virtual_address.priority")),
+            ("ARCO_GATEWAY__MAX_HEADER_BYTES", "1024".to_owned(), None),
+            ("ARCO_GATEWAY__MAX_HEADER_BYTES", "64".to_owned(), Some("`max_header_bytes` is at least 1024")),
+            ("ARCO_GATEWAY__RESPONSE_MS", "0".to_owned(), Some("`response_ms`")),
+            ("ARCO_GATEWAY__PROXY_PROTOCOL", "true".to_owned(), Some("`trusted_proxies`")),
+        ] {
+            let error =
+                from_sources(None, environment(&[(variable, value.as_str())]), vec![]).err().map(|it| it.to_string());
+            let told = match (&error, part) {
+                (Some(error), Some(part)) => error.contains(part),
+                (error, part) => error.is_none() && part.is_none(),
+            };
+            assert!(told, "{variable}={value}: {error:?}");
         }
     }
 

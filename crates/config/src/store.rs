@@ -37,10 +37,19 @@ impl StoreConfig {
     pub fn shown(&self) -> Self {
         let url = |text: &str| {
             let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-            let (authority, tail) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let Some((user, host)) = authority.rsplit_once('@') else { return text.to_owned() };
-            let user = user.split_once(':').map_or(user.to_owned(), |(name, _)| format!("{name}:***"));
-            format!("{scheme}://{user}@{host}{tail}")
+            // Passwords are not always escaped as they must be: all up to the last `@` may be one, with its `/` and `?`.
+            let (user, rest) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+            let user = user.map(|it| match it.split_once(':') {
+                Some((name, _)) => format!("{name}:***@"),
+                None => format!("{it}@"),
+            });
+            let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+            let pair = |it: &str| match it.split_once('=') {
+                Some((key, _)) if key.eq_ignore_ascii_case("password") => format!("{key}=***"),
+                _ => it.to_owned(),
+            };
+            let query = query.map(|it| format!("?{}", it.split('&').map(pair).collect::<Vec<_>>().join("&")));
+            format!("{scheme}://{}{place}{}", user.unwrap_or_default(), query.unwrap_or_default())
         };
         Self {
             metadata: url(&self.metadata),
@@ -74,5 +83,22 @@ mod tests {
         assert_eq!(config.shown().metadata, "mysql://arco:***@db:3306/arco");
         assert_eq!(config.shown().coordination, config.coordination);
         assert!(!format!("{config:?}").contains("cret"));
+        for (url, shown) in [
+            ("mysql://arco:se/cr?et@db/arco", "mysql://arco:***@db/arco"),
+            ("mysql://arco:s@e/cret@db/arco", "mysql://arco:***@db/arco"),
+            (
+                "postgres://db/arco?user=u&password=secret&sslmode=require",
+                "postgres://db/arco?user=u&password=***&sslmode=require",
+            ),
+            ("postgres://u@db:5432/arco?sslmode=require", "postgres://u@db:5432/arco?sslmode=require"),
+            (
+                "s3://bucket/a?endpoint=https://s3.test:9000&region=x",
+                "s3://bucket/a?endpoint=https://s3.test:9000&region=x",
+            ),
+            ("sqlite:/a/b.db", "sqlite:/a/b.db"),
+        ] {
+            let config = StoreConfig { metadata: url.to_owned(), ..StoreConfig::default() };
+            assert_eq!(config.shown().metadata, shown);
+        }
     }
 }

@@ -11,7 +11,7 @@ use arco_daemon::handover::{Claim, Sockets};
 use arco_daemon::{BoxError, CancellationToken};
 use arco_store::kv::mirror::Mirror;
 use async_trait::async_trait;
-use forward::Forwarder;
+use forward::{Asker, Forwarder};
 use hickory_proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType, rdata};
 use hickory_server::net::runtime::Time;
@@ -29,6 +29,9 @@ use tokio::sync::watch;
 
 /// How long an answer may be kept, in seconds. Component addresses are stable; short enough for names that vanish.
 pub const TTL_S: u32 = 5;
+/// Most questions about foreign names that a tenant (or an address that is no instance's) has open at once; further ones
+/// fail at once.
+pub const FOREIGN_EACH: usize = 64;
 /// Longest silence of a TCP client.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Answers that may wait for one TCP client.
@@ -233,18 +236,21 @@ impl Answering {
             }
             Decision::Address(_) => Outcome::empty(ResponseCode::NoError, true),
             Decision::Unknown => Outcome::empty(ResponseCode::NXDomain, true),
-            Decision::Forward => match self.forwarder.ask(original, &table.forwarders).await {
-                Ok(answer) => Outcome {
-                    code: answer.metadata.response_code,
-                    authoritative: false,
-                    answers: answer.answers,
-                    authorities: answer.authorities,
-                },
-                Err(error) => {
-                    tracing::debug!(name, %error, "a foreign name was not answered");
-                    Outcome::empty(ResponseCode::ServFail, false)
+            Decision::Forward => {
+                let asker = table.tenant(asker).map_or(Asker::Other(asker), |it| Asker::Tenant(it.clone()));
+                match self.forwarder.ask(asker, original, &table.forwarders).await {
+                    Ok(answer) => Outcome {
+                        code: answer.metadata.response_code,
+                        authoritative: false,
+                        answers: answer.answers,
+                        authorities: answer.authorities,
+                    },
+                    Err(error) => {
+                        tracing::debug!(name, %error, "a foreign name was not answered");
+                        Outcome::empty(ResponseCode::ServFail, false)
+                    }
                 }
-            },
+            }
         }
     }
 }

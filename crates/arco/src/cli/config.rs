@@ -55,7 +55,8 @@ pub(crate) fn run(command: &ConfigCommand, ui: &Ui) -> Result<ExitCode, Failure>
 
 /// The settings of a file, if one is given, and of this environment.
 pub(crate) fn read(file: Option<&Path>) -> Result<Config, Failure> {
-    arco_config::from_sources(file, std::env::vars(), Vec::new()).map_err(|error| {
+    let read = arco_config::environment().and_then(|it| arco_config::from_sources(file, it, Vec::new()));
+    read.map_err(|error| {
         let mut message = error.to_string();
         if let ConfigError::Read(_, cause) = &error {
             message.push_str(&format!(": {cause}"));

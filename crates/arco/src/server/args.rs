@@ -83,7 +83,7 @@ impl ServerArgs {
         if self.keep_data_plane {
             flags.push(("server.keep_data_plane", Value::Boolean(true)));
         }
-        Ok(arco_config::from_sources(self.config.as_deref(), std::env::vars(), flags)?)
+        Ok(arco_config::from_sources(self.config.as_deref(), arco_config::environment()?, flags)?)
     }
 }
 

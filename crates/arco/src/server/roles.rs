@@ -335,10 +335,11 @@ impl Platform {
 
 /// What DNS needs. Instances are on the controller's machine, where they ask: another server says it only where nobody has.
 async fn publish_settings(config: &Config, kv: &SharedKv, dns: Option<Ipv4Addr>) -> anyhow::Result<()> {
-    let forwarders = match config.network.forwarders.is_empty() {
+    let mut forwarders = match config.network.forwarders.is_empty() {
         false => config.network.forwarders.clone(),
         true => name_servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     };
+    leave_out(&mut forwarders, dns);
     let settings = DataPlaneSettings {
         dns_listen: dns.map(|it| SocketAddrV4::new(it, 53)),
         dns_forwarders: forwarders,
@@ -358,6 +359,11 @@ async fn publish_settings(config: &Config, kv: &SharedKv, dns: Option<Ipv4Addr>)
 fn name_servers(text: &str) -> Vec<std::net::IpAddr> {
     let line = |it: &str| it.trim().strip_prefix("nameserver").and_then(|it| it.trim().parse().ok());
     text.lines().filter_map(line).collect()
+}
+
+/// A machine that asks our DNS itself names it in its `/etc/resolv.conf`; there each foreign name would come back.
+fn leave_out(forwarders: &mut Vec<std::net::IpAddr>, dns: Option<Ipv4Addr>) {
+    forwarders.retain(|it| dns.is_none_or(|own| *it != own));
 }
 
 /// The host of `HOST:PORT`.
@@ -489,5 +495,14 @@ mod tests {
     fn name_servers_are_read_from_resolv_conf() {
         let text = "# c\nsearch a\nnameserver 10.0.0.1\n nameserver ::1\nnameserver x\n";
         assert_eq!(super::name_servers(text).len(), 2);
+    }
+
+    #[test]
+    fn dns_does_not_ask_itself() {
+        let mut forwarders = super::name_servers("nameserver 10.64.0.1\nnameserver 10.0.0.1\n");
+        super::leave_out(&mut forwarders, None);
+        assert_eq!(forwarders.len(), 2);
+        super::leave_out(&mut forwarders, Some("10.64.0.1".parse().unwrap()));
+        assert_eq!(forwarders, super::name_servers("nameserver 10.0.0.1"));
     }
 }

@@ -1,11 +1,15 @@
 //! Foreign names: asked of the configured name servers in turn, over UDP, and over TCP when the answer was cut off.
 //!
 //! Each question has a socket, port and number of its own, and an answer counts only when it comes from who was asked
-//! and repeats the question.
+//! and repeats the question. Each tenant has only so many questions open, so that none takes the turns of all.
 
+use super::FOREIGN_EACH;
+use arco_model::name::TenantName;
 use hickory_proto::ProtoError;
-use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -23,6 +27,8 @@ const MAX_UDP: u16 = 1232;
 pub(super) enum ForwardError {
     #[error("no name server is configured for foreign names")]
     NoServer,
+    #[error("who asks has {} other questions open", FOREIGN_EACH)]
+    TooMany,
     #[error("no name server answered in time")]
     TimedOut,
     #[error("a name server cannot be reached: {0}")]
@@ -37,30 +43,82 @@ impl From<ProtoError> for ForwardError {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Asker {
+    /// Any instance of a tenant.
+    Tenant(TenantName),
+    /// Something that is no instance, a build for example.
+    Other(Ipv4Addr),
+}
+
 pub(super) struct Forwarder {
     port: u16,
     patience: Duration,
     open: Semaphore,
+    /// How many questions of each asker are open or wait to be.
+    askers: Mutex<HashMap<Asker, usize>>,
+}
+
+/// One of an asker's questions, until it is dropped.
+struct Turn<'a> {
+    forwarder: &'a Forwarder,
+    asker: Asker,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut askers = self.forwarder.askers();
+        if let Some(open) = askers.get_mut(&self.asker) {
+            *open -= 1;
+            if *open == 0 {
+                askers.remove(&self.asker);
+            }
+        }
+    }
 }
 
 impl Forwarder {
     pub(super) fn new(port: u16, patience: Duration) -> Self {
-        Self { port, patience, open: Semaphore::new(MAX_OPEN) }
+        Self { port, patience, open: Semaphore::new(MAX_OPEN), askers: Mutex::default() }
     }
 
-    /// Asks the servers in turn.
-    pub(super) async fn ask(&self, question: &Query, servers: &[IpAddr]) -> Result<Message, ForwardError> {
+    fn askers(&self) -> MutexGuard<'_, HashMap<Asker, usize>> {
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, asker: Asker) -> Result<Turn<'_>, ForwardError> {
+        let mut askers = self.askers();
+        let open = askers.entry(asker.clone()).or_default();
+        if *open >= FOREIGN_EACH {
+            return Err(ForwardError::TooMany);
+        }
+        *open += 1;
+        Ok(Turn { forwarder: self, asker })
+    }
+
+    /// Asks the servers in turn. One that will not or cannot say is no last word, as with every resolver of programs.
+    pub(super) async fn ask(
+        &self,
+        asker: Asker,
+        question: &Query,
+        servers: &[IpAddr],
+    ) -> Result<Message, ForwardError> {
+        let _of_asker = self.turn(asker)?;
         let _turn = self.open.acquire().await.map_err(|_| ForwardError::TimedOut)?;
-        let mut last = ForwardError::NoServer;
+        let (mut last, mut unwilling) = (ForwardError::NoServer, None);
         for server in servers {
             let server = SocketAddr::new(*server, self.port);
             match tokio::time::timeout(self.patience, ask_one(question, server)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => match answer.metadata.response_code {
+                    ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused => unwilling = Some(answer),
+                    _ => return Ok(answer),
+                },
                 Ok(Err(error)) => last = error,
                 Err(_) => last = ForwardError::TimedOut,
             }
         }
-        Err(last)
+        unwilling.ok_or(last)
     }
 }
 

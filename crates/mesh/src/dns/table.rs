@@ -78,6 +78,11 @@ impl Table {
         self.names.insert(name, Row { tenant: entry.tenant, component, address: entry.address });
     }
 
+    /// Whose instance has this address; `None`: nobody's.
+    pub fn tenant(&self, address: Ipv4Addr) -> Option<&TenantName> {
+        self.askers.get(&address).map(|it| &it.tenant)
+    }
+
     /// What `asker` learns about `name` (lower case, without final dot).
     pub fn decide(&self, asker: Ipv4Addr, name: &str) -> Decision {
         let Some(ours) = name.strip_suffix(ZONE).filter(|it| it.is_empty() || it.ends_with('.')) else {

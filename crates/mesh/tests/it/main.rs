@@ -4,7 +4,7 @@
 
 use arco_daemon::CancellationToken;
 use arco_daemon::handover::Sockets;
-use arco_mesh::dns::{Dns, TTL_S};
+use arco_mesh::dns::{Dns, FOREIGN_EACH, TTL_S};
 use arco_model::id::ComponentId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::traffic::{DataPlaneSettings, GATEWAY_PREFIX, NAMES, NameEntry, SETTINGS};
@@ -192,6 +192,81 @@ async fn askers_learn_what_is_theirs_and_foreign_names_are_forwarded() {
     follow.cancel();
     drop(kv);
     assert_eq!(address(&ask(server, 1, "db.shop.blue.arco.internal.", RecordType::A).await), db, "without a store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_whose_questions_stay_open_does_not_take_the_turns_of_others() {
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let ip = Ipv4Addr::new(127, 0, 3, 4);
+    let silent = UdpSocket::bind((ip, 0)).await.unwrap();
+    put_name(&kv, 1, "web", "blue", vec![]).await;
+    put_name(&kv, 2, "db", "blue", vec![]).await;
+    put_name(&kv, 3, "spy", "red", vec![]).await;
+    put(&kv, SETTINGS, &settings((ip, 0).into(), ip)).await;
+    let mirror = Mirror::in_memory(GATEWAY_PREFIX);
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let port = silent.local_addr().unwrap().port();
+    let dns = Dns::with_forwarding(Arc::clone(&mirror), Sockets::alone(), port, PATIENCE);
+    let mut bound = dns.bound();
+    tokio::spawn(mirror.run(Arc::clone(&kv), stop.clone()));
+    tokio::spawn(dns.run(stop));
+    let server = listening(&mut bound, ip).await;
+
+    // One question reaches the silent server before the next is asked: nothing is lost on the way.
+    let arrived = async |name: &str| {
+        let mut buffer = [0u8; 4096];
+        let (length, _) = tokio::time::timeout(PATIENCE, silent.recv_from(&mut buffer)).await.unwrap().unwrap();
+        assert_eq!(Message::from_vec(&buffer[..length]).unwrap().queries[0].name().to_ascii(), name);
+    };
+    let blue = UdpSocket::bind((Ipv4Addr::new(127, 0, 2, 1), 0)).await.unwrap();
+    for _ in 0..FOREIGN_EACH {
+        blue.send_to(&question("slow.test.", RecordType::A).to_vec().unwrap(), server).await.unwrap();
+        arrived("slow.test.").await;
+    }
+    let refused = ask(server, 2, "slow.test.", RecordType::A).await;
+    assert_eq!(refused.metadata.response_code, ResponseCode::ServFail, "another instance of the same tenant");
+    let red = UdpSocket::bind((Ipv4Addr::new(127, 0, 2, 3), 0)).await.unwrap();
+    red.send_to(&question("quick.test.", RecordType::A).to_vec().unwrap(), server).await.unwrap();
+    arrived("quick.test.").await;
+    let known = ask(server, 1, "db.shop.blue.arco.internal.", RecordType::A).await;
+    assert_eq!(address(&known), Some(Ipv4Addr::new(10, 64, 1, 2)), "its own names go on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_server_that_refuses_is_not_the_last_word() {
+    let kv: SharedKv = Arc::new(MemoryKv::new());
+    let (ip, willing) = (Ipv4Addr::new(127, 0, 3, 5), Ipv4Addr::new(127, 0, 3, 6));
+    let port = foreign(willing).await;
+    let refusing = UdpSocket::bind((ip, port)).await.unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0u8; 4096];
+        loop {
+            let (length, from) = refusing.recv_from(&mut buffer).await.unwrap();
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
+            answer.add_query(asked.queries[0].clone());
+            answer.metadata.response_code = ResponseCode::Refused;
+            refusing.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    for (forwarders, code, expected) in [
+        (vec![ip.into(), willing.into()], ResponseCode::NoError, Some(Ipv4Addr::new(192, 0, 2, 1))),
+        (vec![ip.into()], ResponseCode::Refused, None),
+    ] {
+        let settings = DataPlaneSettings { dns_forwarders: forwarders, ..settings((ip, 0).into(), ip) };
+        put(&kv, SETTINGS, &settings).await;
+        let mirror = Mirror::in_memory(GATEWAY_PREFIX);
+        let stop = CancellationToken::new();
+        let _stopped = stop.clone().drop_guard();
+        let dns = Dns::with_forwarding(Arc::clone(&mirror), Sockets::alone(), port, PATIENCE);
+        let mut bound = dns.bound();
+        tokio::spawn(mirror.run(Arc::clone(&kv), stop.clone()));
+        tokio::spawn(dns.run(stop));
+        let server = listening(&mut bound, ip).await;
+        let answer = ask(server, 1, "example.test.", RecordType::A).await;
+        assert_eq!((answer.metadata.response_code, address(&answer)), (code, expected));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

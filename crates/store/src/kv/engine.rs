@@ -179,10 +179,11 @@ impl<J: Journal> Writer<J> {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let late = Instant::now().saturating_duration_since(until.max(begun));
-            if late > STILL {
-                // The process stood still (stopped, starved), and so did those who renew.
-                write(&self.state).postpone_deadlines(late);
+            let woken = Instant::now();
+            if woken.saturating_duration_since(until.max(begun)) > STILL {
+                // The process stood still (stopped, starved), and so did those who renew. Since when is not known: it may
+                // have been long before the first lease was to end, which would else end now.
+                write(&self.state).stood_still(begun, woken);
             }
             let group: Vec<Command> = first.into_iter().chain(waiting.try_iter().take(GROUP)).collect();
             // After the last command came: a lease has its full time from its call on.

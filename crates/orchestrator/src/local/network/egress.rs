@@ -46,7 +46,9 @@ pub fn detect() -> Vec<SocketAddrV4> {
     let resolve =
         |(host, port): (String, u16)| (host.as_str(), port).to_socket_addrs().into_iter().flatten().collect::<Vec<_>>();
     let mut found = BTreeSet::new();
-    for address in named(std::env::vars()).into_iter().flat_map(resolve) {
+    // What is not text names neither.
+    let texts = std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+    for address in named(texts).into_iter().flat_map(resolve) {
         if let SocketAddr::V4(it) = address
             && !it.ip().is_loopback()
         {

@@ -7,7 +7,8 @@ use crate::kv::engine::Journal;
 use crate::kv::state::{Change, Record, State};
 use crate::kv::{KeyValue, LeaseId};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,12 +33,16 @@ pub(super) struct SqliteJournal {
 /// Opens the file and reads what it holds.
 pub(super) fn open(path: &Path) -> Result<(State, SqliteJournal), String> {
     // SQLite would make it with the process's umask; what is kept here may be secret.
-    std::fs::OpenOptions::new()
+    let file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(path)
         .map_err(|it| format!("{it}; check that its folder exists and can be written"))?;
+    // One that came back from a backup may be open to all.
+    keep_private(&file).map_err(|it| format!("it cannot be closed to other users: {it}"))?;
+    // SQLite holds its locks by process: closing another descriptor of the file lets go of them.
+    drop(file);
     let mut connection = connect(path).map_err(|it| words(&it))?;
     let layout: i64 = connection.pragma_query_value(None, "user_version", |it| it.get(0)).map_err(|it| words(&it))?;
     match layout {
@@ -55,6 +60,13 @@ pub(super) fn open(path: &Path) -> Result<(State, SqliteJournal), String> {
         tracing::warn!(lease, "a key of the coordination store hangs on a lease that does not exist");
     }
     Ok((state, SqliteJournal { connection }))
+}
+
+fn keep_private(file: &File) -> std::io::Result<()> {
+    if file.metadata()?.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    file.set_permissions(Permissions::from_mode(0o600))
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -89,7 +89,9 @@ async fn a_file_has_one_owner_and_only_its_user_reads_it() {
     let error = EmbeddedKv::open(&path).err().unwrap().to_string();
     assert!(error.contains("another process"), "{error}");
     drop(first);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     drop(open(&path));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "it came from a backup");
     std::fs::write(folder.path().join("text"), "not a database, but long enough to be looked at as one".repeat(100))
         .unwrap();
     let error = EmbeddedKv::open(&folder.path().join("text")).err().unwrap().to_string();

@@ -260,10 +260,7 @@ fn load_key(path: &Path) -> Result<RandomizedNonceKey, MirrorError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             bytes = vec![0; 32];
             aws_lc_rs::rand::fill(&mut bytes).map_err(|_| fail("make", "no randomness".to_owned()))?;
-            let mut options = OpenOptions::new();
-            let made = options.write(true).create_new(true).mode(0o600).open(path);
-            made.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-                .map_err(|it| fail("make", it.to_string()))?;
+            make_key(path, &bytes).map_err(|it| fail("make", it.to_string()))?;
         }
         Err(error) => return Err(fail("read", error.to_string())),
     }
@@ -271,4 +268,13 @@ fn load_key(path: &Path) -> Result<RandomizedNonceKey, MirrorError> {
         return Err(fail("use", "it does not hold 32 bytes; delete it, the snapshot is then made anew".to_owned()));
     }
     RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| fail("use", "it is no AES-256 key".to_owned()))
+}
+
+/// Whole or not at all: half of a key, left by a crash, would keep the process from starting until somebody deletes it.
+fn make_key(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("key-new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
 }

@@ -43,6 +43,17 @@ fn what_was_written_comes_back_and_is_not_readable() {
 }
 
 #[test]
+fn a_key_that_was_never_whole_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("routes.journal");
+    std::fs::write(folder.path().join("routes.key-new"), [7u8; 40]).unwrap();
+    let states = written(&path);
+    assert_eq!(&Journal::open(&path, true).unwrap().1, states.last().unwrap());
+    assert_eq!(std::fs::read(folder.path().join("routes.key")).unwrap().len(), 32);
+    assert!(!folder.path().join("routes.key-new").exists());
+}
+
+#[test]
 fn every_truncation_gives_a_past_state_and_can_be_continued() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("routes.journal");

@@ -54,7 +54,17 @@ impl State {
         self.leases.values().map(|it| it.deadline).min()
     }
 
-    /// Moves every deadline: the time in which nobody could renew does not count.
+    /// Nobody could renew from some moment after `begun` until `now`: each lease has again what was left to it at `begun`,
+    /// and never more than its full time.
+    pub(in crate::kv) fn stood_still(&mut self, begun: Instant, now: Instant) {
+        let by = now.saturating_duration_since(begun);
+        for lease in self.leases.values_mut() {
+            let full = now + Duration::from_secs(lease.ttl_s);
+            lease.deadline = (lease.deadline + by).min(full);
+        }
+    }
+
+    /// Moves every deadline.
     pub(in crate::kv) fn postpone_deadlines(&mut self, by: Duration) {
         self.leases.values_mut().for_each(|it| it.deadline += by);
     }
@@ -64,11 +74,16 @@ impl State {
         self.leases.iter().map(|(id, it)| (*id, it.ttl_s, it.deadline)).collect()
     }
 
-    /// The leases again as they were marked; which keys they hold is read from the keys.
+    /// The leases again as they were marked, but those that were renewed since stay so; which keys they hold is read from
+    /// the keys.
     pub(super) fn restore_leases(&mut self, marks: Vec<(LeaseId, u64, Instant)>) {
+        let renewed = std::mem::take(&mut self.leases);
         self.leases = marks
             .into_iter()
-            .map(|(id, ttl_s, deadline)| (id, Lease { ttl_s, deadline, keys: BTreeSet::new() }))
+            .map(|(id, ttl_s, marked)| {
+                let deadline = renewed.get(&id).map_or(marked, |it| it.deadline.max(marked));
+                (id, Lease { ttl_s, deadline, keys: BTreeSet::new() })
+            })
             .collect();
         let live: Vec<_> = self.keys.values().filter_map(|it| it.last()?.value.clone()).collect();
         live.iter().for_each(|it| self.attach(it));

@@ -4,6 +4,7 @@ use super::State;
 use crate::kv::{Event, KvError, Operation, Range, Txn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 type Copy = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -144,4 +145,31 @@ proptest! {
             prop_assert_eq!(&replayed, &copies[visible as usize - 1]);
         }
     }
+}
+
+#[test]
+fn standing_still_takes_nothing_from_a_lease() {
+    let (mut state, start) = (State::new(), Instant::now());
+    let at = |s: u64| start + Duration::from_secs(s);
+    for (lease, ttl_s) in [(1, 10), (2, 60), (3, 10)] {
+        assert!(state.grant(lease, ttl_s, start));
+    }
+    // The writer begins to wait at 4, the third lease is renewed at 6, and all stand still until 100.
+    state.keep_alive(3, at(6)).unwrap();
+    state.stood_still(at(4), at(100));
+    assert!(state.expired(at(100)).is_empty(), "nobody could renew");
+    assert_eq!(state.next_deadline(), Some(at(106)));
+    let mut ended = state.expired(at(110));
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 3], "none has more than its full time");
+}
+
+#[test]
+fn what_was_renewed_while_a_write_failed_stays_renewed() {
+    let (mut state, start) = (State::new(), Instant::now());
+    assert!(state.grant(1, 10, start));
+    let marks = state.lease_marks();
+    state.keep_alive(1, start + Duration::from_secs(8)).unwrap();
+    state.roll_back(marks);
+    assert_eq!(state.next_deadline(), Some(start + Duration::from_secs(18)));
 }
