@@ -116,9 +116,11 @@ fn session(written: &SessionPersistence) -> Result<Sticky, Fault> {
         return Err(Fault::Unsupported("`sessionPersistence` is by cookie only".to_owned()));
     }
     let age = duration(written.absolute_timeout.as_deref())?;
+    // A cookie of the kind `Session` goes with the browser, as it does when nothing is said.
+    let stays = written.cookie_config.lifetime_type.as_deref() == Some("Permanent");
     Ok(Sticky {
         cookie: written.session_name.clone().unwrap_or_else(|| "arco-session".to_owned()),
-        max_age_s: age.map(|it| u32::try_from(it / 1000).unwrap_or(u32::MAX)),
+        max_age_s: age.filter(|_| stays).map(|it| u32::try_from(it / 1000).unwrap_or(u32::MAX)),
     })
 }
 
@@ -220,6 +222,15 @@ fn duration(text: Option<&str>) -> Result<Option<u64>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cookie_outlives_the_browser_only_where_it_is_to() {
+        for (kind, wanted) in [(None, None), (Some("Session"), None), (Some("Permanent"), Some(3600))] {
+            let written = serde_json::json!({ "absoluteTimeout": "1h", "cookieConfig": { "lifetimeType": kind } });
+            let session = session(&SessionPersistence::deserialize(written).unwrap());
+            assert_eq!(session.ok().map(|it| it.max_age_s), Some(wanted), "{kind:?}");
+        }
+    }
 
     #[test]
     fn durations_are_read() {
