@@ -138,8 +138,13 @@ impl World {
                 let service = meta.labels.iter().flatten().find(|it| it.0 == SLICE_OF).map(|it| it.1.clone());
                 let Some(service) = service else { return Ok(self.gone(kind, &name)) };
                 let service = Name::new(&name.namespace, &service);
-                let moved = self.slices_of.entry(service).or_default().insert(name.clone());
-                replace(&mut self.slices, name, read(Some(&data))?) || moved
+                let slice = read(Some(&data))?;
+                if !self.slices_of.get(&service).is_some_and(|it| it.contains(&name)) {
+                    // It may have been another service's before.
+                    self.gone(kind, &name);
+                    self.slices_of.entry(service).or_default().insert(name.clone());
+                }
+                replace(&mut self.slices, name, slice)
             }
             Kind::Secret => replace(&mut self.secrets, name, meta.resource_version.unwrap_or_default()),
             Kind::Ingress => {
@@ -237,5 +242,28 @@ fn without_nulls(value: &Value) -> Value {
         }
         Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
         other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_slice_is_of_the_service_that_it_names_now() {
+        let mut world = World::default();
+        let mut put = |service: Value| {
+            let labels = if service.is_null() { json!({}) } else { json!({ (SLICE_OF): service }) };
+            let it =
+                json!({ "metadata": { "name": "s", "namespace": "shop", "labels": labels }, "addressType": "IPv4" });
+            let changed = world.put(Kind::EndpointSlice, serde_json::from_value(it).unwrap()).unwrap();
+            let of: Vec<String> = world.slices_of.keys().map(|it| it.name.clone()).collect();
+            (changed, of, world.slices.len())
+        };
+        assert_eq!(put(json!("a")), (true, vec!["a".to_owned()], 1));
+        assert_eq!(put(json!("a")), (false, vec!["a".to_owned()], 1));
+        assert_eq!(put(json!("b")), (true, vec!["b".to_owned()], 1));
+        assert_eq!(put(Value::Null), (true, Vec::new(), 0));
     }
 }
