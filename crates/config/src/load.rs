@@ -1,6 +1,6 @@
 //! Puts settings together from file, environment and flags, and prints the template.
 
-use crate::{Config, OrchestratorDriver};
+use crate::{Config, KubernetesConfig, OrchestratorDriver};
 use std::path::PathBuf;
 use toml::{Table, Value};
 
@@ -73,6 +73,11 @@ impl Config {
                        its stores, and go on with the others. `arco stop` ends those of a component";
             return Err(ConfigError::Value(why.to_owned()));
         }
+        if self.orchestrator.driver == OrchestratorDriver::Kubernetes {
+            let prefix = &self.kubernetes.namespace_prefix;
+            let wrong = |why| ConfigError::Value(format!("`kubernetes.namespace_prefix` cannot be `{prefix}`: {why}"));
+            KubernetesConfig::check_prefix(prefix).map_err(wrong)?;
+        }
         let log = &self.gateway.access_log;
         log.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
         if let Some(file) = log.file().filter(|it| !it.is_absolute()) {
@@ -132,6 +137,17 @@ mod tests {
         ] {
             let error = from_sources(None, environment(&[(variable, value)]), vec![]).unwrap_err().to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{variable}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_tells_no_platforms_apart_is_refused_where_it_counts() {
+        let cluster = ("ARCO_ORCHESTRATOR__DRIVER", "kubernetes");
+        let prefix = ("ARCO_KUBERNETES__NAMESPACE_PREFIX", "x");
+        for (settings, refused) in [(vec![prefix], false), (vec![cluster], false), (vec![cluster, prefix], true)] {
+            let outcome = from_sources(None, environment(&settings), vec![]);
+            let told = outcome.err().map(|it| it.to_string()).unwrap_or_default();
+            assert_eq!(told.contains("`kubernetes.namespace_prefix` cannot be `x`"), refused, "{settings:?}: {told}");
         }
     }
 
