@@ -1,7 +1,7 @@
 //! Rules of HTTPRoutes and GRPCRoutes. Pure.
 //!
-//! What must hold: what cannot be served answers 500, as the Gateway API wants it, and is told; it never falls through to
-//! another rule.
+//! What must hold: what cannot be served answers 500 (calls of gRPC: 503, which is UNAVAILABLE to them), as the Gateway API
+//! wants it, and is told; it never falls through to another rule, or from one backend to another.
 
 use super::backend::{Backends, Speech, Unresolved};
 use super::filter::{Fault, apply};
@@ -10,6 +10,7 @@ use super::object::{
     GrpcMethod, NamedMatch, PathMatch as Written, RouteMatch, RouteRule, RouteSpec, SessionPersistence,
 };
 use arco_model::route::{Answer, Balance, FieldMatch, PathMatch, Route, RouteTimeouts, Sticky, Target, UpstreamTarget};
+use arco_model::traffic::UpstreamState;
 use serde::Deserialize as _;
 
 /// What became of a route's rules.
@@ -34,11 +35,11 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
             Err(Fault::Unsupported(why)) => {
                 fine = false;
                 all.unsupported.push(format!("rule {}: {why}", at + 1));
-                broken("This route asks for something that is not served here.\n")
+                broken(kind, "This route asks for something that is not served here.\n")
             }
             Err(Fault::Unresolved(it)) => {
                 all.unresolved.get_or_insert(it);
-                broken("This route names something that is not there.\n")
+                broken(kind, "This route names something that is not there.\n")
             }
         };
         let any = [RouteMatch::default()];
@@ -49,7 +50,7 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
                     fine = false;
                     all.unsupported.push(format!("rule {}: {why}", at + 1));
                     // The same requests, if it can be said which, must not get to somebody else.
-                    let closed = matched(kind, it, broken("This route cannot be served as it is written.\n"));
+                    let closed = matched(kind, it, broken(kind, "This route cannot be served as it is written.\n"));
                     all.rules.extend(closed.ok().filter(|it| it.check().is_ok()));
                 }
             }
@@ -59,8 +60,9 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
     all
 }
 
-fn broken(body: &str) -> Route<UpstreamTarget> {
-    let answer = Answer { status: 500, body: body.to_owned(), content_type: None };
+fn broken(kind: Kind, body: &str) -> Route<UpstreamTarget> {
+    let status = if kind == Kind::GrpcRoute { 503 } else { 500 };
+    let answer = Answer { status, body: body.to_owned(), content_type: None };
     Route { answer: Some(answer), ..Route::default() }
 }
 
@@ -90,20 +92,30 @@ fn rule(
         return Ok(Route { rewrite: None, balance: None, mirror: None, ..rule });
     }
     let speech = if kind == Kind::GrpcRoute { Speech::H2C } else { Speech::default() };
+    let mut missing = Vec::new();
     for it in &written.backend_refs {
         if !it.filters.is_empty() {
             let what = format!("filters of the backend `{}` alone are not understood", it.name);
             return Err(Fault::Unsupported(what));
         }
-        match backends.referred(from, &it.object(), speech) {
-            Ok(to) => rule.targets.push(Target { to, weight: it.weight.unwrap_or(1) }),
-            Err(why) => drop(unresolved.get_or_insert(why)),
+        let (reference, weight) = (it.object(), it.weight.unwrap_or(1));
+        match backends.referred(from, &reference, speech) {
+            Ok(to) => rule.targets.push(Target { to, weight }),
+            Err(why) => {
+                unresolved.get_or_insert(why);
+                missing.push((reference, weight));
+            }
         }
     }
-    let sum: u64 = rule.targets.iter().map(|it| u64::from(it.weight)).sum();
-    if sum == 0 {
-        return Ok(broken("No backend of this route can answer.\n"));
+    if rule.targets.iter().all(|it| it.weight == 0) {
+        return Ok(broken(kind, "No backend of this route can answer.\n"));
     }
+    // To gRPC 500 would be UNKNOWN; what has no endpoint is UNAVAILABLE.
+    let state = if kind == Kind::GrpcRoute { UpstreamState::Up } else { UpstreamState::Missing };
+    for (reference, weight) in missing.into_iter().filter(|it| it.1 > 0) {
+        rule.targets.push(Target { to: backends.missing(namespace, &reference, state), weight });
+    }
+    let sum: u64 = rule.targets.iter().map(|it| u64::from(it.weight)).sum();
     let scale = sum.div_ceil(1_000_000);
     for it in rule.targets.iter_mut().filter(|it| scale > 1 && it.weight > 0) {
         it.weight = u32::try_from((u64::from(it.weight) / scale).max(1)).unwrap_or(1);
