@@ -1,6 +1,7 @@
 //! The translation from tables of objects: what is served, what is said, who wins.
 
 mod backends;
+mod withheld;
 
 use super::kind::Kind;
 use super::translate::{Terms, Translation, secrets, translate};

@@ -78,6 +78,8 @@ pub(super) struct Outside {
 /// Everything that is known.
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
+    /// Kinds that could not be listed yet: nothing is known about them.
+    pub(super) withheld: BTreeSet<Kind>,
     /// Labels of namespaces.
     pub(super) namespaces: BTreeMap<String, Words>,
     pub(super) services: BTreeMap<Name, Service>,
