@@ -41,11 +41,12 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// Follows what every cluster has.
-    pub(super) fn start(client: &Client, stop: &CancellationToken) -> Self {
+    /// Follows what every cluster has. `manager` is the name under which we write.
+    pub(super) fn start(client: &Client, manager: &str, stop: &CancellationToken) -> Self {
+        let world = World { manager: manager.to_owned(), ..World::default() };
         let mut this = Self {
             client: client.clone(),
-            world: Arc::default(),
+            world: Arc::new(Mutex::new(world)),
             listed: Arc::default(),
             failed: Arc::default(),
             versions: BTreeMap::new(),
@@ -261,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn a_kind_of_the_gateway_api_that_cannot_be_listed_is_not_waited_for() {
         let stop = CancellationToken::new();
-        let mut followed = Followed::start(&cluster(Arc::new(Mutex::new("v1"))), &stop);
+        let mut followed = Followed::start(&cluster(Arc::new(Mutex::new("v1"))), "arco", &stop);
         followed.discover().await.unwrap();
         let hears = |it: &Followed, kind: Kind, events: Vec<Result<Event<DynamicObject>, watcher::Error>>| {
             it.clone().take(kind, futures_util::stream::iter(events), |it| it)
@@ -286,7 +287,7 @@ mod tests {
     async fn a_kind_is_followed_by_a_version_that_the_cluster_has() {
         let version = Arc::new(Mutex::new("v1beta1"));
         let stop = CancellationToken::new();
-        let mut followed = Followed::start(&cluster(version.clone()), &stop);
+        let mut followed = Followed::start(&cluster(version.clone()), "arco", &stop);
         let by = |it: &Followed| it.resource(Kind::Gateway).map(|it| it.version);
         assert_eq!(by(&followed), None);
         for (has, wanted) in [("v1beta1", "v1beta1"), ("v1", "v1"), ("v9", "v1"), ("v1beta1", "v1beta1")] {

@@ -35,7 +35,7 @@ pub(super) async fn run(
     tell: watch::Sender<Option<Arc<RouteTable>>>,
     stop: CancellationToken,
 ) {
-    let mut followed = Followed::start(&cluster.client, &stop);
+    let mut followed = Followed::start(&cluster.client, &cluster.manager, &stop);
     let mut discovered = false;
     let mut problems = BTreeSet::new();
     let mut discover_at = tokio::time::Instant::now();

@@ -1,6 +1,7 @@
 //! The translation from tables of objects: what is served, what is said, who wins.
 
 mod backends;
+mod left;
 mod withheld;
 
 use super::kind::Kind;

@@ -80,6 +80,7 @@ pub(super) fn translate(world: &World, terms: &Terms, now: Timestamp) -> Transla
         out.statuses.extend(ingress::status(it.0, it.1, &addresses));
     }
 
+    out.statuses.extend(ingress::left(world, terms, &addresses));
     // Without these nothing true could be said, or served, of any.
     let needed = [Kind::GatewayClass, Kind::Gateway, Kind::ReferenceGrant];
     if !needed.iter().any(|it| world.withheld.contains(it)) {
@@ -120,6 +121,7 @@ fn of_gateways<'a>(
     }
     out.statuses.extend(gateway::class_statuses(world, terms, now));
     out.statuses.extend(of.into_values().filter_map(|it| gateway::status(&offers[it], addresses, now)));
+    out.statuses.extend(gateway::left(world, addresses));
 }
 
 /// What is said about a route, whatever its parents.
