@@ -25,7 +25,8 @@ pub struct KubernetesConfig {
     pub kubeconfig: PathBuf,
     /// Context in that file; empty means its current one.
     pub context: String,
-    /// Tenant `t` lives in the namespace `<prefix>t`. Platforms that share a cluster need different ones.
+    /// Tenant `t` lives in the namespace `<prefix>t`. Platforms that share a cluster need different ones. See
+    /// [`KubernetesConfig::check_prefix`].
     pub namespace_prefix: String,
     /// Name under which the API server records what is ours.
     pub field_manager: String,
@@ -138,6 +139,53 @@ impl Default for KubernetesConfig {
     }
 }
 
+impl KubernetesConfig {
+    /// Whether `prefix` can be one of namespaces: 2 to 30 of a-z, 0-9 and -, a letter first, one - last. With what is before that
+    /// the objects of a platform are labelled: it must tell platforms apart. The error says what it has to be.
+    pub fn check_prefix(prefix: &str) -> Result<(), String> {
+        let label = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
+        let fits = prefix.len() <= 30
+            && prefix.starts_with(|it: char| it.is_ascii_lowercase())
+            && prefix.chars().all(label)
+            && prefix.ends_with('-')
+            && !prefix.ends_with("--");
+        if fits {
+            Ok(())
+        } else {
+            Err("use a-z, 0-9 and -, a letter first and one - last, at most 30 characters".to_owned())
+        }
+    }
+}
+
 fn networks(written: &[&str]) -> Vec<Ipv4Net> {
     written.iter().filter_map(|it| it.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_tell_platforms_apart() {
+        assert_eq!(KubernetesConfig::check_prefix(&KubernetesConfig::default().namespace_prefix), Ok(()));
+        let long = format!("{}-", "a".repeat(29));
+        let longer = format!("a{long}");
+        for (prefix, fits) in [
+            ("x-", true),
+            ("team-1-", true),
+            (long.as_str(), true),
+            ("x", false),
+            ("x--", false),
+            ("-x-", false),
+            ("1x-", false),
+            ("-", false),
+            ("", false),
+            ("X-", false),
+            ("a.b-", false),
+            ("\u{e4}-", false),
+            (longer.as_str(), false),
+        ] {
+            assert_eq!(KubernetesConfig::check_prefix(prefix).is_ok(), fits, "{prefix}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Puts settings together from file, environment and flags, and prints the template.
 
-use crate::{Config, OrchestratorDriver};
+use crate::{Config, KubernetesConfig, OrchestratorDriver};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -111,6 +111,11 @@ impl Config {
             return Err(ConfigError::Value(why));
         }
         self.gateway.check().map_err(|it| ConfigError::Value(format!("[gateway] {it}")))?;
+        if self.orchestrator.driver == OrchestratorDriver::Kubernetes {
+            let prefix = &self.kubernetes.namespace_prefix;
+            let wrong = |why| ConfigError::Value(format!("`kubernetes.namespace_prefix` cannot be `{prefix}`: {why}"));
+            KubernetesConfig::check_prefix(prefix).map_err(wrong)?;
+        }
         let log = &self.gateway.access_log;
         if let Some(file) = log.file().filter(|it| !it.is_absolute()) {
             // Who serves has another folder than who reads this.
@@ -212,6 +217,17 @@ mod tests {
                 (error, part) => error.is_none() && part.is_none(),
             };
             assert!(told, "{variable}={value}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_tells_no_platforms_apart_is_refused_where_it_counts() {
+        let cluster = ("ARCO_ORCHESTRATOR__DRIVER", "kubernetes");
+        let prefix = ("ARCO_KUBERNETES__NAMESPACE_PREFIX", "x");
+        for (settings, refused) in [(vec![prefix], false), (vec![cluster], false), (vec![cluster, prefix], true)] {
+            let outcome = from_sources(None, environment(&settings), vec![]);
+            let told = outcome.err().map(|it| it.to_string()).unwrap_or_default();
+            assert_eq!(told.contains("`kubernetes.namespace_prefix` cannot be `x`"), refused, "{settings:?}: {told}");
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::data_plane::GatewayError;
 use crate::engine::Certificates;
 use crate::metrics::Metrics;
+use crate::pages::Page;
 use crate::protect::RateKey;
 use crate::snapshot::{Action, Asked, Policy, Rule, Snapshot, StickyCookie, host_key, normal_path};
 use crate::source::file::FileSource;
@@ -270,7 +271,10 @@ fn targets(
             let (count, balance) = (upstream.endpoints.len(), &settings.balance);
             writeln!(out, "endpoint: {address} of {count} in `{shown}`, chosen by {balance:?}{tls}")
         }
-        None => writeln!(out, "endpoint: `{shown}` has none ({:?}); answer 503", upstream.state),
+        None => {
+            let status = Page::not_up(upstream.state, &upstream.reference).status.as_u16();
+            writeln!(out, "endpoint: `{shown}` has none ({:?}); answer {status}", upstream.state)
+        }
     }
 }
 

@@ -61,6 +61,11 @@ impl Page {
             UpstreamState::Abnormal => {
                 ("abnormal", "is not well", "`arco status` says why and what to do; `arco logs` shows its last words.")
             }
+            UpstreamState::Missing => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                let message = format!("This route cannot lead to {reference}.");
+                return Self { status, code: "no_backend", message, advice: "The status of the route says why." };
+            }
             UpstreamState::Up => (
                 "no_instance",
                 "has no instance that is ready",

@@ -188,6 +188,8 @@ pub enum UpstreamState {
     Starting,
     /// It is not well.
     Abnormal,
+    /// A route names it in vain: it is not there, or not for that route. Its requests fail (500) instead of being put off.
+    Missing,
 }
 
 /// One instance as an upstream.

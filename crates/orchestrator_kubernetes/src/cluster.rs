@@ -27,7 +27,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub(crate) struct Cluster {
     pub(crate) client: Client,
     prefix: String,
-    manager: String,
+    /// Name under which we write.
+    pub(crate) manager: String,
 }
 
 /// What an error of the API server asks for.

@@ -2,9 +2,9 @@
 //! they name, as the model's types that gateways are given ([`RouteTable`]).
 //!
 //! What must hold: the translation is pure (`World` in, [`RouteTable`] and statuses out), so that equal objects give equal
-//! tables; nothing is told before every kind was listed once, and a watch that is cut leaves what is known; an object that
-//! cannot be served says so in its own status and takes nothing from others; another namespace is reached only where a
-//! ReferenceGrant there lets it. Not here: how the table gets to the gateways (the executable publishes it).
+//! tables; nothing is told before every kind was listed once, but for those that cannot be, and a watch that is cut leaves
+//! what is known; an object that cannot be served says so in its own status and takes nothing from others; another
+//! namespace is reached only where a ReferenceGrant there lets it. Not here: how the table gets to the gateways (the executable publishes it).
 
 mod annotations;
 mod attach;
@@ -66,6 +66,8 @@ pub struct RouteTable {
     pub certificates: BTreeMap<RowId, ServedCertificate>,
     /// By protocol and port of the gateway.
     pub streams: BTreeMap<String, StreamEntry>,
+    /// Some kinds could not be listed: what is not here may be asked for nevertheless, and stays as it was.
+    pub partial: bool,
 }
 
 /// What the gateway can be asked for.

@@ -140,6 +140,9 @@ impl Publisher {
         let wanted: BTreeSet<String> = behind.keys().chain(front.keys()).cloned().collect();
         self.put(behind).await?;
         self.put(front).await?;
+        if table.partial {
+            return Ok(());
+        }
         let gone = |fronts: bool| {
             let is_front = |key: &str| key.starts_with(CLUSTER_HOSTS) || key.starts_with(CLUSTER_STREAMS);
             let stale = self.known.keys().filter(|it| !wanted.contains(*it) && is_front(it) == fronts);
@@ -254,6 +257,9 @@ mod tests {
         let id = RowId::from_parts(1, 1);
         let value = kv.get(&format!("{CLUSTER_CERTIFICATES}{id}")).await.unwrap().unwrap().value;
         assert!(after.opens(id.as_str(), &value));
+        // Who does not know everything takes nothing away.
+        after.publish(&RouteTable { partial: true, ..RouteTable::default() }).await.unwrap();
+        assert_eq!(kv.list("/gateway/").await.unwrap().items.len(), 3);
         after.publish(&RouteTable::default()).await.unwrap();
         assert_eq!(kv.list("/gateway/").await.unwrap().items.len(), 1);
     }

@@ -249,16 +249,17 @@ async fn states_have_pages_and_a_draining_instance_keeps_its_open_request() {
     let store = Store::new();
     let plane = Plane::start(&store, &folder.path().join("routes.journal"));
     put_host(&store).await;
-    for (state, word) in [
-        (UpstreamState::Stopped, "is stopped"),
-        (UpstreamState::Starting, "is starting"),
-        (UpstreamState::Abnormal, "is not well"),
-        (UpstreamState::Up, "no instance that is ready"),
+    for (state, status, word) in [
+        (UpstreamState::Stopped, 503, "is stopped"),
+        (UpstreamState::Starting, 503, "is starting"),
+        (UpstreamState::Abnormal, 503, "is not well"),
+        (UpstreamState::Missing, 500, "cannot lead to"),
+        (UpstreamState::Up, 503, "no instance that is ready"),
     ] {
         let revision = put_endpoints(&store, &[], &[], state).await;
         acknowledged(&store, revision).await;
         let answer = get(plane.http, "web.test", "/").await;
-        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.status(), status);
         assert!(answer.text().contains("demo/web") && answer.text().contains(word), "{answer:?}");
     }
     let (release, arrival) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));

@@ -39,10 +39,17 @@ struct Seen {
     names: Vec<Names>,
     /// Whether nodes answer names themselves.
     node_local: bool,
+    /// Whether pods have addresses of version 6 and no others.
+    only_version_6: bool,
 }
 
 pub(super) async fn networks(client: &Client, config: &KubernetesConfig) -> Vec<Finding> {
     match look(client).await {
+        Ok(it) if it.only_version_6 => vec![Finding::bad(
+            CHECK,
+            "pods of this cluster have addresses of IPv6 alone; instances are called, and kept apart, by those of IPv4",
+            "give pods and services of the cluster networks of both, IPv4 and IPv6 (dual stack), or take a cluster with IPv4",
+        )],
         Ok(it) => vec![judge_networks(&it.addresses, config), judge_names(&it.names, it.node_local, config)],
         Err(error) => vec![Finding::warning(
             CHECK,
@@ -68,7 +75,18 @@ async fn look(client: &Client) -> Result<Seen, kube::Error> {
         name: it.metadata.name.clone().unwrap_or_default(),
         address: address(it),
     });
-    Ok(Seen { addresses, names: names.collect(), node_local: !node_local.items.is_empty() })
+    let only_version_6 = is_only_version_6(&nodes.items, &some.items);
+    Ok(Seen { addresses, names: names.collect(), node_local: !node_local.items.is_empty(), only_version_6 })
+}
+
+/// Whether pods that have addresses of their own, and the networks that nodes have for them, are of version 6, all of them.
+fn is_only_version_6(nodes: &[Node], pods: &[Pod]) -> bool {
+    let of_nodes = nodes.iter().filter_map(|it| it.spec.as_ref()).flat_map(|it| it.pod_cidrs.iter().flatten());
+    let own = |it: &&Pod| it.spec.as_ref().is_some_and(|it| it.host_network != Some(true));
+    let statuses = pods.iter().filter(own).filter_map(|it| it.status.as_ref());
+    let of_pods = statuses.flat_map(|it| it.pod_ip.iter().chain(it.pod_ips.iter().flatten().map(|it| &it.ip)));
+    let mut all = of_nodes.chain(of_pods).peekable();
+    all.peek().is_some() && all.all(|it| it.contains(':'))
 }
 
 /// A node's own addresses, and the networks of its pods. Only those of version 4: policies open no others.
@@ -201,6 +219,30 @@ mod tests {
             }))
             .unwrap();
             assert_eq!(of_pod(&pod), wanted);
+        }
+    }
+
+    #[test]
+    fn a_cluster_without_addresses_of_version_4_is_told() {
+        let node = |networks: &[&str]| -> Node {
+            serde_json::from_value(json!({ "metadata": { "name": "n" }, "spec": { "podCIDRs": networks } })).unwrap()
+        };
+        let pod = |host: bool, addresses: &[&str]| -> Pod {
+            let all: Vec<_> = addresses.iter().map(|it| json!({ "ip": it })).collect();
+            let status = json!({ "podIP": addresses.first(), "podIPs": all });
+            let spec = json!({ "hostNetwork": host, "containers": [] });
+            serde_json::from_value(json!({ "spec": spec, "status": status })).unwrap()
+        };
+        for (nodes, pods, wanted) in [
+            (vec![node(&["fd00::/64"])], vec![pod(false, &["fd00::7"])], true),
+            (vec![node(&[])], vec![pod(false, &["fd00::7"]), pod(true, &["172.18.0.2"])], true),
+            (vec![node(&["fd00::/64", "10.244.0.0/24"])], vec![], false),
+            (vec![node(&[])], vec![pod(false, &["fd00::7", "10.244.0.7"])], false),
+            (vec![node(&["10.244.0.0/24"])], vec![], false),
+            (vec![node(&[])], vec![pod(false, &[])], false),
+            (vec![], vec![], false),
+        ] {
+            assert_eq!(is_only_version_6(&nodes, &pods), wanted, "{nodes:?} {pods:?}");
         }
     }
 

@@ -93,6 +93,27 @@ impl<'a> Backends<'a> {
         self.port(&name, Port::Number(port), speech)
     }
 
+    /// Stands for what a route of `namespace` names in vain, so that its share of the requests gets to nobody else. `state` says
+    /// how these fail.
+    pub(super) fn missing(&mut self, namespace: &str, to: &ObjectRef, state: UpstreamState) -> UpstreamTarget {
+        let name = Name::new(to.namespace.as_deref().unwrap_or(namespace), &to.name);
+        let port = to.port.unwrap_or(80);
+        let reference = format!("{name}:{port}");
+        let later = if state == UpstreamState::Missing { "" } else { " later" };
+        let (high, low) = hashed(&format!("{reference} missing{later}"));
+        let component = ComponentId::from_parts(high, low);
+        let entry = UpstreamEntry {
+            component: component.clone(),
+            reference,
+            state,
+            endpoints: Vec::new(),
+            http2_ports: Vec::new(),
+            tls_ports: Vec::new(),
+        };
+        self.upstreams.entry(component.clone()).or_insert(entry);
+        UpstreamTarget { component, port }
+    }
+
     /// A port of a service, and what it speaks when the service does not say.
     pub(super) fn port(&mut self, name: &Name, port: Port<'_>, speech: Speech) -> Result<UpstreamTarget, Unresolved> {
         let missing = |what: String| Unresolved::new("BackendNotFound", what);

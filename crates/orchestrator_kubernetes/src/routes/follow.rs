@@ -1,7 +1,8 @@
 //! Watches of the kinds that are read, each of which feeds [`World`] and rings.
 //!
 //! What must hold: a watch that ends or is cut is taken up again or listed anew, with growing pauses; what vanished
-//! meanwhile is forgotten; contents of secrets do not come here.
+//! meanwhile is forgotten; a kind of the Gateway API that may not be listed, or cannot, holds back nothing but what needs it;
+//! contents of secrets do not come here.
 
 use super::kind::{GATEWAY_GROUP, Kind};
 use super::world::{Name, World};
@@ -19,6 +20,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// A kind that fails so often before it was listed once is not waited for.
+const FAILURES: u32 = 3;
+
 /// What the watches share.
 #[derive(Clone)]
 pub(super) struct Followed {
@@ -26,6 +30,8 @@ pub(super) struct Followed {
     world: Arc<Mutex<World>>,
     /// Kinds that were listed once.
     listed: Arc<Mutex<BTreeSet<Kind>>>,
+    /// How often in a row others could not be.
+    failed: Arc<Mutex<BTreeMap<Kind, u32>>>,
     /// Versions by which kinds are followed, and what ends that.
     versions: BTreeMap<Kind, (&'static str, CancellationToken)>,
     /// Rung when something that is read has changed.
@@ -35,12 +41,14 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// Follows what every cluster has.
-    pub(super) fn start(client: &Client, stop: &CancellationToken) -> Self {
+    /// Follows what every cluster has. `manager` is the name under which we write.
+    pub(super) fn start(client: &Client, manager: &str, stop: &CancellationToken) -> Self {
+        let world = World { manager: manager.to_owned(), ..World::default() };
         let mut this = Self {
             client: client.clone(),
-            world: Arc::default(),
+            world: Arc::new(Mutex::new(world)),
             listed: Arc::default(),
+            failed: Arc::default(),
             versions: BTreeMap::new(),
             bell: Arc::default(),
             stop: stop.clone(),
@@ -57,10 +65,19 @@ impl Followed {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether everything that is followed was listed once.
-    pub(super) fn listed(&self) -> bool {
+    /// Kinds that have to be done without, because the cluster does not let them be listed; `None` while some are still to be
+    /// listed for the first time. What every cluster has is always waited for.
+    pub(super) fn withheld(&self) -> Option<BTreeSet<Kind>> {
         let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.versions.keys().all(|it| listed.contains(it))
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut withheld = BTreeSet::new();
+        for kind in self.versions.keys().filter(|it| !listed.contains(it)) {
+            if !kind.optional() || failed.get(kind).is_none_or(|it| *it < FAILURES) {
+                return None;
+            }
+            withheld.insert(*kind);
+        }
+        Some(withheld)
     }
 
     /// Kinds that the cluster did not have when it was asked last.
@@ -130,6 +147,7 @@ impl Followed {
     ) {
         let mut events = pin!(events);
         let mut listed: HashSet<Name> = HashSet::new();
+        let mut said = String::new();
         loop {
             let event = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -154,17 +172,25 @@ impl Followed {
                         world.gone(kind, &it);
                     }
                     listed = HashSet::new();
+                    said.clear();
                     self.listed.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
                     true
                 }
                 Some(Err(error)) => {
                     let why = crate::watch::why(&error);
-                    tracing::warn!(
-                        kind = kind.word(),
-                        error = why,
-                        "a watch for routes of the cluster is taken up again"
-                    );
-                    false
+                    // Once for all that follow: it is tried for ever.
+                    if said != why {
+                        tracing::warn!(
+                            kind = kind.word(),
+                            error = why,
+                            "a watch for routes of the cluster is taken up again"
+                        );
+                        said = why;
+                    }
+                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    let times = failed.entry(kind).or_default();
+                    *times = times.saturating_add(1);
+                    *times == FAILURES
                 }
             };
             if rings {
@@ -234,10 +260,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_kind_of_the_gateway_api_that_cannot_be_listed_is_not_waited_for() {
+        let stop = CancellationToken::new();
+        let mut followed = Followed::start(&cluster(Arc::new(Mutex::new("v1"))), "arco", &stop);
+        followed.discover().await.unwrap();
+        let hears = |it: &Followed, kind: Kind, events: Vec<Result<Event<DynamicObject>, watcher::Error>>| {
+            it.clone().take(kind, futures_util::stream::iter(events), |it| it)
+        };
+        let fails = || Err(watcher::Error::NoResourceVersion);
+        for kind in Kind::ALL.into_iter().filter(|it| !it.optional() && *it != Kind::Ingress) {
+            hears(&followed, kind, vec![Ok(Event::InitDone)]).await;
+        }
+        hears(&followed, Kind::Gateway, vec![fails(), fails(), fails()]).await;
+        hears(&followed, Kind::Ingress, vec![fails(), fails(), fails()]).await;
+        assert_eq!(followed.withheld(), None, "nothing goes without what every cluster has");
+        hears(&followed, Kind::Ingress, vec![Ok(Event::InitDone)]).await;
+        assert_eq!(followed.withheld(), Some(BTreeSet::from([Kind::Gateway])));
+        hears(&followed, Kind::Gateway, vec![Ok(Event::InitDone), fails(), fails(), fails()]).await;
+        assert_eq!(followed.withheld(), Some(BTreeSet::new()), "what was listed once is known");
+        stop.cancel();
+        followed.tracker.close();
+        followed.tracker.wait().await;
+    }
+
+    #[tokio::test]
     async fn a_kind_is_followed_by_a_version_that_the_cluster_has() {
         let version = Arc::new(Mutex::new("v1beta1"));
         let stop = CancellationToken::new();
-        let mut followed = Followed::start(&cluster(version.clone()), &stop);
+        let mut followed = Followed::start(&cluster(version.clone()), "arco", &stop);
         let by = |it: &Followed| it.resource(Kind::Gateway).map(|it| it.version);
         assert_eq!(by(&followed), None);
         for (has, wanted) in [("v1beta1", "v1beta1"), ("v1", "v1"), ("v9", "v1"), ("v1beta1", "v1beta1")] {

@@ -3,7 +3,7 @@
 use super::ServedCertificate;
 use super::kind::{GATEWAY_GROUP, Kind};
 use super::object::{ClassSpec, GatewaySpec, Listener, ObjectRef};
-use super::status::{Condition, Status, changed, conditions};
+use super::status::{Condition, Status, changed, conditions, others};
 use super::table::certificate;
 use super::translate::Terms;
 use super::world::{Known, Name, World};
@@ -278,4 +278,36 @@ pub(super) fn status(offers: &[Offer<'_>], addresses: &[String], now: Timestamp)
         "addresses": addresses.iter().map(address).collect::<Vec<_>>(),
     });
     changed(Kind::Gateway, name, body, &known.status)
+}
+
+/// Takes what we said from those that are of somebody else's class now, unless that is another platform's: several of a cluster
+/// write under one name.
+pub(super) fn left(world: &World, addresses: &[String]) -> Vec<Status> {
+    let foreign = world.gateways.iter().filter(|(_, it)| {
+        let class = world.classes.get(&it.spec.gateway_class_name);
+        class.is_some_and(|it| !it.spec.controller_name.starts_with("arco.internal/"))
+    });
+    let taken = |(name, known): (&Name, &Known<GatewaySpec>)| {
+        let (status, said) = (&known.status, known.said.as_object()?);
+        let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+        let mut listeners = list("listeners");
+        listeners.retain_mut(|it| {
+            let key = format!("k:{}", json!({ "name": it["name"] }));
+            let conditions = others(&it["conditions"], &known.said["f:listeners"][key.as_str()]["f:conditions"]);
+            let some = conditions.len() < it["conditions"].as_array().map_or(0, Vec::len);
+            let left = !some || !conditions.is_empty();
+            if some && let Some(fields) = it.as_object_mut() {
+                fields.insert("conditions".to_owned(), conditions.into());
+            }
+            left
+        });
+        let mut told = list("addresses");
+        if said.contains_key("f:addresses") {
+            told.retain(|it| !addresses.iter().any(|own| it["value"] == own.as_str()));
+        }
+        let conditions = others(&status["conditions"], &known.said["f:conditions"]);
+        let body = json!({ "conditions": conditions, "listeners": listeners, "addresses": told });
+        changed(Kind::Gateway, name, body, status)
+    };
+    foreign.filter_map(taken).collect()
 }

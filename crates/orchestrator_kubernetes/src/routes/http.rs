@@ -1,7 +1,7 @@
 //! Rules of HTTPRoutes and GRPCRoutes. Pure.
 //!
-//! What must hold: what cannot be served answers 500, as the Gateway API wants it, and is told; it never falls through to
-//! another rule.
+//! What must hold: what cannot be served answers 500 (calls of gRPC: 503, which is UNAVAILABLE to them), as the Gateway API
+//! wants it, and is told; it never falls through to another rule, or from one backend to another.
 
 use super::backend::{Backends, Speech, Unresolved};
 use super::filter::{Fault, apply};
@@ -10,6 +10,7 @@ use super::object::{
     GrpcMethod, NamedMatch, PathMatch as Written, RouteMatch, RouteRule, RouteSpec, SessionPersistence,
 };
 use arco_model::route::{Answer, Balance, FieldMatch, PathMatch, Route, RouteTimeouts, Sticky, Target, UpstreamTarget};
+use arco_model::traffic::UpstreamState;
 use serde::Deserialize as _;
 
 /// What became of a route's rules.
@@ -34,11 +35,11 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
             Err(Fault::Unsupported(why)) => {
                 fine = false;
                 all.unsupported.push(format!("rule {}: {why}", at + 1));
-                broken("This route asks for something that is not served here.\n")
+                broken(kind, "This route asks for something that is not served here.\n")
             }
             Err(Fault::Unresolved(it)) => {
                 all.unresolved.get_or_insert(it);
-                broken("This route names something that is not there.\n")
+                broken(kind, "This route names something that is not there.\n")
             }
         };
         let any = [RouteMatch::default()];
@@ -49,7 +50,7 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
                     fine = false;
                     all.unsupported.push(format!("rule {}: {why}", at + 1));
                     // The same requests, if it can be said which, must not get to somebody else.
-                    let closed = matched(kind, it, broken("This route cannot be served as it is written.\n"));
+                    let closed = matched(kind, it, broken(kind, "This route cannot be served as it is written.\n"));
                     all.rules.extend(closed.ok().filter(|it| it.check().is_ok()));
                 }
             }
@@ -59,8 +60,9 @@ pub(super) fn rules(kind: Kind, namespace: &str, spec: &RouteSpec, backends: &mu
     all
 }
 
-fn broken(body: &str) -> Route<UpstreamTarget> {
-    let answer = Answer { status: 500, body: body.to_owned(), content_type: None };
+fn broken(kind: Kind, body: &str) -> Route<UpstreamTarget> {
+    let status = if kind == Kind::GrpcRoute { 503 } else { 500 };
+    let answer = Answer { status, body: body.to_owned(), content_type: None };
     Route { answer: Some(answer), ..Route::default() }
 }
 
@@ -90,20 +92,30 @@ fn rule(
         return Ok(Route { rewrite: None, balance: None, mirror: None, ..rule });
     }
     let speech = if kind == Kind::GrpcRoute { Speech::H2C } else { Speech::default() };
+    let mut missing = Vec::new();
     for it in &written.backend_refs {
         if !it.filters.is_empty() {
             let what = format!("filters of the backend `{}` alone are not understood", it.name);
             return Err(Fault::Unsupported(what));
         }
-        match backends.referred(from, &it.object(), speech) {
-            Ok(to) => rule.targets.push(Target { to, weight: it.weight.unwrap_or(1) }),
-            Err(why) => drop(unresolved.get_or_insert(why)),
+        let (reference, weight) = (it.object(), it.weight.unwrap_or(1));
+        match backends.referred(from, &reference, speech) {
+            Ok(to) => rule.targets.push(Target { to, weight }),
+            Err(why) => {
+                unresolved.get_or_insert(why);
+                missing.push((reference, weight));
+            }
         }
     }
-    let sum: u64 = rule.targets.iter().map(|it| u64::from(it.weight)).sum();
-    if sum == 0 {
-        return Ok(broken("No backend of this route can answer.\n"));
+    if rule.targets.iter().all(|it| it.weight == 0) {
+        return Ok(broken(kind, "No backend of this route can answer.\n"));
     }
+    // To gRPC 500 would be UNKNOWN; what has no endpoint is UNAVAILABLE.
+    let state = if kind == Kind::GrpcRoute { UpstreamState::Up } else { UpstreamState::Missing };
+    for (reference, weight) in missing.into_iter().filter(|it| it.1 > 0) {
+        rule.targets.push(Target { to: backends.missing(namespace, &reference, state), weight });
+    }
+    let sum: u64 = rule.targets.iter().map(|it| u64::from(it.weight)).sum();
     let scale = sum.div_ceil(1_000_000);
     for it in rule.targets.iter_mut().filter(|it| scale > 1 && it.weight > 0) {
         it.weight = u32::try_from((u64::from(it.weight) / scale).max(1)).unwrap_or(1);
@@ -116,9 +128,11 @@ fn session(written: &SessionPersistence) -> Result<Sticky, Fault> {
         return Err(Fault::Unsupported("`sessionPersistence` is by cookie only".to_owned()));
     }
     let age = duration(written.absolute_timeout.as_deref())?;
+    // A cookie of the kind `Session` goes with the browser, as it does when nothing is said.
+    let stays = written.cookie_config.lifetime_type.as_deref() == Some("Permanent");
     Ok(Sticky {
         cookie: written.session_name.clone().unwrap_or_else(|| "arco-session".to_owned()),
-        max_age_s: age.map(|it| u32::try_from(it / 1000).unwrap_or(u32::MAX)),
+        max_age_s: age.filter(|_| stays).map(|it| u32::try_from(it / 1000).unwrap_or(u32::MAX)),
     })
 }
 
@@ -220,6 +234,15 @@ fn duration(text: Option<&str>) -> Result<Option<u64>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cookie_outlives_the_browser_only_where_it_is_to() {
+        for (kind, wanted) in [(None, None), (Some("Session"), None), (Some("Permanent"), Some(3600))] {
+            let written = serde_json::json!({ "absoluteTimeout": "1h", "cookieConfig": { "lifetimeType": kind } });
+            let session = session(&SessionPersistence::deserialize(written).unwrap());
+            assert_eq!(session.ok().map(|it| it.max_age_s), Some(wanted), "{kind:?}");
+        }
+    }
 
     #[test]
     fn durations_are_read() {

@@ -221,3 +221,22 @@ pub(super) fn status(name: &Name, known: &Known<IngressSpec>, addresses: &[Strin
     }
     changed(Kind::Ingress, name, json!({ "loadBalancer": { "ingress": wanted } }), &known.status)
 }
+
+/// Takes our addresses from those that are of another class now. Who else wrote them since, or has others, keeps them: several
+/// platforms of a cluster write under one name.
+pub(super) fn left(world: &World, terms: &Terms, addresses: &[String]) -> Vec<Status> {
+    let foreign = world.ingresses.iter().filter(|it| it.1.spec.ingress_class_name.as_deref() != Some(&terms.class));
+    let taken = |(name, known): (&Name, &Known<IngressSpec>)| {
+        known.said.pointer("/f:loadBalancer/f:ingress")?;
+        let there = known.status.pointer("/loadBalancer/ingress")?.as_array()?;
+        let is_ours = |it: &Value| {
+            let text = it["ip"].as_str().or(it["hostname"].as_str()).unwrap_or_default();
+            addresses.iter().any(|own| own == text)
+        };
+        if there.is_empty() || !there.iter().all(is_ours) {
+            return None;
+        }
+        changed(Kind::Ingress, name, json!({ "loadBalancer": { "ingress": [] } }), &known.status)
+    };
+    foreign.filter_map(taken).collect()
+}

@@ -99,7 +99,13 @@ objects! {
         session_persistence: Option<SessionPersistence>,
     }
     RuleTimeouts { request: Option<String>, backend_request: Option<String>, }
-    SessionPersistence { session_name: Option<String>, r#type: Option<String>, absolute_timeout: Option<String>, }
+    SessionPersistence {
+        session_name: Option<String>,
+        r#type: Option<String>,
+        absolute_timeout: Option<String>,
+        cookie_config: CookieConfig,
+    }
+    CookieConfig { lifetime_type: Option<String>, }
     /// `method` is a text for HTTP and an object for gRPC.
     RouteMatch {
         path: Option<PathMatch>,

@@ -1,10 +1,11 @@
 //! What acts: looks at what is known after each change, fetches certificates that are named, tells the table, writes
 //! statuses back.
 //!
-//! What must hold: nothing is told before everything was listed and every certificate asked for; a step that fails is
+//! What must hold: nothing is told before everything was listed that can be, and every certificate asked for; a step that fails is
 //! tried again and holds nothing else back.
 
 use super::follow::Followed;
+use super::kind::Kind;
 use super::status::Status;
 use super::table::check;
 use super::translate::{Terms, secrets, translate};
@@ -34,7 +35,7 @@ pub(super) async fn run(
     tell: watch::Sender<Option<Arc<RouteTable>>>,
     stop: CancellationToken,
 ) {
-    let mut followed = Followed::start(&cluster.client, &stop);
+    let mut followed = Followed::start(&cluster.client, &cluster.manager, &stop);
     let mut discovered = false;
     let mut problems = BTreeSet::new();
     let mut discover_at = tokio::time::Instant::now();
@@ -61,10 +62,11 @@ pub(super) async fn run(
                 }
             }
         }
-        if !discovered || !followed.listed() {
+        let Some(withheld) = followed.withheld().filter(|_| discovered) else {
             wait = wait.min(AGAIN);
             continue;
-        }
+        };
+        name_withheld(&followed, withheld);
         if !fetch(&cluster, &terms, &followed).await {
             wait = AGAIN;
             if tell.borrow().is_none() {
@@ -102,7 +104,7 @@ pub(super) async fn run(
 }
 
 fn name_missing(followed: &Followed) {
-    let missing: Vec<&str> = followed.missing().into_iter().map(super::kind::Kind::word).collect();
+    let missing: Vec<&str> = followed.missing().into_iter().map(Kind::word).collect();
     if !missing.is_empty() {
         let kinds = missing.join(", ");
         tracing::info!(
@@ -110,6 +112,22 @@ fn name_missing(followed: &Followed) {
             "kinds of the Gateway API that the cluster does not have; they are looked for each minute"
         );
     }
+}
+
+/// Takes down which kinds cannot be listed, and says once that they are done without.
+fn name_withheld(followed: &Followed, withheld: BTreeSet<Kind>) {
+    let mut world = followed.world();
+    if world.withheld == withheld {
+        return;
+    }
+    if !withheld.is_empty() {
+        let kinds = withheld.iter().map(|it| it.word()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            kinds,
+            "kinds that cannot be listed: what needs them stays as it was last, and nothing is taken away until they can"
+        );
+    }
+    world.withheld = withheld;
 }
 
 /// Fetches certificates that are named and new; false when one has to be asked for again.

@@ -55,6 +55,19 @@ pub(super) fn conditions(wanted: &[Condition], before: &Value, generation: i64, 
     Value::Array(written.chain(others.cloned()).collect())
 }
 
+/// The conditions of an object that is not ours any more without those that we wrote last (`said`, as the cluster has it
+/// down).
+pub(super) fn others(before: &Value, said: &Value) -> Vec<Value> {
+    let whole = said.as_object().is_some_and(serde_json::Map::is_empty);
+    let ours = |it: &Value| {
+        let kind = it["type"].as_str().unwrap_or_default();
+        // Whoever speaks of the object as it is now writes that field of a condition, if no other.
+        let field = format!("k:{}", json!({ "type": kind }));
+        OURS.contains(&kind) && (whole || said[field.as_str()]["f:observedGeneration"].is_object())
+    };
+    before.as_array().into_iter().flatten().filter(|it| !ours(it)).cloned().collect()
+}
+
 /// The status when `body` is other than what the cluster has.
 pub(super) fn changed(kind: Kind, name: &Name, body: Value, before: &Value) -> Option<Status> {
     let same = body.as_object().into_iter().flatten().all(|(field, value)| {

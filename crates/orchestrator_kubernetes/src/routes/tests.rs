@@ -1,5 +1,9 @@
 //! The translation from tables of objects: what is served, what is said, who wins.
 
+mod backends;
+mod left;
+mod withheld;
+
 use super::kind::Kind;
 use super::translate::{Terms, Translation, secrets, translate};
 use super::world::{Name, World};

@@ -80,6 +80,27 @@ pub(super) fn translate(world: &World, terms: &Terms, now: Timestamp) -> Transla
         out.statuses.extend(ingress::status(it.0, it.1, &addresses));
     }
 
+    out.statuses.extend(ingress::left(world, terms, &addresses));
+    // Without these nothing true could be said, or served, of any.
+    let needed = [Kind::GatewayClass, Kind::Gateway, Kind::ReferenceGrant];
+    if !needed.iter().any(|it| world.withheld.contains(it)) {
+        of_gateways(world, terms, now, &addresses, &mut draft, &mut backends, &mut out);
+    }
+    out.table = draft.finish(backends);
+    out.table.partial = !world.withheld.is_empty();
+    out
+}
+
+/// Translates what is of the Gateway API.
+fn of_gateways<'a>(
+    world: &'a World,
+    terms: &'a Terms,
+    now: Timestamp,
+    addresses: &[String],
+    draft: &mut Draft,
+    backends: &mut Backends<'a>,
+    out: &mut Translation,
+) {
     let mut offers: Vec<Offer<'_>> = Vec::new();
     let mut of = BTreeMap::new();
     for it in gateway::ours(world, terms) {
@@ -92,16 +113,15 @@ pub(super) fn translate(world: &World, terms: &Terms, now: Timestamp) -> Transla
     for ((kind, name), known) in routes {
         let attached = attach(world, (*kind, name), known, &mut offers, &of);
         if !attached.parents.is_empty() {
-            let said = serve((*kind, name), known, &attached, &offers, &mut draft, &mut backends);
+            let said = serve((*kind, name), known, &attached, &offers, draft, backends);
             out.statuses.extend(status((*kind, name), known, &attached.parents, &said, terms, now));
         } else if parents_of(&known.status, &terms.controller).0 > 0 {
             out.statuses.extend(status((*kind, name), known, &[], &Said::default(), terms, now));
         }
     }
     out.statuses.extend(gateway::class_statuses(world, terms, now));
-    out.statuses.extend(of.into_values().filter_map(|it| gateway::status(&offers[it], &addresses, now)));
-    out.table = draft.finish(backends);
-    out
+    out.statuses.extend(of.into_values().filter_map(|it| gateway::status(&offers[it], addresses, now)));
+    out.statuses.extend(gateway::left(world, addresses));
 }
 
 /// What is said about a route, whatever its parents.

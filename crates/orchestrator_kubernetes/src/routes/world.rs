@@ -5,6 +5,7 @@ use super::kind::Kind;
 use super::object::{ClassSpec, GatewaySpec, GrantSpec, IngressSpec, RouteSpec, ServiceSpec, SliceBody, Words};
 use crate::seen::convert::stamp;
 use arco_model::time::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -57,6 +58,8 @@ pub(super) struct Known<T> {
     pub(super) spec: T,
     /// As it is in the cluster.
     pub(super) status: Value,
+    /// What of the status we wrote last, as the cluster has it down (`managedFields`). Of Ingresses and Gateways alone.
+    pub(super) said: Value,
 }
 
 /// A service: its ports, and where it is reached from outside.
@@ -78,6 +81,10 @@ pub(super) struct Outside {
 /// Everything that is known.
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
+    /// Name under which we write.
+    pub(super) manager: String,
+    /// Kinds that could not be listed yet: nothing is known about them.
+    pub(super) withheld: BTreeSet<Kind>,
     /// Labels of namespaces.
     pub(super) namespaces: BTreeMap<String, Words>,
     pub(super) services: BTreeMap<Name, Service>,
@@ -105,10 +112,7 @@ impl World {
         fn read<T: DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, String> {
             value.map_or_else(|| Ok(T::default()), |it| T::deserialize(without_nulls(it)).map_err(|it| it.to_string()))
         }
-        fn known<T: DeserializeOwned + Default>(
-            meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-            data: &Value,
-        ) -> Result<Known<T>, String> {
+        fn known<T: DeserializeOwned + Default>(meta: &ObjectMeta, data: &Value) -> Result<Known<T>, String> {
             let annotations = meta.annotations.iter().flatten();
             Ok(Known {
                 created: meta.creation_timestamp.as_ref().map(stamp).unwrap_or_default(),
@@ -119,6 +123,7 @@ impl World {
                     .collect(),
                 spec: read(data.get("spec"))?,
                 status: data.get("status").cloned().unwrap_or_default(),
+                said: Value::Null,
             })
         }
         fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
@@ -138,19 +143,28 @@ impl World {
                 let service = meta.labels.iter().flatten().find(|it| it.0 == SLICE_OF).map(|it| it.1.clone());
                 let Some(service) = service else { return Ok(self.gone(kind, &name)) };
                 let service = Name::new(&name.namespace, &service);
-                let moved = self.slices_of.entry(service).or_default().insert(name.clone());
-                replace(&mut self.slices, name, read(Some(&data))?) || moved
+                let slice = read(Some(&data))?;
+                if !self.slices_of.get(&service).is_some_and(|it| it.contains(&name)) {
+                    // It may have been another service's before.
+                    self.gone(kind, &name);
+                    self.slices_of.entry(service).or_default().insert(name.clone());
+                }
+                replace(&mut self.slices, name, slice)
             }
             Kind::Secret => replace(&mut self.secrets, name, meta.resource_version.unwrap_or_default()),
             Kind::Ingress => {
-                let mut known = known::<IngressSpec>(&meta, &data)?;
+                let said = said(&meta, &self.manager);
+                let mut known = Known { said, ..known::<IngressSpec>(&meta, &data)? };
                 if known.spec.ingress_class_name.is_none() {
                     known.spec.ingress_class_name = meta.annotations.and_then(|mut it| it.remove(OLD_CLASS));
                 }
                 replace(&mut self.ingresses, name, known)
             }
             Kind::GatewayClass => replace(&mut self.classes, name.name, known(&meta, &data)?),
-            Kind::Gateway => replace(&mut self.gateways, name, known(&meta, &data)?),
+            Kind::Gateway => {
+                let said = said(&meta, &self.manager);
+                replace(&mut self.gateways, name, Known { said, ..known(&meta, &data)? })
+            }
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                 replace(&mut self.routes, (kind, name), known(&meta, &data)?)
             }
@@ -228,6 +242,13 @@ impl World {
     }
 }
 
+/// Which fields of the status `manager` wrote last.
+fn said(meta: &ObjectMeta, manager: &str) -> Value {
+    let ours = meta.managed_fields.iter().flatten().filter(|it| it.manager.as_deref() == Some(manager));
+    let mut fields = ours.filter_map(|it| it.fields_v1.as_ref()?.0.get("f:status"));
+    fields.next().cloned().unwrap_or_default()
+}
+
 /// Some lists of the API are `null` when they are empty.
 fn without_nulls(value: &Value) -> Value {
     match value {
@@ -237,5 +258,28 @@ fn without_nulls(value: &Value) -> Value {
         }
         Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
         other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_slice_is_of_the_service_that_it_names_now() {
+        let mut world = World::default();
+        let mut put = |service: Value| {
+            let labels = if service.is_null() { json!({}) } else { json!({ (SLICE_OF): service }) };
+            let it =
+                json!({ "metadata": { "name": "s", "namespace": "shop", "labels": labels }, "addressType": "IPv4" });
+            let changed = world.put(Kind::EndpointSlice, serde_json::from_value(it).unwrap()).unwrap();
+            let of: Vec<String> = world.slices_of.keys().map(|it| it.name.clone()).collect();
+            (changed, of, world.slices.len())
+        };
+        assert_eq!(put(json!("a")), (true, vec!["a".to_owned()], 1));
+        assert_eq!(put(json!("a")), (false, vec!["a".to_owned()], 1));
+        assert_eq!(put(json!("b")), (true, vec!["b".to_owned()], 1));
+        assert_eq!(put(Value::Null), (true, Vec::new(), 0));
     }
 }

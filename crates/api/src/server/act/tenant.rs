@@ -59,8 +59,8 @@ impl Api {
         let components = metadata.list::<Component>(&Query::tag(tenant.as_str())).await?.items;
         let volumes = metadata.list::<VolumeRow>(&Query::tag(tenant.as_str())).await?.items;
         if !applications.is_empty() || !components.is_empty() || !volumes.is_empty() {
-            let (applications, volumes) = (applications.len(), volumes.len());
-            let message = format!("tenant `{tenant}` has {applications} applications and {volumes} volumes");
+            let message =
+                format!("tenant `{tenant}` has {}", shown(applications.len(), components.len(), volumes.len()));
             let advice = format!(
                 "`arco --tenant {tenant} list` and `volume list` show them; `delete` and `volume delete` delete them first"
             );
@@ -105,5 +105,34 @@ impl Api {
         let found = queue.kv().get(&format!("{}{tenant}", Tenant::LEFT)).await;
         let found = found.map_err(|source| QueueError::Store { step: "read what is left of a tenant", source })?;
         Ok(found.map(|it| String::from_utf8_lossy(&it.value).into_owned()))
+    }
+}
+
+/// What is in a tenant, in words. Components stand for themselves only where their application is gone.
+fn shown(applications: usize, components: usize, volumes: usize) -> String {
+    let counted = |count: usize, what: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        _ => Some(format!("{count} {what}s")),
+    };
+    let components = if applications == 0 { components } else { 0 };
+    let parts = [counted(applications, "application"), counted(components, "component"), counted(volumes, "volume")];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_a_tenant_is_named_as_it_is() {
+        for ((applications, components, volumes), wanted) in [
+            ((1, 2, 0), "1 application"),
+            ((2, 0, 1), "2 applications and 1 volume"),
+            ((0, 1, 0), "1 component"),
+            ((0, 0, 3), "3 volumes"),
+        ] {
+            assert_eq!(shown(applications, components, volumes), wanted);
+        }
     }
 }

@@ -167,6 +167,9 @@ fn installation(args: &ManifestArgs) -> Result<Installation, Failure> {
             );
         }
     }
+    if let Err(why) = arco_config::KubernetesConfig::check_prefix(&args.namespace_prefix) {
+        return wrong(format!("`--namespace-prefix {}` tells no platforms apart", args.namespace_prefix), why.as_str());
+    }
     if args.namespace.starts_with(&args.namespace_prefix) {
         let tenant = &args.namespace[args.namespace_prefix.len()..];
         if tenant != "system" {
@@ -416,6 +419,8 @@ mod tests {
         for folder in ["volumes", "/"] {
             assert!(given(&["--local-storage", folder]).unwrap_err().contains("a folder of the nodes"), "{folder}");
         }
+        assert!(given(&["--namespace-prefix", "x-"]).is_ok());
+        assert!(given(&["--namespace-prefix", "x"]).unwrap_err().contains("tells no platforms apart"));
         assert!(given(&["--replicas", "api=2"]).unwrap_err().contains("--high-availability"));
         assert_eq!(given(&[]).unwrap().replicas, None);
         assert!(given(&["--public-http-port", "443"]).unwrap_err().contains("same public port"));
