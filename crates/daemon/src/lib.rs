@@ -11,6 +11,7 @@ pub mod handover;
 pub mod health;
 pub mod leader;
 pub mod listener;
+pub mod memory;
 pub mod metrics;
 pub mod pki;
 pub mod supervisor;
