@@ -196,8 +196,8 @@ func register(ctx context.Context, client *kubernetes.Clientset, name string, at
 // well is the status of a node that is ready.
 func well(name string, at *net.TCPAddr) core.NodeStatus {
 	room := core.ResourceList{
-		core.ResourceCPU: resource.MustParse("1000"), core.ResourceMemory: resource.MustParse("4Ti"),
-		core.ResourcePods: resource.MustParse("20000"), core.ResourceEphemeralStorage: resource.MustParse("4Ti"),
+		core.ResourceCPU: resource.MustParse("1000"), core.ResourceMemory: resource.MustParse("16Ti"),
+		core.ResourcePods: resource.MustParse("20000"), core.ResourceEphemeralStorage: resource.MustParse("16Ti"),
 	}
 	return core.NodeStatus{
 		Capacity: room, Allocatable: room,

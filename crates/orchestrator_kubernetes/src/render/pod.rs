@@ -176,7 +176,12 @@ fn limits(it: &Resources, percent: u32) -> Value {
     let share = |of: u32| (u64::from(of) * u64::from(percent.min(100)) / 100).max(1);
     let mut limits =
         json!({ "memory": format!("{}Mi", it.memory_mb), "ephemeral-storage": format!("{}Mi", it.disk_mb) });
-    let mut requests = json!({ "memory": format!("{}Mi", share(it.memory_mb)), "cpu": "10m" });
+    // Said for the disk, too: what is not is promised whole.
+    let mut requests = json!({
+        "memory": format!("{}Mi", share(it.memory_mb)),
+        "ephemeral-storage": format!("{}Mi", share(it.disk_mb)),
+        "cpu": "10m",
+    });
     if it.cpu_milli > 0 {
         limits["cpu"] = format!("{}m", it.cpu_milli).into();
         requests["cpu"] = format!("{}m", share(it.cpu_milli)).into();
