@@ -223,8 +223,11 @@ async fn ask_directly(
                 }
             },
         };
-        let asking = direct::ask(core, (key, endpoint), &written.head, written.is_head);
-        match in_time(asking, limit, None).await {
+        let asked = {
+            let asking = std::pin::pin!(direct::ask(core, (key, endpoint), &written.head, written.is_head));
+            in_time(asking, limit, None).await
+        };
+        match asked {
             Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
             None => {
                 let request = Some(Message::Written(written)).filter(|_| repeatable && plan.retry.is_some());
@@ -284,8 +287,11 @@ async fn attempt(
             continue;
         }
         let copy = repeatable.then(|| copy_of(&request));
-        let sending = sender.send(request);
-        let (failure, unsent, is_gone) = match in_time(sending, limit, plan.watch.as_deref()).await {
+        let sent = {
+            let sending = std::pin::pin!(sender.send(request));
+            in_time(sending, limit, plan.watch.as_deref()).await
+        };
+        let (failure, unsent, is_gone) = match sent {
             Some(Ok(response)) => return Ok((response.map(EndpointBody::Hyper), Some(sender))),
             Some(Err(mut error)) => {
                 let unsent = error.take_message();
@@ -356,9 +362,9 @@ fn whole(request: Request<RequestBody>) -> Message {
     Message::Whole(Box::new(request))
 }
 
-/// Waits for the response's head. While the request's body still moves or the client has to send, no time runs.
-async fn in_time<F: Future>(sending: F, limit: Duration, watch: Option<&BodyWatch>) -> Option<F::Output> {
-    let mut sending = std::pin::pin!(sending);
+/// Waits for the response's head. While the request's body still moves or the client has to send, no time runs. `sending` stays
+/// where it is: each function that takes it by value would have room for it twice, in every request.
+async fn in_time<F: Future + Unpin>(mut sending: F, limit: Duration, watch: Option<&BodyWatch>) -> Option<F::Output> {
     let mut deadline = Instant::now() + limit;
     loop {
         tokio::select! {

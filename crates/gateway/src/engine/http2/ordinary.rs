@@ -91,10 +91,14 @@ impl Ordinary {
         let began = recording.began();
         let deadline = timeouts.total.map(|it| began + it);
         let plan = Forward { core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
-        let sending = send(plan, Message::Written(written));
+        let message = Message::Written(written);
+        // Begun in each arm: there is room once for what is not moved from one to the other.
         let outcome = match deadline {
-            None => sending.await,
-            Some(at) => Box::pin(tokio::time::timeout_at(at.into(), sending)).await.unwrap_or(Err(Failure::TimedOut)),
+            None => send(plan, message).await,
+            Some(at) => {
+                let sending = Box::pin(tokio::time::timeout_at(at.into(), send(plan, message)));
+                sending.await.unwrap_or(Err(Failure::TimedOut))
+            }
         };
         let (mut response, exchange) = match outcome {
             Ok(it) => it,
