@@ -2,6 +2,7 @@
 
 use crate::harness::{Harness, PATIENCE, can_run, examples};
 use arco_model::component::{Component, Revision};
+use arco_model::id::OperationId;
 use arco_model::job::Topic;
 use arco_model::operation::{Operation, OperationStatus};
 use arco_model::source::Source;
@@ -30,12 +31,8 @@ async fn a_failed_build_leaves_the_component_and_says_why() {
     harness.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_build_ends_soon() {
-    if !can_run() {
-        return;
-    }
-    let harness = Harness::start().await;
+/// Begins one, and waits until its step runs.
+async fn a_build_that_never_ends(harness: &Harness) -> OperationId {
     let source = tempfile::tempdir().unwrap();
     std::fs::write(
         source.path().join("package.json"),
@@ -49,6 +46,16 @@ async fn a_cancelled_build_ends_soon() {
         assert!(tokio::time::Instant::now() < end, "{:?}", harness.log.lock().unwrap());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    operation
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_ends_soon() {
+    if !can_run() {
+        return;
+    }
+    let harness = Harness::start().await;
+    let operation = a_build_that_never_ends(&harness).await;
     harness
         .metadata
         .modify::<Operation>(operation.as_str(), |it| {
@@ -68,19 +75,7 @@ async fn what_another_builder_has_built_meanwhile_is_not_ended() {
         return;
     }
     let harness = Harness::start().await;
-    let source = tempfile::tempdir().unwrap();
-    std::fs::write(
-        source.path().join("package.json"),
-        r#"{"scripts":{"build":"echo begun; sleep 100000","start":"x"}}"#,
-    )
-    .unwrap();
-    let id = harness.component("slow", ComponentSpec::new(harness.upload(source.path()).await)).await;
-    let operation = harness.ask(&id).await;
-    let end = tokio::time::Instant::now() + PATIENCE;
-    while !harness.log.lock().unwrap().iter().any(|it| it == "begun") {
-        assert!(tokio::time::Instant::now() < end, "{:?}", harness.log.lock().unwrap());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let operation = a_build_that_never_ends(&harness).await;
     // As the one that got the job when this one had been silent; the request to cancel is what ends the build here.
     harness
         .metadata
