@@ -456,7 +456,6 @@ def pods_part(s):
                     leader.start()
                     until(lambda: leads(leader), 120, 0.2)
                     settle(cluster, cluster.events()[1])
-                time.sleep(31)  # what is free goes back each half minute
                 found = pss_mib(leader.proc.pid)
                 row(f"controller, {count} pods watched (PSS){when}", found, "MiB", "<= 150 MB", found <= 143)
             row("  API, logs, registry beside it (PSS)", pss_mib(rest.proc.pid), "MiB")

@@ -30,7 +30,7 @@ mod tickets;
 use anyhow::Context as _;
 use arco_config::{Config, OrchestratorDriver, Role};
 use arco_daemon::health::Health;
-use arco_daemon::{OnExit, Supervisor, listener, memory, telemetry, tls};
+use arco_daemon::{Supervisor, listener, telemetry, tls};
 pub(crate) use args::{DataPlaneArgs, GatewayArgs, GatewayCommand, ServerArgs};
 pub(crate) use gateway::gateway;
 use std::ffi::OsString;
@@ -129,13 +129,6 @@ async fn serve(config: Config, began: Instant) -> anyhow::Result<()> {
     tracing::info!(data_dir = %config.server.data_dir.display(), "{}", platform.welcome(&config));
 
     let token = supervisor.token().clone();
-    supervisor.spawn("memory", OnExit::Continue, {
-        let token = token.clone();
-        async move {
-            token.run_until_cancelled(memory::give_back_at_times()).await;
-            Ok(())
-        }
-    });
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM, stopping"),
         _ = interrupt.recv() => tracing::info!("interrupt, stopping"),

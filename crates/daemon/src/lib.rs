@@ -11,7 +11,6 @@ pub mod handover;
 pub mod health;
 pub mod leader;
 pub mod listener;
-pub mod memory;
 pub mod metrics;
 pub mod pki;
 pub mod supervisor;

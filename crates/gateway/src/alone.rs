@@ -117,7 +117,7 @@ impl Alone {
         if let Some(settings) = shared_address {
             this.shared_address = Some(this.share_address(supervisor, settings)?);
         }
-        arco_daemon::memory::give_back();
+        crate::process::give_back();
         if let Some(address) = admin {
             this.admin = Some(this.serve_admin(supervisor, address)?);
         }
@@ -236,7 +236,7 @@ impl Alone {
             Ok(()) => tracing::info!(path = %self.path.display(), "the file was read again"),
             Err(error) => tracing::error!(%error, "the file is refused; the one before stays"),
         }
-        arco_daemon::memory::give_back();
+        crate::process::give_back();
     }
 
     /// Looks after the address that this machine shares with others.

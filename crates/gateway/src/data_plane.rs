@@ -205,7 +205,7 @@ impl DataPlane {
         };
         // Connections may be waiting on kept sockets: what is known is in effect before the first is accepted.
         this.apply();
-        arco_daemon::memory::give_back();
+        crate::process::give_back();
         let share = system("share a listener among its threads");
         // Behind another proxy every connection begins with who it is for.
         let spoken = |it| if config.proxy_protocol { Protocol::Proxied(Box::new(it)) } else { it };
