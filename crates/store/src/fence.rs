@@ -10,7 +10,7 @@
 //! begins anew, but never writes itself.
 
 use crate::clock;
-use crate::kv::{Compare, Kv, KvError, LeaseId, Operation, Range, RangeResult, SharedKv, Txn, TxnResult, Watch};
+use crate::kv::{Compare, Kv, KvError, KvLayer, Operation, Range, SharedKv, Txn, TxnResult};
 use crate::leader::LEADERS;
 use crate::sql::{Batch, Entity, Kind, Metadata, Page, Query, Row, SharedMetadata, SqlError, Write};
 use arco_model::time::Timestamp;
@@ -139,13 +139,9 @@ struct FencedKv {
 }
 
 #[async_trait]
-impl Kv for FencedKv {
-    fn name(&self) -> &'static str {
-        self.kv.name()
-    }
-
-    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-        self.kv.range(range, limit, at).await
+impl KvLayer for FencedKv {
+    fn inner(&self) -> &dyn Kv {
+        &*self.kv
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnResult, KvError> {
@@ -168,26 +164,6 @@ impl Kv for FencedKv {
             return Err(KvError::Unavailable { step: "write", cause: OTHER.to_owned() });
         }
         Ok(done)
-    }
-
-    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-        self.kv.watch(range, from).await
-    }
-
-    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-        self.kv.lease_grant(ttl_s).await
-    }
-
-    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-        self.kv.lease_keep_alive(lease).await
-    }
-
-    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-        self.kv.lease_revoke(lease).await
-    }
-
-    async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        self.kv.compact(revision).await
     }
 }
 

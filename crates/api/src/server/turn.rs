@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use arco_model::application::Tenant;
     use arco_model::time::Timestamp;
-    use arco_store::kv::{EtcdKv, Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, SharedKv, Txn, TxnResult, Watch};
+    use arco_store::kv::{EtcdKv, Kv, KvError, KvLayer, MemoryKv, SharedKv, Txn, TxnResult};
     use arco_store::leader::KvLock;
     use arco_store::sql::MemoryMetadata;
     use async_trait::async_trait;
@@ -115,32 +115,15 @@ mod tests {
     }
 
     #[async_trait]
-    impl Kv for Mute {
-        fn name(&self) -> &'static str {
-            self.kv.name()
+    impl KvLayer for Mute {
+        fn inner(&self) -> &dyn Kv {
+            &*self.kv
         }
-        async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-            self.kv.range(range, limit, at).await
-        }
+
         async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
             self.kv.txn(txn).await?;
             self.done.notify_one();
             std::future::pending().await
-        }
-        async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-            self.kv.watch(range, from).await
-        }
-        async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-            self.kv.lease_grant(ttl_s).await
-        }
-        async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-            self.kv.lease_keep_alive(lease).await
-        }
-        async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-            self.kv.lease_revoke(lease).await
-        }
-        async fn compact(&self, revision: u64) -> Result<(), KvError> {
-            self.kv.compact(revision).await
         }
     }
 

@@ -164,7 +164,7 @@ async fn offer(kv: &SharedKv, secrets: &SecretBox, name: &str, ours: Files) -> a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arco_store::kv::{Kv, KvError, LeaseId, MemoryKv, RangeResult, TxnResult, Watch};
+    use arco_store::kv::{Kv, KvError, KvLayer, MemoryKv, TxnResult};
     use async_trait::async_trait;
     use std::sync::Arc;
 
@@ -172,30 +172,13 @@ mod tests {
     struct ReadOnly(SharedKv);
 
     #[async_trait]
-    impl Kv for ReadOnly {
-        fn name(&self) -> &'static str {
-            self.0.name()
+    impl KvLayer for ReadOnly {
+        fn inner(&self) -> &dyn Kv {
+            &*self.0
         }
-        async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-            self.0.range(range, limit, at).await
-        }
+
         async fn txn(&self, _: Txn) -> Result<TxnResult, KvError> {
             Err(KvError::Unavailable { step: "write", cause: "no leader".to_owned() })
-        }
-        async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-            self.0.watch(range, from).await
-        }
-        async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-            self.0.lease_grant(ttl_s).await
-        }
-        async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-            self.0.lease_keep_alive(lease).await
-        }
-        async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-            self.0.lease_revoke(lease).await
-        }
-        async fn compact(&self, revision: u64) -> Result<(), KvError> {
-            self.0.compact(revision).await
         }
     }
 

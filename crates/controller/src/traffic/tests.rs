@@ -9,7 +9,7 @@ use arco_model::sample;
 use arco_model::spec::Port;
 use arco_model::time::Timestamp;
 use arco_store::clock;
-use arco_store::kv::{Kv, LeaseId, MemoryKv, RangeResult, TxnResult, Watch};
+use arco_store::kv::{Kv, KvLayer, MemoryKv, TxnResult};
 use arco_store::sql::MemoryMetadata;
 use async_trait::async_trait;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -328,34 +328,17 @@ struct LosesAnAnswer {
 }
 
 #[async_trait]
-impl Kv for LosesAnAnswer {
-    fn name(&self) -> &'static str {
-        "loses an answer"
+impl KvLayer for LosesAnAnswer {
+    fn inner(&self) -> &dyn Kv {
+        &self.kv
     }
-    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-        self.kv.range(range, limit, at).await
-    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
         let done = self.kv.txn(txn).await;
         match self.lose.swap(false, Ordering::SeqCst) {
             true => Err(KvError::Unavailable { step: "answer", cause: "the answer was lost on purpose".to_owned() }),
             false => done,
         }
-    }
-    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-        self.kv.watch(range, from).await
-    }
-    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-        self.kv.lease_grant(ttl_s).await
-    }
-    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-        self.kv.lease_keep_alive(lease).await
-    }
-    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-        self.kv.lease_revoke(lease).await
-    }
-    async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        self.kv.compact(revision).await
     }
 }
 

@@ -88,7 +88,7 @@ async fn tell(
 mod tests {
     use super::*;
     use arco_model::traffic::STATUS_PREFIX;
-    use arco_store::kv::{Kv, MemoryKv, Range, RangeResult, Txn, TxnResult, Watch};
+    use arco_store::kv::{Kv, KvLayer, MemoryKv};
     use async_trait::async_trait;
     use std::sync::Arc;
 
@@ -99,39 +99,15 @@ mod tests {
     }
 
     #[async_trait]
-    impl Kv for Renewed {
-        fn name(&self) -> &'static str {
-            "renewed"
-        }
-
-        async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-            self.inner.range(range, limit, at).await
-        }
-
-        async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
-            self.inner.txn(txn).await
-        }
-
-        async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-            self.inner.watch(range, from).await
-        }
-
-        async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-            self.inner.lease_grant(ttl_s).await
+    impl KvLayer for Renewed {
+        fn inner(&self) -> &dyn Kv {
+            &self.inner
         }
 
         async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
             let ttl_s = self.inner.lease_keep_alive(lease).await?;
             self.last.send_modify(|it| *it = (lease, if it.0 == lease { it.1 + 1 } else { 1 }));
             Ok(ttl_s)
-        }
-
-        async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-            self.inner.lease_revoke(lease).await
-        }
-
-        async fn compact(&self, revision: u64) -> Result<(), KvError> {
-            self.inner.compact(revision).await
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{request, soon, take};
 use arco_model::job::Topic;
 use arco_mq::{Depth, Queue};
-use arco_store::kv::{Compare, Kv, KvError, LeaseId, MemoryKv, Range, RangeResult, SharedKv, Txn, TxnResult, Watch};
+use arco_store::kv::{Compare, Kv, KvError, KvLayer, MemoryKv, SharedKv, Txn, TxnResult};
 use async_trait::async_trait;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -24,13 +24,11 @@ struct Loses {
 }
 
 #[async_trait]
-impl Kv for Loses {
-    fn name(&self) -> &'static str {
-        self.kv.name()
+impl KvLayer for Loses {
+    fn inner(&self) -> &dyn Kv {
+        &*self.kv
     }
-    async fn range(&self, range: Range, limit: usize, at: Option<u64>) -> Result<RangeResult, KvError> {
-        self.kv.range(range, limit, at).await
-    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnResult, KvError> {
         let of_claim = |it: &Compare| matches!(it, Compare::Absent(key) if key.starts_with(b"/mq/builder/claims/"));
         let lost = if txn.compare.iter().any(of_claim) { self.plan.lock().unwrap().pop_front() } else { None };
@@ -40,21 +38,6 @@ impl Kv for Loses {
             Some(Lost::Undone) => {}
         }
         Err(KvError::Unavailable { step: "write", cause: "the answer was lost".to_owned() })
-    }
-    async fn watch(&self, range: Range, from: Option<u64>) -> Result<Watch, KvError> {
-        self.kv.watch(range, from).await
-    }
-    async fn lease_grant(&self, ttl_s: u64) -> Result<LeaseId, KvError> {
-        self.kv.lease_grant(ttl_s).await
-    }
-    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<u64, KvError> {
-        self.kv.lease_keep_alive(lease).await
-    }
-    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), KvError> {
-        self.kv.lease_revoke(lease).await
-    }
-    async fn compact(&self, revision: u64) -> Result<(), KvError> {
-        self.kv.compact(revision).await
     }
 }
 
