@@ -373,6 +373,9 @@ impl Default for RolloutSpec {
 /// How the environment variables begin that the platform sets itself.
 const RESERVED_ENV: &str = "ARCO_";
 
+/// Most instances of a component.
+pub const REPLICAS_MAX: u32 = 100;
+
 /// Checks every rule that needs only the spec itself.
 pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
     let bad = |code: &str, message: String, advice: &str| Err(Problem::invalid(code, message, advice));
@@ -397,8 +400,9 @@ pub fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
     {
         return bad("dir_invalid", format!("`{dir}` leaves the source"), "`--dir` is a folder inside the source");
     }
-    if spec.replicas > 100 {
-        return bad("replicas_invalid", format!("{} replicas are too many", spec.replicas), "ask for 0 to 100");
+    if spec.replicas > REPLICAS_MAX {
+        let message = format!("{} replicas are too many", spec.replicas);
+        return bad("replicas_invalid", message, &format!("ask for 0 to {REPLICAS_MAX}"));
     }
     let Resources { memory_mb, cpu_milli, .. } = spec.resources;
     if !(16..=1_048_576).contains(&memory_mb) {

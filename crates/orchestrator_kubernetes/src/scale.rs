@@ -6,6 +6,7 @@
 
 use crate::cluster::{Cluster, Verdict, verdict, words};
 use crate::render::{Kind, Object};
+use arco_model::spec::REPLICAS_MAX;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -77,7 +78,7 @@ impl Resource for ComponentScale {
 
 /// The definition of the kind, for the cluster.
 pub(crate) fn definition() -> Value {
-    let replicas = json!({ "type": "integer", "format": "int32", "minimum": 0, "maximum": 100 });
+    let replicas = json!({ "type": "integer", "format": "int32", "minimum": 0, "maximum": REPLICAS_MAX });
     let schema = json!({ "type": "object", "required": ["spec"], "properties": {
         "spec": { "type": "object", "required": ["replicas"], "properties": { "replicas": replicas } },
         "status": { "type": "object", "properties": {

@@ -3,7 +3,7 @@
 //! What must hold: a percentage means the same everywhere: of the component's own limit, and of one core where CPU has no
 //! limit. Not here: how the number is found; an orchestrator does that, within these bounds.
 
-use super::{ComponentKind, ComponentSpec, Resources};
+use super::{ComponentKind, ComponentSpec, REPLICAS_MAX, Resources};
 use crate::error::Problem;
 use serde::{Deserialize, Serialize};
 
@@ -100,10 +100,12 @@ pub(super) fn validate(spec: &ComponentSpec) -> Result<(), Problem> {
             "leave `autoscaling` out; `replicas` of a job says how many run side by side",
         );
     }
-    if min_replicas < 1 || max_replicas > 100 {
+    if min_replicas < 1 || max_replicas > REPLICAS_MAX {
         return bad(
             format!("{min_replicas} to {max_replicas} instances by load"),
-            "`min_replicas` is 1 or more, `max_replicas` 100 or less; `arco stop` ends every instance",
+            &format!(
+                "`min_replicas` is 1 or more, `max_replicas` {REPLICAS_MAX} or less; `arco stop` ends every instance"
+            ),
         );
     }
     if min_replicas > max_replicas {

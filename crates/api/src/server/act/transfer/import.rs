@@ -23,7 +23,7 @@ use arco_model::id::ComponentId;
 use arco_model::name::{ApplicationName, ComponentName, TenantName};
 use arco_model::secret::SecretVersion;
 use arco_model::source::Source;
-use arco_model::spec::{ComponentKind, ComponentSpec, VolumeSpec};
+use arco_model::spec::{ComponentKind, ComponentSpec, REPLICAS_MAX, VolumeSpec};
 use arco_model::time::Timestamp;
 use arco_store::blob::content_path;
 use arco_store::clock;
@@ -34,9 +34,6 @@ use std::sync::{Mutex, PoisonError};
 
 /// Highest number of a revision, generation or version that is believed, and the latest time in ms (the year 2527).
 const NUMBER_MAX: u64 = 1 << 44;
-
-/// Most places that are believed: as many instances as a component may have.
-const PLACES_MAX: u32 = 100;
 
 /// Most routes that a note names.
 const TOLD_ROUTES: usize = 5;
@@ -489,8 +486,8 @@ fn believable(application: &ApplicationName, carried: &CarriedApplication) -> Re
         if numbers.iter().any(|it| *it > NUMBER_MAX) {
             return bad(format!("a number of `{name}` is beyond belief"));
         }
-        if component.places > PLACES_MAX {
-            return bad(format!("`{name}` has more than {PLACES_MAX} places"));
+        if component.places > REPLICAS_MAX {
+            return bad(format!("`{name}` has more than {REPLICAS_MAX} places"));
         }
         if component.routes.iter().any(|it| it.route.hosts.len() != 1) {
             return bad(format!("a route of `{name}` has not one host"));
