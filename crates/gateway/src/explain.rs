@@ -101,8 +101,8 @@ fn describe(
     let Some(entry) = snapshot.host(&host) else {
         return writeln!(out, "host: no route names `{host}`, and no wildcard covers it; answer 404");
     };
-    let how = if *entry.name == *host { "exactly" } else { "as a wildcard" };
-    writeln!(out, "host: `{host}` is matched by `{}` {how}", entry.name)?;
+    let how = if **entry.name() == *host { "exactly" } else { "as a wildcard" };
+    writeln!(out, "host: `{host}` is matched by `{}` {how}", entry.name())?;
     let headers: HeaderMap = question.headers.iter().cloned().collect();
     let normal = normal_path(uri.path());
     if normal != uri.path() {
@@ -115,8 +115,11 @@ fn describe(
     let asked = Asked { method: &question.method, path: &normal, query: uri.query(), headers: &headers, secure };
     let mut chosen = None;
     for (number, rule) in entry.rules().iter().enumerate() {
-        let verdict =
-            if !rule.is_for(&normal) { Some("the path is another".to_owned()) } else { rule.conditions.broken(&asked) };
+        let verdict = if !rule.is_for(&normal) {
+            Some("the path is another".to_owned())
+        } else {
+            rule.conditions().broken(&asked)
+        };
         match verdict {
             Some(why) => writeln!(out, "rule {}: {}: no, {why}", number + 1, rule.path)?,
             None => {

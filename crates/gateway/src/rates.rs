@@ -61,9 +61,9 @@ struct Note {
 
 impl Note {
     fn take(snapshot: &Snapshot) -> Self {
-        let hosts = snapshot.hosts.iter().filter_map(|(name, host)| {
+        let hosts = snapshot.hosts.iter().filter_map(|host| {
             let answers = host.metrics.answers();
-            (answers.0 > 0).then(|| (Arc::clone(name), answers))
+            (answers.0 > 0).then(|| (Arc::clone(host.name()), answers))
         });
         let times = snapshot.upstreams.iter().filter_map(|(name, upstream)| {
             let counts = upstream.metrics.times.counts();

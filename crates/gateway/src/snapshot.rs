@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-pub use table::Table;
+pub use table::{Named, Table};
 
 /// Time limits of one request; each can be set per route and per upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -117,13 +117,14 @@ impl StickyCookie {
     }
 }
 
-/// One rule of a host.
+/// One rule of a host. What every request looks at comes first: it lies in one line of the processor's cache, or two.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Rule {
-    /// Which paths.
-    pub path: PathMatch,
-    /// What else a request must have.
-    pub conditions: Conditions,
+    /// Every path is meant.
+    anywhere: bool,
+    /// There are no conditions.
+    unconditional: bool,
     /// What is done beside passing requests on unchanged.
     pub policy: Option<Box<Policy>>,
     /// What is done with plain HTTP, and told about it. Not in the policy: most hosts with HTTPS have it, and requests over
@@ -133,8 +134,10 @@ pub struct Rule {
     pub targets: Targets,
     /// Limits of this route; `None` takes the upstream's.
     pub timeouts: Option<Timeouts>,
-    /// Every path is meant.
-    anywhere: bool,
+    /// Which paths.
+    pub path: PathMatch,
+    /// What else a request must have.
+    conditions: Conditions,
     total: usize,
     step: usize,
     next: AtomicUsize,
@@ -165,7 +168,8 @@ impl Rule {
         let (conditions, policy, https) = (Conditions::default(), None, None);
         let anywhere = matches!(&path, PathMatch::Prefix(it) if matches!(it.as_str(), "" | "/"));
         let (step, next) = (spread(total), AtomicUsize::new(0));
-        Self { path, conditions, policy, https, targets, timeouts, anywhere, total, step, next }
+        let unconditional = true;
+        Self { anywhere, unconditional, policy, https, targets, timeouts, path, conditions, total, step, next }
     }
 
     /// Whether `path` (without query) is meant.
@@ -175,8 +179,19 @@ impl Rule {
 
     /// The same rule for fewer requests, and with a policy.
     pub fn with(mut self, conditions: Conditions, policy: Option<Box<Policy>>) -> Self {
+        self.unconditional = conditions == Conditions::default();
         (self.conditions, self.policy) = (conditions, policy);
         self
+    }
+
+    /// What a request must have beside the path.
+    pub fn conditions(&self) -> &Conditions {
+        &self.conditions
+    }
+
+    /// Whether it is for every request for its paths, and only passes them on. (What becomes of plain HTTP is not asked.)
+    pub fn is_plain(&self) -> bool {
+        self.unconditional && self.policy.is_none()
     }
 
     /// The same rule, where something is done with plain HTTP, or told about it.
@@ -239,22 +254,35 @@ pub(crate) fn spread(total: usize) -> usize {
     (0..total).map(|it| wished + it).find(|it| *it > 0 && gcd(*it, total) == 1).unwrap_or(1)
 }
 
-/// All rules of one host.
+/// All rules of one host. Found by the bytes of its name that lie here, in the line of the processor's cache that is read
+/// anyway.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Host {
-    /// Host in lower case; `*.suffix` or `*` for wildcards.
-    pub name: Arc<str>,
-    /// Most hosts have one, which lies here.
-    rules: SmallVec<[Rule; 1]>,
+    key: SmallVec<[u8; 36]>,
     /// Counters of this host.
     pub metrics: Arc<RouteMetrics>,
+    /// Most hosts have one, which lies here.
+    rules: SmallVec<[Rule; 1]>,
+    name: Arc<str>,
+}
+
+impl Named for Arc<Host> {
+    fn name(&self) -> &[u8] {
+        &self.key
+    }
 }
 
 impl Host {
     /// A host; rules may come in any order.
     pub fn new(name: Arc<str>, mut rules: Vec<Rule>, metrics: Arc<RouteMetrics>) -> Self {
         rules.sort_by_key(|it| std::cmp::Reverse(matching::rank(&it.path, &it.conditions)));
-        Self { name, rules: rules.into_iter().collect(), metrics }
+        Self { key: name.bytes().collect(), metrics, rules: rules.into_iter().collect(), name }
+    }
+
+    /// Host in lower case; `*.suffix` or `*` for wildcards.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// The rule for a plain GET of a path.

@@ -108,141 +108,147 @@ pub(super) async fn forward(
     send(plan, message).await
 }
 
-/// The same, for a message that is in its form.
-pub(super) async fn send(
+/// The same, for a message that is in its form. A block and no async function, which would have room for what it takes twice.
+#[expect(clippy::manual_async_fn, reason = "see above")]
+pub(super) fn send(
     plan: Forward<'_>,
     mut request: Message,
-) -> Result<(Response<EndpointBody>, Exchange), Failure> {
-    let metrics = &plan.upstream.metrics;
-    let mut tried: Vec<SocketAddr> = Vec::new();
-    let settings = &plan.upstream.settings;
-    let mut last = if plan.upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
-    plan.retry.into_iter().for_each(Retry::earn);
-    let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
-    let mut next = plan.upstream.pick_for(&tried, &plan.choice);
-    while let Some(open) = next.take() {
-        tried.push(open.endpoint().address);
-        let another = || {
-            if tried.len() >= most {
-                return None;
-            }
-            let other = plan.upstream.pick_for(&tried, &plan.choice)?;
-            plan.retry.is_none_or(Retry::spend).then(|| {
-                metrics.retries.inc();
-                other
-            })
-        };
-        let copy = plan.retry.filter(|it| it.wants_any_status()).and_then(|_| request.copy());
-        let asked = Instant::now();
-        let outcome = match request {
-            Message::Written(written) => ask_directly(&plan, &open, written).await,
-            // On the heap: what most requests never need would be moved about with each of them.
-            Message::Whole(request) => Box::pin(attempt(&plan, &open, *request)).await,
-        };
-        if let Some(ejection) = &settings.ejection {
-            let well = match &outcome {
-                Ok((response, _)) => Some(!response.status().is_server_error()),
-                // Who breaks off a body, or sends too much of one, says nothing about who is asked.
-                Err(_) if plan.watch.as_ref().is_some_and(|it| it.end() != BodyEnd::Well) => None,
-                Err(attempt) => (attempt.failure != Failure::NoRoom).then_some(false),
+) -> impl Future<Output = Result<(Response<EndpointBody>, Exchange), Failure>> + Send {
+    async move {
+        let metrics = &plan.upstream.metrics;
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let settings = &plan.upstream.settings;
+        let mut last = if plan.upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
+        plan.retry.into_iter().for_each(Retry::earn);
+        let most = plan.retry.map_or(MAX_ENDPOINTS, |it| it.attempts.min(MAX_ENDPOINTS));
+        let mut next = plan.upstream.pick_for(&tried, &plan.choice);
+        while let Some(open) = next.take() {
+            let mut another = || {
+                tried.push(open.endpoint().address);
+                if tried.len() >= most {
+                    return None;
+                }
+                let other = plan.upstream.pick_for(&tried, &plan.choice)?;
+                plan.retry.is_none_or(Retry::spend).then(|| {
+                    metrics.retries.inc();
+                    other
+                })
             };
-            if well.is_some_and(|it| open.endpoint().state.ended(it, ejection)) {
-                metrics.ejections.inc();
-                let (name, address) = (&plan.upstream.name, open.endpoint().address);
-                tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
-            }
-        }
-        match outcome {
-            Ok((response, sender)) => {
-                open.endpoint().state.answered();
-                if let Some(copy) = copy
-                    && plan.retry.is_some_and(|it| it.wants_status(response.status()))
-                    && let Some(other) = another()
-                {
-                    // Its connection ends with it: nobody reads the rest of that answer.
-                    (request, next) = (copy, Some(other));
-                    continue;
-                }
-                if matches!(settings.balance, crate::balance::Balance::Ewma) {
-                    open.endpoint().state.took(asked.elapsed());
-                }
-                metrics.open.inc();
-                if let Some(watch) = &plan.watch {
-                    watch.answer_began();
-                }
-                let exchange = Exchange {
-                    open,
-                    sender,
-                    pool: Arc::clone(&plan.core.pool),
-                    transport: settings.transport.id,
-                    watch: plan.watch,
-                    metrics: Arc::clone(metrics),
-                    began: plan.began,
+            let copy = plan.retry.filter(|it| it.wants_any_status()).and_then(|_| request.copy());
+            let asked = Instant::now();
+            let outcome = match request {
+                Message::Written(written) => ask_directly(&plan, &open, written).await,
+                // On the heap: what most requests never need would be moved about with each of them.
+                Message::Whole(request) => Box::pin(attempt(&plan, &open, *request)).await,
+            };
+            if let Some(ejection) = &settings.ejection {
+                let well = match &outcome {
+                    Ok((response, _)) => Some(!response.status().is_server_error()),
+                    // Who breaks off a body, or sends too much of one, says nothing about who is asked.
+                    Err(_) if plan.watch.as_ref().is_some_and(|it| it.end() != BodyEnd::Well) => None,
+                    Err(attempt) => (attempt.failure != Failure::NoRoom).then_some(false),
                 };
-                return Ok((response, exchange));
+                if well.is_some_and(|it| open.endpoint().state.ended(it, ejection)) {
+                    metrics.ejections.inc();
+                    let (name, address) = (&plan.upstream.name, open.endpoint().address);
+                    tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
+                }
             }
-            Err(Attempt { failure, outcome, request: again }) => {
-                metrics.failures.inc();
-                last = failure;
-                let Some(again) = again.filter(|_| plan.retry.is_none_or(|it| it.wants(outcome))) else { break };
-                (request, next) = (again, another());
+            match outcome {
+                Ok((response, sender)) => {
+                    open.endpoint().state.answered();
+                    if let Some(copy) = copy
+                        && plan.retry.is_some_and(|it| it.wants_status(response.status()))
+                        && let Some(other) = another()
+                    {
+                        // Its connection ends with it: nobody reads the rest of that answer.
+                        (request, next) = (copy, Some(other));
+                        continue;
+                    }
+                    if matches!(settings.balance, crate::balance::Balance::Ewma) {
+                        open.endpoint().state.took(asked.elapsed());
+                    }
+                    metrics.open.inc();
+                    if let Some(watch) = &plan.watch {
+                        watch.answer_began();
+                    }
+                    let exchange = Exchange {
+                        open,
+                        sender,
+                        pool: Arc::clone(&plan.core.pool),
+                        transport: settings.transport.id,
+                        watch: plan.watch,
+                        metrics: Arc::clone(metrics),
+                        began: plan.began,
+                    };
+                    return Ok((response, exchange));
+                }
+                Err(Attempt { failure, outcome, request: again }) => {
+                    metrics.failures.inc();
+                    last = failure;
+                    let Some(again) = again.filter(|_| plan.retry.is_none_or(|it| it.wants(outcome))) else { break };
+                    (request, next) = (again, another());
+                }
             }
         }
+        Err(last)
     }
-    Err(last)
 }
 
-/// A request without a body to a plain HTTP/1.1 endpoint.
-async fn ask_directly(
+/// A request without a body to a plain HTTP/1.1 endpoint. A block for the reason of [`send`].
+#[expect(clippy::manual_async_fn, reason = "see above")]
+fn ask_directly(
     plan: &Forward<'_>,
     open: &OpenRequest,
     written: Written,
-) -> Result<(Response<EndpointBody>, Option<Sender>), Attempt> {
-    let (core, address) = (plan.core, open.endpoint().address);
-    let key = (address, plan.upstream.settings.transport.id);
-    let repeatable = written.repeatable;
-    let limit = limit_of(plan, repeatable);
-    let mut stale = 0;
-    loop {
-        let pooled = core.endpoints.take(key, repeatable).filter(|_| stale < MAX_STALE);
-        let from_pool = pooled.is_some();
-        let endpoint = match pooled {
-            Some(endpoint) => endpoint,
-            None => match Box::pin(core.connect(address, plan.timeouts.connect)).await {
-                Ok(endpoint) => endpoint,
-                Err(Failure::NoRoom) => {
-                    return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
+) -> impl Future<Output = Result<(Response<EndpointBody>, Option<Sender>), Attempt>> + Send {
+    async move {
+        let (core, address) = (plan.core, open.endpoint().address);
+        let key = (address, plan.upstream.settings.transport.id);
+        let repeatable = written.repeatable;
+        let limit = limit_of(plan, repeatable);
+        let mut stale = 0;
+        loop {
+            let pooled = core.endpoints.take(key, repeatable).filter(|_| stale < MAX_STALE);
+            let from_pool = pooled.is_some();
+            let endpoint = match pooled {
+                Some(endpoint) => endpoint,
+                None => match Box::pin(core.connect(address, plan.timeouts.connect)).await {
+                    Ok(endpoint) => endpoint,
+                    Err(Failure::NoRoom) => {
+                        return Err(Attempt { failure: Failure::NoRoom, outcome: RetryOn::Connect, request: None });
+                    }
+                    Err(failure) => {
+                        open.endpoint().state.failed();
+                        return Err(Attempt {
+                            failure,
+                            outcome: RetryOn::Connect,
+                            request: Some(Message::Written(written)),
+                        });
+                    }
+                },
+            };
+            let asked = {
+                let asking = std::pin::pin!(direct::ask(core, (key, endpoint), &written.head, written.is_head));
+                in_time(asking, limit, None).await
+            };
+            match asked {
+                Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
+                None => {
+                    let request = Some(Message::Written(written)).filter(|_| repeatable && plan.retry.is_some());
+                    return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
                 }
-                Err(failure) => {
-                    open.endpoint().state.failed();
-                    return Err(Attempt {
-                        failure,
-                        outcome: RetryOn::Connect,
-                        request: Some(Message::Written(written)),
-                    });
+                Some(Err(broken)) => {
+                    let again = !broken.invalid && (repeatable || !broken.began);
+                    tracing::debug!(%address, again, "an endpoint broke off");
+                    if !(again && from_pool && !broken.heard) {
+                        let request = again.then_some(Message::Written(written));
+                        return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request });
+                    }
+                    // Its server closed it while it lay idle; the others of that age are no better.
+                    core.endpoints.forget(key);
+                    stale += 1;
                 }
-            },
-        };
-        let asked = {
-            let asking = std::pin::pin!(direct::ask(core, (key, endpoint), &written.head, written.is_head));
-            in_time(asking, limit, None).await
-        };
-        match asked {
-            Some(Ok(response)) => return Ok((response.map(EndpointBody::Direct), None)),
-            None => {
-                let request = Some(Message::Written(written)).filter(|_| repeatable && plan.retry.is_some());
-                return Err(Attempt { failure: Failure::TimedOut, outcome: RetryOn::Timeout, request });
-            }
-            Some(Err(broken)) => {
-                let again = !broken.invalid && (repeatable || !broken.began);
-                tracing::debug!(%address, again, "an endpoint broke off");
-                if !(again && from_pool && !broken.heard) {
-                    let request = again.then_some(Message::Written(written));
-                    return Err(Attempt { failure: Failure::Broken, outcome: RetryOn::Broken, request });
-                }
-                // Its server closed it while it lay idle; the others of that age are no better.
-                core.endpoints.forget(key);
-                stale += 1;
             }
         }
     }
@@ -363,21 +369,28 @@ fn whole(request: Request<RequestBody>) -> Message {
 }
 
 /// Waits for the response's head. While the request's body still moves or the client has to send, no time runs. `sending` stays
-/// where it is: each function that takes it by value would have room for it twice, in every request.
-async fn in_time<F: Future + Unpin>(mut sending: F, limit: Duration, watch: Option<&BodyWatch>) -> Option<F::Output> {
-    let mut deadline = Instant::now() + limit;
-    loop {
-        tokio::select! {
-            biased;
-            done = &mut sending => return Some(done),
-            () = tokio::time::sleep_until(deadline.into()) => {
-                let moved = watch.map(|it| {
-                    let last = if it.waits_for_client() { Instant::now() } else { it.last_progress() };
-                    last + limit
-                });
-                match moved.filter(|it| *it > Instant::now()) {
-                    Some(later) => deadline = later,
-                    None => return None,
+/// where it is, and this is a block, for the reason of [`send`].
+#[expect(clippy::manual_async_fn, reason = "see above")]
+fn in_time<F: Future<Output: Send> + Send + Unpin>(
+    mut sending: F,
+    limit: Duration,
+    watch: Option<&BodyWatch>,
+) -> impl Future<Output = Option<F::Output>> + Send {
+    async move {
+        let mut deadline = Instant::now() + limit;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut sending => return Some(done),
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    let moved = watch.map(|it| {
+                        let last = if it.waits_for_client() { Instant::now() } else { it.last_progress() };
+                        last + limit
+                    });
+                    match moved.filter(|it| *it > Instant::now()) {
+                        Some(later) => deadline = later,
+                        None => return None,
+                    }
                 }
             }
         }

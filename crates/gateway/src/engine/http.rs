@@ -211,7 +211,7 @@ async fn answer(
         return page(&Page::unknown_host(&host), &request, in_flight);
     };
     let metrics = &entry.metrics;
-    recording.routed(metrics, &entry.name);
+    recording.routed(metrics, entry.name());
     if entry.is_unclear(request.uri().path()) {
         metrics.answered(400);
         return page(&Page::bad_path(), &request, in_flight);

@@ -6,32 +6,31 @@
 //!
 //! Requests are answered by `http2/ordinary.rs` when they only pass, else by the general path (`http.rs`).
 
+mod answering;
 mod life;
 mod ordinary;
 mod taking;
 
 use super::Core;
-use super::body::ResponseBody;
 use super::http::{Connection, handle, limits_of};
 use super::timer::Timer;
 use super::tls::Secured;
+use answering::Answering;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use life::{Life, SHORT};
 use ordinary::Ordinary;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Instant;
-use taking::{TakenBody, Taking, Watched};
+use taking::{Taking, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Most requests at once on one connection.
@@ -40,8 +39,6 @@ const MAX_STREAMS: u32 = 128;
 /// beyond that the connection ends (rapid reset).
 const MAX_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 256;
-
-type Answering = Pin<Box<dyn Future<Output = Result<Response<TakenBody<ResponseBody>>, Infallible>> + Send>>;
 
 /// What has begun and is not driven yet.
 #[derive(Default)]
@@ -103,8 +100,8 @@ where
         expecting.lock().taking = Some(taking.clone());
         // On the heap at once: on its way it is moved several times. Most requests need little room.
         match guarded(|| Ordinary::new(&connection, &address, &request)) {
-            Some(ordinary) => Box::pin(async move { Ok(taking.watch(ordinary.pass(&connection.core).await)) }),
-            None => Box::pin(async move { Ok(taking.watch(handle(&connection, request, None).await)) }),
+            Some(ordinary) => Answering::kept(async move { Ok(taking.watch(ordinary.pass(&connection.core).await)) }),
+            None => Answering::own(async move { Ok(taking.watch(handle(&connection, request, None).await)) }),
         }
     });
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));

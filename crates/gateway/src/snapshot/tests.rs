@@ -20,7 +20,7 @@ fn snapshot(rows: &[(&str, &[&str])]) -> Snapshot {
             })
             .collect();
         let name: Arc<str> = (*host).into();
-        snapshot.hosts.insert(name.clone(), Arc::new(Host::new(name, rules, metrics.route(host))));
+        snapshot.hosts.insert(Arc::new(Host::new(name, rules, metrics.route(host))));
     }
     snapshot
 }

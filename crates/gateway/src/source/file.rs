@@ -349,8 +349,7 @@ impl FileSource {
         for (name, rules) in hosts {
             snapshot.wildcards |= name.starts_with('*');
             let metrics = self.metrics.route(&name);
-            let name: Arc<str> = name.into();
-            snapshot.hosts.insert(Arc::clone(&name), Arc::new(Host::new(name, rules, metrics)));
+            snapshot.hosts.insert(Arc::new(Host::new(name.into(), rules, metrics)));
         }
         snapshot
     }

@@ -117,7 +117,7 @@ impl StoreSource {
         for known in self.hosts.values() {
             snapshot.wildcards |= known.is_wildcard;
             if let Some(to) = &known.passes_to {
-                snapshot.passthrough.insert(Arc::clone(&known.host.name), Arc::clone(to));
+                snapshot.passthrough.insert(Arc::clone(known.host.name()), Arc::clone(to));
             }
         }
         self.lead(&mut snapshot, before, &changed);
@@ -155,10 +155,10 @@ impl StoreSource {
             let known = self.known(entry.mod_revision, decoded);
             snapshot.wildcards |= known.is_wildcard;
             match &known.passes_to {
-                Some(to) => drop(snapshot.passthrough.insert(Arc::clone(&known.host.name), Arc::clone(to))),
-                None => drop(snapshot.passthrough.remove(&known.host.name)),
+                Some(to) => drop(snapshot.passthrough.insert(Arc::clone(known.host.name()), Arc::clone(to))),
+                None => drop(snapshot.passthrough.remove(known.host.name())),
             }
-            snapshot.hosts.insert(Arc::clone(&known.host.name), Arc::clone(&known.host));
+            snapshot.hosts.insert(Arc::clone(&known.host));
             let old = self.hosts.get(key);
             self.same_certificates &= old.map_or(known.tls.is_off(), |it| it.tls == known.tls);
             left |= old.is_some_and(|it| !it.needs.iter().all(|it| known.needs.iter().any(|new| Arc::ptr_eq(it, new))));
@@ -201,7 +201,7 @@ impl StoreSource {
             return None;
         }
         let served = self.hosts.iter().filter(|(_, it)| !it.tls.is_off());
-        let served = served.map(|(key, it)| (key.as_slice(), it.revision, &it.host.name, &it.tls));
+        let served = served.map(|(key, it)| (key.as_slice(), it.revision, it.host.name(), &it.tls));
         self.certificates.table(view, served)
     }
 
@@ -290,13 +290,13 @@ impl StoreSource {
             before.hosts.clone()
         } else {
             gone.iter().for_each(|it| drop(self.hosts.remove(it)));
-            self.hosts.values().map(|it| (Arc::clone(&it.host.name), Arc::clone(&it.host))).collect()
+            self.hosts.values().map(|it| Arc::clone(&it.host)).collect()
         };
         for (key, entry) in changed {
             // A value that cannot be read does not take a working route away.
             let Some(decoded) = decode::<HostEntry>(key, entry) else { continue };
             let known = self.known(entry.mod_revision, decoded);
-            table.insert(Arc::clone(&known.host.name), Arc::clone(&known.host));
+            table.insert(Arc::clone(&known.host));
             self.hosts.insert(key.clone(), known);
         }
         table
@@ -311,7 +311,7 @@ impl StoreSource {
         let host = Arc::new(self.host(&entry));
         let passed = entry.rules.iter().find(|it| it.passes_through()).and_then(|it| it.targets.first());
         let passes_to = passed.map(|it| it.to.to_string().into());
-        let (tls, is_wildcard) = (entry.tls, host.name.starts_with('*'));
+        let (tls, is_wildcard) = (entry.tls, host.name().starts_with('*'));
         Known { revision, host, tls, is_wildcard, passes_to, needs: needs.into() }
     }
 
@@ -490,7 +490,7 @@ mod tests {
     /// What a table routes by, in words.
     fn shown(snapshot: &Snapshot) -> Vec<String> {
         let target = |host: &Host| host.rules().iter().map(|it| it.next_target().to_string()).collect::<Vec<_>>();
-        let hosts = snapshot.hosts.iter().map(|(name, it)| format!("{name} {} {:?}", it.name, target(it)));
+        let hosts = snapshot.hosts.iter().map(|it| format!("{} {:?}", it.name(), target(it)));
         let mut all: Vec<_> = hosts.chain(snapshot.upstreams.keys().map(|it| format!("to {it}"))).collect();
         all.push(format!("{} {}", snapshot.revision, snapshot.wildcards));
         all.sort();

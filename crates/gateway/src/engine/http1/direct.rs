@@ -60,40 +60,44 @@ pub(in crate::engine) fn head<B>(request: &Request<B>) -> Vec<u8> {
     out
 }
 
-/// Sends a head and waits for that of the response.
-pub(in crate::engine) async fn ask(
+/// Sends a head and waits for that of the response. A block and no async function, which would have room for what it takes
+/// twice.
+#[expect(clippy::manual_async_fn, reason = "see above")]
+pub(in crate::engine) fn ask(
     core: &Arc<Core>,
     (key, mut endpoint): (Key, Endpoint),
     head: &[u8],
     is_head: bool,
-) -> Result<Response<DirectBody>, Broken> {
-    let mut sent = 0;
-    while sent < head.len() {
-        match endpoint.0.write(&head[sent..]).await {
-            Ok(count @ 1..) => sent += count,
-            Ok(_) | Err(_) => return Err(Broken { began: sent > 0, heard: false, invalid: false }),
+) -> impl Future<Output = Result<Response<DirectBody>, Broken>> + Send {
+    async move {
+        let mut sent = 0;
+        while sent < head.len() {
+            match endpoint.0.write(&head[sent..]).await {
+                Ok(count @ 1..) => sent += count,
+                Ok(_) | Err(_) => return Err(Broken { began: sent > 0, heard: false, invalid: false }),
+            }
         }
+        let mut bytes = Vec::new();
+        let parsed = poll_fn(|cx| poll_head(cx, &mut endpoint, &mut bytes, is_head)).await?;
+        let Parsed { status, length, reason, fields, left, keeps } = parsed;
+        let is_sized = matches!(left, Left::Length(_));
+        let mut rest = Rest { core: Arc::clone(core), key, endpoint, left, keeps };
+        let taken = rest.take(&mut bytes[length..]);
+        buffers::put(bytes);
+        let Taken { there, trailers, is_over, clean } =
+            taken.map_err(|_| Broken { began: true, heard: true, invalid: true })?;
+        let rest = if is_over {
+            rest.end(clean);
+            None
+        } else {
+            Some(Box::new(rest))
+        };
+        let body = DirectBody { there, rest, trailers, is_sized, was_polled: false };
+        let mut response = Response::new(body);
+        (*response.status_mut(), *response.headers_mut()) = (status, fields);
+        reason.map(|it| response.extensions_mut().insert(it));
+        Ok(response)
     }
-    let mut bytes = Vec::new();
-    let parsed = poll_fn(|cx| poll_head(cx, &mut endpoint, &mut bytes, is_head)).await?;
-    let Parsed { status, length, reason, fields, left, keeps } = parsed;
-    let is_sized = matches!(left, Left::Length(_));
-    let mut rest = Rest { core: Arc::clone(core), key, endpoint, left, keeps };
-    let taken = rest.take(&mut bytes[length..]);
-    buffers::put(bytes);
-    let Taken { there, trailers, is_over, clean } =
-        taken.map_err(|_| Broken { began: true, heard: true, invalid: true })?;
-    let rest = if is_over {
-        rest.end(clean);
-        None
-    } else {
-        Some(Box::new(rest))
-    };
-    let body = DirectBody { there, rest, trailers, is_sized, was_polled: false };
-    let mut response = Response::new(body);
-    (*response.status_mut(), *response.headers_mut()) = (status, fields);
-    reason.map(|it| response.extensions_mut().insert(it));
-    Ok(response)
 }
 
 fn poll_head(

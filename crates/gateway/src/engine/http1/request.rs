@@ -11,7 +11,7 @@ use crate::engine::record::{Head, Recording, Ticket};
 use crate::engine::tls::Secured;
 use crate::engine::{Core, headers};
 use crate::framing::{Framing, Request, storage};
-use crate::snapshot::{Conditions, Host, Rule, Snapshot, Timeouts, normal_path};
+use crate::snapshot::{Host, Rule, Snapshot, Timeouts, normal_path};
 use crate::upstream::Upstream;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
 use std::borrow::Cow;
@@ -172,7 +172,7 @@ fn recording<'a>(
 ) -> Recording {
     let draft = Ticket::take(client.core).map(|ticket| {
         let mut draft = ticket.draft(&noted(request, host, seen, client));
-        draft.named(fresh_id, Some(&entry.name));
+        draft.named(fresh_id, Some(entry.name()));
         draft
     });
     Recording::of(Arc::clone(&entry.metrics), Instant::now(), draft)
@@ -222,8 +222,7 @@ pub(in crate::engine) fn plain_rule<'a>(
     }
     let rule = entry.rules().iter().find(|it| it.is_for(&path))?;
     // With conditions (that it came over TLS is one, too) the rule depends on fields, or another rule may be the one.
-    let is_plain = rule.policy.is_none() && rule.conditions == Conditions::default();
-    is_plain.then_some((&**entry, rule))
+    rule.is_plain().then_some((&**entry, rule))
 }
 
 /// What becomes of a request that only passes.
@@ -377,7 +376,7 @@ mod tests {
         let Some((entry, rule)) = plain_rule(snapshot, host, "/x;v=1?y", client.into()) else {
             return "special".to_owned();
         };
-        assert_eq!(*entry.name, *host);
+        assert_eq!(**entry.name(), *host);
         if let Some(redirect) = rule.redirect_to_https(secure) {
             return format!("led away by {}", redirect.status.as_u16());
         }

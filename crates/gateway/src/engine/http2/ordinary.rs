@@ -77,7 +77,7 @@ impl Ordinary {
                 user_agent: field(fields, "user-agent"),
                 request_id: id,
             });
-            draft.named(fresh_id, Some(&entry.name));
+            draft.named(fresh_id, Some(entry.name()));
             draft
         });
         let recording = Recording::of(Arc::clone(&entry.metrics), Instant::now(), draft);
@@ -85,40 +85,52 @@ impl Ordinary {
         Some(Self { recording, upstream, timeouts, choice, written, hsts, accept })
     }
 
-    /// Passes it on and the answer back.
-    pub(super) async fn pass(self, core: &Arc<Core>) -> Response<ResponseBody> {
-        let Self { mut recording, upstream, timeouts, choice, written, hsts, accept } = self;
-        let began = recording.began();
-        let deadline = timeouts.total.map(|it| began + it);
-        let plan = Forward { core, upstream: &upstream, timeouts, watch: None, began, choice, retry: None };
-        let message = Message::Written(written);
-        // Begun in each arm: there is room once for what is not moved from one to the other.
-        let outcome = match deadline {
-            None => send(plan, message).await,
-            Some(at) => {
-                let sending = Box::pin(tokio::time::timeout_at(at.into(), send(plan, message)));
-                sending.await.unwrap_or(Err(Failure::TimedOut))
+    /// Passes it on and the answer back. A block and no async function, which would have room for what it takes twice.
+    #[expect(clippy::manual_async_fn, reason = "see above")]
+    pub(super) fn pass(mut self, core: &Arc<Core>) -> impl Future<Output = Response<ResponseBody>> + Send {
+        async move {
+            let deadline = self.timeouts.total.map(|it| self.recording.began() + it);
+            let outcome = {
+                let plan = Forward {
+                    core,
+                    upstream: &self.upstream,
+                    timeouts: self.timeouts,
+                    watch: None,
+                    began: self.recording.began(),
+                    choice: self.choice,
+                    retry: None,
+                };
+                let message = Message::Written(self.written);
+                // Begun in each arm: there is room once for what is not moved from one to the other.
+                match deadline {
+                    None => send(plan, message).await,
+                    Some(at) => {
+                        let sending = Box::pin(tokio::time::timeout_at(at.into(), send(plan, message)));
+                        sending.await.unwrap_or(Err(Failure::TimedOut))
+                    }
+                }
+            };
+            let (mut response, exchange) = match outcome {
+                Ok(it) => it,
+                Err(failure) => {
+                    let page = failure_page(BodyEnd::Well, failure, &self.upstream);
+                    self.recording.answered(page.status.as_u16());
+                    let accept = self.accept.map(|it| (header::ACCEPT, HeaderValue::from_static(it)));
+                    let fields: HeaderMap = accept.into_iter().collect();
+                    return page.render(&fields).map(|it| ResponseBody::own(it, None).recorded(self.recording));
+                }
+            };
+            self.recording.answered(response.status().as_u16());
+            self.recording.reached(&self.upstream, exchange.open.endpoint().address);
+            if let Some(hsts) = self.hsts {
+                response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
             }
-        };
-        let (mut response, exchange) = match outcome {
-            Ok(it) => it,
-            Err(failure) => {
-                let page = failure_page(BodyEnd::Well, failure, &upstream);
-                recording.answered(page.status.as_u16());
-                let accept = accept.map(|it| (header::ACCEPT, HeaderValue::from_static(it)));
-                let fields: HeaderMap = accept.into_iter().collect();
-                return page.render(&fields).map(|it| ResponseBody::own(it, None).recorded(recording));
-            }
-        };
-        recording.answered(response.status().as_u16());
-        recording.reached(&upstream, exchange.open.endpoint().address);
-        if let Some(hsts) = hsts {
-            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+            let kind = response.headers().get(header::CONTENT_TYPE);
+            let events = kind.is_some_and(|it| headers::is_events(it.as_bytes()));
+            let silence = (!events).then_some(self.timeouts.response);
+            let recording = self.recording;
+            response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline).recorded(recording))
         }
-        let kind = response.headers().get(header::CONTENT_TYPE);
-        let events = kind.is_some_and(|it| headers::is_events(it.as_bytes()));
-        let silence = (!events).then_some(timeouts.response);
-        response.map(|it| ResponseBody::proxied(it, exchange, silence, None).until(deadline).recorded(recording))
     }
 }
 
