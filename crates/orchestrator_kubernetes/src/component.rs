@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, Verdict, verdict, words};
 use crate::decide::{self, Decision, Situation};
 use crate::facts::{self, Leaving};
 use crate::names;
-use crate::render::{Kind, Object, Rendered};
+use crate::render::{Kind, Object, Packed, Rendered};
 use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, owner, version};
 use crate::seen::{ComponentSeen, ObjectSeen, Record, Seen};
@@ -424,7 +424,7 @@ impl Component {
         for claim in &rendered.claims {
             // Storage class and access of one that is there cannot be changed: it stays as it was made.
             if !seen.objects.contains_key(&(Kind::Claim, claim.name.clone())) {
-                self.apply(claim).await?;
+                self.apply(&claim.unpack()).await?;
             }
         }
         Ok(())
@@ -437,7 +437,7 @@ impl Component {
             return Ok(());
         }
         self.shared.acting()?;
-        match self.shared.cluster.make(object).await {
+        match self.shared.cluster.make(&object.unpack()).await {
             Ok(Some(made)) => self.took(object.kind, made),
             Ok(None) => {} // its watch tells of it
             Err(error) => {
@@ -516,17 +516,17 @@ impl Component {
         Ok(())
     }
 
-    async fn ensure(&self, object: &Object, seen: &ComponentSeen) -> Result<(), Fault> {
+    async fn ensure(&self, object: &Packed, seen: &ComponentSeen) -> Result<(), Fault> {
         let there = seen.objects.get(&(object.kind, object.name.clone()));
         let odd = |it: &ObjectSeen| (it.detail.headless || it.detail.odd_address) && !it.deleting;
-        if there.is_some_and(odd) && !object.is_headless() {
+        if there.is_some_and(odd) && !object.headless {
             // A Service that was made without an address never gets one, nor one of another version: it makes way.
             self.delete(object.kind, &object.namespace, &object.name, &DeleteParams::background()).await?;
-            return self.apply(object).await;
+            return self.apply(&object.unpack()).await;
         }
         match there {
-            Some(it) if it.applied == object.applied() && !it.deleting => Ok(()),
-            _ => self.apply(object).await,
+            Some(it) if it.applied == object.applied && !it.deleting => Ok(()),
+            _ => self.apply(&object.unpack()).await,
         }
     }
 

@@ -29,6 +29,7 @@ mod scale;
 mod seen;
 mod storage;
 mod tenant;
+mod trimmed;
 mod usage;
 mod watch;
 

@@ -129,6 +129,37 @@ impl Object {
     }
 }
 
+/// An object that lies ready to be sent: its fields are one text, which takes a tenth of their tree. There are several for each
+/// component, for as long as it is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// The digest of what is sent.
+    pub(crate) applied: String,
+    /// Whether it is a Service without an address.
+    pub(crate) headless: bool,
+    body: Box<str>,
+}
+
+impl Packed {
+    /// It as it is sent.
+    pub(crate) fn unpack(&self) -> Object {
+        // The text was written below.
+        let body = serde_json::from_str(&self.body).unwrap_or_default();
+        Object { kind: self.kind, namespace: self.namespace.clone(), name: self.name.clone(), body }
+    }
+}
+
+impl From<Object> for Packed {
+    fn from(it: Object) -> Self {
+        let (applied, headless) = (it.applied().to_owned(), it.is_headless());
+        let body = it.body.to_string().into();
+        Self { kind: it.kind, namespace: it.namespace, name: it.name, applied, headless, body }
+    }
+}
+
 /// What rendering needs beside the plan.
 pub(crate) struct Surroundings<'a> {
     pub(crate) config: &'a KubernetesConfig,
@@ -149,14 +180,15 @@ pub(crate) struct Rendered {
     /// Stands for the pod template: instances of another key are replaced.
     pub(crate) key: String,
     /// In the order of sending; the workload comes after them.
-    pub(crate) others: Vec<Object>,
+    pub(crate) others: Vec<Packed>,
     /// Shared claims and those of each place, as they are made new.
-    pub(crate) claims: Vec<Object>,
+    pub(crate) claims: Vec<Packed>,
     /// Where load writes how many pods there are to be; made once, then not ours.
-    pub(crate) scale: Option<Object>,
+    pub(crate) scale: Option<Packed>,
     kind: ComponentKind,
     base: String,
-    workload: Object,
+    workload: Packed,
+    fixed: String,
 }
 
 impl Rendered {
@@ -170,7 +202,7 @@ impl Rendered {
 
     /// The workload with that many pods.
     pub(crate) fn workload(&self, replicas: u32) -> Object {
-        let mut object = self.workload.clone();
+        let mut object = self.workload.unpack();
         if self.workload.kind == Kind::Job {
             object.body["spec"]["parallelism"] = replicas.into();
             object.body["spec"]["completions"] = replicas.into();
@@ -182,7 +214,7 @@ impl Rendered {
 
     /// Digest of what of a stateful set cannot be changed.
     pub(crate) fn fixed(&self) -> &str {
-        self.workload.body["metadata"]["annotations"][names::FIXED].as_str().unwrap_or_default()
+        &self.fixed
     }
 }
 
@@ -214,7 +246,11 @@ pub(crate) fn component(plan: &WorkloadPlan, around: &Surroundings<'_>) -> Resul
     let scale = autoscaling::scale(plan, &namespace, &base, &labels);
     let workload = workload(plan, around, &namespace, &base, &key, &labels, pod);
     let claims = volumes::claims(plan, around.config, &namespace, &labels);
-    Ok(Rendered { namespace, key, others, claims, scale, kind: plan.kind, base, workload })
+    let fixed = workload.body["metadata"]["annotations"][names::FIXED].as_str().unwrap_or_default().to_owned();
+    let packed = |all: Vec<Object>| all.into_iter().map(Packed::from).collect();
+    let (others, claims) = (packed(others), packed(claims));
+    let (scale, workload) = (scale.map(Packed::from), workload.into());
+    Ok(Rendered { namespace, key, others, claims, scale, kind: plan.kind, base, workload, fixed })
 }
 
 fn workload(

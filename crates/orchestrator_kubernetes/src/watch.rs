@@ -8,6 +8,7 @@ use crate::render::Kind;
 use crate::scale::ComponentScale;
 use crate::seen::convert::{Recorded, is_silent, owner, plain, stamp, version};
 use crate::seen::{Record, Seen};
+use crate::trimmed::Trimmed;
 use arco_model::id::ComponentId;
 use arco_model::time::Timestamp;
 use arco_orchestrator::Error;
@@ -34,6 +35,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Most objects of a kind that are listed at once: a pod of a list takes tens of kilobytes until it is cut down.
+const PAGE: u32 = 100;
 /// How long the first lists may take.
 const FIRST_LISTS: Duration = Duration::from_secs(120);
 
@@ -68,7 +71,7 @@ pub(crate) async fn start(
 ) -> Result<(), Error> {
     let (news, mut told) = mpsc::unbounded_channel();
     let watch = Watch { seen: seen.clone(), bell, news, stop: stop.clone() };
-    let config = watcher::Config::default().labels(&names::platform_selector(prefix));
+    let config = watcher::Config::default().page_size(PAGE).labels(&names::platform_selector(prefix));
     tracker.spawn(whole::<Pod>(client, config.clone(), watch.clone()));
     tracker.spawn(whole::<Deployment>(client, config.clone(), watch.clone()));
     tracker.spawn(whole::<StatefulSet>(client, config.clone(), watch.clone()));
@@ -120,8 +123,8 @@ fn whole<K>(client: &Client, config: watcher::Config, watch: Watch) -> impl Futu
 where
     K: Recorded + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let events = watcher(Api::<K>::all(client.clone()), config).default_backoff();
-    follow(events, K::KIND, |it: &K| (it.meta().clone(), it.record()), watch)
+    let events = watcher(Api::<Trimmed<K>>::all(client.clone()), config).default_backoff();
+    follow(events, K::KIND, |Trimmed(it): &Trimmed<K>| (it.meta().clone(), it.record()), watch)
 }
 
 /// Follows a kind by metadata alone: contents (secrets, files) never come here.
@@ -134,8 +137,9 @@ fn metadata<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let events = watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config).default_backoff();
-    follow(events, kind, move |it: &PartialObjectMeta<K>| (it.metadata.clone(), plain(kind, &it.metadata)), watch)
+    let events = watcher(Api::<Trimmed<PartialObjectMeta<K>>>::all(client.clone()), config).default_backoff();
+    let record = move |Trimmed(it): &Trimmed<PartialObjectMeta<K>>| (it.metadata.clone(), plain(kind, &it.metadata));
+    follow(events, kind, record, watch)
 }
 
 async fn follow<T>(

@@ -73,7 +73,7 @@ fn push(to: &mut Value, list: &str, item: Value) {
 mod tests {
     use super::super::tests::{known, plan, rendered};
     use super::*;
-    use crate::render::Rendered;
+    use crate::render::{Packed, Rendered};
     use arco_model::plan::WorkloadPlan;
     use arco_model::spec::ComponentKind;
     use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
@@ -92,15 +92,15 @@ mod tests {
         plan
     }
 
-    fn map(it: &Rendered) -> Option<&Object> {
-        it.others.iter().find(|it| it.kind == Kind::ConfigMap)
+    fn map(it: &Rendered) -> Option<Object> {
+        it.others.iter().find(|it| it.kind == Kind::ConfigMap).map(Packed::unpack)
     }
 
     #[test]
     fn texts_are_in_a_config_map_and_secrets_stay_where_they_are() {
         let plan = with_files();
         let it = rendered(&plan);
-        let secret = it.others.iter().find(|it| it.kind == Kind::Secret).unwrap();
+        let secret = it.others.iter().find(|it| it.kind == Kind::Secret).unwrap().unpack();
         let map = map(&it).unwrap();
         assert_eq!(map.name, secret.name);
         assert_eq!(map.body["data"], json!({ "file-0": "a=1\n" }));
@@ -125,7 +125,9 @@ mod tests {
         ]);
         let volumes = pod["volumes"].as_array().unwrap();
         assert_eq!(volumes.last().unwrap(), &json!({ "name": VOLUME, "projected": { "sources": sources } }));
-        for object in it.others.iter().filter(|it| it.kind != Kind::Secret).map(|it| &it.body).chain([&workload]) {
+        for object in
+            it.others.iter().filter(|it| it.kind != Kind::Secret).map(|it| it.unpack().body).chain([workload.clone()])
+        {
             assert!(!object.to_string().contains("hunter2"), "{object}");
         }
     }

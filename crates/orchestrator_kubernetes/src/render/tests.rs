@@ -76,7 +76,7 @@ pub(crate) fn around<'a>(
 }
 
 fn all(it: &Rendered, replicas: u32) -> Vec<Value> {
-    let objects = it.claims.iter().chain(&it.others).map(|it| it.body.clone());
+    let objects = it.claims.iter().chain(&it.others).map(|it| it.unpack().body);
     objects.chain([it.workload(replicas).body]).collect()
 }
 
@@ -165,7 +165,7 @@ fn places_that_are_filled_in_before_anything_runs_have_the_claims_of_their_set()
     assert_eq!(names, ["data-shop-web-00000007-0", "data-shop-web-00000007-1", shared.as_str()]);
     assert_eq!((&set["metadata"]["name"], &set["kind"]), (&json!("shop-web-00000007"), &json!("StatefulSet")));
     let template = &set["spec"]["volumeClaimTemplates"][0];
-    let claim = &prepared.claims[0].body;
+    let claim = &prepared.claims[0].unpack().body;
     assert_eq!((&claim["spec"], &claim["metadata"]["labels"]), (&template["spec"], &template["metadata"]["labels"]));
     plan.prepared_places = 0;
     assert_eq!((rendered(&plan).claims.len(), rendered(&plan).key), (1, prepared.key));
@@ -178,7 +178,7 @@ fn a_component_that_follows_load() {
     plan.autoscaling = Some(by);
     let by_load = rendered(&plan);
     let autoscaler = by_load.others.iter().find(|it| it.kind == Kind::Autoscaler).unwrap();
-    let objects = [by_load.scale.as_ref().unwrap().body.clone(), autoscaler.body.clone()];
+    let objects = [by_load.scale.as_ref().unwrap().unpack().body, autoscaler.unpack().body];
     checked(&objects);
     insta::assert_json_snapshot!(objects);
     plan.autoscaling = None;
