@@ -236,14 +236,19 @@ impl Core {
     async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<Endpoint, Failure> {
         match Endpoint::connect(address, limit).await {
             Err(Failure::NoRoom) => {
-                self.room.tighten();
-                self.endpoints.clear();
-                self.pool.clear();
-                self.multiplexed.clear();
+                self.make_room();
                 Endpoint::connect(address, limit).await
             }
             outcome => outcome,
         }
+    }
+
+    /// There is a lack of descriptors: idle connections to endpoints end, and those of clients.
+    fn make_room(&self) {
+        self.room.tighten();
+        self.endpoints.clear();
+        self.pool.clear();
+        self.multiplexed.clear();
     }
 }
 
@@ -462,6 +467,9 @@ async fn accept(
     let mut complained = false;
     loop {
         let accepting = async {
+            if !core.room.has_place(&listener) {
+                core.make_room();
+            }
             while !core.room.has_place(&listener) {
                 core.room.tighten();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -581,9 +589,11 @@ async fn serve(
             drop(Box::pin(http1::serve(core, stream, peer, None, guards)).await);
         }
         Protocol::Https => {
-            let passed = Box::pin(tokio::time::timeout(patience, passthrough::target(&core, &stream))).await;
-            if let Ok(Some(upstream)) = passed {
-                return Box::pin(tcp::serve(core, stream, peer, upstream)).await;
+            if !core.shared.snapshot.load().passthrough.is_empty() {
+                let passed = Box::pin(tokio::time::timeout(patience, passthrough::target(&core, &stream))).await;
+                if let Ok(Some(upstream)) = passed {
+                    return Box::pin(tcp::serve(core, stream, peer, upstream)).await;
+                }
             }
             let_go(&stream, &limits);
             let certificates = core.shared.certificates.load_full();

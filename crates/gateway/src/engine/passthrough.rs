@@ -12,9 +12,6 @@ const LONGEST: usize = buffers::SIZE;
 
 /// The upstream that a connection is passed to, when its host is one of those; waits until its first message is whole.
 pub(super) async fn target(core: &Core, stream: &TcpStream) -> Option<Arc<str>> {
-    if core.shared.snapshot.load().passthrough.is_empty() {
-        return None;
-    }
     let name = server_name(stream).await?;
     core.shared.snapshot.load().passed_through(&name).cloned()
 }

@@ -16,8 +16,9 @@ pub(super) const MAX_IDLE: Duration = Duration::from_secs(30);
 pub(super) const MAX_IDLE_ONCE: Duration = Duration::from_secs(1);
 /// Pause between two looks at what is there.
 pub(super) const SWEEP: Duration = Duration::from_secs(2);
-/// Most idle connections to one endpoint: two HTTP/2 clients with all their streams, each of which has one.
-const MAX_PER_ENDPOINT: usize = 256;
+/// Most idle connections to one endpoint. What a burst of requests has opened serves the next one; when descriptors run out
+/// (`room.rs`), and after [`MAX_IDLE`], they are closed.
+const MAX_PER_ENDPOINT: usize = 1024;
 
 /// An address, and the id of the transport that it is spoken to by.
 pub(super) type Key = (SocketAddr, u64);

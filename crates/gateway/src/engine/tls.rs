@@ -1,5 +1,6 @@
 //! TLS of clients: certificates by SNI, exact before wildcard; an unknown name gets the alert; ACME's challenges.
 
+mod hello;
 mod stream;
 
 use super::buffers::Span;
@@ -10,7 +11,8 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{Accepted, Acceptor, WebPkiClientVerifier};
+use hello::Hello;
+use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -186,18 +188,29 @@ impl Certificates {
 }
 
 /// Reads the first message of a client; what was read is kept for the handshake. When it is not one, the client is told.
-async fn hello<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, incoming: &mut Span) -> io::Result<Accepted> {
+async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    incoming: &mut Span,
+    certificates: &Certificates,
+) -> io::Result<Hello> {
     let mut acceptor = Acceptor::default();
     loop {
         let known = incoming.len();
         if poll_fn(|cx| stream::poll_fill(incoming, cx, stream)).await? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
+        // Mostly all of it is there, and asks for a host that is known: it is taken apart once, for the handshake.
+        if known == 0
+            && let Some(hello) = Hello::read(incoming.filled())
+            && hello.name.as_deref().is_some_and(|it| certificates.covers(it))
+        {
+            return Ok(hello);
+        }
         let mut fresh = &incoming.filled()[known..];
         while !fresh.is_empty() {
             acceptor.read_tls(&mut fresh)?;
             match acceptor.accept() {
-                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(Some(accepted)) => return Ok(accepted.client_hello().into()),
                 Ok(None) => {}
                 Err((error, mut alert)) => {
                     let mut told = Vec::new();
@@ -242,18 +255,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut incoming = Span::default();
-    let accepted = match hello(&mut stream, &mut incoming).await {
-        Ok(accepted) => accepted,
+    let Hello { name, challenged } = match hello(&mut stream, &mut incoming, &certificates).await {
+        Ok(hello) => hello,
         Err(error) => {
             metrics.handshake_failed(reason(&error));
             tracing::debug!(%error, "a TLS handshake did not begin");
             return None;
         }
     };
-    let name = accepted.client_hello().server_name().map(|it| it.trim_end_matches('.').to_ascii_lowercase());
-    let challenged = accepted.client_hello().alpn().is_some_and(|mut it| it.any(|it| it == CHALLENGE));
-    // Read once more by whoever goes on with it.
-    drop(accepted);
     if let Some(config) = name.as_deref().filter(|_| challenged).and_then(|it| certificates.challenges.get(it)) {
         // The handshake is the whole answer.
         if let Ok(mut stream) = TlsStream::accept(stream, incoming, Arc::clone(config)).await {

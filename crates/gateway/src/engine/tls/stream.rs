@@ -149,6 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     fn work(&mut self, cx: &mut Context<'_>, heard: &mut ReadBuf<'_>) -> io::Result<()> {
         let outcome = self.turn(heard, Say::Nothing);
         if outcome.is_err() {
+            self.take_up();
             let _ = self.poll_drain(cx);
         }
         outcome
@@ -237,9 +238,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         self.outgoing.skip(self.tickets.len());
     }
 
-    /// Puts it before whatever follows.
+    /// Puts it before everything that is to be said.
     fn take_up(&mut self) {
-        self.outgoing.push(&std::mem::take(&mut self.tickets));
+        if !self.tickets.is_empty() {
+            let later = self.outgoing.filled().to_vec();
+            self.outgoing.skip(later.len());
+            self.outgoing.push(&std::mem::take(&mut self.tickets));
+            self.outgoing.push(&later);
+        }
     }
 
     /// Whether the client's connection has ended as well: after its last word nobody hears ours.
@@ -288,14 +294,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
                 // Without a word: what came may not be all.
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
-            this.take_up();
             let known = this.outgoing.len();
             this.work(cx, buffer)?;
             // What rustls has answered by itself.
-            if this.outgoing.len() > known
-                && let Poll::Ready(Err(error)) = this.poll_drain(cx)
-            {
-                return Poll::Ready(Err(error));
+            if this.outgoing.len() > known {
+                this.take_up();
+                if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
+                    return Poll::Ready(Err(error));
+                }
             }
         }
     }
