@@ -7,11 +7,11 @@ use super::buffers::Span;
 use crate::metrics::Metrics;
 use crate::snapshot::lookup_wildcard;
 use crate::tickets::Tickets;
+use hello::Hello;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use hello::Hello;
 use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::collections::HashMap;
@@ -193,20 +193,29 @@ async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Span,
     certificates: &Certificates,
 ) -> io::Result<Hello> {
-    let mut acceptor = Acceptor::default();
+    fill(stream, incoming).await?;
+    // Mostly all of it is there, and asks for a host that is known: it is taken apart once, for the handshake.
+    if let Some(hello) = Hello::read(incoming.filled())
+        && hello.name.as_deref().is_some_and(|it| certificates.covers(it))
+    {
+        return Ok(hello);
+    }
+    // On the heap: most connections need no room for it.
+    Box::pin(hello_by_rustls(stream, incoming)).await
+}
+
+async fn fill<S: AsyncRead + Unpin>(stream: &mut S, incoming: &mut Span) -> io::Result<()> {
+    match poll_fn(|cx| stream::poll_fill(incoming, cx, stream)).await? {
+        0 => Err(ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn hello_by_rustls<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, incoming: &mut Span) -> io::Result<Hello> {
+    let (mut acceptor, mut known) = (Acceptor::default(), 0);
     loop {
-        let known = incoming.len();
-        if poll_fn(|cx| stream::poll_fill(incoming, cx, stream)).await? == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        // Mostly all of it is there, and asks for a host that is known: it is taken apart once, for the handshake.
-        if known == 0
-            && let Some(hello) = Hello::read(incoming.filled())
-            && hello.name.as_deref().is_some_and(|it| certificates.covers(it))
-        {
-            return Ok(hello);
-        }
         let mut fresh = &incoming.filled()[known..];
+        known += fresh.len();
         while !fresh.is_empty() {
             acceptor.read_tls(&mut fresh)?;
             match acceptor.accept() {
@@ -221,6 +230,7 @@ async fn hello<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
         }
+        fill(stream, incoming).await?;
     }
 }
 
@@ -279,11 +289,10 @@ where
         return None;
     };
     match TlsStream::accept(stream, incoming, Arc::clone(&entry.config)).await {
-        // On the heap: every connection that might speak TLS has room for what this returns.
         Ok(stream) => {
             let (version, resumed) = stream.agreed();
             metrics.handshake(version, resumed);
-            Some((Box::new(stream), Secured { entry, version }))
+            Some((stream, Secured { entry, version }))
         }
         Err(error) => {
             metrics.handshake_failed(reason(&error));

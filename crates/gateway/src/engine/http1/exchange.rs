@@ -18,7 +18,7 @@ use crate::metrics::UpstreamMetrics;
 use crate::upstream::OpenRequest;
 use http::StatusCode;
 use std::future::poll_fn;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -50,7 +50,6 @@ enum Sending {
 
 /// A response that has begun.
 struct Answer {
-    open: OpenRequest,
     endpoint: Endpoint,
     down: Half,
     sending: Sending,
@@ -77,23 +76,59 @@ impl Drop for Counted<'_> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Answers the request that `plan` is for, whose head and what follows it is in `bytes`.
-    pub(super) async fn exchange(&mut self, mut plan: Plan, mut recording: Recording, bytes: Vec<u8>) -> End {
+    ///
+    /// Not an `async fn`, whose arguments would lie in it twice: it is allocated for each request, and the allocator has
+    /// no quick way for more than a kilobyte.
+    pub(super) fn exchange(
+        &mut self,
+        mut plan: Plan,
+        mut recording: Recording,
+        bytes: Vec<u8>,
+    ) -> impl Future<Output = End> {
         let began = recording.began();
         let mut up = Half::new(bytes);
         let left = std::mem::replace(&mut plan.left, super::half::Left::Length(0));
         up.begin(plan.length, std::mem::take(&mut plan.head), left);
-        let answer = match self.ask(&plan, &mut up, began).await {
-            Ok(answer) => answer,
-            Err(Fault::Gone) => {
-                recording.passed(up.passed(), 0);
+        async move {
+            let mut fault = None;
+            let asked = self.ask(&plan, &mut up, began);
+            let Ok((mut answer, open)) = asked.await.map_err(|it| fault = Some(it)) else {
+                let (end, failure) = match fault {
+                    Some(Fault::Endpoint(failure, _)) => (BodyEnd::Well, failure),
+                    Some(Fault::Body(end)) => (end, Failure::Broken),
+                    Some(Fault::Gone) | None => {
+                        recording.passed(up.passed(), 0);
+                        return End::Close;
+                    }
+                };
+                return Box::pin(self.fail(&plan, recording, &up, end, failure)).await;
+            };
+            recording.answered(answer.status.as_u16());
+            recording.reached(&plan.upstream, open.endpoint().address);
+            let metrics = &plan.upstream.metrics;
+            metrics.open.inc();
+            let mut counted = Counted { metrics, began, took: None };
+            let mut since = None;
+            let whole = poll_fn(|cx| self.poll_relay(cx, &plan, &mut up, &mut answer, &mut since, began)).await;
+            let took = began.elapsed();
+            counted.took = Some(took);
+            drop(counted);
+            recording.passed(up.passed(), answer.down.passed());
+            recording.took(took);
+            if !whole {
                 return End::Close;
             }
-            Err(Fault::Endpoint(failure, _)) => return self.fail(&plan, recording, &up, BodyEnd::Well, failure).await,
-            Err(Fault::Body(end)) => return self.fail(&plan, recording, &up, end, Failure::Broken).await,
-        };
-        recording.answered(answer.status.as_u16());
-        recording.reached(&plan.upstream, answer.open.endpoint().address);
-        self.relay(&plan, recording, up, answer, began).await
+            let Answer { endpoint, down, sending, close, keeps, .. } = answer;
+            if keeps && sending == Sending::Done && down.unseen().is_empty() {
+                let key = (open.endpoint().address, plan.upstream.settings.transport.id);
+                self.core.endpoints.put(key, endpoint);
+            }
+            match sending {
+                Sending::Done if close => End::Close,
+                Sending::Done => End::Keep(up.into_unseen()),
+                Sending::Goes | Sending::Refused => End::Linger,
+            }
+        }
     }
 
     async fn fail(&mut self, plan: &Plan, mut recording: Recording, up: &Half, end: BodyEnd, failure: Failure) -> End {
@@ -111,107 +146,117 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    async fn ask(&mut self, plan: &Plan, up: &mut Half, began: Instant) -> Result<Answer, Fault> {
+    /// Asks one endpoint after the other until one has answered. Not an `async fn`, for the same reason.
+    fn ask<'a>(
+        &'a mut self,
+        plan: &'a Plan,
+        up: &'a mut Half,
+        began: Instant,
+    ) -> impl Future<Output = Result<(Answer, OpenRequest), Fault>> + use<'a, S> {
         let (upstream, settings) = (&plan.upstream, &plan.upstream.settings);
-        let mut tried = [SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)); MAX_ENDPOINTS];
-        let mut last = if upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
-        for count in 0..MAX_ENDPOINTS {
-            let Some(open) = upstream.pick_for(&tried[..count], &plan.choice) else { break };
-            if count > 0 {
-                upstream.metrics.retries.inc();
-            }
-            let address = open.endpoint().address;
-            tried[count] = address;
-            let outcome = self.attempt(plan, open, up, began).await;
-            if let Some(ejection) = &settings.ejection {
-                let (state, well) = match &outcome {
-                    Ok(answer) => (Some(answer.open.endpoint().state.clone()), !answer.status.is_server_error()),
-                    Err((Fault::Endpoint(Failure::NoRoom, _), _)) => (None, true),
-                    Err((Fault::Endpoint(..), open)) => (Some(open.endpoint().state.clone()), false),
-                    Err(_) => (None, true),
-                };
-                if state.is_some_and(|it| it.ended(well, ejection)) {
-                    upstream.metrics.ejections.inc();
-                    let name = &upstream.name;
-                    tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        async move {
+            let mut last = if upstream.is_limited() { Failure::Full } else { Failure::NoEndpoint };
+            while tried.len() < MAX_ENDPOINTS {
+                let Some(open) = upstream.pick_for(&tried, &plan.choice) else { break };
+                if !tried.is_empty() {
+                    upstream.metrics.retries.inc();
                 }
-            }
-            match outcome {
-                Ok(answer) => {
-                    let state = &answer.open.endpoint().state;
-                    state.answered();
-                    if matches!(settings.balance, Balance::Ewma) {
-                        state.took(began.elapsed());
-                    }
-                    return Ok(answer);
-                }
-                Err((Fault::Endpoint(failure, again), _)) => {
-                    upstream.metrics.failures.inc();
-                    last = failure;
-                    if !again {
-                        break;
+                let outcome = self.attempt(plan, &open, up, began).await;
+                let (address, state) = (open.endpoint().address, &open.endpoint().state);
+                if let Some(ejection) = &settings.ejection {
+                    let well = match &outcome {
+                        Ok(answer) => Some(!answer.status.is_server_error()),
+                        Err(Fault::Endpoint(Failure::NoRoom, _)) => None,
+                        Err(Fault::Endpoint(..)) => Some(false),
+                        Err(_) => None,
+                    };
+                    if well.is_some_and(|it| state.ended(it, ejection)) {
+                        upstream.metrics.ejections.inc();
+                        let name = &upstream.name;
+                        tracing::warn!(upstream = %name, %address, "an endpoint is left out for a while: its answers failed");
                     }
                 }
-                Err((fault, _)) => return Err(fault),
+                match outcome {
+                    Ok(answer) => {
+                        state.answered();
+                        if matches!(settings.balance, Balance::Ewma) {
+                            state.took(began.elapsed());
+                        }
+                        return Ok((answer, open));
+                    }
+                    Err(Fault::Endpoint(failure, again)) => {
+                        upstream.metrics.failures.inc();
+                        last = failure;
+                        if !again {
+                            break;
+                        }
+                    }
+                    Err(fault) => return Err(fault),
+                }
+                tried.push(address);
             }
+            Err(Fault::Endpoint(last, false))
         }
-        Err(Fault::Endpoint(last, false))
     }
 
-    async fn attempt(
-        &mut self,
-        plan: &Plan,
-        open: OpenRequest,
-        up: &mut Half,
+    /// Asks one endpoint. Not an `async fn`, for the same reason.
+    fn attempt<'a>(
+        &'a mut self,
+        plan: &'a Plan,
+        open: &'a OpenRequest,
+        up: &'a mut Half,
         began: Instant,
-    ) -> Result<Answer, (Fault, OpenRequest)> {
-        let address = open.endpoint().address;
-        let key = (address, plan.upstream.settings.transport.id);
+    ) -> impl Future<Output = Result<Answer, Fault>> + use<'a, S> {
+        let key = (open.endpoint().address, plan.upstream.settings.transport.id);
         let mut stale = 0;
-        loop {
-            let pooled = self.core.endpoints.take(key, plan.repeatable).filter(|_| stale < MAX_STALE);
-            let (mut endpoint, from_pool) = match pooled {
-                Some(endpoint) => (endpoint, true),
-                None => match self.core.connect(address, plan.timeouts.connect).await {
-                    Ok(endpoint) => (endpoint, false),
-                    Err(Failure::NoRoom) => return Err((Fault::Endpoint(Failure::NoRoom, false), open)),
-                    Err(failure) => {
-                        open.endpoint().state.failed();
-                        return Err((Fault::Endpoint(failure, true), open));
+        async move {
+            loop {
+                let pooled = self.core.endpoints.take(key, plan.repeatable).filter(|_| stale < MAX_STALE);
+                let fresh = pooled.is_none();
+                let mut endpoint = match pooled {
+                    Some(endpoint) => endpoint,
+                    // On the heap: most requests find a connection.
+                    _ => match Box::pin(self.core.connect(key.0, plan.timeouts.connect)).await {
+                        Ok(endpoint) => endpoint,
+                        Err(Failure::NoRoom) => return Err(Fault::Endpoint(Failure::NoRoom, false)),
+                        Err(failure) => {
+                            open.endpoint().state.failed();
+                            return Err(Fault::Endpoint(failure, true));
+                        }
+                    },
+                };
+                let mut talk = Talk {
+                    down: Half::new(Vec::new()),
+                    sending: Sending::Goes,
+                    close: false,
+                    since: if fresh { Instant::now() } else { began },
+                    waited: false,
+                    informed: 0,
+                };
+                let spoken = poll_fn(|cx| self.poll_talk(cx, plan, up, &mut endpoint, &mut talk, began)).await;
+                let Talk { mut down, sending, close, .. } = talk;
+                match spoken {
+                    Ok(reply) => {
+                        let Reply { status, length, head, left, keeps, events } = reply;
+                        down.begin(length, head, left);
+                        return Ok(Answer { endpoint, down, sending, close, keeps, events, status });
                     }
-                },
-            };
-            let since = if from_pool { began } else { Instant::now() };
-            let mut talk = Talk {
-                down: Half::new(Vec::new()),
-                sending: Sending::Goes,
-                close: false,
-                since,
-                waited: false,
-                informed: 0,
-            };
-            let spoken = poll_fn(|cx| self.poll_talk(cx, plan, up, &mut endpoint, &mut talk, began)).await;
-            let Talk { mut down, sending, close, .. } = talk;
-            match spoken {
-                Ok(reply) => {
-                    let Reply { status, length, head, left, keeps, events } = reply;
-                    down.begin(length, head, left);
-                    return Ok(Answer { open, endpoint, down, sending, close, keeps, events, status });
+                    Err(Fault::Endpoint(Failure::Broken, _)) => {
+                        let again = plan.repeatable || !up.began;
+                        tracing::debug!(address = %key.0, again, "an endpoint broke off");
+                        if again {
+                            up.rewind();
+                        }
+                        if !(again && !fresh && down.unseen().is_empty()) {
+                            return Err(Fault::Endpoint(Failure::Broken, again));
+                        }
+                        // Its server closed it while it lay idle; the others of that age are no better.
+                        self.core.endpoints.forget(key);
+                        stale += 1;
+                    }
+                    Err(fault) => return Err(fault),
                 }
-                Err(Fault::Endpoint(Failure::Broken, _)) => {
-                    let again = plan.repeatable || !up.began;
-                    tracing::debug!(%address, again, "an endpoint broke off");
-                    if again {
-                        up.rewind();
-                    }
-                    if !(again && from_pool && down.unseen().is_empty()) {
-                        return Err((Fault::Endpoint(Failure::Broken, again), open));
-                    }
-                    // Its server closed it while it lay idle; the others of that age are no better.
-                    self.core.endpoints.forget(key);
-                    stale += 1;
-                }
-                Err(fault) => return Err((fault, open)),
             }
         }
     }
@@ -320,41 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.timer.poll(cx).is_ready()
     }
 
-    /// Passes the response on, and what is left of the request.
-    async fn relay(
-        &mut self,
-        plan: &Plan,
-        mut recording: Recording,
-        mut up: Half,
-        mut answer: Answer,
-        began: Instant,
-    ) -> End {
-        let metrics = &plan.upstream.metrics;
-        metrics.open.inc();
-        let mut counted = Counted { metrics, began, took: None };
-        let mut since = None;
-        let whole = poll_fn(|cx| self.poll_relay(cx, plan, &mut up, &mut answer, &mut since, began)).await;
-        let took = began.elapsed();
-        counted.took = Some(took);
-        drop(counted);
-        recording.passed(up.passed(), answer.down.passed());
-        recording.took(took);
-        if !whole {
-            return End::Close;
-        }
-        let Answer { open, endpoint, down, sending, close, keeps, .. } = answer;
-        if keeps && sending == Sending::Done && down.unseen().is_empty() {
-            let key = (open.endpoint().address, plan.upstream.settings.transport.id);
-            self.core.endpoints.put(key, endpoint);
-        }
-        match sending {
-            Sending::Done if close => End::Close,
-            Sending::Done => End::Keep(up.into_unseen()),
-            Sending::Goes | Sending::Refused => End::Linger,
-        }
-    }
-
-    /// Ready with whether the whole response was passed on.
+    /// Passes the response on, and what is left of the request; ready with whether that was all of the response.
     fn poll_relay(
         &mut self,
         cx: &mut Context<'_>,

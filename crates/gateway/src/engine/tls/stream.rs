@@ -102,13 +102,15 @@ fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Spa
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
-    /// Completes the handshake of a client that has sent `incoming` already.
-    pub(super) async fn accept(io: S, incoming: Span, config: Arc<ServerConfig>) -> io::Result<Self> {
+    /// Completes the handshake of a client that has sent `incoming` already. On the heap from the beginning: whoever might
+    /// serve TLS has room for what this returns.
+    pub(super) async fn accept(io: S, incoming: Span, config: Arc<ServerConfig>) -> io::Result<Box<Self>> {
         let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
         let (outgoing, said) = (Span::default(), Span::default());
         let (early, ended, parting, closed, failed) = (true, false, false, false, false);
         let tickets = Box::default();
-        let mut this = Self { io, tls, incoming, outgoing, tickets, said, early, ended, parting, closed, failed };
+        let mut this =
+            Box::new(Self { io, tls, incoming, outgoing, tickets, said, early, ended, parting, closed, failed });
         poll_fn(|cx| this.poll_handshake(cx)).await?;
         Ok(this)
     }

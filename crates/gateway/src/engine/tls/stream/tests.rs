@@ -39,7 +39,7 @@ async fn pair(versions: Versions, size: usize) -> (ClientStream<DuplexStream>, T
     let (client, server) = tokio::join!(connecting, TlsStream::accept(far, Span::default(), Arc::new(config)));
     let (client, server) = (client.unwrap(), server.unwrap());
     assert_eq!(server.protocol(), Some(&b"h2"[..]));
-    (client, server)
+    (client, *server)
 }
 
 fn long(count: u32) -> Vec<u8> {
@@ -101,11 +101,45 @@ async fn tickets_go_with_the_first_answer() {
     client.flush().await.unwrap();
     let mut heard = [0; 5];
     server.read_exact(&mut heard).await.unwrap();
-    assert_eq!(server.outgoing.len(), tickets);
+    assert_eq!((server.outgoing.len(), server.tickets.len()), (0, tickets), "and until somebody answers");
     server.write_all(b"world").await.unwrap();
     assert!(server.outgoing.is_empty());
     client.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"world");
+}
+
+/// A pair whose tickets wait without a buffer.
+async fn pair_that_waits() -> (ClientStream<DuplexStream>, TlsStream<DuplexStream>) {
+    let (client, mut server) = pair(BOTH[1], 1 << 16).await;
+    poll_fn(|cx| {
+        let mut room = [0; 16];
+        assert!(Pin::new(&mut server).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    assert!(server.outgoing.is_empty() && !server.tickets.is_empty());
+    (client, server)
+}
+
+#[tokio::test]
+async fn what_rustls_says_by_itself_goes_behind_the_tickets() {
+    // The client wants new keys.
+    let (mut client, mut server) = pair_that_waits().await;
+    client.get_mut().1.refresh_traffic_keys().unwrap();
+    client.write_all(b"hello").await.unwrap();
+    client.flush().await.unwrap();
+    let mut heard = [0; 5];
+    server.read_exact(&mut heard).await.unwrap();
+    server.write_all(b"world").await.unwrap();
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"world");
+    // It breaks the protocol, and is told.
+    let (mut client, mut server) = pair_that_waits().await;
+    client.get_mut().0.write_all(&[23, 3, 3, 0, 20].into_iter().chain([0; 20]).collect::<Vec<u8>>()).await.unwrap();
+    assert!(server.read_exact(&mut heard).await.is_err());
+    let told = client.read_exact(&mut heard).await.unwrap_err();
+    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
+    assert_eq!(told.get_ref().and_then(|it| it.downcast_ref()), Some(&expected), "{told}");
 }
 
 #[tokio::test]
