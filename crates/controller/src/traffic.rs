@@ -2,6 +2,7 @@
 //!
 //! Only what changed is written, so that a look at a healthy component costs no write.
 
+mod rows;
 mod stream;
 
 use crate::acme::{Next, next};
@@ -10,9 +11,7 @@ use arco_model::component::{Component, Revision};
 use arco_model::id::{ComponentId, RowId};
 use arco_model::name::TenantName;
 use arco_model::observed::{InstancePhase, Observed};
-use arco_model::route::{
-    Answer, CHALLENGE_PREFIX, PathMatch, Route, TLS_AUTO, TLS_OFF, TLS_PASSTHROUGH, Target, UpstreamTarget,
-};
+use arco_model::route::{Answer, CHALLENGE_PREFIX, PathMatch, Route, Target, UpstreamTarget};
 use arco_model::spec::Protocol;
 use arco_model::status::Status;
 use arco_model::time::Timestamp;
@@ -24,6 +23,7 @@ use arco_store::clock;
 use arco_store::kv::{KvError, Operation, Range, SharedKv, Txn};
 use arco_store::secrets::{Sealed, SecretBox, SecretError};
 use arco_store::sql::{CertificateRow, Query, RouteRow, SharedMetadata, SqlError};
+use rows::{Rows, Wanted, wanted};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -69,6 +69,11 @@ struct Named {
 }
 
 impl Published {
+    /// Whose a host is that has these routes.
+    fn tenant<'a>(&'a self, host: &str, routes: &'a [RouteRow]) -> Option<&'a TenantName> {
+        routes.first().map(|it| &it.tenant).or_else(|| self.default_hosts.get(host).map(|it| &it.0))
+    }
+
     /// Remembers whom the entry of a host names; `None` when it has none any more.
     fn note(&mut self, host: &str, entry: Option<&HostEntry>, owners: &[ComponentId]) {
         let before = self.named.remove(host).unwrap_or_default();
@@ -178,10 +183,7 @@ impl Publisher {
             }
         }
         // No component would bring these up when their last route is gone.
-        for host in leads_nowhere {
-            self.write_host(&mut published, host, None).await?;
-        }
-        Ok(())
+        self.write_hosts(&mut published, &leads_nowhere, None).await.map(drop)
     }
 
     /// Publishes a component as it is now. Returns the KV revision that says so to the gateways.
@@ -252,7 +254,7 @@ impl Publisher {
                 self.kv.txn(Txn { success: gone.into(), ..Txn::default() }).await?;
             }
         }
-        self.write_host(&mut published, host.to_owned(), None).await
+        self.write_hosts(&mut published, &[host.to_owned()], None).await
     }
 
     fn gateway_keys(&self) -> Result<SecretBox, PublishError> {
@@ -282,10 +284,8 @@ impl Publisher {
         hosts.extend(own.into_iter().map(|it| it.value.host));
         hosts.extend(published.leads.get(component).into_iter().flatten().cloned());
         hosts.extend(published.owns.get(component).into_iter().flatten().cloned());
-        let mut newest = 0;
-        for host in hosts {
-            newest = newest.max(self.write_host(published, host, leaving.then_some(component)).await?);
-        }
+        let hosts: Vec<String> = hosts.into_iter().collect();
+        let newest = self.write_hosts(published, &hosts, leaving.then_some(component)).await?;
         let unused: Vec<_> = published.serves.iter().filter(|it| it.1.is_empty()).map(|it| it.0.clone()).collect();
         for id in unused {
             self.delete(published, &format!("{CERTIFICATES}{id}")).await?;
@@ -294,26 +294,33 @@ impl Publisher {
         Ok(newest)
     }
 
-    /// Writes one host as it is now, its certificate before it.
-    async fn write_host(
+    /// Writes hosts as they are now, each after its certificate.
+    async fn write_hosts(
         &self,
         published: &mut Published,
-        host: String,
+        hosts: &[String],
         leaving: Option<&ComponentId>,
     ) -> Result<u64, PublishError> {
-        let (entry, certificate, owners) = self.host(published, host.clone(), leaving).await?;
-        let before = match certificate {
-            Some(certificate) => self.certificate(published, &certificate).await?,
-            None => 0,
-        };
-        let key = format!("{HOSTS}{host}");
-        if entry.rules.is_empty() && entry.default.is_none() {
-            published.note(&host, None, &owners);
-            self.delete(published, &key).await?;
-            return Ok(before);
+        let mut newest = 0;
+        for some in hosts.chunks(rows::AT_ONCE) {
+            let rows = self.read(published, some, leaving).await?;
+            for host in some {
+                let (entry, certificate) = self.host(published, host, &rows);
+                if let Some(certificate) = certificate {
+                    newest = newest.max(self.certificate(published, certificate).await?);
+                }
+                let owners: Vec<_> = rows.routes(host).iter().map(|it| it.component_id.clone()).collect();
+                let key = format!("{HOSTS}{host}");
+                if entry.rules.is_empty() && entry.default.is_none() {
+                    published.note(host, None, &owners);
+                    self.delete(published, &key).await?;
+                } else {
+                    published.note(host, Some(&entry), &owners);
+                    newest = newest.max(self.put(published, key, &entry).await?);
+                }
+            }
         }
-        published.note(&host, Some(&entry), &owners);
-        Ok(before.max(self.put(published, key, &entry).await?))
+        Ok(newest)
     }
 
     /// Gives the gateways a certificate, its key sealed for them.
@@ -338,88 +345,56 @@ impl Publisher {
 
     /// Which certificate serves a host: the one that its routes name, else the best that covers it, of its tenant before
     /// those of the default tenant, which are the platform's. So it is also while an automatic one is not there yet.
-    async fn choose(
+    fn choose<'a>(
         &self,
         host: &str,
         tenant: &TenantName,
-        named: Option<&str>,
-    ) -> Result<Option<CertificateRow>, PublishError> {
-        let automatic = named == Some(TLS_AUTO);
-        let named = match named {
-            Some(TLS_OFF | TLS_PASSTHROUGH) => return Ok(None),
-            Some(TLS_AUTO) => Some(CertificateRow::automatic_name(host)),
-            named => named.map(str::to_owned),
-        };
-        if let Some(name) = named {
-            let found = self.metadata.list::<CertificateRow>(&Query::parent(tenant.as_str())).await?.items;
-            let found = found.into_iter().map(|it| it.value).find(|it| it.name == name);
-            if automatic && next(found.as_ref(), clock::now()) == Next::Order {
-                self.wanted.notify_one();
+        wanted: &Wanted,
+        rows: &'a Rows,
+    ) -> Option<&'a CertificateRow> {
+        match wanted {
+            Wanted::None => return None,
+            Wanted::Named { name, automatic } => {
+                let found = rows.named(tenant, name);
+                if *automatic && next(found, clock::now()) == Next::Order {
+                    self.wanted.notify_one();
+                }
+                let there = found.filter(|it| !it.chain_pem.is_empty());
+                if there.is_some() || !automatic {
+                    return there;
+                }
             }
-            let there = found.filter(|it| !it.chain_pem.is_empty());
-            if there.is_some() || !automatic {
-                return Ok(there);
-            }
+            Wanted::Best => {}
         }
-        let platform = TenantName::default_tenant();
-        for tenant in [Some(tenant), Some(&platform).filter(|it| *it != tenant)].into_iter().flatten() {
-            let query = Query { tags: vec![String::new()], ..Query::parent(tenant.as_str()) };
-            let found = self.metadata.list::<CertificateRow>(&query).await?.items;
-            let covering = found.into_iter().map(|it| it.value).filter(|it| covers(&it.hosts, host));
-            let best = covering.max_by_key(|it| (it.hosts.iter().any(|name| name == host), it.not_after));
-            if best.is_some() {
-                return Ok(best);
-            }
-        }
-        Ok(None)
+        [tenant, &TenantName::default_tenant()].into_iter().find_map(|it| {
+            let covering = rows.unnamed(it).iter().filter(|it| covers(&it.hosts, host));
+            covering.max_by_key(|it| (it.hosts.iter().any(|name| name == host), it.not_after))
+        })
     }
 
-    /// The entry of a host, from the rows as they are now.
-    async fn host(
-        &self,
-        published: &Published,
-        host: String,
-        leaving: Option<&ComponentId>,
-    ) -> Result<(HostEntry, Option<CertificateRow>, Vec<ComponentId>), PublishError> {
-        let rows = self.metadata.list::<RouteRow>(&Query::parent(RouteRow::host_parent(&host))).await?.items;
-        let rows = rows.into_iter().map(|it| it.value).filter(|it| it.host == host);
-        let rows: Vec<_> = rows.filter(|it| leaving != Some(&it.component_id)).collect();
-        let owners = rows.iter().map(|it| it.component_id.clone()).collect();
-        let default = published.default_hosts.get(&host);
-        let tenant = rows.first().map(|it| it.tenant.clone()).or_else(|| default.map(|it| it.0.clone()));
-        let mut there: HashMap<ComponentId, bool> = HashMap::new();
-        there.extend(rows.iter().map(|it| (it.component_id.clone(), true)));
-        let callees: Vec<_> = rows.iter().flat_map(|it| it.route.callees()).map(|it| it.component.clone()).collect();
-        for id in callees {
-            if let std::collections::hash_map::Entry::Vacant(place) = there.entry(id) {
-                let known = self.metadata.get::<Component>(place.key().as_str()).await?.is_some();
-                place.insert(known);
-            }
-        }
-        if let Some(leaving) = leaving {
-            there.insert(leaving.clone(), false);
-        }
-        let named = rows.iter().find_map(|it| it.route.tls.certificate.clone());
-        let client_ca = rows.iter().find_map(|it| it.route.tls.client_ca.clone());
-        let certificate = match &tenant {
-            Some(tenant) => self.choose(&host, tenant, named.as_deref()).await?,
-            None => None,
-        };
-        let tls = HostTls { certificate: certificate.as_ref().map(|it| it.id.clone()), client_ca };
+    /// The entry of a host and its certificate.
+    fn host<'a>(&self, published: &Published, host: &str, rows: &'a Rows) -> (HostEntry, Option<&'a CertificateRow>) {
+        let routes = rows.routes(host);
+        let (tenant, wanted) = (published.tenant(host, routes).cloned(), wanted(host, routes));
+        let default = published.default_hosts.get(host).map(|it| it.1.clone());
+        let certificate = tenant.as_ref().and_then(|it| self.choose(host, it, &wanted, rows));
+        let client_ca = routes.iter().find_map(|it| it.route.tls.client_ca.clone());
+        let tls = HostTls { certificate: certificate.map(|it| it.id.clone()), client_ca };
         let mut rules = Vec::new();
         // Before whatever its routes do with such a path, and without the redirect to an HTTPS that is not there yet.
-        if named.as_deref() == Some(TLS_AUTO)
-            && let Some(HttpProof { path, answer }) = self.proof(&host).await?
+        if matches!(wanted, Wanted::Named { automatic: true, .. })
+            && let Some(HttpProof { path, answer }) = rows.proof(host)
         {
             let content_type = Some("application/octet-stream".to_owned());
-            let answer = Answer { status: 200, body: answer, content_type };
-            rules.push(Route { paths: vec![PathMatch::exact(&path)], answer: Some(answer), ..Route::default() });
+            let answer = Answer { status: 200, body: answer.clone(), content_type };
+            rules.push(Route { paths: vec![PathMatch::exact(path)], answer: Some(answer), ..Route::default() });
         }
         let proofs = rules.len();
-        for row in rows {
+        for row in routes {
             // A target that is gone gets no share; with its last target a rule goes.
-            let Ok(rule) = row.route.rename(|it| {
-                Ok::<_, std::convert::Infallible>(there.get(&it.component).copied().unwrap_or(false).then_some(it))
+            let Ok(rule) = row.route.clone().rename(|it| {
+                let there = routes.iter().any(|row| row.component_id == it.component) || rows.is_there(&it.component);
+                Ok::<_, std::convert::Infallible>(there.then_some(it))
             });
             if rule.answers_itself() || !rule.targets.is_empty() {
                 rules.push(rule);
@@ -428,20 +403,13 @@ impl Publisher {
         if tls.client_ca.is_some() {
             // Over plain HTTP no client shows a certificate: nothing is served there but the proof. The default has no rule
             // that could say so; this one is for the same requests and comes before it.
-            rules.extend(default.map(|(_, to)| {
-                let target = Target { to: to.clone(), weight: 100 };
+            rules.extend(default.clone().map(|to| {
+                let target = Target { to, weight: 100 };
                 Route { targets: vec![target], ..Route::default() }
             }));
             rules.iter_mut().skip(proofs).for_each(|it| it.tls.redirect = true);
         }
-        Ok((HostEntry { tenant, default: default.map(|it| it.1.clone()), rules, host, tls }, certificate, owners))
-    }
-
-    /// What proves a host over plain HTTP just now.
-    async fn proof(&self, host: &str) -> Result<Option<HttpProof>, PublishError> {
-        let key = Range::Key(format!("{PROOFS}{host}").into_bytes());
-        let found = self.kv.range(key, 1, None).await?.items;
-        Ok(found.first().and_then(|it| serde_json::from_slice(&it.value).ok()))
+        (HostEntry { tenant, default, rules, host: host.to_owned(), tls }, certificate)
     }
 
     async fn put(&self, published: &mut Published, key: String, value: &impl Serialize) -> Result<u64, PublishError> {

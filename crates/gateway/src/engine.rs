@@ -236,16 +236,16 @@ impl Core {
     async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<Endpoint, Failure> {
         match Endpoint::connect(address, limit).await {
             Err(Failure::NoRoom) => {
-                self.make_room();
+                self.room.tighten();
+                self.close_idle_endpoints();
                 Endpoint::connect(address, limit).await
             }
             outcome => outcome,
         }
     }
 
-    /// There is a lack of descriptors: idle connections to endpoints end, and those of clients.
-    fn make_room(&self) {
-        self.room.tighten();
+    /// Closes this core's connections to endpoints that nobody uses.
+    fn close_idle_endpoints(&self) {
         self.endpoints.clear();
         self.pool.clear();
         self.multiplexed.clear();
@@ -467,8 +467,9 @@ async fn accept(
     let mut complained = false;
     loop {
         let accepting = async {
+            // They go first: a client would notice.
             if !core.room.has_place(&listener) {
-                core.make_room();
+                core.close_idle_endpoints();
             }
             while !core.room.has_place(&listener) {
                 core.room.tighten();

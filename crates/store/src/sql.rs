@@ -160,11 +160,11 @@ pub struct Row {
 /// Which rows of a kind.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Query {
-    /// Only of this parent.
-    pub parent: Option<String>,
-    /// Only of this name.
-    pub name: Option<String>,
-    /// Only with one of these tags.
+    /// Only of one of these parents, if there are any here.
+    pub parents: Vec<String>,
+    /// Only with one of these names, if there are any here.
+    pub names: Vec<String>,
+    /// Only with one of these tags, if there are any here.
     pub tags: Vec<String>,
     /// Newest first instead of oldest first.
     pub newest_first: bool,

@@ -150,10 +150,14 @@ impl Gateway {
         Self::start_by(origin, Command::new(EXECUTABLE))
     }
 
-    fn start_by(origin: SocketAddr, mut command: Command) -> Self {
+    fn start_by(origin: SocketAddr, command: Command) -> Self {
+        Self::start_with(origin, command, "")
+    }
+
+    fn start_with(origin: SocketAddr, mut command: Command, settings: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("arco-hand-over-").tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        std::fs::write(folder.path().join("gateway.yaml"), file(address, origin, "web.test")).unwrap();
+        std::fs::write(folder.path().join("gateway.yaml"), file(address, origin, "web.test") + settings).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command.args(["gateway", "--config"]).arg(folder.path().join("gateway.yaml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
@@ -377,11 +381,15 @@ fn sessions_are_resumed_by_the_worker_after_and_by_the_next_executable() {
     }
 }
 
-#[test]
-fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
-    // Other tests of this process need descriptors as well.
+/// For this process: other tests in it need descriptors as well.
+fn raise_limit() {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(8192)), hard).unwrap();
+}
+
+#[test]
+fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
+    raise_limit();
     let finish = Arc::new(AtomicBool::new(false));
     let mut command = Command::new("prlimit");
     command.arg("--nofile=256:256").arg(EXECUTABLE);
@@ -411,6 +419,33 @@ fn without_descriptors_it_serves_what_is_open_says_so_and_recovers() {
     for _ in 0..300 {
         Client::new(gateway.address, SILENCE.1).ask().unwrap();
     }
+}
+
+#[test]
+fn idle_connections_to_endpoints_make_room_for_clients() {
+    raise_limit();
+    let finish = Arc::new(AtomicBool::new(false));
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=256:256").arg(EXECUTABLE);
+    let gateway = Gateway::start_with(origin(Arc::clone(&finish)), command, "threads: 1\n");
+    let slow = "GET /slow HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n";
+    let mut burst: Vec<TcpStream> = (0..90).map(|_| open(gateway.address, slow)).collect();
+    burst.iter_mut().for_each(|it| assert!(head(it).starts_with("HTTP/1.1 200")));
+    finish.store(true, Ordering::SeqCst);
+    let mut rest = Vec::new();
+    burst.iter_mut().for_each(|it| assert!(it.read_to_end(&mut rest).is_ok()));
+    drop(burst);
+    // With those that the burst has opened to its endpoint they are more than there is room for.
+    let request = "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
+    let mut clients: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.write_all(request.as_bytes()).unwrap();
+            assert!(answer(client).unwrap(), "each keeps its connection");
+        }
+    }
+    assert!(!gateway.log().contains("file descriptors are used up"), "{}", gateway.log());
 }
 
 #[test]

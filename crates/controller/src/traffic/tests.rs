@@ -4,15 +4,15 @@ use super::*;
 use arco_model::component::RunDefaults;
 use arco_model::id::{InstanceId, RevisionId, RowId};
 use arco_model::observed::InstanceFacts;
-use arco_model::route::{Route, Target};
+use arco_model::route::{Route, TLS_AUTO, Target};
 use arco_model::sample;
 use arco_model::spec::Port;
 use arco_model::time::Timestamp;
 use arco_store::clock;
 use arco_store::kv::{Kv, KvLayer, MemoryKv, TxnResult};
-use arco_store::sql::MemoryMetadata;
+use arco_store::sql::{Batch, Kind, MemoryMetadata, Metadata, Page, Row};
 use async_trait::async_trait;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 struct World {
     publisher: Publisher,
@@ -153,7 +153,7 @@ async fn hosts_follow_routes_and_components() {
     assert_eq!(world.names("w.test").await, [1]);
     assert_eq!(world.names("web.shop.test").await, [1]);
     let row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
-    let mut batch = arco_store::sql::Batch::default();
+    let mut batch = Batch::default();
     batch.delete(&row);
     world.publisher.metadata.commit(batch).await.unwrap();
     world.publisher.withdraw(&web.id).await.unwrap();
@@ -167,7 +167,7 @@ async fn a_host_that_leads_to_none_of_its_own_goes_with_its_route() {
     let other = world.component(2, "other").await;
     let delete = async |id: &RowId| {
         let row = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap();
-        let mut batch = arco_store::sql::Batch::default();
+        let mut batch = Batch::default();
         batch.delete(&row);
         world.publisher.metadata.commit(batch).await.unwrap();
     };
@@ -319,6 +319,80 @@ async fn a_host_with_client_certificates_is_served_over_tls_alone() {
     let entry = world.entry("web.shop.test").await.unwrap();
     assert!(entry.default.is_some() && entry.rules.iter().all(|it| it.tls.redirect), "{entry:?}");
     assert!(entry.rules.iter().any(|it| it.paths.is_empty()), "{entry:?}");
+}
+
+/// Metadata that count what they are asked for.
+#[derive(Default)]
+struct Counted {
+    metadata: MemoryMetadata,
+    calls: AtomicUsize,
+}
+
+#[async_trait]
+impl Metadata for Counted {
+    fn name(&self) -> &'static str {
+        "counted"
+    }
+
+    async fn get_row(&self, kind: Kind, key: &str) -> Result<Option<Row>, SqlError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.metadata.get_row(kind, key).await
+    }
+
+    async fn list_rows(&self, kind: Kind, query: &Query) -> Result<Page<Row>, SqlError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.metadata.list_rows(kind, query).await
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<(), SqlError> {
+        self.metadata.commit(batch).await
+    }
+
+    async fn ping(&self) -> Result<(), SqlError> {
+        self.metadata.ping().await
+    }
+}
+
+#[tokio::test]
+async fn a_component_with_many_hosts_costs_the_store_few_calls() {
+    let mut world = World::new();
+    let metadata = Arc::new(Counted::default());
+    world.publisher.metadata = metadata.clone();
+    let wide = certificate(&world, 1, "wide", &["*.many.test"], 900).await;
+    let web = world.component(1, "web").await;
+    let other = world.component(2, "other").await;
+    let id = world.route(&web, "first.many.test", &[&web, &other], Some(TLS_AUTO)).await;
+    let first = world.publisher.metadata.get::<RouteRow>(id.as_str()).await.unwrap().unwrap().value;
+    let mut batch = Batch::default();
+    for number in 0..2 * rows::AT_ONCE {
+        // Of some the name is longer than a column of the store, and each is different.
+        let host = format!("h{number}.{}many.test", "long.".repeat(number % 40));
+        batch.insert(&RouteRow { id: clock::fresh(), host, ..first.clone() }).unwrap();
+    }
+    world.publisher.metadata.commit(batch).await.unwrap();
+    let row = world.publisher.metadata.get::<CertificateRow>(wide.as_str()).await.unwrap().unwrap().value;
+    let long = format!("h39.{}many.test", "long.".repeat(39));
+    let own = CertificateRow {
+        id: RowId::from_parts(5, 2),
+        name: CertificateRow::automatic_name(&long),
+        automatic: true,
+        hosts: vec![long.clone()],
+        not_after: Timestamp(u64::MAX / 4),
+        ..row
+    };
+    let sealed = world.secrets.seal(&CertificateRow::key_context(&own.id), b"key").unwrap();
+    let own = CertificateRow { key_id: sealed.key_id, sealed_key: sealed.text, ..own };
+    world.publisher.metadata.insert(&own).await.unwrap();
+    metadata.calls.store(0, Ordering::SeqCst);
+    world.publish(&web).await;
+    let calls = metadata.calls.load(Ordering::SeqCst);
+    assert!(calls < 40, "{calls} calls");
+    let there = world.publisher.kv.list(HOSTS).await.unwrap().items;
+    assert_eq!(there.iter().filter(|it| it.key.ends_with(b"many.test")).count(), 2 * rows::AT_ONCE + 1);
+    for (host, expected) in [("first.many.test", &wide), ("h0.many.test", &wide), (&long, &own.id)] {
+        assert_eq!(world.names(host).await, [1, 2], "{host}");
+        assert_eq!(world.entry(host).await.unwrap().tls.certificate.as_ref(), Some(expected), "{host}");
+    }
 }
 
 /// A store of which one answer is lost after what was asked is done.

@@ -106,8 +106,12 @@ async fn names_are_told_apart_byte_by_byte(db: &dyn Metadata) {
     }
     let again = Batch { writes: vec![Write::Insert(Kind::Volume, volume(99, &long, "Web"))] };
     assert!(matches!(db.commit(again).await, Err(SqlError::Exists { kind: Kind::Volume, .. })));
-    let query = Query { parent: Some(long.clone()), name: Some("WEB".to_owned()), ..Query::default() };
+    let query = Query { names: vec!["WEB".to_owned()], ..Query::parent(long.clone()) };
     assert!(db.list_rows(Kind::Volume, &query).await.unwrap().items.is_empty());
+    let (parents, wanted) = (vec![long.clone(), "nobody".to_owned()], ["web", "x", "wéb", "WEB"].map(str::to_owned));
+    let query = Query { parents, names: wanted.to_vec(), ..Query::default() };
+    let found = db.list_rows(Kind::Volume, &query).await.unwrap().items;
+    assert_eq!(found.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["web", "wéb"]);
     assert_eq!(db.list_rows(Kind::Volume, &Query::tag("Ä")).await.unwrap().items.len(), names.len());
     assert!(db.list_rows(Kind::Volume, &Query::tag("ä")).await.unwrap().items.is_empty());
 }

@@ -32,9 +32,9 @@ impl Metadata for MemoryMetadata {
     async fn list_rows(&self, kind: Kind, query: &Query) -> Result<Page<Row>, SqlError> {
         let rows = self.lock();
         let wanted = |row: &&Row| {
-            query.parent.as_ref().is_none_or(|it| *it == row.parent)
-                && query.name.as_ref().is_none_or(|it| *it == row.name)
-                && (query.tags.is_empty() || query.tags.contains(&row.tag))
+            [(&query.parents, &row.parent), (&query.names, &row.name), (&query.tags, &row.tag)]
+                .iter()
+                .all(|(wanted, it)| wanted.is_empty() || wanted.contains(it))
         };
         let mut items: Vec<Row> =
             rows.iter().filter(|((it, _), _)| *it == kind).map(|(_, row)| row).filter(wanted).cloned().collect();

@@ -270,6 +270,11 @@ impl CertificateRow {
         format!("auto:{host}")
     }
 
+    /// What stands for a name in the store. Hosts can be longer than a column; what is too long is hashed.
+    pub fn stored_name(name: &str) -> String {
+        if name.len() <= 100 { name.to_owned() } else { format!("auto#{}", crate::images::short_hash(name)) }
+    }
+
     /// The context that the private key of a row is sealed in.
     pub fn key_context(id: &RowId) -> String {
         format!("certificate {id}")
@@ -284,13 +289,8 @@ impl Entity for CertificateRow {
     fn parent(&self) -> String {
         self.tenant.to_string()
     }
-    /// Hosts can be longer than a column; what is too long is hashed.
     fn name(&self) -> String {
-        if self.name.len() <= 100 {
-            self.name.clone()
-        } else {
-            format!("auto#{}", crate::images::short_hash(&self.name))
-        }
+        Self::stored_name(&self.name)
     }
     fn tag(&self) -> String {
         if self.automatic { "automatic".to_owned() } else { String::new() }
@@ -465,8 +465,7 @@ impl dyn Metadata {
 
     /// One value by parent and name.
     pub async fn find<T: Entity>(&self, parent: &str, name: &str) -> Result<Option<Versioned<T>>, SqlError> {
-        let query =
-            Query { parent: Some(parent.to_owned()), name: Some(name.to_owned()), limit: 1, ..Query::default() };
+        let query = Query { names: vec![name.to_owned()], limit: 1, ..Query::parent(parent) };
         self.list_rows(T::KIND, &query).await?.items.first().map(value).transpose()
     }
 
@@ -519,7 +518,7 @@ const MODIFY_ATTEMPTS: u32 = 1000;
 impl Query {
     /// All rows of one parent.
     pub fn parent(parent: impl Into<String>) -> Self {
-        Self { parent: Some(parent.into()), ..Self::default() }
+        Self { parents: vec![parent.into()], ..Self::default() }
     }
 
     /// All rows with one tag.

@@ -227,14 +227,10 @@ impl Metadata for SeaOrmMetadata {
         let mut select = Sql::select();
         select.columns(COLUMNS.map(column)).from(column(kind.table()));
         select.order_by(column("created_at"), order.clone()).order_by(column("id"), order);
-        if let Some(parent) = &query.parent {
-            select.and_where(equals("parent", parent.as_str()));
-        }
-        if let Some(name) = &query.name {
-            select.and_where(equals("name", name.as_str()));
-        }
-        if !query.tags.is_empty() {
-            select.and_where(Expr::col(column("tag")).is_in(query.tags.iter().map(String::as_str)));
+        for (name, values) in [("parent", &query.parents), ("name", &query.names), ("tag", &query.tags)] {
+            if !values.is_empty() {
+                select.and_where(Expr::col(column(name)).is_in(values.iter().map(String::as_str)));
+            }
         }
         if let Some(Cursor { created_at, key }) = &query.after {
             let (time, key) = (created_at.0 as i64, key.as_str());
