@@ -207,22 +207,8 @@ struct Store {
     by_uid: HashMap<String, Whose>,
     /// Uids of pods that went, oldest first: their last output may still be on its way.
     departed: VecDeque<String>,
-    away: Away,
-}
-
-/// Names of nodes that nothing is heard of.
-#[derive(Default)]
-struct Away {
-    /// They do not answer.
+    /// Names of nodes that do not answer.
     silent: BTreeSet<String>,
-    /// They were taken out of the cluster while pods were on them.
-    removed: BTreeSet<String>,
-}
-
-impl Away {
-    fn has(&self, node: &str) -> bool {
-        self.silent.contains(node) || self.removed.contains(node)
-    }
 }
 
 impl Store {
@@ -232,7 +218,7 @@ impl Store {
         for (id, of) in &mut self.components {
             let mut changed = false;
             for (_, pod) in of.pods.values_mut() {
-                let lost = pod.unheard || self.away.has(&pod.node);
+                let lost = pod.unheard || self.silent.contains(&pod.node);
                 changed |= std::mem::replace(&mut pod.lost, lost) != lost;
             }
             if changed {
@@ -331,7 +317,7 @@ impl Seen {
         let of = store.components.entry(component.clone()).or_default();
         match record {
             Record::Pod(mut pod) => {
-                pod.lost = pod.unheard || store.away.has(&pod.node);
+                pod.lost = pod.unheard || store.silent.contains(&pod.node);
                 if let Some((known, before)) = of.pods.get(&pod.name) {
                     if *known > version {
                         return false;
@@ -383,28 +369,14 @@ impl Seen {
     /// A node answers, or does not; the components with pods for which that is news.
     pub(crate) fn node(&self, name: &str, silent: bool) -> Vec<ComponentId> {
         let mut store = self.lock();
-        let away = &mut store.away;
-        let is_back = away.removed.remove(name);
-        let changed = if silent { away.silent.insert(name.to_owned()) } else { away.silent.remove(name) };
-        if changed || is_back { store.hear() } else { Vec::new() }
-    }
-
-    /// A node was taken out of the cluster, which takes its pods away after a while: until then nothing is heard of them.
-    pub(crate) fn node_removed(&self, name: &str) -> Vec<ComponentId> {
-        let mut store = self.lock();
-        let store = &mut *store;
-        store.away.silent.remove(name);
-        store.away.removed.insert(name.to_owned());
-        let pods = store.components.values().flat_map(|it| it.pods.values());
-        let used: BTreeSet<&str> = pods.map(|(_, it)| it.node.as_str()).collect();
-        store.away.removed.retain(|it| used.contains(it.as_str()));
-        store.hear()
+        let changed = if silent { store.silent.insert(name.to_owned()) } else { store.silent.remove(name) };
+        if changed { store.hear() } else { Vec::new() }
     }
 
     /// After a full list of nodes: these do not answer. The components with pods for which that is news.
     pub(crate) fn silent_nodes(&self, names: BTreeSet<String>) -> Vec<ComponentId> {
         let mut store = self.lock();
-        store.away = Away { silent: names, removed: BTreeSet::new() };
+        store.silent = names;
         store.hear()
     }
 

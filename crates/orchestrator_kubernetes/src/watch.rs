@@ -222,7 +222,7 @@ async fn nodes(client: Client, watch: Watch) {
             }
             Some(Ok(Event::InitDone)) => watch.seen.silent_nodes(std::mem::take(&mut silent)),
             Some(Ok(Event::Apply(it))) => watch.seen.node(&name(&it), is_silent(&it)),
-            Some(Ok(Event::Delete(it))) => watch.seen.node_removed(&name(&it)),
+            Some(Ok(Event::Delete(it))) => watch.seen.node(&name(&it), false),
             Some(Err(error)) => {
                 tracing::warn!(error = why(&error), "nodes of the cluster are asked for again");
                 continue;
